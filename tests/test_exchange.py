@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 
 from phantom import image_of
-from totalspineseg_server import locks
 from totalspineseg_server.anatomy import CODE_OF, UNREVIEWED
 from totalspineseg_server.bids import LABEL_SUFFIX
 from totalspineseg_server.cli import main
 from totalspineseg_server.cli.prepare import labeled_scans
 from totalspineseg_server.cli.site_folder import site_of
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.errors import ArchiveError, BusyError, StorageError
+from totalspineseg_server.errors import ArchiveError, StorageError
 from totalspineseg_server.exchange import site_backup
 from totalspineseg_server.exchange.received_set import import_set
 from totalspineseg_server.exchange.shared_set import KEY_FILE, export_set
@@ -28,7 +27,6 @@ from totalspineseg_server.exchange.site_archive import MANIFEST
 from totalspineseg_server.exchange.site_backup import write_backup
 from totalspineseg_server.exchange.site_restore import read_backup, restore
 from totalspineseg_server.files import write_json
-from totalspineseg_server.locks import locked
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.trainers.site import Site
 from totalspineseg_server.volume_io import read_labels, write_volume
@@ -236,7 +234,7 @@ def test_a_work_folder_is_backed_up_without_the_series_of_the_pacs(tmp_path: Pat
     work = tmp_path / "work"
     for path in (
         f"corrections/a/{ID}/record.json",
-        "pacs/datastore_v2.json",
+        "pacs/images/a.json",
         "pacs/labels/final/a.nii.gz",
         "pacs/a.nii.gz",
     ):
@@ -287,13 +285,6 @@ def test_a_submission_that_is_read_meanwhile_is_there_once(
     restore(tmp_path / "site.zip", tmp_path / "new", ModelStore(tmp_path / "m"))
     places = [path for path in contents(tmp_path / "new") if waiting in path]
     assert places == [f".totalspineseg/corrections/b/{waiting}/received.json"]
-
-
-def test_a_server_that_holds_the_index_is_named(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "LOCK_SECONDS", 0.1)
-    with locked(site), pytest.raises(BusyError, match="locked"):
-        write_backup(site, models(tmp_path), tmp_path / "site.zip")
-    assert not (tmp_path / "site.zip").exists()
 
 
 @pytest.mark.parametrize("taken", ["corrections", "versions", "labels"])

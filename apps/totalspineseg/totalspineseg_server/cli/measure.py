@@ -63,9 +63,8 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _measured(file: Path, image: Path | None, numbers: str) -> "list[Row]":
-    from totalspineseg_server.cohort.work import MAX_SKEW_DEG
     from totalspineseg_server.geometry import labels_to_iso, on_grid
-    from totalspineseg_server.measurements import structure_rows
+    from totalspineseg_server.measurements import MAX_SKEW_DEG, structure_rows
     from totalspineseg_server.volume_io import image_named, read_codes, read_image, stem
 
     label = read_codes(file, numbers)

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; return the exit code: 1 when a case had to be left out."""
+    """Run the command; return the exit code: 1 if a case had to be left out."""
     from totalspineseg_server.cli.site_folder import has_corrections
     from totalspineseg_server.errors import LabelError
     from totalspineseg_server.nnunet.cases import Skipped
@@ -108,9 +108,9 @@ def execute(arguments: argparse.Namespace) -> int:
 def labeled_scans(
     folder: Path, suffix: str, numbers: str = OWN_NUMBERS
 ) -> "tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]":
-    """Return the labeled scans of a BIDS folder, or a site's finished corrections, and those that cannot be used.
+    """Return the labeled scans of a BIDS folder (or the finished corrections of a site), and those that cannot be used.
 
-    Files of a BIDS folder that are of kinds that are not read are named on stderr.
+    Files of a BIDS folder that have an unsupported format are named on stderr.
 
     Args:
         folder: The folder.

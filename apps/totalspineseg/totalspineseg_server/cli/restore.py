@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from totalspineseg_server.cli.common import MODEL_DIR, existing_path
+from totalspineseg_server.places import COMMAND
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,5 +43,5 @@ def execute(arguments: argparse.Namespace) -> int:
     if not manifest.images:
         print("copy the images into their folder before you start the server")
     options = f"--studies {studies}" if manifest.kind == STUDIES else f"--studies IMAGES --work {studies}"
-    print(f"start it with: totalspineseg serve {options}")
+    print(f"start it with: {COMMAND} serve {options}")
     return 0

@@ -114,8 +114,7 @@ def write_segs(
 
 
 def _seg(output: Path, case: Case, record: Mapping[str, Any]) -> "Dataset":
-    from totalspineseg_server.dicom.seg_writer import DESCRIPTION, write_seg
-    from totalspineseg_server.pacs.results import DOUBTFUL
+    from totalspineseg_server.dicom.seg_writer import DESCRIPTION, DOUBTFUL, write_seg
 
     labels = read_labels(output / LABELS / f"{case.name}{ENDING}")
     models = record["made_with"]["models"]

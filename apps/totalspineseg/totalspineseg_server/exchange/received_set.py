@@ -11,12 +11,12 @@ import numpy as np
 from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, OWN_NUMBERS, UNREVIEWED, UNREVIEWED_NAME
 from totalspineseg_server.corrections.checks import check
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.datastore import StudiesDatastore
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, DisplayedCorrections
 from totalspineseg_server.corrections.history import HISTORY_DIR, STUDIES_DIR
-from totalspineseg_server.corrections.inbox import FINAL_TAG, Inbox, Studies
-from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.inbox import Inbox, Studies
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
+from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import StorageError, TotalSpineSegError
 from totalspineseg_server.exchange.labeled_pairs import Pair, labeled_pairs, read_pair_label
 from totalspineseg_server.files import sha256_of
@@ -90,10 +90,12 @@ class _Desk:
 
     def __init__(self, studies: Path, work: Path | None) -> None:
         history = work or studies / HISTORY_DIR
-        self._store = StudiesDatastore(
-            str(work / STUDIES_DIR) if work else str(studies), images=str(studies) if work else "", auto_reload=False
-        )
         self._corrections = CorrectionStore(history)
+        self._store = StudiesDatastore(
+            str(work / STUDIES_DIR) if work else str(studies),
+            images=str(studies) if work else "",
+            corrections=DisplayedCorrections(self._corrections),
+        )
         images = Studies(self._store.image_file, self._store.save_label)
         self._inbox = Inbox(
             Receipts(history), self._corrections, PredictionStore(history), check, DrawnMaps(history), images

@@ -7,11 +7,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 from totalspineseg_server.corrections.correction_store import RECORD_FILE
-from totalspineseg_server.corrections.history import HISTORY_DIR, INDEX_FILE, PACS_DIR, STUDIES_DIR
+from totalspineseg_server.corrections.history import HISTORY_DIR, PACS_DIR
+from totalspineseg_server.corrections.image_records import IMAGES_DIR, INDEX_FILE
+from totalspineseg_server.corrections.label_files import LABELS_DIR
 from totalspineseg_server.errors import ArchiveError
-from totalspineseg_server.fields import from_fields
-from totalspineseg_server.files import EARLIER_PREFIX, PARTIAL_PREFIX
+from totalspineseg_server.files import EARLIER_PREFIX, PARTIAL_PREFIX, from_fields
 from totalspineseg_server.locks import LOCK_FILE
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.model_store import STARTER, ModelStore
 
 MANIFEST: Final = "manifest.json"
@@ -23,8 +25,10 @@ STUDIES, WORK = "studies", "work"
 """Kinds of a site's folder: images with a hidden history inside, or the ``--work`` folder of a server."""
 SITE, MODELS, SETTINGS = "site", "models", "settings"
 """Parts of the archive."""
-LABELS_DIR: Final = "labels"
-"""The host's folder of the labels that are shown to clients, beside its index."""
+BESIDE_HISTORY: Final = (LABELS_DIR, INDEX_FILE)
+"""What a server writes into a folder of studies beside its history."""
+BESIDE_SERIES: Final = (LABELS_DIR, INDEX_FILE, IMAGES_DIR)
+"""What a server writes beside the series that it fetched from a PACS."""
 CACHES: Final = frozenset({"maps", "thumbnails", "sessions"})
 """Folders of a history whose content the server makes again, or which is only of the moment."""
 TRAINING: Final = "training"
@@ -117,8 +121,7 @@ def kind_of(folder: Path) -> str:
 def site_files(folder: Path, *, images: bool) -> Iterator[PurePosixPath]:
     """Yield the files of a site's folder that belong into an archive, relative to it, and find them while it goes on.
 
-    Submissions that wait come first: one that is read in the meantime is met again among the corrections. The labels
-    that are shown, and their index, are left out; see ``shown_files``.
+    Submissions that wait come first: one that is read in the meantime is met again among the corrections.
 
     Args:
         folder: Studies with a hidden history, or the ``--work`` folder of a server.
@@ -127,36 +130,17 @@ def site_files(folder: Path, *, images: bool) -> Iterator[PurePosixPath]:
     history = history_of(folder)
     for path in _files(history / RECEIPT_DIR):
         yield PurePosixPath(history.relative_to(folder).as_posix()) / RECEIPT_DIR / path
-    roots = shown_roots(folder)
     for path in _files(folder):
-        inside = PurePosixPath(*path.parts[1:]) if path.parts[0] == HISTORY_DIR else path
-        is_history = history == folder or path.parts[0] == HISTORY_DIR
-        if is_history and not _belongs(inside, images=images):
+        if path.parts[0] == HISTORY_DIR:
+            inside = PurePosixPath(*path.parts[1:])
+        elif history == folder:
+            inside = path
+        else:
+            if images or path.parts[0] in BESIDE_HISTORY:
+                yield path
             continue
-        if is_waiting(path) or any(_is_shown(path, root) for root in roots):
-            continue
-        if is_history or images:
+        if inside.parts[0] != RECEIPT_DIR and _belongs(inside, images=images):
             yield path
-
-
-def shown_files(folder: Path) -> Iterator[PurePosixPath]:
-    """Yield the index of the images and the labels that clients are shown, relative to a site's folder."""
-    for root in shown_roots(folder):
-        for path in _files(folder / root):
-            if _is_shown(root / path, root):
-                yield root / path
-
-
-def shown_roots(folder: Path) -> tuple[PurePosixPath, ...]:
-    """Return the folders that may hold an index and labels, relative to a site's folder."""
-    if kind_of(folder) == STUDIES:
-        return (PurePosixPath("."),)
-    return tuple(root for root in (PurePosixPath(STUDIES_DIR), PurePosixPath(PACS_DIR)) if (folder / root).is_dir())
-
-
-def _is_shown(path: PurePosixPath, root: PurePosixPath) -> bool:
-    below = path.relative_to(root).parts if path.is_relative_to(root) else ()
-    return bool(below) and below[0] in (LABELS_DIR, INDEX_FILE)
 
 
 def history_of(folder: Path) -> Path:
@@ -188,7 +172,7 @@ def _belongs(path: PurePosixPath, *, images: bool) -> bool:
         return False
     if top == TRAINING:
         return path.suffix == ".json"
-    return top != PACS_DIR or images
+    return top != PACS_DIR or images or path.parts[1:2] in [(name,) for name in BESIDE_SERIES]
 
 
 def _files(folder: Path) -> Iterator[PurePosixPath]:
@@ -201,14 +185,9 @@ def _files(folder: Path) -> Iterator[PurePosixPath]:
             yield relative
 
 
-def is_waiting(path: PurePosixPath) -> bool:
-    """Return whether a file of a site is of a submission that waits."""
-    return RECEIPT_DIR in path.parts[:2]
-
-
 def no_backup() -> ArchiveError:
     """Return the error of a file that is no back-up of this program."""
     return ArchiveError(
-        "This is no back-up that this version can restore. Choose a file that 'totalspineseg backup' wrote, or update "
-        "the software."
+        f"This is no back-up that this version can restore. Choose a file that '{COMMAND} backup' wrote, or update the "
+        "software."
     )

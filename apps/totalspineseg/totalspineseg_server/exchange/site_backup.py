@@ -4,7 +4,6 @@ import hashlib
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -23,12 +22,9 @@ from totalspineseg_server.exchange.site_archive import (
     history_of,
     kind_of,
     model_files,
-    shown_files,
-    shown_roots,
     site_files,
 )
 from totalspineseg_server.files import storage_errors, write_file
-from totalspineseg_server.locks import locked
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.version import VERSION
 from totalspineseg_server.zips import CHUNK_BYTES
@@ -55,7 +51,6 @@ def write_backup(
     Raises:
         StorageError: ``target`` exists, two files of settings have one name, something cannot be read or written, or
             what was written is not what was read. No file is left.
-        BusyError: A server holds the index for too long.
     """
     if target.exists():
         raise StorageError(f"{str(target)!r} exists already. Choose another name for the back-up.")
@@ -91,11 +86,6 @@ def _written(
                 files[f"{part}/{path}"] = entry
 
     add(SITE, site, site_files(site, images=images))
-    with ExitStack() as locks:
-        for root in shown_roots(site):
-            locks.enter_context(locked(site / root))
-        # An index belongs to its labels.
-        add(SITE, site, shown_files(site))
     add(MODELS, models.model_dir, model_files(models))
     for file in settings:
         add(SETTINGS, file.parent, iter([PurePosixPath(file.name)]))
