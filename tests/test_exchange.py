@@ -73,7 +73,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     found = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         data = path.read_bytes()
-        found[path.relative_to(folder).as_posix()] = gzip.decompress(data) if path.name.endswith(".gz") else data
+        found[path.relative_to(folder).as_posix()] = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
     return found
 
 
@@ -135,7 +135,8 @@ def test_the_table_of_a_set_says_what_its_numbers_mean(tmp_path: Path) -> None:
         write_volume(file, lookup[labels.data], labels.grid)
     done = import_set(tmp_path / "set", tmp_path / "studies", suffix=LABEL_SUFFIX)
     assert done.added == (NAMES[0],)
-    assert "255" in done.left_out[NAMES[1]] and "dseg.tsv" in done.left_out[NAMES[1]]
+    assert "dseg.tsv" in done.left_out[NAMES[1]]
+    assert str(CODE_OF["L1"]) in done.left_out[NAMES[1]]
     store = CorrectionStore(tmp_path / "studies" / ".totalspineseg")
     label = store.latest_accepted(NAMES[0])
     assert label is not None

@@ -113,7 +113,7 @@ def test_lint_reads_other_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[
         tmp_path / "a.nii.gz", numbered(case.truth, "spineps"), Grid(case.truth.shape, np.diag([2.0, 2.0, 2.0, 1.0]))
     )
     assert main(["lint", str(tmp_path / "a.nii.gz"), "--numbers", "spineps"]) == 0
-    assert "T11" in capsys.readouterr().err
+    assert "spineps: T10 to sacrum" in capsys.readouterr().err
     assert main(["lint", str(tmp_path / "a.nii.gz"), "--numbers", "totalsegmentator-mr"]) == 2
     message = capsys.readouterr().err
     assert "spineps" not in message and "totalsegmentator-mr" in message
@@ -134,7 +134,11 @@ def test_a_localizer_in_other_numbers_names_a_map(tmp_path: Path, capsys: pytest
     assert "--numbers" in capsys.readouterr().err
     report = tmp_path / "out.json"
     assert main([*words, "--numbers", "totalsegmentator-mr", "--report", str(report)]) == 0
-    np.testing.assert_array_equal(read_labels(tmp_path / "out.nii.gz").data, localizer.data)
+    words[-1] = str(GOLDEN / "step2_output.nii.gz")
+    words[2] = str(tmp_path / "own.nii.gz")
+    assert main(words) == 0
+    own = read_labels(tmp_path / "own.nii.gz").data
+    np.testing.assert_array_equal(read_labels(tmp_path / "out.nii.gz").data, own)
     assert json.loads(report.read_text(encoding="utf-8"))["certainty"] == "certain"
 
 

@@ -61,9 +61,11 @@ def _lint_file(path: Path, numbers: str, *, several: bool) -> int:
     from totalspineseg_server.volume_io import read_integers, read_numbered
 
     prefix = f"{path.name}: " if several else ""
-    volume = to_ras(read_integers(path) if numbers == OWN_NUMBERS else read_numbered(path, numbers))
+    own = numbers == OWN_NUMBERS
+    volume = to_ras(read_integers(path) if own else read_numbered(path, numbers))
     # This is not printed among the findings, because other programs read those.
-    print(f"{prefix}{levels_read(volume.data)}", file=sys.stderr)
+    levels = levels_read(volume.data, "" if own else numbers)
+    print(f"{prefix}{levels}", file=sys.stderr)
     findings = lint(volume.data, volume.spacing)
     for finding in findings:
         where = ""

@@ -101,7 +101,7 @@ def read_pair_label(label: Path, root: Path, numbers: str = OWN_NUMBERS) -> Volu
     names = _names(table)
     codes = np.zeros(256, dtype=np.uint8)
     for value in (int(v) for v in np.unique(volume.data) if v != BACKGROUND):
-        name = names.get(value, "")
+        name = names.get(value, UNREVIEWED_NAME if value == UNREVIEWED else "")
         code = UNREVIEWED if name.casefold() == UNREVIEWED_NAME else code_of_name(name)
         if code is None:
             raise LabelError(
