@@ -26,9 +26,9 @@ STUDIES, WORK = "studies", "work"
 SITE, MODELS, SETTINGS = "site", "models", "settings"
 """Parts of the archive."""
 BESIDE_HISTORY: Final = (LABELS_DIR, INDEX_FILE)
-"""What a server writes into a folder of studies beside its history."""
+"""Names in a folder of studies that a server writes beside its history."""
 BESIDE_SERIES: Final = (LABELS_DIR, INDEX_FILE, IMAGES_DIR)
-"""What a server writes beside the series that it fetched from a PACS."""
+"""Names that a server writes beside the series that it fetched from a PACS."""
 CACHES: Final = frozenset({"maps", "thumbnails", "sessions"})
 """Folders of a history whose content the server makes again, or which is only of the moment."""
 TRAINING: Final = "training"
