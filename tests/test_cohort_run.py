@@ -340,10 +340,11 @@ def test_label_maps_of_dicom_series_as_seg(tmp_path: Path, few: np.ndarray) -> N
     report = srread(out / "sr" / "series.dcm")
     groups = {g.tracking_identifier: g for g in report.content.get_volumetric_roi_measurement_groups()}
     assert set(groups) == {segment.name for segment in seg.segments}
-    measured = {m.name.meaning: m.value for m in groups["L4-L5"].get_measurements()}
-    row = next(row for row in records["series"]["measurements"] if row["level"] == "L4-L5")
-    assert (measured["Volume"], measured["Mean height of the disc"]) == (row["volume_ml"], row["disc_height_mm"])
-    assert [q.value.meaning for q in groups["L4-L5"].get_qualitative_evaluations()] == [row["names"].capitalize()]
+    row = next(row for row in records["series"]["measurements"] if row["kind"] == "disc")
+    measured = {m.name.meaning: m.value for m in groups[row["level"]].get_measurements()}
+    assert (measured["Volume"], measured.get("Mean height of the disc")) == (row["volume_ml"], row["disc_height_mm"])
+    certainties = [q.value.meaning for q in groups[row["level"]].get_qualitative_evaluations()]
+    assert certainties == [row["names"].capitalize()]
     (tmp_path / "in" / "series").rename(tmp_path / "in" / "moved")
     (tmp_path / "out" / "seg" / "series.dcm").unlink()
     count, failures = write_segs(out, cases, records)
