@@ -46,7 +46,7 @@ setTimeout(() => {
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a reader who clicks everything sees."""
+    """What a reader sees who clicks everything."""
     folder: Path = tmp_path_factory.mktemp("page")
     page = report_html(ROWS, title="run").replace("</body>", f"{PROBE}</body>")
     (folder / "report.html").write_text(page, encoding="utf-8")
