@@ -46,7 +46,7 @@ def average() -> SyntheticSpine:
 
 @pytest.fixture(scope="module")
 def people() -> tuple[SyntheticSpine, ...]:
-    """Twelve columns, among them two with a narrow canal (6, 7) and one with a low conus (6)."""
+    """Four spines, among them two with a narrow canal (6, 7) and one with a low conus (6)."""
     return tuple(draw(seed, 1.0) for seed in (2, 5, 6, 7))
 
 
