@@ -87,7 +87,7 @@ def test_levels_that_run_upward_neither_teach_nor_name(tmp_path: Path, labels: n
     assert "superior to inferior" in skipped[0].reason
     grid = Grid((24, 48, labels.shape[2]), np.eye(4))
     write_volume(tmp_path / "localizer.nii.gz", labels, grid)
-    with pytest.raises(ImageError, match=r"'localizer.nii.gz' run from inferior to superior"):
+    with pytest.raises(ImageError, match=r"'localizer.nii.gz'.*upside down"):
         read_codes(tmp_path / "localizer.nii.gz")
 
 

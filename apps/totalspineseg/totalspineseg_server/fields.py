@@ -22,7 +22,7 @@ def from_fields(kind: type[T], content: object, source: str) -> T:
         StorageError: It is not an object, lacks a field that has no default, or a value has another type.
     """
     if not isinstance(content, Mapping):
-        raise StorageError(f"The record {source} is damaged: it holds no fields. Restore it from a backup.")
+        raise StorageError(f"The record {source} is damaged: it has no fields. Restore it from a backup.")
     hints = get_type_hints(kind)
     values: dict[str, Any] = {}
     missing, wrong = [], []

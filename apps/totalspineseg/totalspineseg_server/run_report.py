@@ -11,20 +11,20 @@ from totalspineseg_server.certainty import CERTAINTIES, Certainty
 
 @dataclass(frozen=True)
 class ScanRow:
-    """One line of the table.
+    """A line of the table.
 
     Attributes:
         scan: Name.
         in_view: Levels in view, such as "T11 - sacrum".
-        certainty: Whether the names are certain, counted or doubtful; None when the method does not report it.
-        probability: Chance that all levels are right; None as above.
+        certainty: Whether the names are certain, counted or doubtful; None if the method does not say.
+        probability: Chance that all levels are right; None if the method does not say.
         warnings: Sentences.
         model: Versions of the weights.
         seconds: Duration.
         thumbnail: JPEG, base64; "" for none.
-        picture: Address of the full picture relative to the page, opened by a click if it exists; "" for none.
-        failure: Why there is no result; "" when there is one.
-        answer: Sentence that explains ``certainty``, as its tooltip; "" for none.
+        picture: Address of the full picture relative to the page, which a click opens if it exists; "" for none.
+        failure: Why there is no result; "" if there is one.
+        answer: Sentence that explains ``certainty`` in a tooltip; "" for none.
     """
 
     scan: str
@@ -41,7 +41,7 @@ class ScanRow:
 
 
 MAX_WARNINGS: Final = 3
-"""Number of warnings in a row; more are folded, so that a row stays as high as its picture."""
+"""Largest number of warnings shown in a row; more are folded, so that a row stays as high as its picture."""
 HEADINGS: Final = ("Picture", "Scan", "Levels in view", "Names", "Warnings", "Seconds", "Model")
 
 _STYLE: Final = """
@@ -99,10 +99,10 @@ def report_html(rows: Sequence[ScanRow], *, title: str, note: str = "", warning:
     """Return the page.
 
     Args:
-        rows: One for each scan, in the order to show first.
+        rows: A row for each scan, in the order in which they are shown first.
         title: Heading; escaped, as all texts are.
-        note: A sentence below the heading.
-        warning: Another one, shown above it; "" for none.
+        note: A sentence after the explanation below the heading.
+        warning: A sentence shown above that; "" for none.
 
     Returns:
         A complete HTML document.
@@ -158,7 +158,7 @@ def _row(row: ScanRow) -> str:
 
 
 def _sentences(sentences: Sequence[str]) -> str:
-    """Return a list of sentences with capital letters; those above the limit are folded."""
+    """Return a list of sentences with capital letters; those beyond the limit are folded."""
     items = [f"<li>{html.escape(s[:1].upper() + s[1:])}</li>" for s in sentences]
     visible, folded = items[:MAX_WARNINGS], items[MAX_WARNINGS:]
     if len(folded) == 1:
