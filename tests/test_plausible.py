@@ -84,7 +84,7 @@ def test_levels_that_run_upward_neither_teach_nor_name(tmp_path: Path, labels: n
     scan = LabeledScan("a", "a", Origin.CORRECTION, Volume(labels * 2, np.eye(4)), Volume(labels, np.eye(4)))
     cases, skipped = judged_cases((ScanSource("a", Origin.CORRECTION, lambda: scan),))
     assert not cases
-    assert "superior to inferior" in skipped[0].reason
+    assert "upside down" in skipped[0].reason
     grid = Grid((24, 48, labels.shape[2]), np.eye(4))
     write_volume(tmp_path / "localizer.nii.gz", labels, grid)
     with pytest.raises(ImageError, match=r"'localizer.nii.gz'.*upside down"):

@@ -67,7 +67,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPa
     ("task", "status", "models", "code", "said"),
     [
         ("DONE", "published", AFTER, 0, "Made by now:    new-1, new-2"),
-        ("DONE", "refused", BEFORE, 0, "kept, but not served. Trained in 0 s; discs fell"),
+        ("DONE", "refused", BEFORE, 0, "kept, but not in use. Trained in 0 s; discs fell"),
         ("DONE", "published", BEFORE, 1, "THE TRAINING FAILED: a version was published, but"),
         ("DONE", "published", HALF, 1, "THE TRAINING FAILED: a version was published, but"),
         ("DONE", "refused", AFTER, 1, "THE TRAINING FAILED: the new version must not be served"),
