@@ -70,7 +70,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPa
         ("DONE", "refused", BEFORE, 0, "kept, but not in use. Trained in 0 s; discs fell"),
         ("DONE", "published", BEFORE, 1, "THE TRAINING FAILED: a version was published, but"),
         ("DONE", "published", HALF, 1, "THE TRAINING FAILED: a version was published, but"),
-        ("DONE", "refused", AFTER, 1, "THE TRAINING FAILED: the new version must not be served"),
+        ("DONE", "refused", AFTER, 1, "THE TRAINING FAILED: the new version must not be used"),
         ("DONE", "interrupted", BEFORE, 1, "THE TRAINING FAILED: it ended as 'interrupted'"),
         ("DONE", None, BEFORE, 1, "THE TRAINING FAILED: it ended as None"),
         ("ERROR", "failed", BEFORE, 1, "THE TRAINING FAILED: the training ended as ERROR:\nno room on the disk"),
