@@ -151,7 +151,7 @@ def test_defaults_are_complete() -> None:
 
 
 def test_pins_are_read() -> None:
-    pins = read_pins("L4 1 -2.5 3;  disc_L4_L5 4,5,6 ")
+    pins, _ = read_pins("L4 1 -2.5 3;  disc_L4_L5 4,5,6 ")
     assert [(p.code, p.point_mm) for p in pins] == [(44, (1, -2.5, 3)), (95, (4, 5, 6))]
     with pytest.raises(SettingError, match="limit 60"):
         read_pins("L4 1 2 3;" * 99)

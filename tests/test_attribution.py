@@ -12,8 +12,13 @@ from totalspineseg_server.anatomy import CODE_OF, NAME_OF
 from totalspineseg_server.corrections import history
 from totalspineseg_server.corrections.attribution import Attribution
 from totalspineseg_server.corrections.correction_store import Received
-from totalspineseg_server.corrections.drawn_maps import KEPT_DAYS, DrawnMaps, KeptMaps
-from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import (
+    KEPT_DAYS,
+    DrawnMaps,
+    KeptMaps,
+    PredictionRecord,
+    PredictionStore,
+)
 from totalspineseg_server.corrections.receipts import Receipt
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Grid, LabelArray, Volume

@@ -13,8 +13,7 @@ import pytest
 from phantom import RAS, CodeReader, image_of, lumbar_codes
 from test_corrections_store import Desk
 from totalspineseg_server.corrections import history
-from totalspineseg_server.corrections.drawn_maps import KEPT_PER_IMAGE, DrawnMaps
-from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.predictions import KEPT_PER_IMAGE, DrawnMaps, PredictionStore
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.infers.published import FullTask
 from totalspineseg_server.trainers import runs

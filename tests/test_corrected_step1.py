@@ -11,7 +11,7 @@ import pytest
 from phantom import GRAY_PER_CODE, RAS, CodeReader, image_of, lumbar_codes
 from totalspineseg_server.anatomy import CODE_OF, DISCS
 from totalspineseg_server.clock import Stopwatch
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
+from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import SettingError
 from totalspineseg_server.geometry import Grid, Volume

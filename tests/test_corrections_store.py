@@ -19,11 +19,12 @@ from pacs_serving import wait_for
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
 from totalspineseg_server.corrections import datastore, history
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.datastore import StudiesDatastore, is_safe_tag
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.inbox import STEP1_TAG, Inbox, Lint, Studies
-from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.datastore import is_safe_tag
+from totalspineseg_server.corrections.displayed_corrections import STEP1_TAG
+from totalspineseg_server.corrections.inbox import Inbox, Lint, Studies
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
+from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import BusyError, LabelError, StorageError
 from totalspineseg_server.files import PARTIAL_PREFIX, sha256_of
 from totalspineseg_server.geometry import Grid
@@ -338,42 +339,24 @@ def test_only_whole_images_with_plain_names_are_offered(studies: StudiesDatastor
     assert studies.list_images() == ["b.nii.b"]
 
 
-def test_a_full_disk_does_not_end_the_watch_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a full disk, new images were not offered until the server was restarted."""
-    watched, failed = StudiesDatastore(str(tmp_path)), threading.Event()
-
-    def full(path: Path, content: object, **_: object) -> None:
-        failed.set()
-        raise StorageError("no space left")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(datastore, "write_json", full)
-        (tmp_path / "one.nii.gz").write_bytes(b"image")
-        assert failed.wait(10)
-    (tmp_path / "two.nii.gz").write_bytes(b"image")
-    wait_for(lambda: set(watched.list_images()) == {"one", "two"})
-    watched._watch.stop()
-
-
 def test_a_renamed_image_is_offered_at_once(tmp_path: Path) -> None:
-    """Images from rsync, which writes under a temporary name, were not offered until another file came."""
-    watched = StudiesDatastore(str(tmp_path))
+    """rsync writes under a temporary name: its images were not offered until another file came."""
+    followed = StudiesDatastore(str(tmp_path))
     (tmp_path / ".one.nii.gz.Xy12ab").write_bytes(b"image")
     (tmp_path / ".one.nii.gz.Xy12ab").rename(tmp_path / "one.nii.gz")
-    wait_for(lambda: watched.list_images() == ["one"])
+    wait_for(lambda: followed.list_images() == ["one"])
     (tmp_path / "one.nii.gz").rename(tmp_path / "two.nii.gz")
-    wait_for(lambda: watched.list_images() == ["two"])
+    wait_for(lambda: followed.list_images() == ["two"])
     (tmp_path / "two.nii.gz").rename(tmp_path / "two.nii.gz.away")
-    wait_for(lambda: watched.list_images() == [])
-    watched._watch.stop()
+    wait_for(lambda: followed.list_images() == [])
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".nii"])
 def test_of_two_files_with_one_id_the_user_is_told(
     studies: StudiesDatastore, ending: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of x.nii.gz and x.nrrd, the second was never offered, and nothing said so."""
-    folder = Path(studies._datastore_path)
+    """The second of x.nii.gz and x.nrrd was silently never offered."""
+    folder = studies._place
     for name in (f"x{ending}", "x.nii.gz"):
         write_volume(folder / name, np.ones(GRID.shape, np.uint8), GRID)
     left_out = {f"x{ending}": "x.nii.gz"}
@@ -436,14 +419,14 @@ def test_two_processes_keep_each_others_labels(studies: StudiesDatastore, desk: 
     """Batch inference overwrote a label that was submitted meanwhile with its old index, and its history was gone."""
     studies.add_image("one", str(desk.image), {})
     studies.add_image("two", str(desk.image), {})
-    other = StudiesDatastore(studies._datastore_path, auto_reload=False)
+    other = StudiesDatastore(str(studies._place), auto_reload=False)
     studies.save_label("one", str(desk.label), "final", {"who": "ada"})
     other.save_label("two", str(desk.label), "original", {"who": "batch"})
     # What the first one knows is old by now.
     studies.update_image_info("one", {"strategy": "first"})
     other.update_label_info("two", "original", {"seen": True})
-    studies._reconcile_datastore()
-    fresh = StudiesDatastore(studies._datastore_path, auto_reload=False)
+    studies.refresh()
+    fresh = StudiesDatastore(str(studies._place), auto_reload=False)
     assert fresh.get_label_info("one", "final")["who"] == "ada"
     assert fresh.get_label_info("two", "original")["who"] == "batch"
     assert fresh.get_image_info("one")["strategy"] == "first"
@@ -465,7 +448,7 @@ def test_an_index_that_another_process_holds_is_not_waited_for_without_end(
     hold = (
         "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
     )
-    command = [sys.executable, "-c", hold, studies._lock_file]
+    command = [sys.executable, "-c", hold, str(studies._place / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
@@ -479,15 +462,3 @@ def test_an_index_that_another_process_holds_is_not_waited_for_without_end(
     assert kept.status == "accepted"
     desk.submit()
     assert studies.get_label_info("img", "final")["correction"] != kept.id
-
-
-@pytest.mark.parametrize("read", ["json", "status", "get_labeled_images", "get_unlabeled_images"])
-def test_nobody_reads_while_an_image_is_added(studies: StudiesDatastore, read: str) -> None:
-    """A list that was read while an image was added ended with an error, because its size changed."""
-    reader = threading.Thread(target=getattr(studies, read))
-    with studies._guard:
-        reader.start()
-        reader.join(0.2)
-        assert reader.is_alive()
-    reader.join(10)
-    assert not reader.is_alive()

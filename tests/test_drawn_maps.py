@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from totalspineseg_server.corrections import drawn_maps
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
+from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.numbering.renumber import NamedMap
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.errors import StorageError
-from totalspineseg_server.fields import from_fields
+from totalspineseg_server.files import from_fields
 from totalspineseg_server.infers.settings import pins_from_json
 from totalspineseg_server.registry.judgments import Judgment, judgments, keep_judgment
 from totalspineseg_server.registry.model_store import ModelStore

@@ -101,7 +101,7 @@ def test_the_viewer_is_served_changed_and_asked_for_each_time(server: Server) ->
     assert "default-src 'self'" in page.headers["content-security-policy"], "no study's address goes to a font server"
     name = next(iter(read_bundle(ohif.OHIF_FOLDER).changed))
     answer = requests.get(f"{server.url}/ohif/{name}", timeout=60)
-    assert answer.headers["cache-control"] == "no-cache"
+    assert "no-cache" in answer.headers["cache-control"]
     assert "javascript" in answer.headers["content-type"]
     assert answer.content != (ohif.OHIF_FOLDER / name).read_bytes()
     again = requests.get(f"{server.url}/ohif/{name}", headers={"if-none-match": answer.headers["etag"]}, timeout=60)

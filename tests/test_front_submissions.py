@@ -17,8 +17,7 @@ from pacs_serving import wait_for
 from phantom import RAS, image_of, lumbar_codes
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.receipts import Receipts, Sender
-from totalspineseg_server.corrections.uploads import Claims
+from totalspineseg_server.corrections.receipts import Claims, Receipts, Sender
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.front import failures as errors
 from totalspineseg_server.front import saved, studies

@@ -1,14 +1,15 @@
 """Tests that clients may give images any name, and that each image has its own file inside the studies."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from totalspineseg_server.corrections.datastore import StudiesDatastore
-from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON
 from totalspineseg_server.corrections.image_ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
+from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid
 from totalspineseg_server.registry.model_store import ModelStore
@@ -70,7 +71,7 @@ def test_an_image_of_any_name_is_kept_in_the_studies_with_its_labels(image_id: s
     assert studies.save_label(image_id, str(label), "final", {DRAWN_ON: sha256_of(image)}) == image_id
     before = {path.relative_to(folder) for path in folder.rglob("*.nii.gz")}
     assert {path.parent for path in before} == {Path(), Path("labels/final")}
-    # As after a restart, also where the index is lost.
+    # As after a restart, also where what was known beside the files is lost.
     for _ in range(2):
         again = StudiesDatastore(str(folder), auto_reload=False)
         assert again.list_images() == [image_id]
@@ -79,7 +80,7 @@ def test_an_image_of_any_name_is_kept_in_the_studies_with_its_labels(image_id: s
         shown = again.label_file(image_id, "final")
         assert shown is not None
         assert shown.read_bytes() == label.read_bytes()
-        (folder / "datastore_v2.json").unlink()
+        shutil.rmtree(folder / ".totalspineseg", ignore_errors=True)
     assert {path.relative_to(folder) for path in folder.rglob("*.nii.gz")} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "image.nii.gz", "label.nii.gz"]
     found = folder_site(folder, ModelStore(tmp_path / "model")).image_file(image_id)

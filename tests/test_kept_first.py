@@ -17,8 +17,7 @@ from test_corrections_store import L4_L5, SENDER, Desk
 from totalspineseg_server.corrections import inbox, receipts
 from totalspineseg_server.corrections.answers import NOT_TRIED
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.receipts import Waiting
-from totalspineseg_server.corrections.uploads import Claims
+from totalspineseg_server.corrections.receipts import Claims, Waiting
 from totalspineseg_server.errors import (
     ImageError,
     LabelError,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from totalspineseg_server.anatomy import BY_CODE, CANAL, CODE_OF, CORD, SACRUM, WIRE_LABELS
-from totalspineseg_server.corrections.drawn_maps import KEPT_PER_IMAGE, DrawnMaps, KeptMaps
+from totalspineseg_server.corrections.predictions import KEPT_PER_IMAGE, DrawnMaps, KeptMaps
 from totalspineseg_server.corrections.wire import STEP1_WIRE_LABELS, from_names, to_wire
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.infers.listed import as_listed, listed_names

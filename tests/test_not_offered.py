@@ -13,8 +13,8 @@ import pytest
 
 from dicom_series import save, slices
 from totalspineseg_server.cohort.inputs import find_cases, pair_localizers
-from totalspineseg_server.corrections.datastore import StudiesDatastore
-from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON
+from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid
@@ -112,7 +112,7 @@ def test_nobody_waits_while_folders_are_looked_into(tmp_path: Path, monkeypatch:
             thread.join(10)
         return {}
 
-    monkeypatch.setattr("totalspineseg_server.corrections.datastore.not_offered", looked)
+    monkeypatch.setattr("totalspineseg_server.corrections.studies_folder.not_offered", looked)
     studies.refresh()
     assert len(answers) == 2
 
@@ -188,7 +188,7 @@ def test_label_maps_that_lie_there_already_are_not_finished(
     assert studies.get_labeled_images() == ["one"]
     assert theirs.with_name("one.nii.gz.not-submitted").read_bytes() == content, "somebody's work"
     assert studies.status()["not_offered"] == {}
-    (tmp_path / "datastore_v2.json").unlink()
+    (tmp_path / "datastore_v2.json").unlink(missing_ok=True)
     assert studies_in(tmp_path).get_labeled_images() == ["one"], "its own labels it knows again"
 
 

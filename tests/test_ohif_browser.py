@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import requests
+from pydicom import dcmread
 
 from pacs_serving import PacsServer, make_enhanced, pacs_server, wait_for, write_study
 from phantom import PIR, lumbar_codes
@@ -24,6 +25,10 @@ pytestmark = [
     pytest.mark.ohif,
     pytest.mark.timeout(1500),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+COLUMN = [
+    *("T12", "T12-L1", "L1", "L1-L2", "L2", "L2-L3", "L3", "L3-L4", "L4", "L4-L5", "L5", "L5-S", "sacrum"),
+    *("cord", "canal"),
 ]
 CODES = lumbar_codes()
 SERIES_CODES = np.ascontiguousarray(CODES.transpose(1, 2, 0)[::-1, ::-1])
@@ -74,6 +79,7 @@ def test_an_annotators_session(server: PacsServer, viewer: Viewer, tmp_path: Pat
     viewer.open(first.uid)
     viewer.settle()
     assert viewer.page.locator("#totalspineseg-warning").inner_text() == STARTER_WARNING
+    the_panel_has_nothing_of_other_organs(viewer)
     no_model_replaces_the_segmentation_by_marks(server, viewer)
     plain = viewer.picture(tmp_path / "plain.png")
     viewer.run()
@@ -81,6 +87,11 @@ def test_an_annotators_session(server: PacsServer, viewer: Viewer, tmp_path: Pat
     counts = {NAME_OF[int(code)]: int(n) for code, n in zip(*np.unique(CODES, return_counts=True), strict=True) if code}
     assert viewer.voxels() == counts
     the_overlay_covers_the_structures(viewer, plain, overlaid)
+    names = viewer.segments()
+    assert [name for name in names if name in counts] == COLUMN
+    assert viewer.name_at(place(viewer, "L3")) == "L3"
+    assert viewer.name_at(place(viewer, "L2-L3")) == "L2-L3"
+    assert not any("?" in name for name in names), "certain names have no mark"
 
     said = viewer.export()
     assert "finished label with 15 structures" in said
@@ -107,6 +118,44 @@ def test_an_annotators_session(server: PacsServer, viewer: Viewer, tmp_path: Pat
     assert viewer.errors == []
 
 
+def test_doubt_is_seen_in_the_viewer_and_what_is_confirmed_counts(
+    server: PacsServer, viewer: Viewer, tmp_path: Path
+) -> None:
+    """OHIF showed doubtful names like all others; and what became of a submission was gone after some seconds."""
+    study = write_study(tmp_path, 4, "Delta", without=[CODE_OF[n] for n in ("T12", "T12-L1", "L5-S", "sacrum")])
+    fill(server.orthanc, tmp_path)
+    wait_for(lambda: study.series in requests.get(f"{server.url}/datastore/?output=all", timeout=300).text)
+    viewer.open(study.uid)
+    viewer.settle()
+    (server.signals / "slow").write_text("3", encoding="utf-8")
+    viewer.run(during=lambda: viewer.page.locator("#totalspineseg-side progress").wait_for())
+    (server.signals / "slow").unlink()
+    marked = {name for name in viewer.voxels() if name.endswith(" ?")}
+    assert {name for name in viewer.voxels() if name not in ("cord", "canal")} == marked != set()
+    side = viewer.page.locator("#totalspineseg-side")
+    assert "doubtful" in side.locator("#totalspineseg-message").inner_text()
+    side.locator("li button").first.wait_for()
+    assert {line.split(" or ")[0] for line in side.locator("li button").all_inner_texts()} == marked
+    assert study.series in str(side.locator("a").get_attribute("href"))
+
+    first, *others = sorted(marked)
+    viewer.rename(first, first.removesuffix(" ?"))
+    said = viewer.export()
+    assert all(name in said for name in others[:2])
+    store = CorrectionStore(server.work)
+    (kept,) = store.of_image(study.series)
+    assert {f"{NAME_OF[code]} ?" for code in kept.unconfirmed} == set(others)
+    exported = {segment.SegmentLabel for segment in dcmread(store.path(kept) / kept.raw).SegmentSequence}
+    assert exported & {first, first.removesuffix(" ?"), *others} == {first.removesuffix(" ?"), *others}
+    answer = viewer.page.locator(".totalspineseg-answer")
+    viewer.page.wait_for_timeout(1000)
+    viewer.panel("monailabel")
+    assert said in answer.inner_text()
+    answer.get_by_role("button", name="Close").click()
+    answer.wait_for(state="detached")
+    assert viewer.errors == []
+
+
 def test_an_enhanced_image_is_corrected_slice_by_slice(server: PacsServer, viewer: Viewer, tmp_path: Path) -> None:
     """The viewer mistook the first frame for the last, so that one slice of every correction lay at the other end."""
     study = write_study(tmp_path, 3, "Gamma")
@@ -119,6 +168,21 @@ def test_an_enhanced_image_is_corrected_slice_by_slice(server: PacsServer, viewe
     viewer.export()
     (kept,) = CorrectionStore(server.work).of_image(study.series)
     np.testing.assert_array_equal(CorrectionStore(server.work).codes(kept), SERIES_CODES)
+
+
+def the_panel_has_nothing_of_other_organs(viewer: Viewer) -> None:
+    """The panel praised a segmentation of everything, and had buttons for lungs and muscles."""
+    text = viewer.page.locator(".monaiLabelPanel").inner_text()
+    for foreign in ("everything", "Class Prompts", "Muscles", "Organs"):
+        assert foreign not in text
+    viewer.page.get_by_text("Active Learning", exact=True).click()
+    shares = viewer.page.locator(".monaiLabelPanel .w3-center")
+    colors = "one => [getComputedStyle(one).color, getComputedStyle(one).backgroundColor]"
+    for share in shares.all():
+        letters, below = share.evaluate(colors)
+        assert letters != below, "white on white"
+    assert shares.all_inner_texts()[1] == "0%", "nothing trains"
+    viewer.page.get_by_text("Active Learning", exact=True).click()
 
 
 def no_model_replaces_the_segmentation_by_marks(server: PacsServer, viewer: Viewer) -> None:

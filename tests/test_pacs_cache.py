@@ -62,7 +62,7 @@ def test_a_series_makes_room_for_another_and_comes_back_the_same(tmp_path: Path,
     first = leave(store, FIRST)
     assert Path(store.get_image_uri(SECOND)).is_file()
     assert (first.exists(), (tmp_path / "dicom" / FIRST).exists()) == (False, False)
-    assert FIRST not in store._datastore.objects
+    assert store.present_file(FIRST) is None
     again = kept_in(pacs, tmp_path, cache_gb=0)
     assert Path(again.get_image_uri(FIRST)).read_bytes() == content
     assert pacs.fetched == [FIRST, SECOND, FIRST]

@@ -13,13 +13,13 @@ from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 from monailabel.config import settings
 
 from pacs_serving import wait_for
-from real_app import RealApp
 from serving import Server
 from totalspineseg_server import cli
+from totalspineseg_server.app import App as RealApp
 from totalspineseg_server.cli.site_folder import has_corrections, site_of
-from totalspineseg_server.corrections import datastore
-from totalspineseg_server.corrections.datastore import StudiesDatastore
+from totalspineseg_server.corrections import image_records
 from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.geometry import Grid
 from totalspineseg_server.processes import free_port
@@ -49,7 +49,7 @@ def unwritable(server: Server) -> Iterator[None]:
     of a folder."""
     lock, history = server.studies / ".lock", server.studies / ".totalspineseg"
     away = server.studies.parent / "away"
-    lock.unlink()
+    lock.unlink(missing_ok=True)
     lock.mkdir()
     history.rename(away)
     history.touch()
@@ -142,7 +142,7 @@ def test_a_full_disk_does_not_keep_the_server_from_starting(tmp_path: Path, monk
         raise StorageError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(datastore, "write_json", full)
+        patch.setattr(image_records, "write_json", full)
         studies = StudiesDatastore(str(tmp_path), auto_reload=False)
     assert studies.list_images() == ["one"]
     studies.update_image_info("one", {"seen": True})
@@ -156,9 +156,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     volume(tmp_path / "studies" / "two.nii.gz")
     monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
     conf = {"weights": str(tmp_path / "none"), "work": str(tmp_path / "work")}
-    app = RealApp(app_dir=str(tmp_path), studies=str(tmp_path / "studies"), conf=conf)
-    yield app
-    app.datastore()._watch.stop()
+    return RealApp(app_dir=str(tmp_path), studies=str(tmp_path / "studies"), conf=conf)
 
 
 def test_nothing_is_written_to_studies_that_have_a_work_folder(app: Any, tmp_path: Path) -> None:
@@ -191,12 +189,12 @@ def test_an_archive_that_is_away_for_a_moment_costs_nothing(app: Any, tmp_path: 
 
 
 def test_studies_that_moved_keep_their_labels(app: Any, tmp_path: Path) -> None:
-    """The index in the work folder knows only the old place."""
+    """The work folder knows where they lay before."""
     app.submit_label("one", volume(tmp_path / "label.nii.gz", 2), "final", L4, SENDER)
     shutil.move(tmp_path / "studies", tmp_path / "moved")
     again = StudiesDatastore(str(tmp_path / "work" / "studies"), images=str(tmp_path / "moved"), auto_reload=False)
     assert again.get_labeled_images() == ["one"]
     assert Path(again.get_image_uri("two")) == tmp_path / "moved" / "two.nii.gz"
     again.update_image_info("two", {"seen": True})
-    index = json.loads((tmp_path / "work" / "studies" / "datastore_v2.json").read_text(encoding="utf-8"))
+    index = json.loads((tmp_path / "work" / "studies" / "images.json").read_text(encoding="utf-8"))
     assert index["images_dir"] == str(tmp_path / "moved")

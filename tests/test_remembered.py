@@ -15,8 +15,7 @@ from test_gate import many, scores
 from tiny_models import write_model_folder
 from totalspineseg_server.agreement import CaseScore
 from totalspineseg_server.anatomy import DISCS
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
-from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.gate.compare import OWN_ANSWER_MARGINS, SubjectScores
 from totalspineseg_server.gate.scoring import Model

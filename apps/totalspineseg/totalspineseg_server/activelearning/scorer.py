@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Refused, Score, Scores
-from totalspineseg_server.corrections.drawn_maps import KeptMaps
+from totalspineseg_server.corrections.predictions import KeptMaps
 from totalspineseg_server.errors import ImageError, NoSpineError, StorageError, UnknownImageError, WeightsError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.infers.disagreement import scale_difference
@@ -63,12 +63,31 @@ class Scorer:
 
         Without weights no image counts as scored.
         """
-        ids = list(images)
+        scores = self._known(images)
+        found = [score for score in scores.values() if score is not None]
+        return {"total": len(scores), "scored": len(found), "failed": sum(bool(score.refused) for score in found)}
+
+    def round(self, images: Iterable[str], begun: str) -> dict[str, Any]:
+        """Return how far a round over images is that takes them in this order.
+
+        Args:
+            images: Their ids, in the order in which they are predicted.
+            begun: When the round began, UTC, ISO 8601.
+
+        Returns:
+            As ``progress``, with ``current`` (the image that is predicted now, empty at the end) and ``new`` (number of
+            images that this round has scored).
+        """
+        scores = self._known(images)
+        new = sum(score is not None and score.created >= begun for score in scores.values())
+        current = next((image for image, score in scores.items() if score is None), "")
+        return {**self.progress(scores), "current": current, "new": new}
+
+    def _known(self, images: Iterable[str]) -> dict[str, Score | None]:
         try:
-            scores = [score for image in ids if (score := self.current(image)) is not None]
+            return {image: self.current(image) for image in images}
         except WeightsError:
-            scores = []
-        return {"total": len(ids), "scored": len(scores), "failed": sum(bool(score.refused) for score in scores)}
+            return dict.fromkeys(images)
 
     def predicted(self, image_id: str, fingerprint: str, report: Mapping[str, Any]) -> None:
         """Store the score of an image that was just predicted, unless it has one with these weights.

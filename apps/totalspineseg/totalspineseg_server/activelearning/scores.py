@@ -12,11 +12,9 @@ from typing import Any, Final, Literal
 
 from totalspineseg_server.activelearning.doubt import NOTHING_NAMED, Parts, parts_of
 from totalspineseg_server.corrections import history
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.errors import StorageError
-from totalspineseg_server.fields import from_fields
-from totalspineseg_server.files import read_json, storage_errors, write_json
+from totalspineseg_server.files import from_fields, read_json, storage_errors, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +31,7 @@ class Score:
 
     Attributes:
         image: Image id.
-        fingerprint: Fingerprint of the scored image, see ``StudiesDatastore.fingerprint``.
+        fingerprint: Fingerprint of the scored image, see ``SpineDatastore.fingerprint``.
         image_sha256: Hash of the image's content.
         versions: Weights by step.
         prediction: Id of the prediction from which it was derived; empty if there was no result.
@@ -42,6 +40,8 @@ class Score:
         refused: Why there is no result.
         message: The reason in a sentence, if there is no result.
         created: UTC, ISO 8601.
+        predicted_as: Image id under which the prediction is recorded, empty for an image outside the studies; None for
+            its own id.
     """
 
     image: str
@@ -54,6 +54,7 @@ class Score:
     refused: Refused = ""
     message: str = ""
     created: str = field(default_factory=history.now_text)
+    predicted_as: str | None = None
 
     @property
     def doubt(self) -> float | None:
@@ -108,6 +109,11 @@ class Scores:
             return None
         return replace(score, parts=parts) if (score.image, score.fingerprint) == (image_id, fingerprint) else None
 
+    def record_of(self, score: Score) -> PredictionRecord | None:
+        """Return the record of the prediction that a score was derived from; None where it is gone."""
+        image_id = score.image if score.predicted_as is None else score.predicted_as
+        return self._predictions.find(image_id, score.prediction, score.image_sha256) if score.prediction else None
+
     def keep(self, score: Score) -> None:
         """Store a score in place of the previous one.
 
@@ -141,7 +147,9 @@ class Scores:
                 continue
             # Names without a probability come from the iterative method, which states no doubts.
             if parts.names is not None:
-                return Score(image_id, fingerprint, image_sha256, dict(versions), record.id, parts, codes)
+                other = None if record.image == image_id else record.image
+                score = Score(image_id, fingerprint, image_sha256, dict(versions), record.id, parts, codes)
+                return replace(score, predicted_as=other)
         return None
 
     def _records(self, image_id: str, image_sha256: str) -> Iterator[PredictionRecord]:

@@ -1,6 +1,7 @@
 """Run the command line: ``totalspineseg INPUT OUTPUT`` and the other commands.
 
-Large libraries are imported only when a command needs them, so that ``--help`` answers at once.
+An installed wheel has it under the name ``totalspineseg-server``. Large libraries are imported only when a command
+needs them, so that ``--help`` answers at once.
 """
 
 import argparse
@@ -14,11 +15,12 @@ from types import MappingProxyType, ModuleType
 from typing import Final, NoReturn
 
 from totalspineseg_server.errors import TotalSpineSegError
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.version import VERSION
 
 COMMANDS: Final = MappingProxyType(
     {
-        "run": "segment and number scans (also without the word: totalspineseg INPUT OUTPUT)",
+        "run": f"segment and number scans (also without the word: {COMMAND} INPUT OUTPUT)",
         "label": "number the raw map of a network, without running a network",
         "lint": "check a label map: gaps, duplicates, wrong order, fragments",
         "weights": "install or list the networks' weights",
@@ -62,10 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         code: int = module.execute(arguments)
     except (TotalSpineSegError, argparse.ArgumentTypeError) as error:
-        print(f"totalspineseg: {error}", file=sys.stderr)
+        print(f"{COMMAND}: {error}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
-        print("totalspineseg: interrupted", file=sys.stderr)
+        print(f"{COMMAND}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The program that reads the output, such as head, has stopped reading.
@@ -85,11 +87,11 @@ def _parser(command: str, module: ModuleType) -> _Parser:
     main_command = command == "run"
     others = "\n".join(f"  {name:<14} {text}" for name, text in COMMANDS.items() if name != "run")
     parser = _Parser(
-        prog="totalspineseg" if main_command else f"totalspineseg {command}",
-        description=module.__doc__,
-        epilog=f"other commands (totalspineseg COMMAND --help):\n{others}" if main_command else None,
+        prog=COMMAND if main_command else f"{COMMAND} {command}",
+        description=(module.__doc__ or "").replace("totalspineseg ", f"{COMMAND} "),
+        epilog=f"other commands ({COMMAND} COMMAND --help):\n{others}" if main_command else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"totalspineseg {VERSION}")
+    parser.add_argument("--version", action="version", version=f"{COMMAND} {VERSION}")
     module.add_arguments(parser)
     return parser

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from totalspineseg_server.cli.common import existing_path, model_store
+from totalspineseg_server.places import COMMAND
 
 if TYPE_CHECKING:
     from totalspineseg_server.trust import Trust
@@ -57,7 +58,7 @@ def execute(arguments: argparse.Namespace) -> int:
     sources, unusable = labeled_scans(arguments.scans, arguments.label_suffix)
     if not sources:
         raise LabelError(
-            f"There are no scans with labels in {str(arguments.scans)!r}. See 'totalspineseg prepare --help' "
+            f"There are no scans with labels in {str(arguments.scans)!r}. See '{COMMAND} prepare --help' "
             "for how to arrange them."
         )
 

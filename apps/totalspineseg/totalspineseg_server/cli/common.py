@@ -6,14 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from totalspineseg_server import places
 from totalspineseg_server.spellings import level_at
 
 if TYPE_CHECKING:
     from totalspineseg_server.numbering.evidence import Pin
     from totalspineseg_server.registry.model_store import ModelStore
 
-MODEL_DIR: Final = Path(__file__).resolve().parents[2] / "model"
-"""Folder of the app's models."""
+MODEL_DIR: Final = places.model_dir()
+"""Folder of this installation's models."""
 MIB: Final = 1 << 20
 """Bytes in a mebibyte."""
 PIN_UNMET: Final = "pin_unmet"

@@ -3,11 +3,13 @@
 import argparse
 import os
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
 from totalspineseg_server.cli.common import existing_path, positive
-from totalspineseg_server.errors import TotalSpineSegError
+from totalspineseg_server.errors import SettingError, TotalSpineSegError
 from totalspineseg_server.nnunet.runtimes import RUNTIMES
+from totalspineseg_server.places import NAME
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,6 +92,11 @@ def _local(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> 
 
 
 def _dask(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "Executor":
+    if find_spec("distributed") is None:
+        raise SettingError(
+            "Runs over many processes need Dask, which is not installed. Install "
+            f"'{NAME}[cluster]', or leave --executor out."
+        )
     from totalspineseg_server.cohort.cluster_profile import read_profile
     from totalspineseg_server.cohort.worker import job_json
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from totalspineseg_server.cli.common import MIB, MODEL_DIR, existing_path
+from totalspineseg_server.places import COMMAND
 
 if TYPE_CHECKING:
     from totalspineseg_server.registry.model_store import ModelStore
@@ -119,7 +120,7 @@ def _judge(store: "ModelStore", arguments: argparse.Namespace) -> int:
         print(f"could not be used: {case}")
     print(f"{arguments.name} {judgment.verdict}")
     if not judgment.passed and arguments.name in store.active().values():
-        print("it is in use; to return to the previous weights: totalspineseg models rollback")
+        print(f"it is in use; to return to the previous weights: {COMMAND} models rollback")
     return 0 if judgment.passed else 1
 
 
@@ -131,7 +132,7 @@ def _activate(store: "ModelStore", arguments: argparse.Namespace) -> None:
     print(f"{arguments.name} is in use now for step {' and '.join(map(str, steps))}")
     if not was_judged(store, arguments.name):
         print(
-            "the gate has not judged it; to compare it with the previous weights: totalspineseg models judge "
+            f"no gate has judged it; to compare it with the previous weights: {COMMAND} models judge "
             f"{arguments.name} STUDIES"
         )
 
@@ -153,7 +154,7 @@ def _import(store: "ModelStore", arguments: argparse.Namespace) -> None:
 
     name = import_version(store, arguments.zip, name=arguments.name)
     steps = " and ".join(map(str, models_in(store.versions_dir / name)))
-    print(f"imported {name}, a model of step {steps}; put it into use with: totalspineseg models activate {name}")
+    print(f"imported {name}, a model of step {steps}; put it into use with: {COMMAND} models activate {name}")
 
 
 def _remove(store: "ModelStore", arguments: argparse.Namespace) -> None:

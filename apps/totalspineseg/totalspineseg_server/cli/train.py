@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from totalspineseg_server.cli.common import positive
+from totalspineseg_server.places import COMMAND
 
 STEPS: Final = {"101": (1,), "102": (2,), "all": (1, 2)}
 
@@ -75,5 +76,5 @@ def execute(arguments: argparse.Namespace) -> int:
             tell=lambda line: print(line, flush=True),
         )
         print(f"model of step {step}: {model}")
-    print(f"to put them into use: totalspineseg models import {folders.results}")
+    print(f"to put them into use: {COMMAND} models import {folders.results}")
     return 0

@@ -5,12 +5,13 @@ to the worker's ``sys.path``, as the launcher does here.
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from distributed import WorkerPlugin
 
-APP: Final = Path(__file__).resolve().parents[2]
+from totalspineseg_server.places import PACKAGE
+
+APP: Final = PACKAGE.parent
 """Folder that holds the package; the same on all machines."""
 
 

@@ -132,7 +132,7 @@ def job_json(work: Work, store: ModelStore, *, device: str, runtime: str = "torc
         "options": work.options.as_json(),
         "models": dict(work.versions),
         "model_dir": str(store.model_dir.resolve()),
-        "weights": str(weights.resolve()) if "/" in store.weights else store.weights,
+        "weights": str(weights.resolve()) if len(weights.parts) > 1 else store.weights,
         "device": device,
         "runtime": runtime,
         "threads": threads,

@@ -7,6 +7,7 @@ from typing import Any, Final
 from totalspineseg_server.anatomy import STEP1_REGIONS, STEP2_REGIONS, Step1, Step2
 from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.files import read_json
+from totalspineseg_server.places import COMMAND
 
 STEP_REGIONS: Final[Mapping[int, Mapping[str, tuple[int, ...]]]] = {1: STEP1_REGIONS, 2: STEP2_REGIONS}
 STEP_CLASSES: Final[Mapping[int, tuple[int, ...]]] = {
@@ -35,13 +36,13 @@ def find_model(root: Path, step: int | None) -> tuple[Path, int]:
         WeightsError: There is none, or more than one.
     """
     if not root.is_dir():
-        raise WeightsError(f"The model folder {str(root)!r} does not exist. Run 'totalspineseg weights install'.")
+        raise WeightsError(f"The model folder {str(root)!r} does not exist. Run '{COMMAND} weights install'.")
     matches = [(folder, of) for folder, of in step_folders(root) if step in (None, of)]
     if not matches:
         wanted = f"step {step}" if step else "step 1 or 2"
         raise WeightsError(
             f"There is no model folder of {wanted} in {str(root)!r}: none has a plans.json and a dataset.json of "
-            "TotalSpineSeg. Run 'totalspineseg weights install'."
+            f"TotalSpineSeg. Run '{COMMAND} weights install'."
         )
     if len(matches) > 1:
         names = sorted(folder.name for folder, _ in matches)

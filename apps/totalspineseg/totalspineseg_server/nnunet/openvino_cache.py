@@ -5,12 +5,12 @@ files are checked before it is used.
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from totalspineseg_server import places
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import read_json_or, sha256_of, staged_folder, storage_errors, write_json
 
@@ -71,8 +71,7 @@ def discard(entry: Path) -> None:
 
 
 def _places(beside: Path) -> tuple[Path, Path]:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return beside / FOLDER, cache / "totalspineseg" / FOLDER
+    return beside / FOLDER, places.cache_dir() / FOLDER
 
 
 def _is_sound(entry: Path) -> bool:

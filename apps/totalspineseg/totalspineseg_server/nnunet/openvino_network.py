@@ -16,6 +16,7 @@ from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.nnunet import openvino_cache as cache
 from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
 from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.places import NAME
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ def require_openvino() -> Any:
     except (ImportError, OSError) as error:
         raise WeightsError(
             f"Runtime 'openvino' needs the package openvino, which is not usable ({str(error).splitlines()[0]!r}). "
-            "Install requirements-openvino.txt, or choose runtime 'torch'."
+            f"Install '{NAME}[openvino]', or choose runtime 'torch'."
         ) from error
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import PARTIAL_PREFIX, read_json, remove_leftovers, storage_errors, write_json
 from totalspineseg_server.geometry import Grid, LabelArray
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.volume_io import write_volume
 
 CASES_FILE: Final = "cases.json"
@@ -69,7 +70,7 @@ class RawFolder:
             others.append(self.path / DATASET_FILE)
         if others:
             raise StorageError(
-                f"{str(self.path)!r} has {len(others)} file{'s' * (len(others) != 1)} that 'totalspineseg prepare' did "
+                f"{str(self.path)!r} has {len(others)} file{'s' * (len(others) != 1)} that '{COMMAND} prepare' did "
                 f"not write, such as {others[0].name!r}. Move such files away, or write the dataset elsewhere."
             )
 

@@ -5,6 +5,7 @@ from typing import Final
 
 from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.files import load_json, write_json
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.trust import UNMEASURED, Trust, trust_from_json
 
 TRUST_FILE: Final = "trust.json"
@@ -26,7 +27,7 @@ def read_trust(folder: Path) -> Trust:
     if not path.exists():
         return UNMEASURED
     try:
-        content = load_json(path, "Run 'totalspineseg calibrate' again, or delete it.")
+        content = load_json(path, f"Run '{COMMAND} calibrate' again, or delete it.")
     except StorageError as error:
         raise WeightsError(str(error)) from error
     return trust_from_json(content, source=TRUST_FILE)

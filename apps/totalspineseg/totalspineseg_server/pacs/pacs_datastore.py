@@ -4,7 +4,7 @@ import logging
 import shutil
 import tempfile
 import threading
-from collections import Counter
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,12 +13,12 @@ from typing import Any, Final
 import requests
 from dicomweb_client import DICOMwebClient
 
-from totalspineseg_server.corrections.datastore import StudiesDatastore
-from totalspineseg_server.corrections.inbox import FINAL_TAG, RENUMBERED
+from totalspineseg_server.corrections.datastore import SpineDatastore
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, RENUMBERED, DisplayedCorrections
 from totalspineseg_server.dicom.headers import read_header
 from totalspineseg_server.dicom.series import read_series
 from totalspineseg_server.errors import ImageError, MemoryShortageError, StorageError, TotalSpineSegError
-from totalspineseg_server.files import move_folder
+from totalspineseg_server.files import copy_file, move_folder, storage_errors
 from totalspineseg_server.locks import NamedLocks
 from totalspineseg_server.pacs.address import is_uid
 from totalspineseg_server.pacs.cache import MAX_GB, excess, is_in_use, mark_used, measure
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 SERIES_DIR: Final = "dicom"
 """Folder of the original DICOM files of each series."""
+VOLUME_ENDING: Final = ".nii"
+"""Ending of a series' volume. Not compressed: the same series must give the same bytes whenever it is fetched."""
 COUNTED: Final = "instances"
 """Field of a fetched image with the number of instances that the PACS reported at that time."""
 UNSENT: Final = "unsent"
@@ -43,7 +45,7 @@ Publisher = Callable[[str, Path, Mapping[str, Any]], None]
 """``publish(series, file, info)``: store a finished label (wire ids) in the PACS."""
 
 
-class PacsDatastore(StudiesDatastore):
+class PacsDatastore(SpineDatastore):
     """A DICOMweb server as a datastore.
 
     MONAI Label's own class is not used: it lists CT, keeps its lists for two hours, uses the last segmentation in
@@ -56,13 +58,11 @@ class PacsDatastore(StudiesDatastore):
         publisher: Stores a finished label that did not come from the PACS.
         is_needed: Whether a fetched series must stay, however much disk space it takes.
         cache_gb: Disk space for all fetched series, GB.
-        read_only: Whether labels are refused.
+        corrections: See ``SpineDatastore``.
 
     Attributes:
         submitting: Locks for segmentations that become submissions, by instance.
     """
-
-    looks_beyond = False
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class PacsDatastore(StudiesDatastore):
         publisher: Publisher,
         is_needed: Callable[[str], bool] = lambda series: False,
         cache_gb: float = MAX_GB,
-        read_only: bool = False,
+        corrections: DisplayedCorrections | None = None,
     ) -> None:
         self._is_needed = is_needed
         self._max_bytes = cache_gb * 1e9
@@ -83,7 +83,9 @@ class PacsDatastore(StudiesDatastore):
         self._fetching = NamedLocks()
         self.submitting = NamedLocks()
         self._sending = threading.Lock()
-        super().__init__(str(folder), auto_reload=False, read_only=read_only)
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(folder, folder, corrections)
 
     def name(self) -> str:
         """Return the server's address."""
@@ -107,25 +109,6 @@ class PacsDatastore(StudiesDatastore):
     def list_images(self) -> list[str]:
         """Return the ids of the images."""
         return list(self.series())
-
-    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Return the images with a finished label."""
-        with self._guard:
-            finished = {uid for uid, entry in self._datastore.objects.items() if FINAL_TAG in entry.labels}
-        return [uid for uid in self.series() if uid in finished]
-
-    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Return the images without a finished label."""
-        finished = set(self.get_labeled_images())
-        return [uid for uid in self.series() if uid not in finished]
-
-    def status(self) -> dict[str, Any]:
-        """Return the numbers of images and labels."""
-        # Ask the PACS first, so that nobody waits for the index in the meantime.
-        images, finished = self.list_images(), self.get_labeled_images()
-        with self._guard:
-            tags = Counter(tag for entry in self._datastore.objects.values() for tag in entry.labels)
-        return {"total": len(images), "completed": len(finished), "label_tags": dict(tags)}
 
     def changed(self) -> None:
         """Read the list again next time, because something was stored in the PACS."""
@@ -151,8 +134,8 @@ class PacsDatastore(StudiesDatastore):
             return self._local_file(image_id) or self._fetch(found)
 
     def subject(self, image_id: str) -> str:
-        """Return an anonymous id of a series' patient, for every series that is in the PACS or was fetched once."""
-        info = super().get_image_info(image_id)
+        """Return an anonymous id of a series' patient, for every series that was needed once or is in the PACS."""
+        info = self._records.of(image_id)
         if not info:
             # The series is not here (anymore), but its patient must not count as another one.
             with suppress(requests.RequestException):
@@ -188,9 +171,7 @@ class PacsDatastore(StudiesDatastore):
 
     def waiting(self) -> tuple[str, ...]:
         """Return the images whose finished label still has to be sent to the PACS."""
-        with self._guard:
-            finished = {uid: entry.labels.get(FINAL_TAG) for uid, entry in self._datastore.objects.items()}
-        return tuple(uid for uid, label in finished.items() if label and label.info.get(UNSENT))
+        return tuple(uid for uid in sorted(self._labels.images()) if self.get_label_info(uid, FINAL_TAG).get(UNSENT))
 
     def send_waiting(self) -> None:
         """Begin to send the waiting labels to the PACS in the background, unless that is under way."""
@@ -262,6 +243,12 @@ class PacsDatastore(StudiesDatastore):
                     move_folder(fresh, folder)
         return folder
 
+    def present_file(self, image_id: str) -> Path | None:
+        """Return the volume of a series that was fetched, whether or not it is complete by now."""
+        # A volume without a record was left by a server that was killed.
+        is_known = is_uid(image_id) and bool(self._records.of(image_id))
+        return self._volume(image_id) if is_known and self._volume(image_id).is_file() else None
+
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """Return the information about a series."""
         found = self._listing.all().get(image_id)
@@ -271,6 +258,11 @@ class PacsDatastore(StudiesDatastore):
         """Add to the information about a series."""
         if self.get_image_uri(image_id):
             super().update_image_info(image_id, info)
+
+    def _image_entry(self, image_id: str, file: Path | None) -> dict[str, Any]:
+        found = self._listing.all().get(image_id)
+        entry = super()._image_entry(image_id, file)
+        return {"ext": VOLUME_ENDING, "info": {**entry["info"], **(found.info if found else {})}}
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Refuse: images come from the PACS.
@@ -304,19 +296,11 @@ class PacsDatastore(StudiesDatastore):
                 logger.warning("the label of series %s goes to the PACS later: %s", image_id, error)
         return saved
 
-    def json(self) -> dict[str, Any]:
-        """Return the index, with the series that nobody has opened yet."""
-        content: dict[str, Any] = super().json()
-        for uid, found in self.series().items():
-            content["objects"].setdefault(uid, {"image": {"ext": ".nii", "info": dict(found.info)}, "labels": {}})
-        return content
-
     def _local_file(self, image_id: str) -> str:
-        """Return the file of a series if all of it is here, else ""."""
-        uri: str = super().get_image_uri(image_id)
-        with self._guard:
-            here = bool(uri) and mark_used(Path(uri))
-        return uri if here and self._is_complete(image_id) else ""
+        """Return the file of a series that is here completely; empty for none."""
+        file = self.present_file(image_id)
+        is_here = file is not None and mark_used(file) and self._is_complete(image_id)
+        return str(file) if is_here else ""
 
     def _is_complete(self, image_id: str) -> bool:
         """Return whether this server has the whole series; it may have been fetched while the PACS was still receiving
@@ -331,11 +315,11 @@ class PacsDatastore(StudiesDatastore):
             return True
         # A PACS may count images that it does not send. Fetching again would change nothing, and lose the labels in
         # use.
-        counted = int(super().get_image_info(image_id).get(COUNTED) or 0)
+        counted = int(self._records.of(image_id).get(COUNTED) or 0)
         return known.instances <= max(counted, sum(1 for _ in folder.iterdir()))
 
     def _folder(self, image_id: str) -> Path:
-        return Path(self._datastore_path) / SERIES_DIR / image_id
+        return self._place / SERIES_DIR / image_id
 
     def _frame_of_reference(self, image_id: str) -> str:
         """Return the frame of reference of a series that is here; "" if it names none."""
@@ -357,12 +341,14 @@ class PacsDatastore(StudiesDatastore):
                 volume = read_series(fresh)
                 for warning in volume.warnings:
                     logger.warning("series %s: %s", series.uid, warning)
-                # The volume is not compressed, so that the same series gives the same bytes whenever it is fetched.
-                file = Path(name) / f"{series.uid}.nii"
+                file = Path(name) / f"{series.uid}{VOLUME_ENDING}"
                 write_volume(file, volume.data, volume.grid)
                 self._forget(series.uid)
                 move_folder(fresh, folder)
-                super().add_image(series.uid, str(file), {**series.info, COUNTED: series.instances})
+                with self._turn():
+                    copy_file(file, self._volume(series.uid))
+                    info = {**series.info, COUNTED: series.instances, "ts": int(time.time())}
+                    self._records.write(series.uid, info)
         except ImageError as error:
             self._listing.refuse(series, str(error))
             raise
@@ -374,9 +360,10 @@ class PacsDatastore(StudiesDatastore):
         return self._local_file(series.uid)
 
     def _make_room(self, fetched: str) -> None:
-        """Remove the least recently used series, but not the one just fetched, until the rest fits."""
-        with self._guard:
-            labeled = {uid for uid, entry in self._datastore.objects.items() if entry.labels}
+        """Remove the least recently used series while all together take too much, but not the one that was just
+        fetched.
+        """
+        labeled = self._labels.images()
         volumes = [self._volume(path.name) for path in self._folder(fetched).parent.iterdir() if is_uid(path.name)]
 
         def stays(uid: str) -> bool:
@@ -392,33 +379,28 @@ class PacsDatastore(StudiesDatastore):
                 turn.release()
 
     def _remove_unused(self, image_id: str) -> None:
-        """Remove a fetched series, unless it has been requested meanwhile."""
-        with self._index():
+        """Remove a fetched series that was not requested in the meantime."""
+        with self._turn():
             volume = self._volume(image_id)
             if not volume.is_file() or is_in_use(volume):
                 return
-            self._datastore.objects.pop(image_id, None)
-            self._update_datastore_file()
             volume.unlink()
             shutil.rmtree(self._folder(image_id), ignore_errors=True)
+            self._records.remove(image_id)
         logger.info("Series %s was removed to make room; it is fetched again when it is needed", image_id)
 
     def _volume(self, image_id: str) -> Path:
-        return Path(self._datastore.image_path()) / f"{image_id}.nii"
+        return self._place / f"{image_id}{VOLUME_ENDING}"
 
     def _forget(self, image_id: str) -> None:
-        """Remove an incomplete series and the labels shown for it; the history keeps what was submitted."""
-        with self._index():
-            labels = self._all_label_files(image_id)
-            entry = self._datastore.objects.pop(image_id, None)
-            self._update_datastore_file()
-        shutil.rmtree(self._folder(image_id), ignore_errors=True)
-        # A volume may be missing in the index after a kill while room was made. Remove it, too, or it would never be
-        # replaced.
-        self._volume(image_id).unlink(missing_ok=True)
-        if entry is None:
-            return
-        logger.warning("Series %s had more images than were fetched; it was fetched again", image_id)
-        # The labels are on the old grid. A file that stayed would be shown again after a restart.
-        for file in labels:
-            file.unlink(missing_ok=True)
+        """Remove an incomplete series and its labels in use; the history keeps what was submitted."""
+        with self._turn():
+            is_known = bool(self._records.of(image_id))
+            # Remove also a volume without a record, as after a kill: it would not be replaced.
+            self._volume(image_id).unlink(missing_ok=True)
+            shutil.rmtree(self._folder(image_id), ignore_errors=True)
+            if is_known:
+                logger.warning("Series %s had more images than were fetched; it is fetched again", image_id)
+                # They are on the old grid.
+                self._labels.remove(image_id, self._labels.tags())
+                self._records.remove(image_id)

@@ -4,20 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from totalspineseg_server.anatomy import NAME_OF, SACRUM
+from totalspineseg_server.anatomy import CODE_OF, NAME_OF, SACRUM
 from totalspineseg_server.certainty import is_doubtful
 from totalspineseg_server.corrections.wire import VERTEBRAE_NAME, from_wire
-from totalspineseg_server.dicom.seg_writer import DESCRIPTION, seg_bytes, write_seg
+from totalspineseg_server.dicom.seg_writer import DESCRIPTION, DOUBTFUL, seg_bytes, write_seg
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.volume_io import read_labels
 
 STEP1_NAMES: Final = {**NAME_OF, SACRUM: VERTEBRAE_NAME}
 """Names of the segments of step 1."""
-DOUBTFUL: Final = f"{DESCRIPTION}, levels DOUBTFUL"
-"""Series description of a result with doubtful levels. The lists of a PACS show it; nothing else of the report is
-stored there.
-"""
 
 
 def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> bytes:
@@ -49,6 +45,7 @@ def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> 
             model=", ".join(f"{step} {version}" for step, version in sorted(versions.items())),
             version=", ".join(sorted(set(versions.values()))),
             names=STEP1_NAMES if step1 else NAME_OF,
+            marked=[CODE_OF[name] for name in report.get("marked", ())],
             description=DOUBTFUL if is_doubtful(report.get("numbering")) else DESCRIPTION,
         )
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from totalspineseg_server.corrections.correction_store import Correction
-from totalspineseg_server.corrections.inbox import FINAL_TAG
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG
 from totalspineseg_server.corrections.outcomes import Outcome, accepted
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.dicom.seg_object import SegReference, seg_content

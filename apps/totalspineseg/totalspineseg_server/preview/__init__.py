@@ -16,6 +16,7 @@ from totalspineseg_server.preview.palette import (
 from totalspineseg_server.preview.pictures import JPEG_QUALITY, mid_sagittal, save_picture
 from totalspineseg_server.preview.plane import OPACITY, Picture, Plane
 from totalspineseg_server.preview.planes import Course, course_of
+from totalspineseg_server.preview.sheet import sheet_svg
 
 __all__ = [
     "CODE_PALETTE",
@@ -32,4 +33,5 @@ __all__ = [
     "course_of",
     "mid_sagittal",
     "save_picture",
+    "sheet_svg",
 ]

@@ -35,6 +35,9 @@ POINT_RADIUS_MM: Final = 2.5
 class Plane:
     """One curved plane of a scan, cut and windowed once for any number of pictures.
 
+    Attributes:
+        gray: (rows, columns) uint8, the image in the plane, as high as the picture.
+
     Args:
         volume: Image, any orientation and spacing. Not modified.
         course: From ``course_of``.
@@ -57,7 +60,7 @@ class Plane:
         self._pixel_mm = fitting if height_px is None else size_mm[0] / height_px
         self._size_px = (round(size_mm[1] / self._pixel_mm), round(size_mm[0] / self._pixel_mm))
         self._voxel_px = (across / self._pixel_mm, height / self._pixel_mm)
-        self._gray = self._windowed(self._cut_linear(data))
+        self.gray = _resized(windowed(self._cut_linear(data)), self._size_px)
 
     def _visible(self, data: AnyArray) -> AnyArray:
         """Return the part of a nearest-RAS array that is in the picture."""
@@ -112,7 +115,7 @@ class Plane:
         Returns:
             (rows, columns, 3) uint8, square pixels, superior up, anterior left (coronal: the right side, marked R).
         """
-        gray = self._gray
+        gray = self.gray
         named = None if labels is None else self.cut(labels)
         painted = named if paint is None else self.cut(paint)
         if painted is not None and palette:
@@ -127,12 +130,25 @@ class Plane:
             return rgb
         return add_tags(rgb, self._tags(named, tags, doubtful))
 
-    def _windowed(self, gray: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-        inside = gray[gray != gray.min()]
-        low, high = np.percentile(inside if inside.size else gray, WINDOW_PERCENTILES)
-        scaled = np.clip((gray - low) * (255.0 / max(high - low, 1e-6)), 0, 255)
-        resized = Image.fromarray(scaled.astype(np.uint8)).resize(self._size_px, Image.Resampling.BICUBIC)
-        return np.asarray(resized, dtype=np.uint8)
+    def overlay(self, labels: LabelArray, *, doubtful: Collection[int] = ()) -> npt.NDArray[np.uint8]:
+        """Return the labels alone, to be laid over ``gray``.
+
+        Args:
+            labels: Codes on the grid of the volume. Not modified.
+            doubtful: Codes whose level is doubtful: striped.
+
+        Returns:
+            (rows, columns, 4) uint8, color and opacity.
+        """
+        table = np.zeros((256, 4), dtype=np.uint8)
+        for code, color in CODE_PALETTE.items():
+            table[code] = (*color, round(255 * OPACITY))
+        result: npt.NDArray[np.uint8] = table[_striped(self._enlarge(self.cut(labels)), doubtful)]
+        return result
+
+    def tags_of(self, labels: LabelArray, tags: Collection[int], doubtful: Collection[int] = ()) -> list[Tag]:
+        """Return a tag for each of these codes that is in the picture, pointing at its body; see ``picture``."""
+        return self._tags(self.cut(labels), tags, doubtful)
 
     def _enlarge(self, plane: LabelArray) -> LabelArray:
         image = Image.fromarray(np.ascontiguousarray(plane))
@@ -205,11 +221,28 @@ def _blend(gray: npt.NDArray[np.uint8], labels: LabelArray, palette: Palette, do
     for value in _present(labels) & palette.keys():
         color = np.array(palette[value], dtype=np.float32)
         table[value] = (ramp * (1 - OPACITY) + color * OPACITY + 0.5).astype(np.uint8)
-    if doubtful:
-        rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
-        gap = (rows + columns) % DOUBTFUL_STRIPE_PX < DOUBTFUL_STRIPE_PX // 2
-        unsure = np.zeros(256, dtype=np.bool_)
-        unsure[list(doubtful)] = True
-        labels = np.where(unsure[labels] & gap, 0, labels)
-    result: Picture = table[labels, gray]
+    result: Picture = table[_striped(labels, doubtful), gray]
     return result
+
+
+def _striped(labels: LabelArray, doubtful: Collection[int]) -> LabelArray:
+    """Return labels with gaps in doubtful ones, so that they look striped."""
+    if not doubtful:
+        return labels
+    rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
+    gap = (rows + columns) % DOUBTFUL_STRIPE_PX < DOUBTFUL_STRIPE_PX // 2
+    unsure = np.zeros(256, dtype=np.bool_)
+    unsure[list(doubtful)] = True
+    return np.where(unsure[labels] & gap, np.uint8(0), labels)
+
+
+def windowed(gray: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Return gray values between black and white, see ``WINDOW_PERCENTILES``."""
+    inside = gray[gray != gray.min()]
+    low, high = np.percentile(inside if inside.size else gray, WINDOW_PERCENTILES)
+    scaled = np.clip((gray - low) * (255.0 / max(high - low, 1e-6)), 0, 255)
+    return np.asarray(scaled, dtype=np.uint8)
+
+
+def _resized(gray: npt.NDArray[np.uint8], size_px: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(gray).resize(size_px, Image.Resampling.BICUBIC), dtype=np.uint8)

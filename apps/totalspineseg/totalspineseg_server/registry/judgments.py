@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.errors import StorageError
-from totalspineseg_server.fields import from_fields
-from totalspineseg_server.files import load_json, storage_errors, write_json
+from totalspineseg_server.files import from_fields, load_json, storage_errors, write_json
 from totalspineseg_server.locks import locked
 from totalspineseg_server.registry.model_store import NAME, ModelStore
 

@@ -42,7 +42,7 @@ def list_versions(store: ModelStore, *, removed: bool = False) -> tuple[Listed, 
     for.
     """
     active = {step: store.active().get(step, STARTER) for step in DATASET_OF_STEP}
-    names = (STARTER, *store.versions()) if (store.model_dir / STARTER).is_dir() else store.versions()
+    names = (STARTER, *store.versions()) if store.starter_dir.is_dir() else store.versions()
     listed = []
     for name in (*names, *(removed_versions(store) if removed else ())):
         record = read_record(store, name) or {}

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from totalspineseg_server import places
 from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.files import read_json, staged_folder, write_json
 from totalspineseg_server.locks import locked
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.activations import before_last, made, note
 
 STARTER: Final = "starter"
@@ -52,6 +54,14 @@ class ModelStore:
     def __init__(self, model_dir: Path | str, *, weights: str = "") -> None:
         self.model_dir = Path(model_dir)
         self.weights = weights.strip()
+
+    @property
+    def starter_dir(self) -> Path:
+        """The folder of the starter weights; it may not exist. An installed wheel has its own inside the package."""
+        own = self.model_dir / STARTER
+        if places.INSTALLED and not own.is_dir() and self.model_dir.resolve() == places.model_dir().resolve():
+            return places.SHIPPED / "model" / STARTER
+        return own
 
     @property
     def versions_dir(self) -> Path:
@@ -232,18 +242,18 @@ class ModelStore:
         root = self._root(name)
         if not NAME.fullmatch(name) or not root.is_dir():
             raise WeightsError(
-                f"Version {name!r} is not installed in {str(self.model_dir)!r}. Run 'totalspineseg weights "
-                "install', or use WEIGHTS=starter."
+                f"Version {name!r} is not installed in {str(self.model_dir)!r}. Run '{COMMAND} weights "
+                "install', or choose the weights 'starter'."
             )
         return Choice(name, root)
 
     def _root(self, name: str) -> Path:
-        return self.model_dir / STARTER if name == STARTER else self.versions_dir / name
+        return self.starter_dir if name == STARTER else self.versions_dir / name
 
     def _newest_official(self) -> str:
         releases = [name for name in self.versions() if name.startswith(OFFICIAL_PREFIX)]
         if not releases:
-            raise WeightsError("The official weights are not installed. Run 'totalspineseg weights install'.")
+            raise WeightsError(f"The official weights are not installed. Run '{COMMAND} weights install'.")
         return releases[-1]
 
 

@@ -89,8 +89,8 @@ def write_record(folder: Path, record: VersionRecord) -> None:
 
 
 def read_record(store: ModelStore, name: str) -> dict[str, Any] | None:
-    """Return the record of an existing or removed version as plain values; None if it is missing or damaged."""
-    root = store.model_dir / STARTER if name == STARTER else store.versions_dir / name
+    """Return the record of a version, existing or removed, as plain values; None where it is missing or damaged."""
+    root = store.starter_dir if name == STARTER else store.versions_dir / name
     record = read_json_or(root / RECORD_FILE, None)
     # This comes last, because the version may be removed meanwhile.
     return read_json_or(removed_file(store, name), None) if record is None and not root.is_dir() else record

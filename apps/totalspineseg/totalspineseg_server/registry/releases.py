@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Final
 
 from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.model_store import OFFICIAL_PREFIX, STARTER, ModelStore
 from totalspineseg_server.registry.records import lineage, read_record
 
@@ -56,7 +57,7 @@ def require_supported(release: str) -> None:
     if release < RELEASES[0]:
         raise WeightsError(
             f"Release {release} is too old: this software supports {' and '.join(RELEASES)}. Install {NEWEST} with "
-            "'totalspineseg weights install'."
+            f"'{COMMAND} weights install'."
         )
 
 
@@ -90,7 +91,7 @@ def require_same(releases: Mapping[int, str], names: Mapping[int, str]) -> None:
         pair = " and ".join(f"step {step} ({names[step]}) from {releases[step]}" for step in sorted(releases))
         raise WeightsError(
             f"The two steps come from different releases: {pair}. Use both steps of one release, for example with "
-            "'totalspineseg weights install'."
+            f"'{COMMAND} weights install'."
         )
 
 
@@ -149,5 +150,5 @@ def release_text(store: ModelStore, names: Mapping[int, str]) -> str:
         return f"They come from the official release {release}, the newest that this software supports."
     return (
         f"They come from the official release {release}. This software supports the newer {NEWEST}: "
-        "'totalspineseg weights install' installs it."
+        f"'{COMMAND} weights install' installs it."
     )

@@ -13,7 +13,7 @@ from totalspineseg_server.agreement import NOTHING_LEFT, Left
 from totalspineseg_server.anatomy import NAME_OF, UNREVIEWED
 from totalspineseg_server.corrections.checks import INCOMPLETE
 from totalspineseg_server.corrections.correction_store import CODES_FILE, Correction
-from totalspineseg_server.corrections.inbox import FINAL_TAG, STEP1_TAG
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, STEP1_TAG
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.gate.holdout import Split, drawn_out, update_split
@@ -210,7 +210,8 @@ def _read(site: Site, correction: Correction, name: str, left: Left) -> LabeledS
     _require_same_image(path, correction)
     image = read_image(path)
     codes = read_labels(site.corrections.path(correction) / CODES_FILE)
-    unreviewed = frozenset(correction.unreviewed)
+    # A name that nobody confirmed says nothing, and without its name a structure has no class.
+    unreviewed = frozenset((*correction.unreviewed, *correction.unconfirmed))
     volume = Volume(codes.data, codes.affine)
     return LabeledScan(name, site.subject(correction.image), _origin(correction), image, volume, unreviewed, left)
 
@@ -240,6 +241,7 @@ def _provenance(correction: Correction) -> dict[str, Any]:
         "received": correction.received,
         "offered": correction.offered,
         "unreviewed": [NAME_OF[code] for code in correction.unreviewed],
+        "unconfirmed": [NAME_OF[code] for code in correction.unconfirmed],
         "unchanged": correction.unchanged,
         "untouched": [NAME_OF[code] for code in correction.untouched],
         # An incomplete label is not trained on. The reason is reported where it is left out.

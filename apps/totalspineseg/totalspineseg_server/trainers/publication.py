@@ -9,6 +9,7 @@ from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.files import storage_errors
 from totalspineseg_server.gate.verdict import GateReport
 from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.manage import require_served
 from totalspineseg_server.registry.model_store import Choice, ModelStore
 from totalspineseg_server.registry.records import VersionRecord, read_record, write_record
@@ -88,8 +89,8 @@ def not_served(name: str, compared: Mapping[int, Choice], instead: Mapping[int, 
     there = ", ".join(f"{compared[step].name} for step {step}" for step in sorted(instead))
     here = ", ".join(f"{chosen} for step {step}" for step, chosen in sorted(instead.items()))
     return (
-        f"passed the gate, but was not put into use: it was compared with {there}, and now other weights are in use "
-        f"({here}). To serve it anyway: totalspineseg models activate {name}"
+        f"passed the gate, but is not served: it was compared with {there}, and now other weights are in use "
+        f"({here}). To serve it anyway: {COMMAND} models activate {name}"
     )
 
 
@@ -107,6 +108,6 @@ def taken_back(store: ModelStore, name: str) -> str:
     if not store.is_taken_back(name):
         return ""
     return (
-        "passed the gate and was in use, but is not put into use again, because somebody chose other weights "
-        f"since. To serve it anyway: totalspineseg models activate {name}"
+        "passed the gate and was in use, but is not served again, because somebody has put other weights into use "
+        f"since. To serve it anyway: {COMMAND} models activate {name}"
     )

@@ -14,8 +14,7 @@ import numpy as np
 
 from totalspineseg_server.agreement import MEASURES, CaseScore, score_case
 from totalspineseg_server.certainty import Certainty, certainty_of
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.errors import GridError, ImageError, StorageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.gate.holdout import drawn_out, read_split

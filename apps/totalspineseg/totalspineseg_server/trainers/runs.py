@@ -13,8 +13,7 @@ from typing import IO, Any, Final, Literal
 
 from totalspineseg_server.corrections.history import time_after
 from totalspineseg_server.errors import StorageError, TrainingError
-from totalspineseg_server.fields import from_fields
-from totalspineseg_server.files import read_json_or, storage_errors, write_json
+from totalspineseg_server.files import from_fields, read_json_or, storage_errors, write_json
 from totalspineseg_server.locks import file_lock, is_locked
 
 logger = logging.getLogger(__name__)

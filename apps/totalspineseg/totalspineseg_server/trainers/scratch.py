@@ -15,6 +15,7 @@ from typing import IO, Any, Final
 
 import torch
 
+from totalspineseg_server import places
 from totalspineseg_server.errors import TrainingError
 from totalspineseg_server.files import read_json_or, storage_errors, write_json
 from totalspineseg_server.locks import locked
@@ -25,10 +26,10 @@ from totalspineseg_server.nnunet.raw_folder import DATASET_FILE
 from totalspineseg_server.nnunet.runtimes import resolve_device
 from totalspineseg_server.nnunet.splits import require_fold, subjects_of, write_splits
 from totalspineseg_server.nnunet.training_log import TEXT_FILE
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.model_store import DATASET_OF_STEP
 from totalspineseg_server.trainers.runs import is_running, only_one
 
-APP_DIR: Final = Path(__file__).resolve().parents[2]
 PLUGIN_DIR: Final = Path(__file__).resolve().parents[1] / "nnunet" / "plugin"
 CONFIGURATION: Final = "3d_fullres"
 """The configuration that the reference used; cases are at 1 mm already."""
@@ -132,7 +133,7 @@ class _Scratch:
         subjects = subjects_of(self.raw)
         if not subjects:
             raise TrainingError(
-                f"There are no labeled cases in {str(self.raw)!r}. Write them with 'totalspineseg prepare'."
+                f"There are no labeled cases in {str(self.raw)!r}. Write them with '{COMMAND} prepare'."
             )
         require_fold(self.fold, subjects.values())
         try:
@@ -187,7 +188,7 @@ class _Scratch:
         write_splits(self.raw, self.preprocessed)
         if _digest(self.raw) != digest:
             raise TrainingError(
-                f"The cases have changed while {self.dataset} was planned. Train again after 'totalspineseg prepare' "
+                f"The cases have changed while {self.dataset} was planned. Train again after '{COMMAND} prepare' "
                 "has finished."
             )
         write_json(self.preprocessed / PLANNED_FILE, {**known, self.settings.plans: digest})
@@ -255,7 +256,7 @@ class _Scratch:
         """Run one of nnU-Net's programs in a process of its own, and pass its log on line by line."""
         environment = {**os.environ, **self.folders.environment(), **variables}
         environment["nnUNet_extTrainer"] = str(PLUGIN_DIR)
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(APP_DIR), os.environ.get("PYTHONPATH", "")]))
+        environment["PYTHONPATH"] = places.python_path()
         if not any(map(shutil.which, ("cc", "gcc", "clang"))):
             # Compiling the network needs a C compiler; without one nnU-Net would stop.
             environment.setdefault("nnUNet_compile", "f")
@@ -272,7 +273,7 @@ class _Scratch:
                 stdin=subprocess.DEVNULL,
                 env=environment,
                 # Let the child hold the lock as long as it trains, even if this process is killed.
-                pass_fds=() if self.lock is None else (self.lock.fileno(),),
+                pass_fds=() if self.lock is None or sys.platform == "win32" else (self.lock.fileno(),),
             )
             try:
                 while process.poll() is None:
