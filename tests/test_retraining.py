@@ -362,7 +362,7 @@ def test_time_and_best_metric_stay_to_the_end(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(SpineFinetuner, "best", 0.25)
     train(site)
     (during,), after = told, present_state(site)
-    assert (during.status, during.message, during.best_metric) == ("running", "judging on reference-0", 0.25)
+    assert (during.status, during.message, during.best_metric) == ("running", "comparing on reference-0", 0.25)
     assert (after.status, after.best_metric) == ("published", 0.25)
     assert 0 < during.seconds <= after.seconds
     stats = SpineTrainTask(site, (1,)).stats()

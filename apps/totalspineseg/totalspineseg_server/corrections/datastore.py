@@ -153,11 +153,11 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Return the images with a finished label that was drawn on their present content."""
-        return [image_id for image_id, labels in self._all_shown().items() if FINAL_TAG in labels]
+        return [image_id for image_id, labels in self._all_labels().items() if FINAL_TAG in labels]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Return the images without such a label."""
-        return [image_id for image_id, labels in self._all_shown().items() if FINAL_TAG not in labels]
+        return [image_id for image_id, labels in self._all_labels().items() if FINAL_TAG not in labels]
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Return tag -> the id of the label, which is that of the image."""
@@ -183,7 +183,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         Raises:
             StorageError: It is a correction that had to be written, and could not.
         """
-        label = self._shown(label_id).get(_plain(label_tag))
+        label = self._labels_of(label_id).get(_plain(label_tag))
         if label is not None and label.file is None:
             label = self._drawn(label_id, _plain(label_tag))
         return "" if label is None else str(label.file)
@@ -276,8 +276,8 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         newest = self._corrections.of(image_id)
         for tag, label in saved.items():
             # A correction that the history does not know stays: the history may have been lost.
-            shown = str(label.info.get(CORRECTION) or "")
-            if shown and tag not in newest and self._corrections.has(image_id, shown):
+            correction_id = str(label.info.get(CORRECTION) or "")
+            if correction_id and tag not in newest and self._corrections.has(image_id, correction_id):
                 del found[tag]
         for tag, correction in newest.items():
             here = saved.get(tag)
@@ -285,11 +285,11 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
                 found[tag] = DisplayedLabel(None, info_of(correction))
         return found
 
-    def _shown(self, image_id: str) -> dict[str, DisplayedLabel]:
+    def _labels_of(self, image_id: str) -> dict[str, DisplayedLabel]:
         """Return the labels of an image by tag that this server made and that were drawn on its present content."""
         return self._fitting(image_id, self._known(image_id))
 
-    def _all_shown(self) -> dict[str, dict[str, DisplayedLabel]]:
+    def _all_labels(self) -> dict[str, dict[str, DisplayedLabel]]:
         """Return the same for every image."""
         return {image_id: self._fitting(image_id, known) for image_id, known in self._all_known().items()}
 
@@ -377,7 +377,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
                 "image": self._image_entry(image_id, self.present_file(image_id)),
                 "labels": {tag: {"ext": _ending_of(one), "info": dict(one.info)} for tag, one in labels.items()},
             }
-            for image_id, labels in self._all_shown().items()
+            for image_id, labels in self._all_labels().items()
         }
         # What is sent must be JSON, whatever a client or an older version has stored.
         content: dict[str, Any] = {"name": self.name(), "description": self.description(), "objects": objects}

@@ -51,12 +51,12 @@ class Remembered(Generic[T]):
             paths: The files and folders that it depends on; they need not exist.
             read: Called where it is not known, or one of them has changed.
         """
-        stamps = tuple(stamp_of(path) for path in paths)
+        states = tuple(stamp_of(path) for path in paths)
         known = self._known.get(key)
-        if known is not None and known[0] == stamps and None not in stamps:
+        if known is not None and known[0] == states and None not in states:
             return known[1]
         value = read()
-        self._known[key] = stamps, value
+        self._known[key] = states, value
         return value
 
 

@@ -45,9 +45,10 @@ FOREIGN: Final = (
 WITHOUT_IMAGE: Final = "belongs to no image here. Restore the image or remove the label"
 NAMES_IN_LOG: Final = 5
 LISTED_SECONDS: Final = 1.0
-"""A list of images that is no older is not made again, so that many requests at once list the folder once."""
+"""Age below which a list of images is not made again, so that many requests at once list the folder once."""
 LISTED_TIMES: Final = 10.0
-"""Nor one that is no older than so many times what it took: a slow disk must not be listed all the time."""
+"""A list of images is not made again before it is this many times as old as the time that making it took, so that a slow
+disk is not listed all the time."""
 EXAMINATION: Final = re.compile(r"sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?_")
 """Series of one session share the scanner's coordinates; those of two sessions do not."""
 
