@@ -1,4 +1,4 @@
-"""A folder of images as the studies: every image file directly in it is an image, and no file is ever overwritten."""
+"""Use a folder as the studies: every image file directly in it is an image, and no file is ever overwritten."""
 
 import logging
 import re
@@ -47,14 +47,15 @@ NAMES_IN_LOG: Final = 5
 LISTED_SECONDS: Final = 1.0
 """Age below which a list of images is not made again, so that many requests at once list the folder once."""
 LISTED_TIMES: Final = 10.0
-"""A list of images is not made again before it is this many times as old as the time that making it took, so that a slow
-disk is not listed all the time."""
+"""A list of images is not made again before it is this many times as old as making it took, so that a slow disk is not
+listed all the time."""
 EXAMINATION: Final = re.compile(r"sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?_")
-"""Series of one session share the scanner's coordinates; those of two sessions do not."""
+"""Pattern of names in BIDS. Series of one session share the scanner's coordinates; those of two sessions do not."""
 
 
 def same_examination(one: str, other: str) -> bool:
-    """Return whether two image ids are of one examination: they begin with the same BIDS ``sub-`` and ``ses-``."""
+    """Return whether two images are from one examination: whether their ids begin with the same BIDS ``sub-`` and
+    ``ses-``."""
     first, second = (EXAMINATION.match(image_id) for image_id in (one, other))
     return first is not None and second is not None and first.groups() == second.groups()
 
@@ -62,11 +63,11 @@ def same_examination(one: str, other: str) -> bool:
 class StudiesDatastore(SpineDatastore):
     """A folder of images.
 
-    Of two files with one id, the one offered before is used, since labels are drawn on it, else the one whose ending is
-    first in ``OFFERED_ENDINGS``.
+    If two files have the same id, the one offered before is used, because labels are drawn on it; otherwise the one
+    whose ending comes first in ``OFFERED_ENDINGS``.
 
     Args:
-        path: Folder of the labels that are shown; made when missing.
+        path: Folder of the labels that are shown; it is made if it is missing.
         images: Folder of the images, which is only read unless somebody uploads one; empty for the same folder.
         auto_reload: Whether added and removed files are noticed without ``refresh``.
         read_only: Whether nothing is written when the studies are opened.
@@ -177,7 +178,7 @@ class StudiesDatastore(SpineDatastore):
                 f"The server has a record of an image {image_id!r}, but none of its images can be read now, so "
                 "it cannot tell whether yours is another one. Mount the folder of images, or rename yours."
             )
-        # What takes seconds for a large image is done while others may change the studies.
+        # Copying a large image takes seconds, so it is done while others may change the studies.
         if there is not None and sha256_of(there) != sha256_of(source):
             raise FileExistsError(
                 f"Another image here is named {image_id!r}. Rename yours (in 3D Slicer, the volume in the "
@@ -195,7 +196,7 @@ class StudiesDatastore(SpineDatastore):
                     self._records.write(image_id, {**image_info, "ts": int(time.time())})
                     self._list()
                 return image_id
-        # Somebody else added or removed it in the meantime.
+        # Somebody else has added or removed it meanwhile.
         return self.add_image(image_id, image_filename, image_info)
 
     def remove_image(self, image_id: str) -> None:
@@ -232,10 +233,10 @@ class StudiesDatastore(SpineDatastore):
     # The list.
 
     def _offered(self) -> Mapping[str, str]:
-        """Return image id -> its file's name, listed a moment ago."""
+        """Return image id -> its file's name; the list is at most some moments old."""
         age = time.monotonic() - self._listed_at
         is_old = age > max(LISTED_SECONDS, LISTED_TIMES * self._listing_seconds)
-        # Who comes while somebody lists the folder gets the list before.
+        # A request that comes while another one lists the folder gets the previous list.
         if self._follows and is_old and self._listing.acquire(blocking=False):
             try:
                 names = self._names
@@ -296,7 +297,7 @@ class StudiesDatastore(SpineDatastore):
     # What is not offered.
 
     def _report_not_offered(self) -> None:
-        """Find what the folder contains besides, and log the reason once for each.
+        """Find what else the folder contains, and log once for each why it is not offered.
 
         No lock is held while folders are searched, which may take long.
         """
@@ -336,7 +337,7 @@ class StudiesDatastore(SpineDatastore):
 
 
 def _log_new(before: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Log what is not offered and was not known before, one line for each reason."""
+    """Log what is newly not offered, in one line for each reason."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in found.items():
         if before.get(name) != reason:

@@ -1,4 +1,4 @@
-"""Read the label file that an annotator's program sent."""
+"""Read the label file that a reader's program sent."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from totalspineseg_server.segments import MAX_SEGMENTS, Segment, Submission
 from totalspineseg_server.volume_io import open_itk, read_labels
 
 SEGMENT_KEY: Final = re.compile(r"Segment(\d+)_(Name|LabelValue|Layer)")
-"""Header fields in which 3D Slicer keeps the segments of a .seg.nrrd file."""
+"""Pattern of the header fields in which 3D Slicer stores the segments of a .seg.nrrd file."""
 
 
 def read_submission(path: Path, label_info: object) -> Submission:
@@ -101,7 +101,7 @@ def _layers(image: sitk.Image) -> tuple[tuple[LabelArray, ...], Grid]:
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's LPS to RAS
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK uses LPS, this project RAS.
     layers = tuple(_as_labels(array.transpose()) for array in arrays)
     return layers, Volume(layers[0], affine).grid
 
