@@ -135,7 +135,7 @@ def create_app(
 
 
 def configure(studies: str, *, host: str, port: int, conf: dict[str, str], app_dir: Path) -> None:
-    """Set the host's settings, in this process and in those it starts."""
+    """Set MONAI Label's settings, in this process and in those it starts."""
     become_parent()
     # The app must share the front's classes, but MONAI Label would import a second copy of ``totalspineseg_server``.
     os.environ["MONAI_LABEL_RELOAD_APP_LIB"] = "false"
