@@ -1,4 +1,4 @@
-"""Checks of a label map for what cannot be right: gaps, duplicates, order, fragments, unknown codes."""
+"""Check a label map for what cannot be right: gaps, duplicates, wrong order, fragments, unknown codes."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,11 +32,11 @@ from totalspineseg_server.numbering.states import HEIGHT_MM
 from totalspineseg_server.transforms.components import foreground_box
 
 LAST_STEP_CLASS: Final = max(step_class.value for step_class in Step2)
-"""Values up to this one that are not codes are classes of a network's raw map."""
+"""Largest class of a network's raw map; smaller values that are not codes are also such classes."""
 MOST_STRANGE: Final = 10
-"""Maximum number of values without a structure that are named; with more it is no map of this table."""
+"""Largest number of values without a structure that are named; with more, it is not a map with these codes."""
 CORD_OUTSIDE_SHARE: Final = 0.2
-"""Share of cord voxels in a slice that may lie outside the canal's outline before the slice counts."""
+"""Share of the cord voxels of a slice that must lie outside the outline of the canal for the slice to count."""
 CORD_SLICES: Final = 5
 """Number of such slices that make a finding."""
 MIN_STRUCTURE_MM3: Final = 30.0
@@ -52,15 +52,15 @@ MIN_STEPS: Final = 2
 
 
 def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tuple[Finding, ...]:
-    """Return what cannot be right in a label map, of a network or of a reader.
+    """Return what cannot be right in the label map of a network or a reader.
 
     Args:
         labels: Integer codes (X, Y, Z) nearest RAS, of either step. Not modified.
         spacing: Voxel size, mm.
 
     Returns:
-        The findings: unknown codes and what was not checked first, then from superior to inferior; empty for a sound
-        map.
+        The findings: first unknown codes and what was not checked, then the others from superior to inferior; empty for
+        a sound map.
 
     Raises:
         ValueError: The map is not 3D or not of an integer type.
@@ -70,7 +70,7 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
     box = foreground_box(labels, margin_vox=1)
     if box is None:
         return (Finding("not_checked", BACKGROUND, messages.EMPTY),)
-    # Because of the margin, what touches the outer faces of the crop is cut off by the field of view.
+    # The margin makes sure that what touches the outer faces of the crop is cut off by the field of view.
     crop = np.ascontiguousarray(labels[box])
     origin = np.array([axis.start for axis in box])
     mm = np.asarray(spacing, dtype=np.float64)
@@ -90,9 +90,9 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
 
 
 def levels_read(labels: npt.NDArray[np.integer[Any]], program: str = "") -> str:
-    """Return a sentence on the first and the last level that the numbers of a map mean.
+    """Return a sentence that names the first and the last level that the numbers of a map mean.
 
-    Another tool may use the same numbers for other levels, and its map is then as sound as one of this project.
+    Another tool may use the same numbers for other levels, and then its map looks as sound as one of this project.
 
     Args:
         labels: Integer codes of any shape. Not modified.
@@ -106,7 +106,8 @@ def levels_read(labels: npt.NDArray[np.integer[Any]], program: str = "") -> str:
 
 
 def _with_a_place(codes: Iterable[int]) -> list[int]:
-    """Return the codes of levels; in a step-1 result, where the sacrum's code stands for every vertebra, the discs."""
+    """Return the codes of levels; in a step-1 result only those of discs, because the sacrum's code stands for every
+    vertebra."""
     levels = list(codes)
     if any(BY_CODE[code].kind is Kind.VERTEBRA and code != C1 for code in levels):
         return levels
