@@ -30,7 +30,7 @@ RESERVED = ("model", "image", "image_id", "label_from", "session", "description"
 
 REPORT_HEADER: Final = "x-totalspineseg-report"
 """Header with what a reader must know of a result whose report the client does not read: JSON of ``IN_SHORT``."""
-IN_SHORT: Final = ("prediction", "message", "marked")
+IN_SHORT: Final = ("prediction", "message", "marked", "warning")
 ASK_SECONDS: Final = 5.0
 MAX_WAITING: Final = 50
 """Maximum length of the queue: half an hour of work on a CPU, and nobody waits longer."""
