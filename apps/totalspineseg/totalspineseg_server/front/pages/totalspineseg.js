@@ -225,9 +225,16 @@
 
   // --- in the picture: the name below the mouse
 
+  // Views that are not the active one let the mouse through to what is around them.
+  function isOver(event, viewport) {
+    const { left, top, right, bottom } = viewport.canvas.getBoundingClientRect();
+    const { clientX: x, clientY: y, target } = event;
+    const covered = !viewport.element.contains(target) && !target.contains(viewport.element);
+    return left <= x && x < right && top <= y && y < bottom && !covered;
+  }
+
   function nameAt(event) {
-    const below = document.elementsFromPoint(event.clientX, event.clientY);
-    const viewport = viewports().find(one => below.includes(one.canvas) || below.includes(one.element));
+    const viewport = viewports().find(one => isOver(event, one));
     const volume = viewport && service().getSegmentation(SEGMENTATION) && service().getLabelmapVolume(SEGMENTATION);
     if (!volume) {
       return '';
@@ -278,15 +285,10 @@
 
   document.head.append(element('style', {}, STYLE));
   let frame = 0;
-  // Views keep their mouse events to themselves, so they are taken on their way down.
-  document.addEventListener(
-    'mousemove',
-    event => {
-      cancelAnimationFrame(frame);
-      frame = requestAnimationFrame(() => hover(event));
-    },
-    true
-  );
+  document.addEventListener('mousemove', event => {
+    cancelAnimationFrame(frame);
+    frame = requestAnimationFrame(() => hover(event));
+  });
 
   // The picture must be there before segments can be laid over it.
   function shown(panel) {
