@@ -166,7 +166,7 @@ def stored(server: PacsServer, series: str) -> list[str]:
 
 
 def wait_for(happened: Callable[[], object]) -> None:
-    """Ask until the answer is yes."""
+    """Ask again until the answer is yes."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not happened():
         assert time.monotonic() < deadline, "it never happened"

@@ -22,7 +22,7 @@ PATH = "/infer/totalspineseg"
 
 
 class App:
-    """Infers until it is told to go on."""
+    """Predicts when the test lets it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.served, self.progress = folder, list[str](), Progress()
@@ -95,7 +95,7 @@ def test_whoever_waits_sees_what_the_server_does_and_what_is_doubtful_in_the_end
 
 
 def test_the_line_has_an_end(app: App, front: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script in a loop filled the disk with images that waited."""
+    """A script in a loop filled the disk with waiting images."""
     monkeypatch.setattr(infer, "MAX_WAITING", 1)
     with TestClient(front) as client, ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.post, f"{PATH}?image=a&output=image")

@@ -48,19 +48,19 @@ def viewer(server: PacsServer) -> Iterator[Viewer]:
 
 
 def corner(index: npt.NDArray[np.int_], half: float) -> npt.NDArray[np.float64]:
-    """LPS mm of a voxel's outer corner."""
+    """Return the LPS mm of a voxel's outer corner."""
     lps: npt.NDArray[np.float64] = (LPS_TO_RAS @ PIR @ [*(index + half), 1])[:3]
     return lps
 
 
 def place(viewer: Viewer, name: str) -> Rectangle:
-    """Where a structure must lie in the sagittal view."""
+    """Return where a structure must lie in the sagittal view."""
     at = np.argwhere(CODE_OF[name] == SERIES_CODES)
     return viewer.box(corner(at.min(axis=0), -0.5), corner(at.max(axis=0), 0.5))
 
 
 def distance(picture: Picture, color: tuple[int, int, int]) -> npt.NDArray[np.float64]:
-    """How far each pixel's hue is from a color: both without their gray part, as directions."""
+    """Return how far each pixel's hue is from a color: both without their gray part, as directions."""
     own, wanted = (values - values.mean(axis=-1, keepdims=True) for values in (picture, np.array(color, float)))
     length = np.linalg.norm(own, axis=-1) * np.linalg.norm(wanted)
     cosine = (own @ wanted) / np.where(length == 0, 1, length)
@@ -161,7 +161,7 @@ def test_doubt_is_seen_in_the_viewer_and_what_is_confirmed_counts(
 
 
 def test_an_enhanced_image_is_corrected_slice_by_slice(server: PacsServer, viewer: Viewer, tmp_path: Path) -> None:
-    """The viewer took the first frame for the last: one slice of every correction lay at the other end."""
+    """The viewer mistook the first frame for the last, so that one slice of every correction lay at the other end."""
     study = write_study(tmp_path, 3, "Gamma")
     make_enhanced(study)
     fill(server.orthanc, tmp_path)
@@ -190,7 +190,7 @@ def the_panel_has_nothing_of_other_organs(viewer: Viewer) -> None:
 
 
 def no_model_replaces_the_segmentation_by_marks(server: PacsServer, viewer: Viewer) -> None:
-    """A second result takes the place of the first one: the review wiped the segmentation, unsaved edits included."""
+    """A second result replaces the first one: the review wiped the segmentation and all unsaved edits."""
     offered = set(requests.get(f"{server.url}/info/", timeout=300).json()["models"])
     options = viewer.page.locator("select.selectBox").first.locator("option")
     names = options.evaluate_all("all => all.map(option => option.value)")
@@ -199,7 +199,7 @@ def no_model_replaces_the_segmentation_by_marks(server: PacsServer, viewer: View
 
 
 def the_overlay_covers_the_structures(viewer: Viewer, plain: Picture, overlaid: Picture) -> None:
-    """Each structure's place in the picture has its color, and nothing outside the column has any."""
+    """Each structure has its color at its place in the picture, and nothing outside the column has a color."""
     for name in ("L1", "L2", "L3", "L4", "L5", "L1-L2", "L4-L5", "sacrum"):
         inside = place(viewer, name).cut(overlaid)
         assert inside.size > 0
@@ -239,7 +239,7 @@ def the_next_sample_is_another(viewer: Viewer, study: str) -> None:
 
 
 def a_training_starts_and_stops(server: PacsServer, viewer: Viewer, correction: str) -> None:
-    """What was exported last is what is trained on."""
+    """The training uses what was exported last."""
     viewer.page.get_by_text("Active Learning", exact=True).click()
     viewer.button("Update Model").click()
     viewer.button("Stop Training").wait_for()

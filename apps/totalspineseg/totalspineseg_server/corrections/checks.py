@@ -10,6 +10,7 @@ from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.attribution import Corrected
 from totalspineseg_server.corrections.correction_store import Correction, Received
+from totalspineseg_server.corrections.displayed_corrections import UNCONFIRMED
 from totalspineseg_server.corrections.names import ACCEPTED_MARK, Mapped
 from totalspineseg_server.corrections.renames import Compared
 from totalspineseg_server.corrections.unreviewed import without_regions
@@ -70,8 +71,6 @@ def finished_meanwhile(in_force: Sequence[Correction], received: Received) -> tu
     return ()
 
 
-UNCONFIRMED: Final = "unconfirmed"
-"""Kind of the finding on names that were left marked as doubtful; also the field of a shown label with these names."""
 UNCHANGED: Final = "unchanged"
 """Kind of the finding on a doubtful prediction that was submitted unchanged."""
 RENAMED: Final = "renamed"

@@ -9,7 +9,7 @@ import numpy as np
 from totalspineseg_server.anatomy import BY_CODE, NAME_OF, Kind
 from totalspineseg_server.certainty import Certainty
 from totalspineseg_server.corrections import answers
-from totalspineseg_server.corrections.drawn_maps import KeptMaps
+from totalspineseg_server.corrections.predictions import KeptMaps
 from totalspineseg_server.corrections.wire import is_vertebrae
 from totalspineseg_server.geometry import Grid, LabelArray, iso_grid, labels_from_iso, same_grid
 from totalspineseg_server.numbering.renumber import Recognized, recognize, renumber

@@ -25,11 +25,15 @@ from totalspineseg_server.spellings import with_mark
 MANUFACTURER: Final = "TotalSpineSeg for MONAI Label"
 ALGORITHM: Final = "TotalSpineSeg"
 DESCRIPTION: Final = "Spine segmentation"
+DOUBTFUL: Final = f"{DESCRIPTION}, levels DOUBTFUL"
+"""Description of a result with uncertain levels, for lists of the PACS; nothing else of the report stays with the
+object.
+"""
 _FAMILY: Final = Code("123109", "DCM", "Artificial Intelligence")
 """Algorithm family, DICOM CID 7162."""
 BYTE: Final = 8
 MAX_LO: Final = 64
-"""Maximum characters of a DICOM long string."""
+"""Largest number of characters in a DICOM long string."""
 
 
 def write_seg(
@@ -45,7 +49,7 @@ def write_seg(
     corrected_by: str | None = None,
     marked: Collection[int] = (),
 ) -> Dataset:
-    """Return a label map as a DICOM SEG object of the study it was made in.
+    """Return a label map as a DICOM SEG object in the study of its series.
 
     Args:
         labels: Codes of the label table, uint8, on the grid of the series; its axes may be in any order. Not modified.

@@ -1,6 +1,5 @@
 """``/ohif/``: serve the viewer that comes with MONAI Label, changed so that it can submit."""
 
-import hashlib
 import html
 import json
 import mimetypes
@@ -20,7 +19,8 @@ from totalspineseg_server.corrections.wire import VERTEBRAE_NAME
 from totalspineseg_server.front.bundle import Bundle, read_bundle
 from totalspineseg_server.front.failures import without_folders
 from totalspineseg_server.front.guard import POLICY
-from totalspineseg_server.infers.http import NOT_FOUND, NOT_MODIFIED
+from totalspineseg_server.front.revalidated import ASK_EACH_TIME, revalidated, tag_of
+from totalspineseg_server.infers.http import NOT_FOUND
 from totalspineseg_server.numbering.evidence_weights import ORDER
 
 OHIF_FOLDER: Final = Path(str(monailabel.__file__)).parent / "endpoints" / "static" / "ohif"
@@ -30,10 +30,6 @@ COLORS_MARK: Final = "/*COLORS*/{}"
 ORDER_MARK: Final = "/*ORDER*/[]"
 HEAD_END: Final = "</head>"
 BODY: Final = "<body>"
-REVALIDATED: Final = {"cache-control": "no-cache"}
-"""The hash in the bundle's file names is that of the original file, not of the served one: the browser must ask each
-time.
-"""
 UNKNOWN_VIEWER: Final = (
     "This viewer cannot {missing}: it is another version than this server expects. Use it only to look at images, "
     "and install the pinned requirements."
@@ -45,7 +41,8 @@ def router() -> APIRouter:
     routes = APIRouter()
     bundle = read_bundle(OHIF_FOLDER)
     pages = {"index.html": _index(bundle), SCRIPT: _script(), **bundle.changed}
-    tags = {name: f'"{hashlib.sha256(content).hexdigest()[:32]}"' for name, content in pages.items()}
+    # The hash in the bundle's file names is that of the original file: the browser must ask each time.
+    tags = {name: tag_of(content) for name, content in pages.items()}
     files = StaticFiles(directory=OHIF_FOLDER)
 
     @routes.get("/ohif/{path:path}", include_in_schema=False)
@@ -55,12 +52,11 @@ def router() -> APIRouter:
         """Return a file of the viewer; addresses of the viewer that are not files get its page."""
         name = path if Path(path).suffix else "index.html"
         if name in pages:
-            if request.headers.get("if-none-match") == tags[name]:
-                return Response(status_code=NOT_MODIFIED, headers={"etag": tags[name], **REVALIDATED})
             kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-            return Response(pages[name], media_type=kind, headers={"etag": tags[name], **REVALIDATED, **POLICY})
+            page = Response(pages[name], media_type=kind, headers=POLICY)
+            return revalidated(request, tags[name], lambda: page)
         response = await files.get_response(name, request.scope)
-        response.headers.update(REVALIDATED)
+        response.headers.update(ASK_EACH_TIME)
         return response
 
     @routes.get("/submissions/{instance}")

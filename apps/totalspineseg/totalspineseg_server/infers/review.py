@@ -8,8 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from totalspineseg_server.anatomy import BY_CODE, DISCS, Kind
-from totalspineseg_server.corrections.drawn_maps import KeptMaps
-from totalspineseg_server.corrections.predictions import PredictionRecord
+from totalspineseg_server.corrections.predictions import KeptMaps, PredictionRecord
 from totalspineseg_server.corrections.wire import REVIEW_PREFIX
 from totalspineseg_server.geometry import LabelArray, same_grid
 from totalspineseg_server.infers.published import FullTask

@@ -5,16 +5,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from totalspineseg_server.corrections.datastore import StudiesDatastore
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.datastore import SpineDatastore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.infers.inference_progress import Progress
 from totalspineseg_server.infers.settings import DoubtfulNames
 from totalspineseg_server.prediction import Predictor
 
 
+class Model(Protocol):
+    """A model in use."""
+
+    @property
+    def name(self) -> str:
+        """The name of its version."""
+
+
 class Networks(Protocol):
     """Holds the loaded predictor of each step."""
+
+    def folder(self, step: Literal[1, 2]) -> Model:
+        """Return the model in use, without loading the network.
+
+        Raises:
+            WeightsError: There are no usable weights.
+        """
 
     def get(self, step: Literal[1, 2]) -> Predictor:
         """Return the predictor, loaded on first use.
@@ -59,7 +73,7 @@ class Services:
     networks: Networks
     predictions: PredictionStore
     maps: DrawnMaps
-    studies: StudiesDatastore
+    studies: SpineDatastore
     weights_text: Callable[[], str]
     doubtful_names: DoubtfulNames = "marked"
     progress: Progress = field(default_factory=Progress)

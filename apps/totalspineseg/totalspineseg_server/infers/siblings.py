@@ -5,8 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from totalspineseg_server.anatomy import BACKGROUND, CODE_OF, DISCS, SACRUM, VERTEBRAE, Kind
-from totalspineseg_server.corrections.checks import UNCONFIRMED
-from totalspineseg_server.corrections.inbox import FINAL_TAG
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, UNCONFIRMED
 from totalspineseg_server.corrections.wire import from_wire
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume

@@ -17,10 +17,8 @@ from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, DISCS, NAME_OF, WI
 from totalspineseg_server.certainty import proves_nothing
 from totalspineseg_server.clock import Stopwatch
 from totalspineseg_server.corrections import history
-from totalspineseg_server.corrections.checks import UNCONFIRMED
-from totalspineseg_server.corrections.drawn_maps import KeptMaps
-from totalspineseg_server.corrections.inbox import FINAL_TAG
-from totalspineseg_server.corrections.predictions import PredictionRecord
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, UNCONFIRMED
+from totalspineseg_server.corrections.predictions import KeptMaps, PredictionRecord
 from totalspineseg_server.corrections.wire import from_wire, to_wire
 from totalspineseg_server.errors import SettingError, StorageError, UnknownImageError
 from totalspineseg_server.files import sha256_of, storage_errors
