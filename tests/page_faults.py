@@ -1,4 +1,4 @@
-"""What axe finds that keeps somebody from using a page."""
+"""Find what keeps somebody from using a page, with axe."""
 
 from playwright.sync_api import Page
 from server_process import APP
