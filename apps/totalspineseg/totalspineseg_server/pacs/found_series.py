@@ -24,8 +24,8 @@ LOCALIZER: Final = re.compile(
     r"(?<![a-z])(loc|locali[sz]ers?|scout|survey|topogram|3[- ]?planes?)(?![a-z])", re.IGNORECASE
 )
 """Descriptions of series that only show where the others lie."""
-INFO_FIELDS: Final = ("StudyDate", "StudyTime", "Modality", "PatientID", "StudyInstanceUID")
-"""Fields that OHIF shows of the next sample."""
+INFO_FIELDS: Final = ("StudyDate", "StudyTime", "Modality", "PatientID", "StudyInstanceUID", "SeriesDescription")
+"""Fields that clients show: OHIF those of the next sample, the lab's page those of each series."""
 
 
 @dataclass(frozen=True)

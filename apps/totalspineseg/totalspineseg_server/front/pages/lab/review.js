@@ -112,7 +112,7 @@ export async function show(view, id) {
 
   function drawAbout() {
     about.replaceChildren(
-      element('h2', { class: 'scan' }, scan.id),
+      element('h2', { class: 'scan', title: scan.id }, scan.about || scan.id),
       element('p', {}, tag(scan.status), ' ', scan.certainty ? tag(scan.certainty) : '', scan.unchanged ? ' accepted unchanged' : ''),
       scan.reason ? element('p', {}, scan.reason) : '',
       scan.status === 'finished' ? element('p', {}, `Finished by ${scan.user}, ${day(scan.date)}.`) : '',
