@@ -174,7 +174,7 @@ def test_from_the_worklist_to_a_finished_scan(server: Server, page: Page) -> Non
 
 
 def test_from_a_refusal_by_the_gate_to_going_back(server: Server, page: Page) -> None:
-    """Refused by the gate: look why. Another version is put into use after its question, and taken back."""
+    """Read why the gate refused a version, put another version into use, and take it back."""
     page.goto(f"{server.url}/#/learning")
     refused = page.locator(f"li[data-version='{REFUSED}']")
     refused.wait_for()
@@ -258,7 +258,7 @@ def test_a_batch_shows_how_far_it_is_and_can_be_stopped(server: Server, page: Pa
 
 
 def test_the_next_scan_comes_in_the_order_chosen_in_the_worklist(server: Server, page: Page) -> None:
-    """The review offered the doubtful ones first whatever was chosen."""
+    """The review offered the doubtful scans first, whatever order was chosen."""
     page.goto(f"{server.url}/#/worklist")
     page.get_by_label("Order of the next scan").select_option("last")
     page.goto(f"{server.url}/#/review/a-whole")

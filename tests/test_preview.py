@@ -29,7 +29,7 @@ L4, L5, DISC = CODE_OF["L4"], CODE_OF["L5"], CODE_OF["L4-L5"]
 
 
 def curved_spine() -> np.ndarray:
-    """Canal that moves from x = 10 below to x = 30 above; L4, disc, L5 in front of it."""
+    """A canal that moves from x = 10 at the bottom to x = 30 at the top, with L4, disc and L5 in front of it."""
     labels = np.zeros(SHAPE, dtype=np.uint8)
     for z in range(SHAPE[2]):
         x = 10 + 20 * z // (SHAPE[2] - 1)
@@ -56,7 +56,7 @@ def color_share(picture: np.ndarray, color: tuple[int, int, int], tolerance: flo
 
 
 def test_sagittal_plane_follows_the_canal() -> None:
-    """In a scoliotic spine the array's middle plane shows the cord in one slice only."""
+    """In a scoliotic spine, the middle plane of the array shows the cord in one slice only."""
     labels = curved_spine()
     picture = drawn(image_like(labels), palette={}, labels=labels, tags=())
     cord_rows = (picture[..., 0] > 200).any(axis=1).mean()
@@ -97,14 +97,14 @@ def test_patients_right_is_left_in_the_coronal_picture() -> None:
 
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (4, 0.6, 1.2), (1, 2, 0.5)], ids=str)
 def test_pixels_are_square_millimeters(spacing: tuple[float, float, float]) -> None:
-    """Anisotropic scans came out squeezed."""
+    """Anisotropic scans looked squeezed."""
     volume = Volume(np.random.default_rng(0).random((20, 60, 90)), np.diag([*spacing, 1.0]))
     picture = mid_sagittal(volume)
     assert picture.shape[0] / picture.shape[1] == pytest.approx(90 * spacing[2] / (60 * spacing[1]), rel=0.02)
 
 
 def test_wide_scans_are_cut_to_the_spine_and_its_margin() -> None:
-    """In a scan of 300 mm from front to back the spine was a third of the picture."""
+    """In a scan of 300 mm from front to back, the spine was a third of the picture."""
     labels = np.zeros((40, 300, 120), dtype=np.uint8)
     labels[:, 100:160] = curved_spine()
     points = np.zeros_like(labels)
@@ -211,7 +211,7 @@ def test_spread(wanted: list[float], expected: list[float]) -> None:
 
 @pytest.mark.parametrize("height", [40, 300, 2000])
 def test_tags_never_overlap(height: int) -> None:
-    """24 vertebrae beside a low picture were printed over each other."""
+    """The tags of 24 vertebrae beside a low picture were printed over each other."""
     picture = np.zeros((height, 50, 3), dtype=np.uint8)
     rng = np.random.default_rng(height)
     for count in (1, 7, 24):

@@ -1,4 +1,4 @@
-"""Tests of what labels of several readers say beside each other, and beside the results they corrected."""
+"""Tests of comparing the labels of several readers with each other, and with the results that they corrected."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -87,7 +87,7 @@ def test_corrections_are_counted_by_structure_month_and_reader(tmp_path: Path) -
 
 
 def test_a_structure_that_a_reader_accepted_as_it_was_is_not_counted_as_corrected(tmp_path: Path) -> None:
-    """Structures that were checked are not listed as left as predicted, though nobody changed them."""
+    """Checked structures are not listed as left as predicted, although nobody changed them."""
     record = submitted(tmp_path, TRUTH, accepted="all")
     assert record.untouched == ()
     (reader,) = corrected(CorrectionStore(tmp_path))["readers"]

@@ -11,8 +11,7 @@ from totalspineseg_server.activelearning.offers import Offer
 from totalspineseg_server.activelearning.scores import Score, Scores
 from totalspineseg_server.anatomy import CODE_OF
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.corrections.rejections import Rejection, Rejections
 from totalspineseg_server.worklist.query import Query, select

@@ -4,8 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from real_app import RealApp
 from short_trainings import BEFORE, shorten_trainings
+from totalspineseg_server.app import App as RealApp
 from totalspineseg_server.processes import parent_is_gone
 
 

@@ -42,8 +42,8 @@ def write_documents(
         cases: All scans of the run.
         summary: Results of the run.
         versions: Step -> version of the weights.
-        weights: Sentences on the weights: which run, and of which release they are.
-        warning: The sentence of ``weights_warning``.
+        weights: Sentences about the weights: which are in use, and from which release.
+        warning: The result of ``weights_warning``.
         asked: The options as typed.
 
     Raises:
@@ -62,12 +62,12 @@ def write_documents(
 
 
 def weights_warning(store: ModelStore, summary: Summary, versions: Mapping[str, str]) -> str:
-    """Return a sentence where weights that made results of a run are not for patients; "" where all are.
+    """Return a warning if weights that made results of a run are not for patients; otherwise "".
 
     Args:
         store: Holds the weights.
-        summary: How the run went; results from before count, too.
-        versions: Step -> version of the weights it was begun with.
+        summary: Results of the run; earlier results count, too.
+        versions: Step -> version of the weights with which the run began.
     """
     records = summary.records.values()
     made_with = {version for record in records for version in record["made_with"]["models"].values()}
@@ -133,7 +133,7 @@ def _row(output: Path, name: str, summary: Summary) -> ScanRow:
 
 
 def _full_picture(output: Path, name: str, record: Mapping[str, Any] | None = None) -> str:
-    """Return the address of the last step's picture with tags, relative to the page; "" when there is none.
+    """Return the address of the last step's picture with tags, relative to the page; "" if there is none.
 
     For a finished scan only pictures in its record count, because another run may have left more.
     """

@@ -1,4 +1,4 @@
-"""Write the files of one scan, in folders and with names that users of the reference know."""
+"""Write the files of a scan, with the folders and names that users of the reference know."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ REPORTS: Final = "reports"
 """Folder with one JSON file and one sheet of pictures for each scan; always written."""
 ENDING: Final = ".nii.gz"
 PICTURES: Final = (INPUT, "step1_raw", "step1_output", "levels", "step2_raw", "step2_output")
-"""Kinds of sagittal previews; each without and with tags."""
+"""Kinds of sagittal previews, each without and with tags."""
 CORONAL: Final = "coronal_tags"
 SHEET: Final = ".svg"
 """Ending of a scan's sheet: its pictures for the report of the run."""
@@ -52,7 +52,7 @@ class Result:
 
     Attributes:
         located: Result of step 1.
-        segmentation: Result of step 2; None when the run stops after step 1.
+        segmentation: Result of step 2; None if the run stops after step 1.
         doubtful: Codes whose level is doubtful.
         integers: Whether the image as read has whole numbers, so that its preprocessed form is rounded.
     """
@@ -64,12 +64,12 @@ class Result:
 
     @property
     def labels(self) -> LabelArray:
-        """The last step's codes, on the 1 mm grid."""
+        """The codes of the last step, on the 1 mm grid."""
         return self.located.labels if self.segmentation is None else self.segmentation.labels
 
     @cached_property
     def levels(self) -> LabelArray:
-        """SCT disc points on the 1 mm grid, with the last step's names."""
+        """SCT disc points on the 1 mm grid, with the names of the last step."""
         return self.located.levels if self.segmentation is None else named_levels(self.located, self.segmentation)
 
 
@@ -85,7 +85,7 @@ def make_folders(output: Path, keep: Collection[str]) -> None:
 
 
 def write_result(output: Path, name: str, result: Result, *, iso: bool, keep: Collection[str]) -> list[str]:
-    """Write all files of a scan except its record, each atomically.
+    """Write all files of a scan except its record; each appears complete or not at all.
 
     Args:
         output: OUTPUT, whose folders exist.
@@ -139,7 +139,7 @@ def result_files(name: str, *, keep: Collection[str], step1: bool) -> tuple[str,
 
 
 def _volumes(result: Result, iso: bool) -> Mapping[str, Callable[[], AnyArray]]:
-    """Return folder -> function that computes its array."""
+    """Return folder -> a function that computes the array to write there."""
     located, scan, second = result.located, result.located.scan, result.segmentation
 
     def labels(data: LabelArray) -> Callable[[], AnyArray]:
@@ -162,9 +162,7 @@ def _volumes(result: Result, iso: bool) -> Mapping[str, Callable[[], AnyArray]]:
 
 
 def _stored_image(scan: Scan, integers: bool) -> AnyArray:
-    """Return the preprocessed image, as int16 (a quarter of the bytes) where the original had whole numbers of that
-    size.
-    """
+    """Return the preprocessed image, as int16 (a quarter of the bytes) if the original had such whole numbers."""
     data = scan.iso.data
     limits = np.iinfo(np.int16)
     if integers and data.min() >= limits.min and data.max() <= limits.max:

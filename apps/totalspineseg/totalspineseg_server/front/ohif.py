@@ -14,18 +14,20 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from starlette.staticfiles import StaticFiles
 
-from totalspineseg_server.anatomy import BY_CODE, SACRUM, STRUCTURES
+from totalspineseg_server.anatomy import BY_CODE, CANAL, CORD, NAME_OF, SACRUM, STRUCTURES
 from totalspineseg_server.corrections.wire import VERTEBRAE_NAME
 from totalspineseg_server.front.bundle import Bundle, read_bundle
 from totalspineseg_server.front.failures import without_folders
 from totalspineseg_server.front.guard import POLICY
 from totalspineseg_server.front.revalidated import ASK_EACH_TIME, revalidated, tag_of
 from totalspineseg_server.infers.http import NOT_FOUND
+from totalspineseg_server.numbering.evidence_weights import ORDER
 
 OHIF_FOLDER: Final = Path(str(monailabel.__file__)).parent / "endpoints" / "static" / "ohif"
 SCRIPT: Final = "totalspineseg.js"
 PAGES: Final = Path(__file__).parent / "pages"
 COLORS_MARK: Final = "/*COLORS*/{}"
+ORDER_MARK: Final = "/*ORDER*/[]"
 HEAD_END: Final = "</head>"
 BODY: Final = "<body>"
 UNKNOWN_VIEWER: Final = (
@@ -88,9 +90,15 @@ def _index(bundle: Bundle) -> bytes:
 
 @cache
 def _script() -> bytes:
-    """Return our script with the colors of the structures, by name in lower case."""
+    """Return our script with the colors of the structures, by name in lower case, and with their order."""
     text = (PAGES / SCRIPT).read_text(encoding="utf-8")
-    return text.replace(COLORS_MARK, json.dumps(colors())).encode()
+    return text.replace(COLORS_MARK, json.dumps(colors())).replace(ORDER_MARK, json.dumps(order())).encode()
+
+
+def order() -> list[str]:
+    """Return the names of the structures as viewers list them: the column from top to bottom, then cord and canal."""
+    column = sorted(ORDER, key=ORDER.__getitem__)
+    return [*(NAME_OF[code] for code in column), VERTEBRAE_NAME, NAME_OF[CORD], NAME_OF[CANAL]]
 
 
 def colors() -> dict[str, tuple[int, int, int]]:

@@ -13,14 +13,16 @@ from totalspineseg_server.front.guard import HEADER, HTML
 from totalspineseg_server.front.ohif import PAGES
 from totalspineseg_server.front.revalidated import revalidated, tag_of
 from totalspineseg_server.infers.http import NOT_FOUND
+from totalspineseg_server.places import SHIPPED
 
 ABOUT: Final = "start.html"
 LAB: Final = "lab"
 INDEX: Final = "index.html"
 PLACE: Final = "<!-- weights -->"
 """Mark in the page, replaced by the text about the weights in use."""
-VIEWER: Final = Path(__file__).parents[2] / "npm" / "node_modules" / "@niivue" / "niivue" / "dist" / "index.js"
-"""The viewer of the review, which ``make setup`` installs."""
+VIEWER: Final = SHIPPED / "npm" / "node_modules" / "@niivue" / "niivue" / "dist" / "index.js"
+"""The viewer of the review, which ``make setup`` installs and ``make wheel`` packs."""
+NO_VIEWER: Final = "The viewer is not installed. Run 'make setup' with access to npm, or install a wheel that has it."
 TYPES: Final = {".html": HTML, ".css": "text/css", ".js": "text/javascript"}
 LAB_POLICY: Final = (
     "default-src 'self'; img-src 'self' data: blob:; connect-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
@@ -56,7 +58,7 @@ def router() -> APIRouter:
     def viewer() -> Response:
         """Return the viewer of the review."""
         if not VIEWER.is_file():
-            raise HTTPException(NOT_FOUND, "The viewer is not installed. Run 'make setup' with access to npm.")
+            raise HTTPException(NOT_FOUND, NO_VIEWER)
         return FileResponse(VIEWER, media_type=TYPES[".js"], headers={"cache-control": "private, max-age=3600"})
 
     @routes.get("/lab/{name}", include_in_schema=False)

@@ -1,4 +1,4 @@
-"""Pictures a reader can check at a glance: the spine unrolled along its canal, with labels and names.
+"""Make pictures that a reader can check at a glance: the spine unrolled along its canal, with labels and names.
 
 The sagittal picture follows the canal (its x at every height), the coronal one the bodies and discs
 (their y), so that a scoliotic or rotated spine stays in the picture. Anterior is on the left of the

@@ -1,4 +1,4 @@
-"""Show one curved plane of a scan as a picture: image, translucent labels, points and tags."""
+"""Draw one curved plane of a scan as a picture: image, translucent labels, points and tags."""
 
 from collections.abc import Collection
 from functools import lru_cache
@@ -19,7 +19,7 @@ Picture = npt.NDArray[np.uint8]
 WINDOW_PERCENTILES: Final = (1.0, 99.5)
 """Percentiles of the gray values that become black and white: fat and coils are brighter than a T2 spine."""
 OPACITY: Final = 0.45
-"""Opacity of the labels: the edges of bodies and cord stay visible below."""
+"""Opacity of the labels: the edges of bodies and cord stay visible through them."""
 DOUBTFUL_STRIPE_PX: Final = 6
 """Period of the stripes that mark a doubtful level, pixels."""
 PIXEL_MM: Final = (0.3, 0.5)
@@ -155,13 +155,13 @@ class Plane:
         return np.asarray(image.resize(self._size_px, Image.Resampling.NEAREST), dtype=np.uint8)
 
     def _tags(self, plane: LabelArray, codes: Collection[int], doubtful: Collection[int]) -> list[Tag]:
-        """Return a tag for every wanted code in the plane, pointing at its body."""
+        """Return a tag for each of the codes that is in the plane, pointing at its body."""
         rows, columns = np.nonzero(plane)
         values = plane[rows, columns].astype(np.intp)
         if self._sagittal:
             canal_column = plane.shape[1] - 1 - self._canal_y[::-1]
             body = columns < canal_column[rows]
-            # A structure that is completely behind the canal is pointed at where it is.
+            # The tag of a structure that lies completely behind the canal points there.
             body |= np.bincount(values[body], minlength=256)[values] == 0
             rows, columns, values = rows[body], columns[body], values[body]
         counts = np.bincount(values, minlength=256)
@@ -175,7 +175,7 @@ class Plane:
         return found
 
     def _dots(self, rgb: Picture, points: LabelArray) -> Picture:
-        """Draw level points, even those beside the plane."""
+        """Draw level points, including those beside the plane."""
         data = self._visible(to_ras(Volume(points, self._affine)).data)
         image = Image.fromarray(rgb)
         draw = ImageDraw.Draw(image)
@@ -194,7 +194,8 @@ class Plane:
 
 
 def _with_side(rgb: Picture) -> Picture:
-    """Write an "R" at the patient's right, because left and right look alike and programs hang pictures differently."""
+    """Write an "R" on the patient's right, because left and right look alike and programs show them on different
+    sides."""
     image = Image.fromarray(rgb)
     place, font = (SIDE_PX // 4, image.height / 2), _font(SIDE_PX)
     ImageDraw.Draw(image).text(
@@ -213,7 +214,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _blend(gray: npt.NDArray[np.uint8], labels: LabelArray, palette: Palette, doubtful: Collection[int]) -> Picture:
-    """Blend translucent colors; doubtful codes in stripes. One table lookup for each pixel: (label, gray) -> color."""
+    """Blend the image with translucent colors, with stripes for doubtful codes; a table gives the color of (label,
+    gray)."""
     ramp = np.arange(256, dtype=np.float32)[:, np.newaxis]
     table = np.repeat(np.arange(256, dtype=np.uint8)[:, np.newaxis], 3, axis=1)[np.newaxis].repeat(256, axis=0)
     for value in _present(labels) & palette.keys():
@@ -231,7 +233,8 @@ def _striped(labels: LabelArray, doubtful: Collection[int]) -> LabelArray:
     gap = (rows + columns) % DOUBTFUL_STRIPE_PX < DOUBTFUL_STRIPE_PX // 2
     unsure = np.zeros(256, dtype=np.bool_)
     unsure[list(doubtful)] = True
-    return np.where(unsure[labels] & gap, np.uint8(0), labels)
+    result: LabelArray = np.where(unsure[labels] & gap, np.uint8(0), labels)
+    return result
 
 
 def windowed(gray: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
@@ -239,7 +242,7 @@ def windowed(gray: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
     inside = gray[gray != gray.min()]
     low, high = np.percentile(inside if inside.size else gray, WINDOW_PERCENTILES)
     scaled = np.clip((gray - low) * (255.0 / max(high - low, 1e-6)), 0, 255)
-    return scaled.astype(np.uint8)
+    return np.asarray(scaled, dtype=np.uint8)
 
 
 def _resized(gray: npt.NDArray[np.uint8], size_px: tuple[int, int]) -> npt.NDArray[np.uint8]:

@@ -10,10 +10,10 @@ import numpy as np
 
 from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, UNREVIEWED, UNREVIEWED_NAME, WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CHOSEN_PARAMETER, Correction, CorrectionStore
-from totalspineseg_server.corrections.inbox import FINAL_TAG, UNCHANGED_PARAMETER
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG
+from totalspineseg_server.corrections.inbox import UNCHANGED_PARAMETER
 from totalspineseg_server.corrections.receipts import Sender
-from totalspineseg_server.corrections.unreviewed import PARAMETER as UNREVIEWED_NAMES
-from totalspineseg_server.corrections.untouched import PARAMETER as ACCEPTED_NAMES
+from totalspineseg_server.corrections.unreviewed import ACCEPTED_NAMES, UNREVIEWED_NAMES
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import Grid, LabelArray

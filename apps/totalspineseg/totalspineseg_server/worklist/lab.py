@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from totalspineseg_server.activelearning.scores import Scores
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
+from totalspineseg_server.corrections.predictions import DrawnMaps
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.corrections.rejections import Rejections
 from totalspineseg_server.errors import UnknownImageError

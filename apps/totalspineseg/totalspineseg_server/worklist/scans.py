@@ -14,8 +14,7 @@ from scipy import ndimage
 from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, DISCS, NAME_OF, SACRUM, VERTEBRAE, Kind
 from totalspineseg_server.certainty import is_doubtful
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
-from totalspineseg_server.corrections.predictions import PredictionRecord
+from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord
 from totalspineseg_server.corrections.unreviewed import without_regions
 from totalspineseg_server.errors import UnknownImageError
 from totalspineseg_server.files import sha256_of
@@ -73,7 +72,7 @@ class Scans:
 
     Args:
         image_file: ``image_file(image_id)`` returns the file or folder of an image, or None.
-        fingerprint: See ``StudiesDatastore.fingerprint``.
+        fingerprint: See ``SpineDatastore.fingerprint``.
         record: Returns the record of the result that a line describes, or None.
         maps: What the networks drew lately.
         corrections: What readers sent.

@@ -58,7 +58,7 @@ class Records:
         scores: How doubtful each result is.
         corrections: What readers sent.
         rejections: What readers rejected.
-        fingerprint: ``fingerprint(image_id)``, see ``StudiesDatastore.fingerprint``.
+        fingerprint: ``fingerprint(image_id)``, see ``SpineDatastore.fingerprint``.
     """
 
     root: Path
