@@ -35,6 +35,8 @@ class Seen:
         below: The same for the disc below it.
         scans_above: Scans that show the disc above.
         scans_below: Scans that show the disc below.
+        above_alone: The part of ``above`` in which the landmark's own disc does not carry the class: it moved.
+        below_alone: The same for ``below``.
     """
 
     scans: float = 0.0
@@ -43,6 +45,8 @@ class Seen:
     below: float = 0.0
     scans_above: float = 0.0
     scans_below: float = 0.0
+    above_alone: float = 0.0
+    below_alone: float = 0.0
 
     def __add__(self, other: "Seen") -> "Seen":
         return Seen(
@@ -52,6 +56,8 @@ class Seen:
             self.below + other.below,
             self.scans_above + other.scans_above,
             self.scans_below + other.scans_below,
+            self.above_alone + other.above_alone,
+            self.below_alone + other.below_alone,
         )
 
 
@@ -128,6 +134,8 @@ class Trust:
             (seen.own + prior * careful.own) / (seen.scans + prior),
             (seen.above + prior * careful.above) / (seen.scans_above + prior),
             (seen.below + prior * careful.below) / (seen.scans_below + prior),
+            (seen.above_alone + prior * careful.above_alone) / (seen.scans_above + prior),
+            (seen.below_alone + prior * careful.below_alone) / (seen.scans_below + prior),
         )
 
     def __add__(self, other: "Trust") -> "Trust":
@@ -158,11 +166,27 @@ class Trust:
 
 @dataclass(frozen=True)
 class Chances:
-    """Chance that a landmark's own disc, the disc above it, and the disc below it carry its class."""
+    """Chance that a landmark's own disc, the disc above it, and the disc below it carry its class, and that only the
+    disc above or below does."""
 
     own: float
     above: float
     below: float
+    above_alone: float
+    below_alone: float
+
+    def beside(self, *, above: bool, own: float) -> float:
+        """Return the chance that the disc beside a landmark carries the landmark's class, given its own disc.
+
+        A class that moved is one event, not two: a disc that lost its class and a neighbor that got one.
+
+        Args:
+            above: Whether it is the disc above; else the one below.
+            own: Share of the class on the landmark's own disc.
+        """
+        either, alone = (self.above, self.above_alone) if above else (self.below, self.below_alone)
+        also, instead = max(0.0, either - alone) / self.own, alone / (1.0 - self.own)
+        return own * min(1.0, also) + (1.0 - own) * min(1.0, instead)
 
 
 UNMEASURED: Final = Trust()

@@ -220,13 +220,16 @@ def _seen(landmark: int, found: Mapping[int, Piece], labeled: set[int]) -> Seen:
     def share(code: int | None) -> float:
         return 0.0 if code is None or code not in found else landmark_shares(found[code]).get(landmark, 0.0)
 
+    own, over, under = share(landmark), share(above), share(below)
     return Seen(
         scans=1.0,
-        own=share(landmark),
-        above=share(above),
-        below=share(below),
+        own=own,
+        above=over,
+        below=under,
         scans_above=float(above is not None),
         scans_below=float(below is not None),
+        above_alone=over * (1.0 - own),
+        below_alone=under * (1.0 - own),
     )
 
 

@@ -5,7 +5,7 @@ were a false component anywhere.
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
 from typing import Final
@@ -75,7 +75,7 @@ or as a separate part above that disc: networks do so where a sacrum looks unlik
 P_KIND_WRONG: Final = 0.01
 """Probability that the sacrum is drawn as a vertebra or a vertebra as the sacrum."""
 
-CAREFUL: Final = Chances(own=0.87, above=0.15, below=0.15)
+CAREFUL: Final = Chances(own=0.87, above=0.15, below=0.15, above_alone=0.04, below_alone=0.04)
 """Chances for networks that nobody has measured: a landmark disc has its own class, or the disc above or below it does.
 Measured networks (``Trust``) have better ones; the fewer scans were measured, the closer they are to these."""
 LANDMARK_OTHER: Final = 0.02 / 3
@@ -175,37 +175,54 @@ def _tree() -> States:
     return states(JUMPS)
 
 
-@cache
-def _landmark_table(discs_above: bool, discs_below: bool, counted: bool, trust: Trust) -> Floats:
-    """Return the (slots, 1 + landmarks) log probability of each class (plain first) on a disc in each slot.
+def _landmark_fit(items: tuple[Item, ...], k: int, discs: Sequence[int], counted: bool, trust: Trust) -> Floats:
+    """Return the (slots,) fit of a disc's classes; 1 for slots of other kinds.
 
     Args:
-        discs_above: Whether another disc above this one is in view.
-        discs_below: The same below.
+        items: Pieces, superior to inferior.
+        k: Index of the disc.
+        discs: Indices of all discs.
         counted: Whether it is the uppermost and the fifth above L5-S, where a T12-L1 may be counted.
         trust: What is known about the network's errors.
     """
     tree = _tree()
-    count = tree.code.size
-    table = np.zeros((count, 1 + len(LANDMARK_DISCS)))
-    chances = [trust.chances(place, careful=CAREFUL) for place in range(len(LANDMARK_DISCS))]
-    for k in np.flatnonzero(tree.disc):
-        own = int(tree.code[k]) in LANDMARK_DISCS
-        for place, landmark in enumerate(LANDMARK_DISCS, start=1):
-            of = chances[place - 1]
-            if tree.code[k] == landmark:
-                table[k, place] = of.own
-                continue
-            away, is_above = _levels_between(int(k), landmark)
-            near = of.below if is_above else of.above
-            if not (discs_above if is_above else discs_below):
-                near *= LANDMARK_ALONE * (1.0 - of.own)
-            near = {1: near, 2: max(LANDMARK_FAR, LANDMARK_NEAR_2 * near)}.get(away, LANDMARK_FAR)
-            if landmark == DISC_T12_L1 and counted and away == 1 and is_above:
+    place = discs.index(k)
+    over = items[discs[place - 1]].landmarks if place else None
+    under = items[discs[place + 1]].landmarks if place + 1 < len(discs) else None
+    table = np.zeros((tree.code.size, 1 + len(LANDMARK_DISCS)))
+    for column, landmark in enumerate(LANDMARK_DISCS, start=1):
+        chances = trust.chances(column - 1, careful=CAREFUL)
+        of = table[:, column]
+        of[:] = LANDMARK_FAR
+        for above, beside in ((True, under), (False, over)):
+            either = chances.above if above else chances.below
+            alone = chances.above_alone if above else chances.below_alone
+            near = LANDMARK_ALONE * alone
+            if beside is not None:
+                near = chances.beside(above=above, own=beside.get(landmark, 0.0))
+            if landmark == DISC_T12_L1 and counted and not above:
                 near = LANDMARK_COUNTED
-            table[k, place] = min(LANDMARK_OTHER, near) if own else near
-        table[k, 0] = max(LANDMARK_OTHER, 1.0 - table[k, 1:].sum())
-    return np.asarray(np.log(table + 1e-12))
+            of[_beside(landmark, 1, above)] = near
+            of[_beside(landmark, 2, above)] = max(LANDMARK_FAR, LANDMARK_NEAR_2 * either)
+        of[_is_landmark()] = np.minimum(LANDMARK_OTHER, of[_is_landmark()])
+        of[tree.code == landmark] = chances.own
+    table[:, 0] = np.maximum(LANDMARK_OTHER, 1.0 - table[:, 1:].sum(axis=1))
+    shares = np.array([items[k].landmarks.get(code, 0.0) for code in LANDMARK_DISCS])
+    shares = np.concatenate([[max(0.0, 1.0 - shares.sum())], shares])
+    return np.where(tree.disc, np.exp(np.log(table + 1e-12) @ shares), 1.0)
+
+
+@cache
+def _is_landmark() -> npt.NDArray[np.bool_]:
+    return np.isin(_tree().code, LANDMARK_DISCS)
+
+
+@cache
+def _beside(landmark: int, levels: int, above: bool) -> npt.NDArray[np.bool_]:
+    """Return the (slots,) mask of the discs so many levels above (or below) a landmark."""
+    tree = _tree()
+    found = [bool(tree.disc[k]) and _levels_between(int(k), landmark) == (levels, not above) for k in range(tree.code.size)]
+    return np.array(found)
 
 
 @cache
@@ -247,11 +264,8 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
     for k, item in enumerate(items):
         base = _kind_fit(item, tree, trust)
         if item.landmarks:
-            shares = np.array([item.landmarks.get(code, 0.0) for code in LANDMARK_DISCS])
-            shares = np.concatenate([[max(0.0, 1.0 - shares.sum())], shares])
             base = base * _tilt_fit(item, tree, trust)
-            table = _landmark_table(k != discs[0], k != discs[-1], counted and k == discs[0], trust)
-            base = base * np.exp(np.where(tree.disc, table @ shares, 0.0))
+            base = base * _landmark_fit(items, k, discs, counted and k == discs[0], trust)
         base = base * _width_fit(item, tree) ** min(1.0, WIDTH_ITEMS / widths)
         # C1 of step 1 has no overlaps, whatever localizers there are.
         for overlap, count in zip(item.overlaps, touched, strict=bool(item.overlaps)):
