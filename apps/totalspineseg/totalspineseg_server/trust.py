@@ -91,12 +91,48 @@ class Tilts:
 
 
 @dataclass(frozen=True)
+class LowerEnd:
+    """How the network draws the lower end of the column, in labeled scans that show L5-S and three discs above it.
+
+    Attributes:
+        scans: Number of such scans.
+        thin: Those in which L5-S is drawn with less than a quarter of the usual volume of a disc, or not at all.
+        below_thin: Those in which a disc as thin is drawn below L5-S: the remnant between S1 and S2.
+        below: Those in which a larger disc is drawn there.
+        s1: Those in which S1, or a part of it, is drawn as a vertebra.
+        s1_whole: Those in which that vertebra is large.
+        shifted: Those in which the last lumbar vertebra is taken for the sacrum, with the landmarks one disc too high.
+    """
+
+    scans: float = 0.0
+    thin: float = 0.0
+    below_thin: float = 0.0
+    below: float = 0.0
+    s1: float = 0.0
+    s1_whole: float = 0.0
+    shifted: float = 0.0
+
+    def __add__(self, other: "LowerEnd") -> "LowerEnd":
+        return LowerEnd(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+    def pulled(self, careful: "LowerEnd") -> "LowerEnd":
+        """Return the shares of all scans, pulled toward careful ones.
+
+        Args:
+            careful: Shares of one scan assumed of every network.
+        """
+        pairs = zip(vars(self).values(), vars(careful).values(), strict=True)
+        return LowerEnd(*((count + PRIOR_SCANS * share) / (self.scans + PRIOR_SCANS) for count, share in pairs))
+
+
+@dataclass(frozen=True)
 class Trust:
     """Measured errors of one network.
 
     Attributes:
         landmarks: Counts for each of ``LANDMARK_DISCS``, in their order.
         tilts: Angles of the discs of ``TILTED``, in their order.
+        lower_end: How the lower end of the column is drawn.
         parity_levels: Vertebrae whose odd/even class was compared.
         parity_wrong: Number of these with the other class.
         cord_logit: Value added to the logit of the cord before it is compared with 0; a cord drawn too thin needs more.
@@ -111,6 +147,7 @@ class Trust:
     cord_logit: float = 0.0
     mirror: bool = False
     scans: int = 0
+    lower_end: LowerEnd = field(default_factory=LowerEnd)
 
     @property
     def measured(self) -> bool:
@@ -147,6 +184,7 @@ class Trust:
             parity_levels=self.parity_levels + other.parity_levels,
             parity_wrong=self.parity_wrong + other.parity_wrong,
             scans=self.scans + other.scans,
+            lower_end=self.lower_end + other.lower_end,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -161,6 +199,7 @@ class Trust:
                 NAME_OF[code]: dict(vars(seen)) for code, seen in zip(LANDMARK_DISCS, self.landmarks, strict=True)
             },
             "tilts": {NAME_OF[code]: dict(vars(tilt)) for code, tilt in zip(TILTED, self.tilts, strict=True)},
+            "lower_end": dict(vars(self.lower_end)),
         }
 
 
@@ -216,6 +255,8 @@ def trust_from_json(content: Mapping[str, Any], *, source: str) -> Trust:
             float(content["cord_logit"]),
             bool(content["mirror"]),
             int(content["scans"]),
+            # Files of earlier versions do not have it.
+            LowerEnd(**{key: float(n) for key, n in content.get("lower_end", {}).items()}),
         )
         _require_possible(trust)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -234,6 +275,8 @@ def _require_possible(trust: Trust) -> None:
     pairs = [(trust.parity_wrong, trust.parity_levels)]
     for seen in trust.landmarks:
         pairs += [(seen.own, seen.scans), (seen.above, seen.scans_above), (seen.below, seen.scans_below)]
+        pairs += [(seen.above_alone, seen.above), (seen.below_alone, seen.below)]
+    pairs += [(count, trust.lower_end.scans) for count in vars(trust.lower_end).values()]
     if not all(0 <= part <= whole < float("inf") for part, whole in pairs):
         raise ValueError("more cases than scans")
     if not abs(trust.cord_logit) <= MAX_CORD_LOGIT:

@@ -9,17 +9,30 @@ import numpy as np
 import numpy.typing as npt
 
 from totalspineseg_server import pipeline
-from totalspineseg_server.anatomy import CORD, DISCS, LANDMARK_DISCS, PARITY, VERTEBRAE, Kind, Parity
+from totalspineseg_server.anatomy import (
+    CORD,
+    DISC_L4_L5,
+    DISC_L5_S,
+    DISC_T12_L1,
+    DISCS,
+    LANDMARK_DISCS,
+    PARITY,
+    VERTEBRAE,
+    Kind,
+    Parity,
+    Step2,
+)
 from totalspineseg_server.errors import MemoryShortageError, TotalSpineSegError, TrainingError
 from totalspineseg_server.geometry import LabelArray, image_to_iso, labels_to_iso
 from totalspineseg_server.nnunet.cases import LabeledScan, ScanSource, Skipped
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor
-from totalspineseg_server.numbering.evidence import landmark_shares, odd_share, tilt_deg
+from totalspineseg_server.numbering.evidence import SPECK_SHARE, landmark_shares, odd_share, tilt_deg
+from totalspineseg_server.numbering.evidence_weights import LARGE_BONE_MM3, MOSTLY, THIN_DISC
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.transforms.one_spine import one_spine
 from totalspineseg_server.transforms.pieces import Piece, Pieces, find_pieces
-from totalspineseg_server.trust import TILTED, Seen, Tilts, Trust
+from totalspineseg_server.trust import TILTED, LowerEnd, Seen, Tilts, Trust
 
 Step = Literal[1, 2]
 STEPS: Final[tuple[Step, ...]] = (1, 2)
@@ -30,6 +43,12 @@ CORD_LOGITS: Final = (0.0, 0.5, 1.0, 1.5)
 CORD_PRIOR: Final = 5.0
 """Weight of the present threshold of the cord, in scans."""
 MIN_CORD_VOXELS: Final = 500
+BELOW_MM: Final = 8.0
+"""What lies lower than the middle of L5-S by this is part of the sacrum, or drawn in it; a disc is 5 to 12 mm high."""
+S1_NEAR_MM: Final = 45.0
+"""A vertebra within this distance of L5-S is S1."""
+MIN_S1_VOXELS: Final = 1000
+NEAR_VOX: Final = 3
 MIN_MIRROR_SCANS: Final = 5
 """With fewer scans, the present choice about averaging with the mirror image is kept."""
 
@@ -186,7 +205,61 @@ def observe(step: Step, raw: LabelArray, codes: LabelArray) -> Trust:
     levels, wrong = _parity(pieces, codes)
     labeled = {int(code) for code in np.unique(codes)}
     landmarks = tuple(_seen(landmark, found, labeled) for landmark in LANDMARK_DISCS)
-    return Trust(landmarks, tilts, levels, wrong, scans=1 if found else 0)
+    end = _lower_end(step, pieces, raw, codes)
+    return Trust(landmarks, tilts, levels, wrong, scans=1 if found else 0, lower_end=end)
+
+
+def _lower_end(step: Step, pieces: Pieces, raw: LabelArray, codes: LabelArray) -> LowerEnd:
+    """Return how the lower end is drawn; empty unless the label shows L5-S and three discs above it."""
+    row = [code for code in DISCS if (codes == code).any()]
+    discs = {code: (piece, k) for code, piece, k in _discs(pieces, codes)}
+    above = [discs[code][0] for code in row[:-1][-3:] if code in discs]
+    if len(row) < 4 or row[-1] != DISC_L5_S or not above:
+        return LowerEnd()
+    usual = float(np.median([piece.voxels for piece in above]))
+    last, before = (np.argwhere(codes == code).mean(axis=0) for code in (row[-1], row[-2]))
+    named = {k for _, k in discs.values()}
+    lower = [
+        piece.voxels / usual
+        for k, piece in enumerate(pieces.discs)
+        if k not in named and piece.voxels >= SPECK_SHARE * usual and piece.centroid_vox[2] < last[2] - BELOW_MM
+    ]
+    s1 = [
+        piece.voxels
+        for piece in pieces.vertebrae
+        if piece.kind is Kind.VERTEBRA
+        and piece.voxels >= MIN_S1_VOXELS
+        and piece.body_centroid_vox is not None
+        and np.linalg.norm(np.subtract(piece.body_centroid_vox, last)[1:]) < S1_NEAR_MM
+        and piece.body_centroid_vox[2] < last[2] - BELOW_MM
+    ]
+    own = discs[row[-1]][0].voxels / usual if row[-1] in discs else 0.0
+    return LowerEnd(
+        1.0,
+        thin=float(own < THIN_DISC),
+        below_thin=float(bool(lower) and max(lower) < THIN_DISC),
+        below=float(bool(lower) and max(lower) >= THIN_DISC),
+        s1=float(bool(s1)),
+        s1_whole=float(bool(s1) and max(s1) >= LARGE_BONE_MM3),
+        shifted=float(_is_sacrum(raw, (last + before) / 2) if step == 2 else _are_moved(discs)),
+    )
+
+
+def _are_moved(discs: Mapping[int, tuple[Piece, int]]) -> bool:
+    """Return whether both L5-S and T12-L1 (where in view) are drawn on the disc above; L5-S may be on both."""
+
+    def is_drawn(code: int, landmark: int) -> bool:
+        return code in discs and landmark_shares(discs[code][0]).get(landmark, 0.0) > MOSTLY
+
+    return is_drawn(DISC_L4_L5, DISC_L5_S) and not is_drawn(DISC_T12_L1, DISC_T12_L1)
+
+
+def _is_sacrum(raw: LabelArray, middle: npt.NDArray[np.float64]) -> bool:
+    """Return whether the bone around a point is mostly drawn as the sacrum (in a map of step 2)."""
+    low = np.maximum(np.round(middle).astype(int) - NEAR_VOX, 0)
+    around = raw[tuple(slice(a, a + 2 * NEAR_VOX + 1) for a in low)]
+    sacrum = np.count_nonzero(around == Step2.SACRUM.value)
+    return sacrum > np.count_nonzero((around == Step2.VERTEBRA_ODD.value) | (around == Step2.VERTEBRA_EVEN.value))
 
 
 def _discs(pieces: Pieces, codes: LabelArray) -> list[tuple[int, Piece, int]]:

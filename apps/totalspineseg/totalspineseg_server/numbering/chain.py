@@ -418,8 +418,8 @@ def _ranked(
         for code, chance in codes.items():
             if chance >= worth:
                 values = joint * (chain.tree.code == code)
-                scale, swap, slot = np.unravel_index(int(values.argmax()), values.shape)
-                starts.append((float(values[scale, swap, slot]), k, (int(scale), int(swap), int(slot))))
+                scale, view, slot = np.unravel_index(int(values.argmax()), values.shape)
+                starts.append((float(values[scale, view, slot]), k, (int(scale), int(view), int(slot))))
     starts.sort(key=lambda start: -start[0])
     paths: list[Path] = []
     traced: list[float] = []

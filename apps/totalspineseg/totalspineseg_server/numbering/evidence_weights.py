@@ -28,7 +28,7 @@ from totalspineseg_server.anatomy import (
 )
 from totalspineseg_server.numbering.evidence import Item, Overlap
 from totalspineseg_server.numbering.states import LUMBAR_PRIOR, THORACIC_PRIOR, Floats, States, states
-from totalspineseg_server.trust import TILTED, Chances, Trust
+from totalspineseg_server.trust import TILTED, Chances, LowerEnd, Trust
 
 JUMPS: Final = 11
 """Number of slots that one step may span (0-10): up to five levels without a single piece."""
@@ -54,24 +54,23 @@ P_SPLIT: Final = 0.02
 """Probability that the next component is another part of the same structure."""
 FALSE_LANDMARK: Final = 0.05
 """Probability that a false disc has the class of any one landmark."""
-REMNANTS: Final = ((0.25, 0.5, 0.1), (0.4, 0.25, 0.3))
-"""Remnants of the disc between S1 and S2, which most people have and which has no name here. A disc below all others is
-such a remnant with the second probability if it has less than the first share of their usual volume. The third number
-is the probability that the network draws so little of the last disc."""
+THIN_DISC: Final = 0.25
+"""A disc below all others with less than this share of their usual volume may be the remnant between S1 and S2, which
+most people have and which has no name here."""
 REMNANT_BELOW: Final = 3
 """Number of discs above it whose median volume is the usual one."""
 P_C1_CLASS_WRONG: Final = 0.01
 """Probability that what step 1 labels C1 is not C1; low, because the ring is unlike every other vertebra."""
-P_S1_APART: Final[Mapping[Kind, float]] = MappingProxyType({Kind.VERTEBRA: 0.1, Kind.SACRUM: 0.02})
-"""Probability that S1 is drawn as a vertebra, or as a separate piece of the sacrum: a disc between S1 and S2 is visible
-in most people, and networks take the bone above it for a vertebra."""
-P_S1_WHOLE: Final = 0.25
-"""The same for a vertebra as large as ``LARGE_BONE_MM3``: the starter weights draw S1 so in 6 of 24 lumbar scans."""
+LOWER_END: Final = LowerEnd(1.0, thin=0.06, below_thin=0.1, below=0.02, s1=0.1, s1_whole=0.05, shifted=0.05)
+"""Shares of scans, for measured networks: the fewer scans were measured, the closer they are to these."""
+P_S1_APART: Final = 0.02
+"""Probability that S1 is drawn as a separate piece of the sacrum, by measured networks."""
 P_S1_APART_UNMEASURED: Final = 0.0005
-"""The same for networks that nobody has measured: as low as for a false vertebra of that size."""
-P_SWALLOWED: Final = 0.1
-"""Probability that the last lumbar vertebra is drawn as the upper part of the sacrum, and the disc below it not at all
-or as a separate part above that disc: networks do so where a sacrum looks unlike all those they have seen."""
+"""The same, or that it is drawn as a vertebra, for networks that nobody has measured: as low as for a false vertebra of
+that size."""
+SHIFTED_BONE: Final = 0.7
+"""Probability that the last lumbar vertebra is drawn as part of the sacrum by a network that takes it for S1; its other
+errors follow: L5-S and T12-L1 are expected one disc too high."""
 P_KIND_WRONG: Final = 0.01
 """Probability that the sacrum is drawn as a vertebra or a vertebra as the sacrum."""
 
@@ -89,6 +88,8 @@ LANDMARK_COUNTED: Final = 0.5
 """The same for T12-L1 one level down, on the uppermost disc in view, where that is the fifth above L5-S: networks seem
 to count up from the sacrum. Of 24 synthetic lumbar scans with six lumbar vertebrae, six end with L1-L2; in four of
 these it was T12-L1 for both networks (starter weights)."""
+COUNTED_UP: Final = (DISC_T12_L1, DISC_L5_S)
+"""Landmarks that move with the sacrum: networks seem to find T12-L1 by counting, too."""
 COUNTED_DISCS: Final = 1 + max(LUMBAR_PRIOR, key=lambda count: LUMBAR_PRIOR[count])
 """Number of discs from there to L5-S."""
 LANDMARK_FAR: Final = 0.001
@@ -175,7 +176,9 @@ def _tree() -> States:
     return states(JUMPS)
 
 
-def _landmark_fit(items: tuple[Item, ...], k: int, discs: Sequence[int], counted: bool, trust: Trust) -> Floats:
+def _landmark_fit(
+    items: tuple[Item, ...], k: int, discs: Sequence[int], counted: bool, trust: Trust, *, shifted: bool
+) -> Floats:
     """Return the (slots,) fit of a disc's classes; 1 for slots of other kinds.
 
     Args:
@@ -184,6 +187,7 @@ def _landmark_fit(items: tuple[Item, ...], k: int, discs: Sequence[int], counted
         discs: Indices of all discs.
         counted: Whether it is the uppermost and the fifth above L5-S, where a T12-L1 may be counted.
         trust: What is known about the network's errors.
+        shifted: Whether the network takes the last lumbar vertebra for S1.
     """
     tree = _tree()
     place = discs.index(k)
@@ -192,7 +196,7 @@ def _landmark_fit(items: tuple[Item, ...], k: int, discs: Sequence[int], counted
     table = np.zeros((tree.code.size, 1 + len(LANDMARK_DISCS)))
     for column, landmark in enumerate(LANDMARK_DISCS, start=1):
         chances = trust.chances(column - 1, careful=CAREFUL)
-        of = table[:, column]
+        of, moved = table[:, column], int(shifted and landmark in COUNTED_UP)
         of[:] = LANDMARK_FAR
         for above, beside in ((True, under), (False, over)):
             either = chances.above if above else chances.below
@@ -202,10 +206,12 @@ def _landmark_fit(items: tuple[Item, ...], k: int, discs: Sequence[int], counted
                 near = chances.beside(above=above, own=beside.get(landmark, 0.0))
             if landmark == DISC_T12_L1 and counted and not above:
                 near = LANDMARK_COUNTED
-            of[_beside(landmark, 1, above)] = near
-            of[_beside(landmark, 2, above)] = max(LANDMARK_FAR, LANDMARK_NEAR_2 * either)
-        of[_is_landmark()] = np.minimum(LANDMARK_OTHER, of[_is_landmark()])
-        of[tree.code == landmark] = chances.own
+            side = 1 if above else -1
+            of[_above(landmark, moved + side)] = near
+            of[_above(landmark, moved + 2 * side)] = max(LANDMARK_FAR, LANDMARK_NEAR_2 * either)
+        other = _is_landmark() & (tree.code != landmark)
+        of[other] = np.minimum(LANDMARK_OTHER, of[other])
+        of[_above(landmark, moved)] = chances.own
     table[:, 0] = np.maximum(LANDMARK_OTHER, 1.0 - table[:, 1:].sum(axis=1))
     shares = np.array([items[k].landmarks.get(code, 0.0) for code in LANDMARK_DISCS])
     shares = np.concatenate([[max(0.0, 1.0 - shares.sum())], shares])
@@ -218,11 +224,13 @@ def _is_landmark() -> npt.NDArray[np.bool_]:
 
 
 @cache
-def _beside(landmark: int, levels: int, above: bool) -> npt.NDArray[np.bool_]:
-    """Return the (slots,) mask of the discs so many levels above (or below) a landmark."""
+def _above(landmark: int, levels: int) -> npt.NDArray[np.bool_]:
+    """Return the (slots,) mask of the discs so many levels above a landmark; below it if negative."""
     tree = _tree()
-    found = [bool(tree.disc[k]) and _levels_between(int(k), landmark) == (levels, not above) for k in range(tree.code.size)]
-    return np.array(found)
+    if not levels:
+        return np.asarray(tree.code == landmark)
+    wanted = abs(levels), levels < 0
+    return np.array([bool(tree.disc[k]) and _levels_between(int(k), landmark) == wanted for k in range(tree.code.size)])
 
 
 @cache
@@ -250,11 +258,10 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
         trust: What is known about the errors of the network that made the map.
 
     Returns:
-        (items, 2, slots) likelihoods; the middle axis is whether the step-2 classes are swapped
-        (odd marks the even positions), which is as likely as not.
+        (items, views, slots) likelihoods, see ``view_prior``.
     """
     tree = _tree()
-    result = np.zeros((len(items), 2, tree.code.size))
+    result = np.zeros((len(items), view_prior(trust).size, tree.code.size))
     widths = sum(1 for item in items if not item.cut) or 1
     series = max((len(item.overlaps) for item in items), default=0)
     touched = [sum(1 for item in items if item.overlaps and item.overlaps[k].shares) for k in range(series)]
@@ -262,22 +269,40 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
     sacrum = any(item.kind is Kind.SACRUM or item.landmarks.get(DISC_L5_S, 0.0) > MOSTLY for item in items)
     counted = sacrum and len(discs) == COUNTED_DISCS
     for k, item in enumerate(items):
-        base = _kind_fit(item, tree, trust)
+        base = np.ones(tree.code.size)
         if item.landmarks:
             base = base * _tilt_fit(item, tree, trust)
-            base = base * _landmark_fit(items, k, discs, counted and k == discs[0], trust)
         base = base * _width_fit(item, tree) ** min(1.0, WIDTH_ITEMS / widths)
         # C1 of step 1 has no overlaps, whatever localizers there are.
         for overlap, count in zip(item.overlaps, touched, strict=bool(item.overlaps)):
             base = base * _localizer_fit(overlap, count, tree)
-        base = base * (_remnant(items, k)[1] if trust.measured else 1.0)
+        base = base * (_remnant(items, k, trust)[1] if trust.measured else 1.0)
         if item.pin:
             base = np.where(np.isin(tree.code, list(item.pin)), base, base * PIN_WEIGHT)
-        result[k] = base * _parity_fit(item, tree, trust.parity)
+        parity = _parity_fit(item, tree, trust.parity)
+        for view, shifted in enumerate((False, True)[: len(result[k]) // 2]):
+            seen = _kind_fit(item, tree, trust, shifted=shifted)
+            if item.landmarks:
+                uppermost = counted and k == discs[0]
+                seen = seen * _landmark_fit(items, k, discs, uppermost, trust, shifted=shifted)
+            result[k, 2 * view : 2 * view + 2] = base * seen * parity
     return result
 
 
-def _kind_fit(item: Item, tree: States, trust: Trust) -> Floats:
+@cache
+def view_prior(trust: Trust) -> Floats:
+    """Return the (views,) probability of each view of a network, which holds for a whole map.
+
+    The step-2 classes are swapped (odd marks the even positions) or not, which is equally likely. A measured network
+    may, besides, take the last lumbar vertebra for S1: a common cause of errors that would be improbable together.
+    """
+    if not trust.measured:
+        return np.array([0.5, 0.5])
+    shifted = trust.lower_end.pulled(LOWER_END).shifted
+    return np.repeat([1.0 - shifted, shifted], 2) / 2
+
+
+def _kind_fit(item: Item, tree: States, trust: Trust, *, shifted: bool) -> Floats:
     sacrum = (tree.code == SACRUM) & ~tree.s1
     if item.kind is Kind.DISC:
         return np.asarray(tree.disc, dtype=np.float64)
@@ -286,13 +311,21 @@ def _kind_fit(item: Item, tree: States, trust: Trust) -> Floats:
     vertebra = ~tree.disc & (tree.code != SACRUM)
     right, wrong = 1.0 - P_KIND_WRONG, P_KIND_WRONG
     values = (wrong, right) if item.kind is Kind.SACRUM else (right, wrong)
-    apart = P_S1_APART[item.kind] if trust.measured else P_S1_APART_UNMEASURED
-    if trust.measured and item.kind is Kind.VERTEBRA and item.volume_mm3 >= LARGE_BONE_MM3:
-        apart = P_S1_WHOLE
+    apart = P_S1_APART if trust.measured else P_S1_APART_UNMEASURED
+    if trust.measured and item.kind is Kind.VERTEBRA:
+        end = trust.lower_end.pulled(LOWER_END)
+        apart = end.s1_whole if item.volume_mm3 >= LARGE_BONE_MM3 else end.s1
     chances = np.asarray(vertebra * values[0] + sacrum * values[1] + tree.s1 * apart, dtype=np.float64)
-    if trust.measured and item.kind is Kind.SACRUM:
-        chances[tree.parent[tree.code == DISC_L5_S]] = P_SWALLOWED
+    if shifted:
+        chances[last_lumbar()] = SHIFTED_BONE if item.kind is Kind.SACRUM else 1.0 - SHIFTED_BONE
     return chances
+
+
+@cache
+def last_lumbar() -> npt.NDArray[np.intp]:
+    """Return the slots of the vertebrae above L5-S."""
+    tree = _tree()
+    return np.asarray(tree.parent[tree.code == DISC_L5_S])
 
 
 def _width_fit(item: Item, tree: States) -> Floats:
@@ -354,13 +387,14 @@ def _parity_fit(item: Item, tree: States, wrong: float) -> Floats:
     return np.stack([np.where(sacrum, 0.5, as_named), np.where(sacrum, 0.5, 1 - as_named)])
 
 
-def _remnant(items: tuple[Item, ...], k: int) -> tuple[float, float]:
-    """Return the chances that a disc lies between S1 and S2, and that it is a small disc with a name; or (0, 1)."""
+def _remnant(items: tuple[Item, ...], k: int, trust: Trust) -> tuple[float, float]:
+    """Return the chances that a disc lies between S1 and S2, and that a disc so thin has a name; or (0, 1)."""
     above = [i.volume_mm3 for i in items[:k] if i.kind is Kind.DISC and not i.cut][-REMNANT_BELOW:]
-    if items[k].kind is Kind.DISC and len(above) == REMNANT_BELOW:
-        share = max(i.volume_mm3 for i in items[k:] if i.kind is Kind.DISC) / float(np.median(above))
-        return next(((remnant, named) for most, remnant, named in REMNANTS if share < most), (0.0, 1.0))
-    return 0.0, 1.0
+    if items[k].kind is not Kind.DISC or len(above) < REMNANT_BELOW:
+        return 0.0, 1.0
+    share = max(i.volume_mm3 for i in items[k:] if i.kind is Kind.DISC) / float(np.median(above))
+    end = trust.lower_end.pulled(LOWER_END)
+    return (end.below_thin, end.thin) if share < THIN_DISC else (end.below, 1.0 - end.thin)
 
 
 def false_weight(items: tuple[Item, ...], trust: Trust) -> Floats:
@@ -373,7 +407,7 @@ def false_weight(items: tuple[Item, ...], trust: Trust) -> Floats:
         weight = P_C1_CLASS_WRONG if item.is_c1 else P_FALSE[item.kind]
         if item.kind is not Kind.DISC and item.volume_mm3 >= LARGE_BONE_MM3:
             weight *= FALSE_IF_LARGE
-        if trust.measured and (remnant := _remnant(items, k)[0]) > 0:
+        if trust.measured and (remnant := _remnant(items, k, trust)[0]) > 0:
             # This is between S1 and S2, where networks see L5-S.
             others = sum(item.landmarks.values()) - item.landmarks.get(DISC_L5_S, 0.0)
             weights[k] = remnant * FALSE_LANDMARK**others
