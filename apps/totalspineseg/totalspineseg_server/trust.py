@@ -1,11 +1,10 @@
 """How far a network's landmark classes and odd/even classes can be trusted: measured for each set of weights."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from totalspineseg_server.anatomy import DISC_L4_L5, DISC_L5_S, LANDMARK_DISCS, NAME_OF
+from totalspineseg_server.anatomy import LANDMARK_DISCS, NAME_OF
 from totalspineseg_server.errors import WeightsError
 
 FORMAT: Final = 1
@@ -15,13 +14,7 @@ PRIOR_LEVELS: Final = 100.0
 """The same for odd and even, in vertebrae."""
 CAREFUL_PARITY: Final = 0.04
 MAX_CORD_LOGIT: Final = 2.0
-TILTED: Final = (DISC_L4_L5, DISC_L5_S)
-"""Discs that can be recognized by their angle: the last one is 15 to 25 degrees steeper than the one above it."""
-MIN_TILTS: Final = 8
 MIN_SCANS: Final = 5
-PRIOR_TILTS: Final = 6.0
-CAREFUL_TILT_DEG: Final = 12.0
-"""Spread of a disc's angle that counts as ``PRIOR_TILTS`` discs: people and their positions differ."""
 
 
 @dataclass(frozen=True)
@@ -59,35 +52,6 @@ class Seen:
             self.above_alone + other.above_alone,
             self.below_alone + other.below_alone,
         )
-
-
-@dataclass(frozen=True)
-class Tilts:
-    """Angles of one disc in labeled scans: how far its front lies lower than its back, seen from the side.
-
-    Attributes:
-        discs: Number of measured discs.
-        total_deg: Sum of the angles.
-        squares_deg2: Sum of their squares.
-    """
-
-    discs: float = 0.0
-    total_deg: float = 0.0
-    squares_deg2: float = 0.0
-
-    def __add__(self, other: "Tilts") -> "Tilts":
-        return Tilts(self.discs + other.discs, self.total_deg + other.total_deg, self.squares_deg2 + other.squares_deg2)
-
-    @property
-    def mean_deg(self) -> float | None:
-        """The usual angle; None where too few were measured."""
-        return self.total_deg / self.discs if self.discs >= MIN_TILTS else None
-
-    @property
-    def spread_deg(self) -> float:
-        """The standard deviation, pulled toward ``CAREFUL_TILT_DEG``."""
-        about = self.squares_deg2 - self.total_deg**2 / self.discs if self.discs else 0.0
-        return math.sqrt((about + PRIOR_TILTS * CAREFUL_TILT_DEG**2) / (self.discs + PRIOR_TILTS))
 
 
 @dataclass(frozen=True)
@@ -131,7 +95,6 @@ class Trust:
 
     Attributes:
         landmarks: Counts for each of ``LANDMARK_DISCS``, in their order.
-        tilts: Angles of the discs of ``TILTED``, in their order.
         lower_end: How the lower end of the column is drawn.
         parity_levels: Vertebrae whose odd/even class was compared.
         parity_wrong: Number of these with the other class.
@@ -141,7 +104,6 @@ class Trust:
     """
 
     landmarks: tuple[Seen, ...] = field(default=(Seen(),) * len(LANDMARK_DISCS))
-    tilts: tuple[Tilts, ...] = field(default=(Tilts(),) * len(TILTED))
     parity_levels: float = 0.0
     parity_wrong: float = 0.0
     cord_logit: float = 0.0
@@ -180,7 +142,6 @@ class Trust:
         return replace(
             self,
             landmarks=tuple(a + b for a, b in zip(self.landmarks, other.landmarks, strict=True)),
-            tilts=tuple(a + b for a, b in zip(self.tilts, other.tilts, strict=True)),
             parity_levels=self.parity_levels + other.parity_levels,
             parity_wrong=self.parity_wrong + other.parity_wrong,
             scans=self.scans + other.scans,
@@ -198,7 +159,6 @@ class Trust:
             "landmarks": {
                 NAME_OF[code]: dict(vars(seen)) for code, seen in zip(LANDMARK_DISCS, self.landmarks, strict=True)
             },
-            "tilts": {NAME_OF[code]: dict(vars(tilt)) for code, tilt in zip(TILTED, self.tilts, strict=True)},
             "lower_end": dict(vars(self.lower_end)),
         }
 
@@ -246,10 +206,8 @@ def trust_from_json(content: Mapping[str, Any], *, source: str) -> Trust:
         landmarks = tuple(
             Seen(**{key: float(n) for key, n in content["landmarks"][NAME_OF[code]].items()}) for code in LANDMARK_DISCS
         )
-        tilts = tuple(Tilts(**{key: float(n) for key, n in content["tilts"][NAME_OF[code]].items()}) for code in TILTED)
         trust = Trust(
             landmarks,
-            tilts,
             float(content["parity"]["levels"]),
             float(content["parity"]["wrong"]),
             float(content["cord_logit"]),

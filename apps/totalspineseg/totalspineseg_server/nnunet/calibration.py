@@ -27,12 +27,12 @@ from totalspineseg_server.geometry import LabelArray, image_to_iso, labels_to_is
 from totalspineseg_server.nnunet.cases import LabeledScan, ScanSource, Skipped
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor
-from totalspineseg_server.numbering.evidence import SPECK_SHARE, landmark_shares, odd_share, tilt_deg
+from totalspineseg_server.numbering.evidence import SPECK_SHARE, landmark_shares, odd_share
 from totalspineseg_server.numbering.evidence_weights import LARGE_BONE_MM3, MOSTLY, THIN_DISC
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.transforms.one_spine import one_spine
 from totalspineseg_server.transforms.pieces import Piece, Pieces, find_pieces
-from totalspineseg_server.trust import TILTED, LowerEnd, Seen, Tilts, Trust
+from totalspineseg_server.trust import LowerEnd, Seen, Trust
 
 Step = Literal[1, 2]
 STEPS: Final[tuple[Step, ...]] = (1, 2)
@@ -198,15 +198,11 @@ def observe(step: Step, raw: LabelArray, codes: LabelArray) -> Trust:
     """
     pieces = find_pieces(one_spine(raw, step), step)
     found = {code: piece for code, piece, _ in _discs(pieces, codes)}
-    tilts = tuple(
-        next((_tilts(pieces, k) for code, _, k in _discs(pieces, codes) if code == wanted), Tilts())
-        for wanted in TILTED
-    )
     levels, wrong = _parity(pieces, codes)
     labeled = {int(code) for code in np.unique(codes)}
     landmarks = tuple(_seen(landmark, found, labeled) for landmark in LANDMARK_DISCS)
     end = _lower_end(step, pieces, raw, codes)
-    return Trust(landmarks, tilts, levels, wrong, scans=1 if found else 0, lower_end=end)
+    return Trust(landmarks, levels, wrong, scans=1 if found else 0, lower_end=end)
 
 
 def _lower_end(step: Step, pieces: Pieces, raw: LabelArray, codes: LabelArray) -> LowerEnd:
@@ -274,11 +270,6 @@ def _discs(pieces: Pieces, codes: LabelArray) -> list[tuple[int, Piece, int]]:
         if code not in found or found[code][1].voxels < piece.voxels:
             found[code] = (code, piece, k)
     return list(found.values())
-
-
-def _tilts(pieces: Pieces, k: int) -> Tilts:
-    angle = tilt_deg(pieces.disc_map[pieces.discs[k].box] == k + 1, (1.0, 1.0, 1.0))
-    return Tilts() if angle is None else Tilts(1.0, angle, angle**2)
 
 
 def _seen(landmark: int, found: Mapping[int, Piece], labeled: set[int]) -> Seen:

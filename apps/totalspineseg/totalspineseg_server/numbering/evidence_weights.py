@@ -4,7 +4,6 @@ Everything is a likelihood ratio: how much more probable the evidence is if the 
 were a false component anywhere.
 """
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
@@ -15,6 +14,8 @@ import numpy.typing as npt
 
 from totalspineseg_server.anatomy import (
     C1,
+    DISC_L2_L3,
+    DISC_L3_L4,
     DISC_L4_L5,
     DISC_L5_L6,
     DISC_L5_S,
@@ -28,7 +29,7 @@ from totalspineseg_server.anatomy import (
 )
 from totalspineseg_server.numbering.evidence import Item, Overlap
 from totalspineseg_server.numbering.states import LUMBAR_PRIOR, THORACIC_PRIOR, Floats, States, states
-from totalspineseg_server.trust import TILTED, Chances, LowerEnd, Trust
+from totalspineseg_server.trust import Chances, LowerEnd, Trust
 
 JUMPS: Final = 11
 """Number of slots that one step may span (0-10): up to five levels without a single piece."""
@@ -130,8 +131,16 @@ FALSE_IF_TINY: Final = 60.0
 """The same factor below ``TINY`` of the neighbors' width: a speck."""
 TINY: Final = 0.25
 
-MAX_TILT: Final = 2.5
-"""Largest deviation of an angle that counts, in standard deviations: spines are straight, bent, and slip."""
+STEEPER_DEG: Final = {DISC_L2_L3: 2.0, DISC_L3_L4: 8.0, DISC_L4_L5: 12.0, DISC_L5_L6: 12.0, DISC_L5_S: 22.0}
+"""How much steeper a disc is than the disc above it, seen from the side; others are as steep. The angles themselves
+depend on how a person lies.
+
+Source: the labels of 17 lumbar patients of SPIDER (van der Graaf et al., Sci Data 2024; standard deviations 3 to 7).
+"""
+STEEPER_SPREAD_DEG: Final = 8.0
+"""Their standard deviation, as networks draw the discs."""
+MAX_STEEPER: Final = 2.5
+"""Largest deviation that counts, in standard deviations: spines are bent and slip."""
 
 LOCALIZER_NEAR: Final = (1.0, 0.25, 0.03)
 """Support of a slot by an overlap with the localizer's structure 0, 1 or 2 slots away: patients move."""
@@ -194,9 +203,9 @@ def _landmark_fit(
     over = items[discs[place - 1]].landmarks if place else None
     under = items[discs[place + 1]].landmarks if place + 1 < len(discs) else None
     table = np.zeros((tree.code.size, 1 + len(LANDMARK_DISCS)))
-    for column, landmark in enumerate(LANDMARK_DISCS, start=1):
-        chances = trust.chances(column - 1, careful=CAREFUL)
-        of, moved = table[:, column], int(shifted and landmark in COUNTED_UP)
+    for place_of, landmark in enumerate(LANDMARK_DISCS, start=1):
+        chances = trust.chances(place_of - 1, careful=CAREFUL)
+        of, moved = table[:, place_of], int(shifted and landmark in COUNTED_UP)
         of[:] = LANDMARK_FAR
         for above, beside in ((True, under), (False, over)):
             either = chances.above if above else chances.below
@@ -271,7 +280,7 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
     for k, item in enumerate(items):
         base = np.ones(tree.code.size)
         if item.landmarks:
-            base = base * _tilt_fit(item, tree, trust)
+            base = base * _steeper_fit(items, k, tree, trust)
         base = base * _width_fit(item, tree) ** min(1.0, WIDTH_ITEMS / widths)
         # C1 of step 1 has no overlaps, whatever localizers there are.
         for overlap, count in zip(item.overlaps, touched, strict=bool(item.overlaps)):
@@ -337,17 +346,17 @@ def _width_fit(item: Item, tree: States) -> Floats:
     return np.asarray(score / score.max())
 
 
-def _tilt_fit(item: Item, tree: States, trust: Trust) -> Floats:
-    """Return how well a disc's angle fits the slots whose angles are known; 1 for all others."""
-    result = np.ones(tree.code.size)
-    if item.tilt_deg is None or item.cut:
-        return result
-    for code, tilts in zip(TILTED, trust.tilts, strict=True):
-        if tilts.mean_deg is not None:
-            away = (item.tilt_deg - tilts.mean_deg) / tilts.spread_deg
-            same = (tree.code == code) | ((tree.code == DISC_L5_L6) & (code == DISC_L4_L5))
-            result = np.where(same, math.exp(-0.5 * min(away**2, MAX_TILT**2)), result)
-    return result
+def _steeper_fit(items: tuple[Item, ...], k: int, tree: States, trust: Trust) -> Floats:
+    """Return how well a disc fits the slots by how much steeper it is than the disc above it."""
+    above = next((item for item in reversed(items[:k]) if item.kind is Kind.DISC), None)
+    tilt = items[k].tilt_deg
+    if not trust.measured or above is None or above.tilt_deg is None or tilt is None or items[k].cut or above.cut:
+        return np.ones(tree.code.size)
+    usual = np.zeros(tree.code.size)
+    for code, degrees in STEEPER_DEG.items():
+        usual[tree.code == code] = degrees
+    away = (tilt - above.tilt_deg - usual) / STEEPER_SPREAD_DEG
+    return np.asarray(np.exp(-0.5 * np.minimum(away**2, MAX_STEEPER**2)))
 
 
 def _localizer_fit(overlap: Overlap, count: int, tree: States) -> Floats:

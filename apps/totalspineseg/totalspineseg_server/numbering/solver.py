@@ -1,8 +1,8 @@
 """Exact inference over the chain: sums and maxima over all ways to place the pieces in the column.
 
-A state is (scale, view, slot): the patient's size, how the network sees the column (``view_prior``), and the slot of the
-piece. Scale and view are the same for the whole column; only the slot changes from piece to piece. Arrays over states
-have the shape (scales, views, slots).
+A state is (scale, view, slot): the patient's size, how the network sees the column (``view_prior``), and the slot of
+the piece. Scale and view are the same for the whole column; only the slot changes from piece to piece. Arrays over
+states have the shape (scales, views, slots).
 """
 
 from typing import Final, Literal
