@@ -8,6 +8,7 @@ from totalspineseg_server.anatomy import LANDMARK_DISCS, NAME_OF
 from totalspineseg_server.errors import WeightsError
 
 FORMAT: Final = 1
+NAMED: Final = ("uncontradicted", "contradicted")
 PRIOR_SCANS: Final = 12.0
 """Number of scans that the prior counts as: weights measured on fewer scans stay near the careful values."""
 PRIOR_LEVELS: Final = 100.0
@@ -90,6 +91,31 @@ class LowerEnd:
 
 
 @dataclass(frozen=True)
+class Failures:
+    """Labeled scans that were named with the trust measured on the others, and how many came out wrong.
+
+    The probabilities of a scan's names cannot know how the network fails as a whole: this is what they left out.
+
+    Attributes:
+        scans: Number of scans.
+        wrong: Those in which a level has a wrong name.
+        expected: Number of wrong ones that the probabilities admit.
+    """
+
+    scans: float = 0.0
+    wrong: float = 0.0
+    expected: float = 0.0
+
+    def __add__(self, other: "Failures") -> "Failures":
+        return Failures(self.scans + other.scans, self.wrong + other.wrong, self.expected + other.expected)
+
+    def chance(self, careful: float) -> float:
+        """Return the chance that names are wrong beyond what their probabilities say, pulled toward a careful one."""
+        more = self.wrong - self.expected + PRIOR_SCANS * careful
+        return max(0.0, more / (self.scans + PRIOR_SCANS))
+
+
+@dataclass(frozen=True)
 class Trust:
     """Measured errors of one network.
 
@@ -101,6 +127,8 @@ class Trust:
         cord_logit: Value added to the logit of the cord before it is compared with 0; a cord drawn too thin needs more.
         mirror: Whether the results of the image and its left-right mirror image are averaged.
         scans: Number of labeled scans in the measurement.
+        uncontradicted: Names that nothing contradicts, and their failures.
+        contradicted: The same where a piece or a landmark contradicts them.
     """
 
     landmarks: tuple[Seen, ...] = field(default=(Seen(),) * len(LANDMARK_DISCS))
@@ -110,6 +138,8 @@ class Trust:
     mirror: bool = False
     scans: int = 0
     lower_end: LowerEnd = field(default_factory=LowerEnd)
+    uncontradicted: Failures = field(default_factory=Failures)
+    contradicted: Failures = field(default_factory=Failures)
 
     @property
     def measured(self) -> bool:
@@ -146,6 +176,8 @@ class Trust:
             parity_wrong=self.parity_wrong + other.parity_wrong,
             scans=self.scans + other.scans,
             lower_end=self.lower_end + other.lower_end,
+            uncontradicted=self.uncontradicted + other.uncontradicted,
+            contradicted=self.contradicted + other.contradicted,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -160,6 +192,7 @@ class Trust:
                 NAME_OF[code]: dict(vars(seen)) for code, seen in zip(LANDMARK_DISCS, self.landmarks, strict=True)
             },
             "lower_end": dict(vars(self.lower_end)),
+            "names": {key: dict(vars(getattr(self, key))) for key in NAMED},
         }
 
 
@@ -213,8 +246,9 @@ def trust_from_json(content: Mapping[str, Any], *, source: str) -> Trust:
             float(content["cord_logit"]),
             bool(content["mirror"]),
             int(content["scans"]),
-            # Files of earlier versions do not have it.
+            # Files of earlier versions do not have these.
             LowerEnd(**{key: float(n) for key, n in content.get("lower_end", {}).items()}),
+            *(Failures(**{k: float(n) for k, n in content.get("names", {}).get(key, {}).items()}) for key in NAMED),
         )
         _require_possible(trust)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -235,6 +269,8 @@ def _require_possible(trust: Trust) -> None:
         pairs += [(seen.own, seen.scans), (seen.above, seen.scans_above), (seen.below, seen.scans_below)]
         pairs += [(seen.above_alone, seen.above), (seen.below_alone, seen.below)]
     pairs += [(count, trust.lower_end.scans) for count in vars(trust.lower_end).values()]
+    for failures in (trust.uncontradicted, trust.contradicted):
+        pairs += [(failures.wrong, failures.scans), (failures.expected, failures.scans)]
     if not all(0 <= part <= whole < float("inf") for part, whole in pairs):
         raise ValueError("more cases than scans")
     if not abs(trust.cord_logit) <= MAX_CORD_LOGIT:

@@ -25,11 +25,13 @@ from totalspineseg_server.anatomy import (
 from totalspineseg_server.errors import MemoryShortageError, TotalSpineSegError, TrainingError
 from totalspineseg_server.geometry import LabelArray, image_to_iso, labels_to_iso
 from totalspineseg_server.nnunet.cases import LabeledScan, ScanSource, Skipped
+from totalspineseg_server.nnunet.failures import FINAL, DrawnScan, Packed, count_failures
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor
 from totalspineseg_server.numbering.evidence import SPECK_SHARE, landmark_shares, odd_share
 from totalspineseg_server.numbering.evidence_weights import LARGE_BONE_MM3, MOSTLY, THIN_DISC
 from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.transforms.components import Box
 from totalspineseg_server.transforms.one_spine import one_spine
 from totalspineseg_server.transforms.pieces import Piece, Pieces, find_pieces
 from totalspineseg_server.trust import LowerEnd, Seen, Trust
@@ -59,6 +61,8 @@ class _Sight:
 
     trust: Trust
     cord_dice: list[float] | None
+    classes: LabelArray
+    box: Box
 
 
 @dataclass
@@ -113,9 +117,14 @@ def calibrate(
             on_skip(Skipped(source.name, str(error)))
         else:
             # Add only when both ways have succeeded with both steps, so that the same scans are compared.
+            codes: LabelArray = labels_to_iso(scan.codes).data
             for way, seen in zip(ways.values(), sights, strict=True):
                 for step in STEPS:
                     way.tallies[step].add(seen[step])
+                maps = {step: Packed.of(seen[step].classes) for step in STEPS}
+                counts = {step: seen[step].trust for step in STEPS}
+                grid = image_to_iso(scan.image).grid
+                way.drawn.append(DrawnScan(scan.subject, grid, seen[2].box, maps, Packed.of(codes), counts))
     plain, averaged = (way.tallies for way in ways.values())
     enough = averaged[1].trust.scans >= MIN_MIRROR_SCANS
     before = {step: models[step].trust.mirror for step in STEPS}
@@ -125,6 +134,8 @@ def calibrate(
     for step in STEPS:
         tally = (averaged if mirror[step] else plain)[step]
         result[step] = replace(tally.trust, mirror=mirror[step], cord_logit=cord_logit(tally.cord_dice))
+    # Both steps are asked in the same way but for weights that were measured apart from each other.
+    result[FINAL] = result[FINAL] + count_failures(ways[mirror[FINAL]].drawn, mirror=mirror)
     return result
 
 
@@ -139,6 +150,7 @@ class _Way:
 
     def __init__(self, models: Mapping[int, ModelFolder], device: str, *, mirror: bool) -> None:
         self.tallies = {step: _Tally() for step in STEPS}
+        self.drawn: list[DrawnScan] = []
         trusts = {step: replace(models[step].trust, mirror=mirror, cord_logit=0.0) for step in STEPS}
         self._networks = {step: WarmPredictor(models[step], device=device, trust=trusts[step]) for step in STEPS}
 
@@ -152,14 +164,17 @@ class _Way:
         scan = pipeline.Scan(image_to_iso(labeled.image), labeled.image.grid)
         network = _Remembering(self._networks[1])
         located = pipeline.locate(scan, network)
-        sights = {1: _sight(1, network.last, codes)}
+        whole: Box = (slice(0, codes.shape[0]), slice(0, codes.shape[1]), slice(0, codes.shape[2]))
+        sights = {1: _sight(1, network.last, codes, whole)}
         names = pipeline.step2_input(scan, located.labels, missed=located.numbering.missed if located.numbering else ())
         predicted = self._networks[2].predict(names.channels, soft=(CORD_REGION,))
-        return {**sights, 2: _sight(2, predicted, codes[names.box])}
+        return {**sights, 2: _sight(2, predicted, codes, names.box)}
 
 
-def _sight(step: Step, predicted: Prediction, codes: LabelArray) -> _Sight:
-    return _Sight(observe(step, predicted.labels, codes), cord_dice(predicted.soft[CORD_REGION], codes == CORD))
+def _sight(step: Step, predicted: Prediction, codes: LabelArray, box: Box) -> _Sight:
+    there = codes[box]
+    trust = observe(step, predicted.labels, there)
+    return _Sight(trust, cord_dice(predicted.soft[CORD_REGION], there == CORD), predicted.labels, box)
 
 
 def cord_dice(soft: npt.NDArray[np.float32], cord: npt.NDArray[np.bool_]) -> list[float] | None:

@@ -65,6 +65,9 @@ WORTH_TRYING: Final = 0.002
 WORTH_NAMING: Final = 0.005
 """A competing numbering with a lower probability is not reported."""
 MAX_ALTERNATIVES: Final = 5
+CONTRADICTED_WRONG: Final = 0.3
+"""Chance that names are wrong, beyond what their probabilities say, where a large piece or a landmark contradicts them;
+for networks that nobody has measured."""
 CONTRADICTED: Final = 0.5
 """Highest probability of a numbering that another map of the same scan contradicts, if each is certain by itself."""
 LIKELY: Final = 0.5
@@ -235,6 +238,9 @@ def number_chain(
     findings = (*map(unmet_finding, unmet), *elsewhere, *moved, *numbering.findings)
     against = bool(moved) and not _outvoted(moved, numbering, trust)
     contradicted = numbering.contradicted or bool(unmet) or against
+    if not pins and not by_reader:
+        failures = trust.contradicted if contradicted else trust.uncontradicted
+        numbering = _less_probable(numbering, failures.chance(CONTRADICTED_WRONG if contradicted else 0.0))
     other_evidence = bool(localizers or pins or by_reader)
     return _settled(
         replace(
@@ -293,6 +299,13 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
             as_usual=min(1.0, as_usual),
         )
     )
+
+
+def _less_probable(numbering: Numbering, failure: float) -> Numbering:
+    """Return a numbering whose names may all be wrong for a reason that the evidence does not show."""
+    right = 1.0 - failure
+    levels = tuple(replace(level, probability=right * level.probability) for level in numbering.levels)
+    return replace(numbering, probability=right * numbering.probability, usual=right * numbering.usual, levels=levels)
 
 
 def _settled(numbering: Numbering) -> Numbering:

@@ -75,7 +75,7 @@ errors follow: L5-S and T12-L1 are expected one disc too high."""
 P_KIND_WRONG: Final = 0.01
 """Probability that the sacrum is drawn as a vertebra or a vertebra as the sacrum."""
 
-CAREFUL: Final = Chances(own=0.87, above=0.15, below=0.15, above_alone=0.04, below_alone=0.04)
+CAREFUL: Final = Chances(own=0.87, above=0.15, below=0.15, above_alone=0.055, below_alone=0.055)
 """Chances for networks that nobody has measured: a landmark disc has its own class, or the disc above or below it does.
 Measured networks (``Trust``) have better ones; the fewer scans were measured, the closer they are to these."""
 LANDMARK_OTHER: Final = 0.02 / 3
