@@ -65,6 +65,8 @@ WORTH_TRYING: Final = 0.002
 WORTH_NAMING: Final = 0.005
 """A competing numbering with a lower probability is not reported."""
 MAX_ALTERNATIVES: Final = 5
+OFTEN: Final = 0.15
+"""Names are doubtful where so many scans are wrong beyond what their probabilities say."""
 CONTRADICTED_WRONG: Final = 0.3
 """Chance that names are wrong, beyond what their probabilities say, where a large piece or a landmark contradicts them;
 for networks that nobody has measured."""
@@ -136,6 +138,7 @@ class Numbering:
         usual: Probability that all names are right if the column has the usual count.
         as_usual: Probability that the column has the usual count.
         counted_only: Whether lumbar names rest on the usual count, because no reliable landmark above them is in view.
+        failure: Chance, part of all probabilities, that names are wrong for a reason that the evidence does not show.
     """
 
     pieces: Pieces
@@ -152,16 +155,17 @@ class Numbering:
     usual: float = 0.0
     as_usual: float = 0.0
     counted_only: bool = False
+    failure: float = 0.0
 
     @property
     def certainty(self) -> Certainty:
-        """The answer to "are these names right?"."""
-        if self.contradicted or not self.levels:
+        """The answer to "are these names right?" by what is in view; doubtful if networks often fail unnoticed."""
+        if self.contradicted or not self.levels or self.failure > OFTEN:
             return "doubtful"
-        if self.probability >= CONFIDENT_PROBABILITY and not self.counted_only:
+        if self.probability >= CONFIDENT_PROBABILITY * (1.0 - self.failure) and not self.counted_only:
             return "certain"
         differ = any(finding.kind == "steps_differ" for finding in self.findings)
-        least = CONFIDENT_PROBABILITY if differ else COUNTED_PROBABILITY
+        least = (CONFIDENT_PROBABILITY if differ else COUNTED_PROBABILITY) * (1.0 - self.failure)
         counted = self.counted_from and self.usual >= least and self.as_usual >= USUAL_ENOUGH
         return "counted" if counted else "doubtful"
 
@@ -305,7 +309,13 @@ def _less_probable(numbering: Numbering, failure: float) -> Numbering:
     """Return a numbering whose names may all be wrong for a reason that the evidence does not show."""
     right = 1.0 - failure
     levels = tuple(replace(level, probability=right * level.probability) for level in numbering.levels)
-    return replace(numbering, probability=right * numbering.probability, usual=right * numbering.usual, levels=levels)
+    return replace(
+        numbering,
+        probability=right * numbering.probability,
+        usual=right * numbering.usual,
+        levels=levels,
+        failure=failure,
+    )
 
 
 def _settled(numbering: Numbering) -> Numbering:

@@ -326,15 +326,19 @@ def _kind_fit(item: Item, tree: States, trust: Trust, *, shifted: bool) -> Float
         apart = end.s1_whole if item.volume_mm3 >= LARGE_BONE_MM3 else end.s1
     chances = np.asarray(vertebra * values[0] + sacrum * values[1] + tree.s1 * apart, dtype=np.float64)
     if shifted:
-        chances[last_lumbar()] = SHIFTED_BONE if item.kind is Kind.SACRUM else 1.0 - SHIFTED_BONE
+        last = SHIFTED_BONE if item.kind is Kind.SACRUM else 1.0 - SHIFTED_BONE
+        chances += last_lumbar() * (last - chances)
     return chances
 
 
 @cache
-def last_lumbar() -> npt.NDArray[np.intp]:
-    """Return the slots of the vertebrae above L5-S."""
+def last_lumbar() -> Floats:
+    """Return the (slots,) probability that a vertebra is the last lumbar one: L4 is so in few columns, L5 in most."""
     tree = _tree()
-    return np.asarray(tree.parent[tree.code == DISC_L5_S])
+    result = np.zeros(tree.code.size)
+    for k in np.flatnonzero(tree.code == DISC_L5_S):
+        result[tree.parent[k]] += tree.prior[k] / tree.prior[tree.parent[k]]
+    return result
 
 
 def _width_fit(item: Item, tree: States) -> Floats:
