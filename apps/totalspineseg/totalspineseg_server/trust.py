@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from totalspineseg_server.anatomy import LANDMARK_DISCS, NAME_OF
 from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.places import COMMAND
 
 FORMAT: Final = 1
 NAMED: Final = ("uncontradicted", "contradicted")
@@ -253,7 +254,7 @@ def trust_from_json(content: Mapping[str, Any], *, source: str) -> Trust:
         _require_possible(trust)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(
-            f"{source!r} is not a file of 'totalspineseg calibrate' ({error!r}). Calibrate again, or delete the file."
+            f"{source!r} is not a file of '{COMMAND} calibrate' ({error!r}). Calibrate again, or delete the file."
         ) from error
     return trust
 
