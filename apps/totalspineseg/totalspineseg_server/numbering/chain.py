@@ -311,6 +311,7 @@ def _less_probable(numbering: Numbering, failure: float) -> Numbering:
     levels = tuple(replace(level, probability=right * level.probability) for level in numbering.levels)
     return replace(
         numbering,
+        alternatives=tuple(replace(other, probability=right * other.probability) for other in numbering.alternatives),
         probability=right * numbering.probability,
         usual=right * numbering.usual,
         levels=levels,
