@@ -401,13 +401,16 @@ def _parity_fit(item: Item, tree: States, wrong: float) -> Floats:
 
 
 def _remnant(items: tuple[Item, ...], k: int, trust: Trust) -> tuple[float, float]:
-    """Return the chances that a disc lies between S1 and S2, and that a disc so thin has a name; or (0, 1)."""
+    """Return the chances that a disc of this volume is drawn between S1 and S2, and that one with a name has it; (0, 1)
+    above a larger disc."""
     above = [i.volume_mm3 for i in items[:k] if i.kind is Kind.DISC and not i.cut][-REMNANT_BELOW:]
     if items[k].kind is not Kind.DISC or len(above) < REMNANT_BELOW:
         return 0.0, 1.0
-    share = max(i.volume_mm3 for i in items[k:] if i.kind is Kind.DISC) / float(np.median(above))
+    thin = THIN_DISC * float(np.median(above))
     end = trust.lower_end.pulled(LOWER_END)
-    return (end.below_thin, end.thin) if share < THIN_DISC else (end.below, 1.0 - end.thin)
+    if any(i.kind is Kind.DISC and i.volume_mm3 >= thin for i in items[k + 1 :]):
+        return 0.0, 1.0
+    return (end.below_thin, end.thin) if items[k].volume_mm3 < thin else (end.below, 1.0 - end.thin)
 
 
 def false_weight(items: tuple[Item, ...], trust: Trust) -> Floats:
