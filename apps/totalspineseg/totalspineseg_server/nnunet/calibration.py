@@ -117,19 +117,18 @@ def calibrate(
             on_skip(Skipped(source.name, str(error)))
         else:
             # Add a scan only if both ways have succeeded in both steps, so that the same scans are compared.
-            codes: LabelArray = labels_to_iso(scan.codes).data
+            codes, grid = Packed.of(labels_to_iso(scan.codes).data), image_to_iso(scan.image).grid
             for way, seen in zip(ways.values(), sights, strict=True):
                 for step in STEPS:
                     way.tallies[step].add(seen[step])
-                maps = {step: Packed.of(seen[step].classes) for step in STEPS}
-                counts = {step: seen[step].trust for step in STEPS}
-                grid = image_to_iso(scan.image).grid
-                way.drawn.append(DrawnScan(scan.subject, grid, seen[2].box, maps, Packed.of(codes), counts))
+                maps = {step: Packed.of(sight.classes) for step, sight in seen.items()}
+                counts = {step: sight.trust for step, sight in seen.items()}
+                way.drawn.append(DrawnScan(scan.subject, grid, seen[2].box, maps, codes, counts))
     plain, averaged = (way.tallies for way in ways.values())
     enough = averaged[1].trust.scans >= MIN_MIRROR_SCANS
     before = {step: models[step].trust.mirror for step in STEPS}
     better = sum(_placed(averaged[s].trust) for s in STEPS) > sum(_placed(plain[s].trust) for s in STEPS)
-    mirror = {step: better if enough else before[step] for step in STEPS}
+    mirror: dict[int, bool] = {step: better if enough else before[step] for step in STEPS}
     result: dict[int, Trust] = {}
     for step in STEPS:
         tally = (averaged if mirror[step] else plain)[step]

@@ -43,7 +43,12 @@ class DrawnScan:
 
 @dataclass(frozen=True)
 class Packed:
-    """A label map in little memory: many scans are kept until all have been counted."""
+    """A label map in little memory: many scans are kept until all have been counted.
+
+    Attributes:
+        shape: Shape of the map.
+        content: Its voxels, compressed.
+    """
 
     shape: tuple[int, ...]
     content: bytes
