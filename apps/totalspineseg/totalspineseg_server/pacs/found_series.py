@@ -20,10 +20,6 @@ PAGE: Final = 200
 MAX_SERIES: Final = 20000
 """Largest number of series; a server that ignores ``offset`` would otherwise be asked forever."""
 FIELDS: Final = ("SeriesDescription", "NumberOfSeriesRelatedInstances", "StudyDate", "StudyTime", "PatientID")
-LOCALIZER: Final = re.compile(
-    r"(?<![a-z])(loc|locali[sz]ers?|scout|survey|topogram|3[- ]?planes?)(?![a-z])", re.IGNORECASE
-)
-"""Pattern of the descriptions of localizers, series that only show where the others lie."""
 INFO_FIELDS: Final = ("StudyDate", "StudyTime", "Modality", "PatientID", "StudyInstanceUID", "SeriesDescription")
 """Fields that clients show: OHIF those of the next sample, the lab's page those of each series."""
 
