@@ -185,9 +185,9 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         Raises:
             StorageError: It is a correction that had to be written, and could not.
         """
-        label = self._shown(label_id).get(_plain(label_tag))
+        label = self._displayed(label_id).get(_plain(label_tag))
         if label is not None and label.file is None:
-            label = self._drawn(label_id, _plain(label_tag))
+            label = self._written(label_id, _plain(label_tag))
         return "" if label is None else str(label.file)
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
@@ -235,7 +235,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         tag = _plain(label_tag)
         label = self._known(label_id).get(tag)
         if label is not None and label.file is None:
-            label = self._drawn(label_id, tag)
+            label = self._written(label_id, tag)
         if label is None:
             raise LabelNotFoundException(f"The image {label_id!r} has no label with the tag {tag!r}.")
         with self._turn():
@@ -278,8 +278,8 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         newest = self._corrections.of(image_id)
         for tag, label in saved.items():
             # A correction that the history does not know stays: the history may have been lost.
-            shown = str(label.info.get(CORRECTION) or "")
-            if shown and tag not in newest and self._corrections.has(image_id, shown):
+            displayed = str(label.info.get(CORRECTION) or "")
+            if displayed and tag not in newest and self._corrections.has(image_id, displayed):
                 del found[tag]
         for tag, correction in newest.items():
             here = saved.get(tag)
@@ -287,7 +287,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
                 found[tag] = DisplayedLabel(None, info_of(correction))
         return found
 
-    def _shown(self, image_id: str) -> dict[str, DisplayedLabel]:
+    def _displayed(self, image_id: str) -> dict[str, DisplayedLabel]:
         """Return the labels of an image by tag that this server made and that were drawn on its present content."""
         return self._fitting(image_id, self._known(image_id))
 
@@ -298,7 +298,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
     def _fitting(self, image_id: str, known: Mapping[str, DisplayedLabel]) -> dict[str, DisplayedLabel]:
         return {tag: label for tag, label in known.items() if self._fits(image_id, tag, label)}
 
-    def _drawn(self, image_id: str, tag: str) -> DisplayedLabel | None:
+    def _written(self, image_id: str, tag: str) -> DisplayedLabel | None:
         """Write a correction that has no label file, as after its label was deleted, and return it."""
         correction = None if self._corrections is None else self._corrections.of(image_id).get(tag)
         if self._corrections is None or correction is None:

@@ -54,7 +54,7 @@ NAMES_IN_LOG: Final = 5
 LISTED_SECONDS: Final = 1.0
 """A list of images that is no older is not made again, so that many requests at once list the folder once."""
 LISTED_TIMES: Final = 10.0
-"""Nor one that is no older than so many times what it took: a slow disk must not be listed all the time."""
+"""The same for a list that is no older than so many times what it took: a slow disk must not be listed all the time."""
 QUICK_SECONDS: Final = 0.25
 """A folder that takes longer is listed in the background, and who asks meanwhile gets the list before."""
 
