@@ -133,7 +133,12 @@ def _require(archive: Archive, manifest: Manifest, path: str, target: Path | Non
         with storage_errors(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("xb") as stream:
-                archive.copy(entry, lambda piece: (digest.update(piece), stream.write(piece)))
+
+                def write(piece: bytes) -> None:
+                    digest.update(piece)
+                    stream.write(piece)
+
+                archive.copy(entry, write)
     if entry is None or digest.hexdigest() != manifest.files[path].sha256:
         raise ArchiveError(f"{path!r} is missing or damaged in it. Use another back-up.")
 
