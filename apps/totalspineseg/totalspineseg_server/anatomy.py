@@ -1,4 +1,4 @@
-"""The one label table: every code, name, class and color of the project is derived from here.
+"""Define the one label table, from which every code, name, class and color of the project is derived.
 
 No other module of ``totalspineseg_server`` contains a label number. Codes are those of TotalSpineSeg, extended by
 T13 and its disc. Column positions count vertebrae from C1 = 1.
@@ -52,9 +52,9 @@ CORD: Final = 1
 CANAL: Final = 2
 SACRUM: Final = 50
 UNREVIEWED: Final = 255
-"""Value in training labels only: nobody has looked here; no loss, no score."""
+"""Value in training labels for voxels that nobody checked: they have no loss and no score."""
 UNREVIEWED_NAME: Final = "unreviewed"
-"""Name of the segment that marks such a region."""
+"""Name of the segment that marks a region that nobody checked."""
 
 _CERVICAL = tuple((11 + i, f"C{i + 1}") for i in range(7))
 _THORACIC = tuple((21 + i, f"T{i + 1}") for i in range(13))
@@ -73,7 +73,8 @@ _LUMBAR_DISCS = ((91, "T12-L1"), *((92 + i, f"L{i + 1}-L{i + 2}") for i in range
 
 DISCS: Final = tuple(code for code, _ in _CERVICAL_DISCS + _THORACIC_DISCS + _LUMBAR_DISCS)
 DISC_C2_C3, DISC_C7_T1, DISC_T12_L1, DISC_L5_S = 63, 71, 91, 100
-DISC_T11_T12, DISC_T12_T13, DISC_L4_L5, DISC_L5_L6 = 82, 83, 95, 96
+DISC_T11_T12, DISC_T12_T13 = 82, 83
+DISC_L2_L3, DISC_L3_L4, DISC_L4_L5, DISC_L5_L6 = 93, 94, 95, 96
 LANDMARK_DISCS: Final = (DISC_C2_C3, DISC_C7_T1, DISC_T12_L1, DISC_L5_S)
 
 

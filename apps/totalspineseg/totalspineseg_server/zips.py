@@ -1,4 +1,5 @@
-"""Open a .zip that may be hostile: limited in size and number, nothing outside the folder, no links."""
+"""Open a .zip that may be hostile: size and number of entries are limited, links and paths outside the folder
+refused."""
 
 import errno
 import shutil
@@ -19,11 +20,11 @@ BYTES_PER_ENTRY: Final = 512
 """Maximum bytes read at once, for each entry. zipfile reads the list of entries in one piece, about 100 bytes for each.
 """
 MAX_RATIO: Final = 200
-"""Maximum compression of a model's file. Weights hardly compress, JSON some tenfold; zip bombs start at a thousand."""
+"""Largest compression of a model's file. Weights hardly compress, JSON some tenfold; zip bombs start at a thousand."""
 RATIO_FROM_BYTES: Final = 1 << 20
 """Size from which the compression matters."""
 CHUNK_BYTES: Final = 1 << 20
-"""Bytes copied at once."""
+"""Number of bytes that are copied at once."""
 KINDS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Allowed ways to compress. Others cannot be unpacked piece by piece, so that a small piece may fill the memory."""
 REGULAR: Final = (0, stat.S_IFREG, stat.S_IFDIR)
@@ -86,12 +87,12 @@ def open_archive(
         max_entries: Maximum number of entries; None for ``MAX_ENTRIES``.
 
     Yields:
-        The archive, which holds at least one wanted file.
+        The archive, which has at least one wanted file.
 
     Raises:
-        ArchiveError: It is not a readable .zip, or holds unsafe or no wanted entries; nearly always found before
+        ArchiveError: It is not a readable .zip, or has unsafe or no wanted entries; this is nearly always found before
             anything is written.
-        TooLargeError: It holds too many entries or too much.
+        TooLargeError: It has too many entries, or unpacks to too much.
         StorageError: The disk has too little room.
     """
     most = MAX_ENTRIES if max_entries is None else max_entries
@@ -116,7 +117,7 @@ def open_archive(
     except UNREADABLE as error:
         raise _unreadable() from error
     except OSError as error:
-        # Of a seek before the beginning of the file; others are those of the disk.
+        # This error comes from a seek before the beginning of the file; others come from the disk.
         if error.errno not in (None, errno.EINVAL):
             raise
         raise _unreadable() from error
@@ -145,7 +146,7 @@ def _require_safe(entries: Sequence[zipfile.ZipInfo], wanted: Sequence[zipfile.Z
         if entry.filename in chosen and _is_dense(entry, max_ratio):
             problem = "unpacks to far more than it holds"
         if problem:
-            raise ArchiveError(f"The .zip holds an unsafe entry: {entry.filename[:80]!r} {problem}. Pack it again.")
+            raise ArchiveError(f"The .zip has an unsafe entry: {entry.filename[:80]!r} {problem}. Pack it again.")
         names.add(entry.filename)
 
 

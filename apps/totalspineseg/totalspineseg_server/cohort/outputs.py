@@ -150,10 +150,10 @@ def _volumes(result: Result, iso: bool) -> Mapping[str, Callable[[], AnyArray]]:
     located, scan, second = result.located, result.located.scan, result.segmentation
 
     def labels(data: LabelArray) -> Callable[[], AnyArray]:
-        return lambda: data if iso else on_input(data)
+        def on_input() -> AnyArray:
+            return result.labels_on_input if data is result.labels else scan.labels_to_input(data)
 
-    def on_input(data: LabelArray) -> LabelArray:
-        return result.labels_on_input if data is result.labels else scan.labels_to_input(data)
+        return lambda: data if iso else on_input()
 
     def soft(data: FloatArray) -> Callable[[], AnyArray]:
         return lambda: data if iso else scan.soft_to_input(data)
