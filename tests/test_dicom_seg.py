@@ -19,7 +19,7 @@ from pydicom import Dataset, dcmread
 
 from dicom_series import OBLIQUE, SIZE, STACKS, at, enhanced, picture, save, slices
 from totalspineseg_server.anatomy import BY_CODE, CODE_OF, DISCS, NAME_OF, STRUCTURES, VERTEBRAE, WIRE_LABELS, column
-from totalspineseg_server.corrections.names import map_names
+from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.dicom.headers import read_headers, uid_from
 from totalspineseg_server.dicom.seg_object import is_seg, seg_reference
