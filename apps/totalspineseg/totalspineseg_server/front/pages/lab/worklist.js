@@ -341,10 +341,15 @@ export async function show(view) {
   strategy.addEventListener('change', () => setStrategy(strategy.value));
   document.addEventListener('keydown', onKey);
 
-  const info = await get('/info/');
-  strategy.append(...Object.keys(info.strategies).map(name => element('option', { value: name }, name.replaceAll('_', ' '))));
-  strategy.value = chosenStrategy() in info.strategies ? chosenStrategy() : Object.keys(info.strategies)[0];
-  setStrategy(strategy.value);
+  async function loadStrategies() {
+    const info = await get('/info/');
+    strategy.append(...Object.keys(info.strategies).map(name => element('option', { value: name }, name.replaceAll('_', ' '))));
+    strategy.value = chosenStrategy() in info.strategies ? chosenStrategy() : Object.keys(info.strategies)[0];
+    setStrategy(strategy.value);
+  }
+
+  // Not awaited: it asks the PACS, which may be slow, and the list is there without it.
+  loadStrategies();
   showPictures(localStorage.getItem(PICTURES) === 'large');
   await look();
 
