@@ -21,6 +21,7 @@ const MODEL = 'totalspineseg';
 const PICTURES_AT_ONCE = 3;
 const LOOK_MS = 5000;
 const SEARCH_MS = 250;
+const SIGN_IN = 401;
 
 const PICTURES = 'totalspineseg-pictures';
 
@@ -349,7 +350,8 @@ export async function show(view) {
   }
 
   // Not awaited: it asks the PACS, which may be slow, and the list is there without it.
-  loadStrategies();
+  // Who is not signed in is asked once, for the list.
+  loadStrategies().catch(error => error.status === SIGN_IN || say(error.message, true));
   showPictures(localStorage.getItem(PICTURES) === 'large');
   await look();
 
