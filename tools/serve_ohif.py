@@ -42,7 +42,7 @@ def main() -> int:
     if not arguments.dicomweb:
         pacs = running_orthanc(folder / "orthanc", free_port())
     try:
-        # Check this before a PACS is started and filled; ``serve`` checks again.
+        # Check this before a PACS is started and filled; ``serve`` checks it again.
         if arguments.dicomweb:
             require_dicomweb(arguments.dicomweb)
         require_weights(arguments.weights)

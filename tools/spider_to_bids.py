@@ -25,11 +25,11 @@ from totalspineseg_server.volume_io import read_image, read_labels, write_volume
 
 CANAL_VALUE: Final = 100
 PARTIAL_FROM: Final = 100
-"""A vertebra cut by the edge of the image has this added to its number."""
+"""Number that is added to that of a vertebra if the edge of the image cuts it."""
 DISCS_FROM: Final = 200
 NAME: Final = re.compile(r"(?P<subject>\d+)_(?P<contrast>t1|t2)(?P<space>_SPACE)?", re.IGNORECASE)
 CONUS_ABOVE: Final = "L2"
-"""The cord of nearly all adults ends at or above this vertebra."""
+"""Vertebra at or above which the cord of nearly all adults ends."""
 LABEL_SUFFIX: Final = "_label-spine_dseg"
 
 

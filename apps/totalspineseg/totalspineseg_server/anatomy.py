@@ -1,4 +1,4 @@
-"""The one label table: every code, name, class and color of the project is derived from here.
+"""Define the one label table, from which every code, name, class and color of the project is derived.
 
 No other module of ``totalspineseg_server`` contains a label number. Codes are those of TotalSpineSeg, extended by
 T13 and its disc. Column positions count vertebrae from C1 = 1.
@@ -52,9 +52,9 @@ CORD: Final = 1
 CANAL: Final = 2
 SACRUM: Final = 50
 UNREVIEWED: Final = 255
-"""Value in training labels only: nobody has looked here; no loss, no score."""
+"""Value in training labels for voxels that nobody checked: they have no loss and no score."""
 UNREVIEWED_NAME: Final = "unreviewed"
-"""Name of the segment that marks such a region."""
+"""Name of the segment that marks a region that nobody checked."""
 
 _CERVICAL = tuple((11 + i, f"C{i + 1}") for i in range(7))
 _THORACIC = tuple((21 + i, f"T{i + 1}") for i in range(13))

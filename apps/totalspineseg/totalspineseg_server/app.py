@@ -207,20 +207,20 @@ class App(MONAILabelApp):  # type: ignore[misc]
             studies: The folder, or its address.
             root: Folder of the history.
         """
-        shown = DisplayedCorrections(self._corrections)
+        displayed = DisplayedCorrections(self._corrections)
         if is_address(studies):
             from totalspineseg_server.pacs.cache import MAX_GB
             from totalspineseg_server.pacs.configured_store import pacs_datastore
 
             room = float(self._settings.get("cache_gb") or MAX_GB)
-            return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room, corrections=shown)
+            return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room, corrections=displayed)
         work = self._settings.get("work")
         return StudiesDatastore(
             str(Path(work) / STUDIES_DIR) if work else studies,
             images=studies if work else "",
             auto_reload=host_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=host_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
-            corrections=shown,
+            corrections=displayed,
         )
 
     def _is_needed(self, series: str) -> bool:

@@ -1,4 +1,4 @@
-"""Where this installation keeps things: a clone beside its code, an installed wheel in the folders of its user."""
+"""Say where this installation keeps its files: beside its code in a clone, in the user's folders if it is a wheel."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ NAME: Final = "totalspineseg-server"
 """Name of the distribution, of its command, and of its folders."""
 PACKAGE: Final = Path(__file__).resolve().parent
 INSTALLED: Final = (PACKAGE / "app_folder").is_dir()
-"""Whether this is an installed wheel, which brings the app folder inside the package."""
+"""Whether this is an installed wheel, which has the app folder inside the package."""
 SHIPPED: Final = PACKAGE / "app_folder" if INSTALLED else PACKAGE.parent
 """The app folder as it came: ``main.py``, the starter weights, the viewer of the lab's page; only read in a wheel."""
 COMMAND: Final = NAME if INSTALLED else "totalspineseg"

@@ -1,4 +1,4 @@
-"""The server: MONAI Label's application behind our own front, and the command that starts it."""
+"""Start the server: MONAI Label's application behind our own front."""
 
 import argparse
 import errno
@@ -38,7 +38,7 @@ MAX_UPLOAD_MB: Final = 4096
 REQUEST_SECONDS: Final = 15
 """Grace period for requests in progress when the server stops; then their connections are closed."""
 SUBMISSION_SECONDS: Final = 30.0
-"""Further grace period for submissions, which a full disk, another process or a PACS may slow down."""
+"""Additional grace period for submissions, which a full disk, another process or a PACS may slow down."""
 REST_SECONDS: Final = 10.0
 """Grace period for the rest, even if threads hang. Together they stay below ``processes.STOP_SECONDS``."""
 DEFAULT_STUDIES: Final = "studies"
@@ -54,12 +54,12 @@ def create_app(
 ) -> FastAPI:
     """Return the front with MONAI Label's application behind it.
 
-    The host's settings (studies, app folder) must be set before; ``serve`` does that.
+    MONAI Label's settings (studies, app folder) must be set before; ``serve`` does that.
 
     Args:
         max_upload_mb: Largest request body, and limit for an unpacked archive in it, MiB.
         names: Names of the server, besides its IP addresses.
-        address: Address it listens on, for the log.
+        address: Address on which it listens, for the log.
     """
     from totalspineseg_server.front import (
         auth,
@@ -116,7 +116,7 @@ def create_app(
         logs.router(),
         start.router(),
     )
-    # Add our routes before the host's.
+    # Our routes come before those of MONAI Label.
     shared = threads.router([route for routes in own for route in routes.routes])
     for routes in (*own, shared):
         app.include_router(routes)
@@ -137,7 +137,7 @@ def create_app(
 def configure(studies: str, *, host: str, port: int, conf: dict[str, str], app_dir: Path) -> None:
     """Set the host's settings, in this process and in those it starts."""
     become_parent()
-    # The app must share the front's classes: the host would import a second copy of ``totalspineseg_server``.
+    # The app must share the front's classes, but MONAI Label would import a second copy of ``totalspineseg_server``.
     os.environ["MONAI_LABEL_RELOAD_APP_LIB"] = "false"
     # Background tasks import ``totalspineseg_server`` from there; dcmqi's programs are beside the interpreter.
     os.environ["PYTHONPATH"] = places.python_path()
@@ -284,7 +284,7 @@ def studies_folder(folder: Path, *, demo: bool, read_only: bool) -> Path:
 
 
 def _writable(folder: Path) -> Path:
-    """Return a folder for labels and corrections, made when it is missing.
+    """Return a folder for labels and corrections; it is made if it is missing.
 
     Raises:
         StorageError: It cannot be written.
@@ -327,7 +327,7 @@ def require_dicomweb(address: str) -> None:
     """Check that a text can be the address of a DICOMweb server, without connecting.
 
     Raises:
-        AddressError: It cannot.
+        AddressError: It cannot be one.
     """
     try:
         parts = urlsplit(address)
@@ -348,7 +348,7 @@ def _folder(text: str, option: str) -> Path:
             is empty.
     """
     if not text.strip():
-        # An empty name means the folder where the command was started.
+        # To pathlib, an empty name means the folder in which the command was started.
         raise StorageError(f"{option} is empty. Name a folder.")
     try:
         return Path(text).expanduser().resolve()

@@ -1,4 +1,5 @@
-"""Open a .zip that may be hostile: limited in size and number, nothing outside the folder, no links."""
+"""Open a .zip that may be hostile: size and number of entries are limited, links and paths outside the folder
+refused."""
 
 import errno
 import shutil
@@ -14,15 +15,16 @@ from typing import IO, Final
 from totalspineseg_server.errors import ArchiveError, StorageError, TooLargeError, TotalSpineSegError
 
 MAX_ENTRIES: Final = 10_000
-"""Maximum number of entries. A whole spine of thin slices is 500 files, a model some dozen."""
+"""Largest number of entries. A whole spine of thin slices has 500 files, a model some dozen."""
 MAX_READ_BYTES: Final = 512 * MAX_ENTRIES
-"""Maximum bytes read at once. zipfile reads the list of entries in one piece, about 100 bytes for each entry."""
+"""Largest number of bytes read at once. zipfile reads the list of entries in one piece, about 100 bytes for each
+entry."""
 MAX_RATIO: Final = 200
-"""Maximum compression of a model's file. Weights hardly compress, JSON some tenfold; zip bombs start at a thousand."""
+"""Largest compression of a model's file. Weights hardly compress, JSON some tenfold; zip bombs start at a thousand."""
 RATIO_FROM_BYTES: Final = 1 << 20
 """Size from which the compression matters."""
 CHUNK_BYTES: Final = 1 << 20
-"""Bytes copied at once."""
+"""Number of bytes that are copied at once."""
 KINDS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Allowed ways to compress. Others cannot be unpacked piece by piece, so that a small piece may fill the memory."""
 REGULAR: Final = (0, stat.S_IFREG, stat.S_IFDIR)
@@ -43,7 +45,7 @@ class Archive:
     """An open .zip that passed the checks.
 
     Attributes:
-        entries: The wanted files in it.
+        entries: The wanted files in the archive.
     """
 
     def __init__(self, content: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo]) -> None:
@@ -65,17 +67,17 @@ def open_archive(
     Args:
         file: The .zip; it must be seekable.
         folder: Existing folder. When an archive is refused, the caller removes what was written there.
-        is_wanted: ``is_wanted(name)`` returns whether a file is to be written; all others stay in the archive.
-        max_bytes: Maximum size of the wanted files together.
-        max_ratio: Maximum compression of a wanted file; 0 for any.
+        is_wanted: ``is_wanted(name)`` returns whether a file is written; all others stay in the archive.
+        max_bytes: Largest size of the wanted files together.
+        max_ratio: Largest compression of a wanted file; 0 for any.
 
     Yields:
-        The archive, which holds at least one wanted file.
+        The archive, which has at least one wanted file.
 
     Raises:
-        ArchiveError: It is not a readable .zip, or holds unsafe or no wanted entries; nearly always found before
+        ArchiveError: It is not a readable .zip, or has unsafe or no wanted entries; this is nearly always found before
             anything is written.
-        TooLargeError: It holds too many entries or too much.
+        TooLargeError: It has too many entries, or unpacks to too much.
         StorageError: The disk has too little room.
     """
     try:
@@ -99,7 +101,7 @@ def open_archive(
     except UNREADABLE as error:
         raise _unreadable() from error
     except OSError as error:
-        # Of a seek before the beginning of the file; others are those of the disk.
+        # This error comes from a seek before the beginning of the file; others come from the disk.
         if error.errno not in (None, errno.EINVAL):
             raise
         raise _unreadable() from error
@@ -124,9 +126,9 @@ def _require_safe(entries: Sequence[zipfile.ZipInfo], wanted: Sequence[zipfile.Z
     for entry in entries:
         problem = "is there twice" if entry.filename in names else _problem(entry)
         if entry in wanted and _is_dense(entry, max_ratio):
-            problem = "unpacks to far more than it holds"
+            problem = "unpacks to far more than its size"
         if problem:
-            raise ArchiveError(f"The .zip holds an unsafe entry: {entry.filename[:80]!r} {problem}. Pack it again.")
+            raise ArchiveError(f"The .zip has an unsafe entry: {entry.filename[:80]!r} {problem}. Pack it again.")
         names.add(entry.filename)
 
 

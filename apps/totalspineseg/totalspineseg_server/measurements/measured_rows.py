@@ -18,13 +18,13 @@ ZONES: Final[Mapping[str, tuple[float, float]]] = {
 }
 """Zones of a body's heights, as shares of its depth; the rounded corners are left out."""
 DISC_ZONE: Final = (0.2, 0.8)
-"""Zone of a disc's height: its rims bulge and are thin."""
+"""Zone of a disc's height, as shares of its depth: without the rims, which bulge and are thin."""
 ANGLES: Final[Mapping[str, tuple[str, str, str, str]]] = {
     "cervical_lordosis_deg": ("C2", "inferior", "C7", "inferior"),
     "thoracic_kyphosis_deg": ("T4", "superior", "T12", "inferior"),
     "lumbar_lordosis_deg": ("L1", "superior", "L5-S", "inferior"),
 }
-"""Endplates of each curve's angle; the endplate of S1 is the lower surface of the disc on it."""
+"""Endplates between which each curve is measured; the endplate of S1 is the lower surface of the disc above it."""
 BODIES: Final = VERTEBRAE[2:]
 """Vertebrae whose body is measured: C1 has none, that of C2 carries the dens."""
 KYPHOTIC: Final = frozenset({"thoracic_kyphosis_deg"})
@@ -58,13 +58,12 @@ def measure(labels: LabelArray, spacing: Sequence[float], *, doubtful: Collectio
     Args:
         labels: uint8 (X, Y, Z) codes of a step-2 result, nearest RAS. Not modified.
         spacing: Voxel size, mm.
-        doubtful: Codes whose level is doubtful: they are measured, too, and marked in "names"; angles that need them
-        stay
-            empty.
+        doubtful: Codes whose level is doubtful: they are measured, too, and marked in "names", but angles that need
+            them stay empty.
 
     Returns:
         One row for each vertebra and disc, superior to inferior, then one for the whole column; keys are
-        ``COLUMNS``, values rounded to 0.01, None where something is not in view. Empty without canal.
+        ``COLUMNS``, values are rounded to 0.01, None where something is not in view. Empty without a canal.
     """
     spine = Spine(labels, spacing)
     present = [code for code in (*VERTEBRAE, *DISCS) if len(spine.voxels(code))]

@@ -1,4 +1,4 @@
-"""Steps from one piece to the next: which slots they join, and how probable each is."""
+"""List the steps from one piece to the next: which slots they join, and how probable each step is."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +13,7 @@ from totalspineseg_server.numbering.states import SACRUM_CENTER_MM, Floats, Ints
 from totalspineseg_server.trust import Trust
 
 SWALLOWED_SLOTS: Final = 4
-"""Slots from the disc above the last lumbar vertebra to the sacrum, past the vertebra, its disc and S1."""
+"""Number of slots from the disc above the last lumbar vertebra to the sacrum, past the vertebra, its disc and S1."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def links(upper_is_disc: bool, lower_is_disc: bool, step: Step, swallows: bool =
     """Return the steps between pieces of two kinds.
 
     Args:
-        upper_is_disc: Whether the upper piece is a disc (else a vertebra or the sacrum).
+        upper_is_disc: Whether the upper piece is a disc (otherwise a vertebra or the sacrum).
         lower_is_disc: The same for the lower piece.
         step: 1 or 2; in step 1 vertebrae other than C1 have no pieces, so passing them costs nothing.
         swallows: Whether the network may draw the last lumbar vertebra and its disc as the upper part of the sacrum.

@@ -1,4 +1,4 @@
-"""Checks of a label map for what cannot be right: gaps, duplicates, order, fragments, unknown codes."""
+"""Check a label map for what cannot be right: gaps, duplicates, wrong order, fragments, unknown codes."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,35 +32,35 @@ from totalspineseg_server.numbering.states import HEIGHT_MM
 from totalspineseg_server.transforms.components import foreground_box
 
 LAST_STEP_CLASS: Final = max(step_class.value for step_class in Step2)
-"""Values up to this one that are not codes are classes of a network's raw map."""
+"""Largest class of a network's raw map; smaller values that are not codes are also such classes."""
 MOST_STRANGE: Final = 10
-"""Maximum number of values without a structure that are named; with more it is no map of this table."""
+"""Largest number of values without a structure that are named; with more, it is not a map with these codes."""
 CORD_OUTSIDE_SHARE: Final = 0.2
-"""Share of cord voxels in a slice that may lie outside the canal's outline before the slice counts."""
+"""Share of the cord voxels of a slice that must lie outside the outline of the canal for the slice to count."""
 CORD_SLICES: Final = 5
 """Number of such slices that make a finding."""
 MIN_STRUCTURE_MM3: Final = 30.0
-"""A smaller volume of a code is a speck, not a level (a disc has over 1000 mm3)."""
+"""Smallest volume of a level; less is a speck (a disc has over 1000 mm3)."""
 WIDE_STEP: Final = 1.6
-"""A step from vertebra to vertebra that is this many times its neighbors skips one."""
+"""Factor from which a step from vertebra to vertebra that is longer than its neighbors skips a vertebra."""
 APART: Final = 2
-"""Number of places from a vertebra to one that it must not touch."""
+"""Number of places from a vertebra to the nearest vertebra that it must not touch."""
 NEAR_STEPS: Final = 3
-"""Number of steps on either side that are compared."""
+"""Number of steps on either side with which a step is compared."""
 MIN_STEPS: Final = 2
-"""With fewer steps there is no usual length."""
+"""Smallest number of steps that have a usual length."""
 
 
 def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tuple[Finding, ...]:
-    """Return what cannot be right in a label map, of a network or of a reader.
+    """Return what cannot be right in the label map of a network or a reader.
 
     Args:
         labels: Integer codes (X, Y, Z) nearest RAS, of either step. Not modified.
         spacing: Voxel size, mm.
 
     Returns:
-        The findings: unknown codes and what was not checked first, then from superior to inferior; empty for a sound
-        map.
+        The findings: first unknown codes and what was not checked, then the others from superior to inferior; empty for
+        a sound map.
 
     Raises:
         ValueError: The map is not 3D or not of an integer type.
@@ -70,7 +70,7 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
     box = foreground_box(labels, margin_vox=1)
     if box is None:
         return (Finding("not_checked", BACKGROUND, messages.EMPTY),)
-    # Because of the margin, what touches the outer faces of the crop is cut off by the field of view.
+    # The margin makes sure that what touches the outer faces of the crop is cut off by the field of view.
     crop = np.ascontiguousarray(labels[box])
     origin = np.array([axis.start for axis in box])
     mm = np.asarray(spacing, dtype=np.float64)
@@ -90,9 +90,9 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
 
 
 def levels_read(labels: npt.NDArray[np.integer[Any]]) -> str:
-    """Return a sentence on the first and the last level that the numbers of a map mean.
+    """Return a sentence that names the first and the last level that the numbers of a map mean.
 
-    Another tool may use the same numbers for other levels, and its map is then as sound as one of this project.
+    Another tool may use the same numbers for other levels, and then its map looks as sound as one of this project.
 
     Args:
         labels: Integer codes of any shape. Not modified.
@@ -104,7 +104,8 @@ def levels_read(labels: npt.NDArray[np.integer[Any]]) -> str:
 
 
 def _with_a_place(codes: Iterable[int]) -> list[int]:
-    """Return the codes of levels; in a step-1 result, where the sacrum's code stands for every vertebra, the discs."""
+    """Return the codes of levels; in a step-1 result only those of discs, because the sacrum's code stands for every
+    vertebra."""
     levels = list(codes)
     if any(BY_CODE[code].kind is Kind.VERTEBRA and code != C1 for code in levels):
         return levels
@@ -267,7 +268,8 @@ def _order(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding
 
 
 def _reaching(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Return the vertebrae that reach past the middle of the next but one, which not even a spinous process does."""
+    """Return the vertebrae that reach past the middle of the next vertebra but one, which not even a spinous process
+    does."""
     column_parts = [part for part in levels if BY_CODE[part.code].kind is not Kind.DISC]
     found = []
     for k, part in enumerate(column_parts):

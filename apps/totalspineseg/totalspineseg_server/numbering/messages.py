@@ -1,4 +1,4 @@
-"""The sentences that people read about a numbering or a label map; ``str.format`` fills in the names in braces."""
+"""Hold the sentences that people read about a numbering or a label map; ``str.format`` fills in the names in braces."""
 
 from types import MappingProxyType
 from typing import Final

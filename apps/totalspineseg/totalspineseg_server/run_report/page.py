@@ -61,7 +61,7 @@ class ScanRow:
 MAX_WARNINGS: Final = 6
 """Number of sentences beside a picture; more are folded."""
 ORDERS: Final = {"urgency": "look here first", "scan": "name", "view": "levels in view", "seconds": "seconds"}
-SHOWN: Final = {
+FILTERS: Final = {
     "": "all scans",
     "check": "to check",
     "failed": "failed",
@@ -118,7 +118,7 @@ the canal is as wide as the sac, which the sagittal picture does not.</p></detai
 </header>
 <form id="bar">
 <label>Order <select id="order">{_options(ORDERS)}</select></label>
-<label>Show <select id="shown">{_options(SHOWN)}</select></label>
+<label>Show <select id="shown">{_options(FILTERS)}</select></label>
 <label>Search <input type="search" id="search" size="14"></label>
 <button type="button" id="blink" aria-pressed="false">Labels off</button>
 <button type="button" id="save">Save the list</button>

@@ -119,13 +119,13 @@ def _params(
     present = {code for code in np.unique(merged).tolist() if code in NAME_OF}
     unreviewed = {code for one in labels.values() for code in one.unreviewed} & present
     # What the reader left as predicted still counts as left, and nothing else does.
-    drawn = present - unreviewed - {code for one in labels.values() for code in (*one.untouched, *one.renamed)}
+    checked = present - unreviewed - {code for one in labels.values() for code in (*one.untouched, *one.renamed)}
     label_info = [{"name": name, "idx": value} for name, value in {**WIRE_LABELS, UNREVIEWED_NAME: REGION}.items()]
     return {
         "label_info": label_info,
         "prediction": str((base.prediction or {}).get("id", "")),
         UNREVIEWED_NAMES: [NAME_OF[code] for code in sorted(unreviewed)],
-        ACCEPTED_NAMES: [NAME_OF[code] for code in sorted(drawn)],
+        ACCEPTED_NAMES: [NAME_OF[code] for code in sorted(checked)],
         UNCHANGED_PARAMETER: is_whole and base.unchanged,
         CHOSEN_PARAMETER: list(labels),
     }
