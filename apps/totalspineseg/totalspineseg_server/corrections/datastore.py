@@ -189,7 +189,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         """
         label = self._labels_of(label_id).get(_plain(label_tag))
         if label is not None and label.file is None:
-            label = self._drawn(label_id, _plain(label_tag))
+            label = self._written(label_id, _plain(label_tag))
         return "" if label is None else str(label.file)
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
@@ -237,7 +237,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         tag = _plain(label_tag)
         label = self._known(label_id).get(tag)
         if label is not None and label.file is None:
-            label = self._drawn(label_id, tag)
+            label = self._written(label_id, tag)
         if label is None:
             raise LabelNotFoundException(f"The image {label_id!r} has no label with the tag {tag!r}.")
         with self._turn():
@@ -301,7 +301,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
     def _fitting(self, image_id: str, known: Mapping[str, DisplayedLabel]) -> dict[str, DisplayedLabel]:
         return {tag: label for tag, label in known.items() if self._fits(image_id, tag, label)}
 
-    def _drawn(self, image_id: str, tag: str) -> DisplayedLabel | None:
+    def _written(self, image_id: str, tag: str) -> DisplayedLabel | None:
         """Write the label file of a correction if it has none, for instance because it was deleted; return the
         label."""
         correction = None if self._corrections is None else self._corrections.of(image_id).get(tag)
