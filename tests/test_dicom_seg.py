@@ -92,6 +92,17 @@ def test_a_result_says_what_made_it_and_whether_its_levels_are_certain(
     assert list(seg.SoftwareVersions) == list(models.values())
 
 
+def test_a_doubtful_level_is_named_so_in_a_pacs_and_comes_back_unconfirmed(series: Path, tmp_path: Path) -> None:
+    """Which of the levels were doubtful was lost: only the description of the whole said it."""
+    write_volume(tmp_path / "result.nii", to_wire(codes(*SPINE)), GRID)
+    report = {"label_names": WIRE_LABELS, "models": {"step1": "a"}, "marked": ["L5-S"], "numbering": None}
+    content = result_segmentation(tmp_path / "result.nii", series, report)
+    segments = {item.SegmentLabel: item for item in pydicom.dcmread(BytesIO(content)).SegmentSequence}
+    assert [label for label in segments if "?" in label] == ["L5-S ?"]
+    assert segments["L5-S ?"].TrackingID == "L5-S", "the same structure in every segmentation of a study"
+    assert map_names(read_seg(content, GRID), GRID).unconfirmed == (CODE_OF["L5-S"],)
+
+
 @pytest.mark.parametrize("affine", STACKS.values(), ids=STACKS.keys())
 @pytest.mark.parametrize("turn", [False, True], ids=["axes of the series", "axes in RAS order"])
 def test_codes_come_back_as_they_went(affine: np.ndarray, turn: bool) -> None:

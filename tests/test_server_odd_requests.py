@@ -31,7 +31,7 @@ def test_a_series_in_a_session_is_not_sent_back_as_one_file(server: Server) -> N
     series, one = session(server, FILES), session(server, FILES[:1])
     url = f"{server.url}/session"
     answer = requests.get(f"{url}/{series}?image=true", timeout=60)
-    assert (answer.status_code, "several files" in answer.json()["detail"]) == (422, True)
+    assert (answer.status_code, "series of files" in answer.json()["detail"]) == (422, True)
     assert requests.get(f"{url}/{series}", timeout=60).json()["name"] == series
     assert requests.get(f"{url}/{one}?image=true", timeout=60).content == b"one"
     assert requests.get(f"{url}/{one[:-1]}0a?image=true", timeout=60).status_code == 404

@@ -120,7 +120,7 @@ def renamed_level(text: str) -> tuple[int, int] | None:
     """Return the codes of a level and of its right name, of ``L1 -> T12``.
 
     Returns:
-        None where the text does not name two vertebrae (or the sacrum), or two discs.
+        None if the text does not name two vertebrae (or the sacrum) or two discs.
     """
     codes = [_level(part) for part in ARROW.split(text)]
     if len(codes) != 2 or codes[0] is None or codes[1] is None:

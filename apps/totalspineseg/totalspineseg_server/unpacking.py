@@ -13,7 +13,7 @@ MAX_RATIO: Final = 1040
 
 
 MAX_POINTER_BYTES: Final = 1024
-"""Maximum size of a pointer; both kinds are a few lines."""
+"""Largest size of a pointer; both kinds are a few lines."""
 LFS_START: Final = b"version https://git-lfs.github.com/spec/"
 ANNEX_START: Final = b"/annex/objects/"
 ANNEX_TARGET: Final = ".git/annex/objects"

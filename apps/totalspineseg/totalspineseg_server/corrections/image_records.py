@@ -1,7 +1,7 @@
-"""Store what is known about images besides their files: who uploaded one, and to whom it was offered.
+"""Keep what is known about images beside their files: who uploaded one, and to whom it was offered.
 
-Each image has its own record, ``images/<image>.json``. Earlier versions stored all of this in the index of MONAI
-Label's datastore, ``datastore_v2.json``, which is still read but never written.
+Each image has a record of its own, ``images/<image>.json``. Earlier versions kept all of it in the index of MONAI
+Label's own datastore, ``datastore_v2.json``, which is still read and never written.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ IMAGES_FILE: Final = "images.json"
 PATIENT: Final = "patient"
 """Field of an image's record: an anonymous id of its patient; all images of a patient train, or all judge."""
 INDEX_FILE: Final = "datastore_v2.json"
-"""MONAI Label's name for the index of studies."""
+"""The host's name for the index of studies."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class OlderIndex:
 
 
 def older_index(folder: Path) -> OlderIndex:
-    """Return the index in a folder; an empty index if there is none that can be read."""
+    """Return the index in a folder; an empty one if there is none, or none that can be read."""
     file = folder / INDEX_FILE
     try:
         if not file.is_file():
@@ -85,7 +85,7 @@ def anonymous(patient: str) -> str:
 
 
 def images_folder(labels: Path) -> Path | None:
-    """Return the folder of the images whose labels are in this folder; None if it does not say."""
+    """Return the folder of the images whose labels are in another folder; None if that folder knows of none."""
     for name in (IMAGES_FILE, INDEX_FILE):
         known = read_json_or(labels / name, {}).get("images_dir")
         if isinstance(known, str) and known != ".":
@@ -97,8 +97,8 @@ class ImageRecords:
     """The records of the images in a folder.
 
     Args:
-        folder: Folder of the records; it is made when the first record is written.
-        older: The index of an earlier version.
+        folder: Folder of the records; made when the first one is written.
+        older: What an earlier version knew.
     """
 
     def __init__(self, folder: Path, older: OlderIndex) -> None:
@@ -107,7 +107,7 @@ class ImageRecords:
         self._remembered: Remembered[dict[str, Any]] = Remembered()
 
     def of(self, image_id: str) -> dict[str, Any]:
-        """Return what is known about an image; empty if nothing is."""
+        """Return what is known about an image; empty for nothing."""
         file = self._file(image_id)
         return dict(self._remembered.value(image_id, [file], lambda: self._read(image_id, file)))
 
@@ -128,7 +128,7 @@ class ImageRecords:
             StorageError: It could not be written.
         """
         if self._older.image(image_id):
-            # An empty record is needed, because otherwise the older index would be read again.
+            # Otherwise the older index would be asked again.
             self.write(image_id, {})
             return
         file = self._file(image_id)

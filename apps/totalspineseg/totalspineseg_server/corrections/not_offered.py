@@ -57,7 +57,7 @@ def _reason_of_file(path: Path) -> str:
     if path.name.lower().endswith(OFFERED_ENDINGS):
         if not is_plain_stem(stem(path)):
             return "has a name that is too long or has characters that some systems do not allow. Rename it"
-        # Opening the file raises an error with the reason why it cannot be read.
+        # Opening it raises the reason why it cannot be read.
         path.open("rb").close()
         return ""
     if is_image_name(path) or is_other_name(path):
@@ -68,20 +68,20 @@ def _reason_of_file(path: Path) -> str:
 def _reason_of_folder(folder: Path) -> str:
     """Return why a folder is not offered, by the first image or DICOM file below it."""
     with os.scandir(folder):
-        pass  # Raise the errors that ``os.walk`` would ignore.
+        pass  # Raise what ``os.walk`` would ignore.
     for path in islice(_below(folder), MAX_LOOKED_AT):
         way = path.relative_to(folder.parent).as_posix()
         if is_image_name(path) and (missing := missing_content(path)):
             return f"holds {way!r}, which {missing}"
         if is_image_name(path) or is_other_name(path):
-            return f"has image files ({way!r}); {LOOSE_IMAGES}"
+            return f"holds files of images ({way!r}); {LOOSE_IMAGES}"
         if _is_dicom(path):
-            return f"has DICOM files ({way!r}); {DICOM}"
+            return f"holds DICOM files ({way!r}); {DICOM}"
     return ""
 
 
 def _below(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder; the files of each folder come before those of its subfolders."""
+    """Yield the files below a folder, those of a folder before those of its subfolders."""
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):

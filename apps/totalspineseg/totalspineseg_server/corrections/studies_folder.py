@@ -52,7 +52,7 @@ FOREIGN: Final = (
 WITHOUT_IMAGE: Final = "belongs to no image here. Restore the image or remove the label"
 NAMES_IN_LOG: Final = 5
 LISTED_SECONDS: Final = 1.0
-"""Age below which a list of images is not made again, so that many requests at once list the folder once."""
+"""A list of images that is no older is not made again, so that many requests at once list the folder once."""
 LISTED_TIMES: Final = 10.0
 """A list of images is not made again before it is this many times as old as making it took, so that a slow disk is not
 listed all the time."""
@@ -63,11 +63,11 @@ QUICK_SECONDS: Final = 0.25
 class StudiesDatastore(SpineDatastore):
     """A folder of images.
 
-    If two files have the same id, the one offered before is used, because labels are drawn on it; otherwise the one
-    whose ending comes first in ``OFFERED_ENDINGS``.
+    Of two files with one id, the one offered before is used, since labels are drawn on it, else the one whose ending is
+    first in ``OFFERED_ENDINGS``.
 
     Args:
-        path: Folder of the labels that are shown; it is made if it is missing.
+        path: Folder of the labels that are shown; made when missing.
         images: Folder of the images, which is only read unless somebody uploads one; empty for the same folder.
         auto_reload: Whether added and removed files are noticed without ``refresh``.
         read_only: Whether nothing is written when the studies are opened.
@@ -214,7 +214,7 @@ class StudiesDatastore(SpineDatastore):
                 f"The server has a record of an image {image_id!r}, but none of its images can be read now, so "
                 "it cannot tell whether yours is another one. Mount the folder of images, or rename yours."
             )
-        # Copying a large image takes seconds, so it is done while others may change the studies.
+        # What takes seconds for a large image is done while others may change the studies.
         if there is not None and sha256_of(there) != sha256_of(source):
             raise FileExistsError(
                 f"Another image here is named {image_id!r}. Rename yours (in 3D Slicer, the volume in the "
@@ -232,7 +232,7 @@ class StudiesDatastore(SpineDatastore):
                     self._records.write(image_id, {**image_info, "ts": int(time.time())})
                     self._list()
                 return image_id
-        # Somebody else has added or removed it meanwhile.
+        # Somebody else added or removed it in the meantime.
         return self.add_image(image_id, image_filename, image_info)
 
     def remove_image(self, image_id: str) -> None:
@@ -275,10 +275,10 @@ class StudiesDatastore(SpineDatastore):
     # The list.
 
     def _offered(self) -> Mapping[str, str]:
-        """Return image id -> its file's name; the list is at most some moments old."""
+        """Return image id -> its file's name, listed a moment ago."""
         age = time.monotonic() - self._listed_at
         is_old = age > max(LISTED_SECONDS, LISTED_TIMES * self._listing_seconds)
-        # A request that comes while another one lists the folder gets the previous list.
+        # Who comes while somebody lists the folder gets the list before.
         if self._follows and is_old and self._listing.acquire(blocking=False):
             if self._listing_seconds < QUICK_SECONDS:
                 self._list_again()
@@ -361,7 +361,7 @@ class StudiesDatastore(SpineDatastore):
     # What is not offered.
 
     def _report_not_offered(self) -> None:
-        """Find what else the folder contains, and log once for each why it is not offered.
+        """Find what the folder contains besides, and log the reason once for each.
 
         No lock is held while folders are searched, which may take long.
         """
@@ -404,7 +404,7 @@ class StudiesDatastore(SpineDatastore):
 
 
 def _log_new(before: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Log what is newly not offered, in one line for each reason."""
+    """Log what is not offered and was not known before, one line for each reason."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in found.items():
         if before.get(name) != reason:

@@ -121,7 +121,7 @@ def _layers(image: sitk.Image) -> tuple[tuple[LabelArray, ...], Grid]:
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
     affine[:3, 3] = image.GetOrigin()
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK uses LPS, this project RAS.
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's LPS to RAS
     layers = tuple(_as_labels(array.transpose()) for array in arrays)
     return layers, Volume(layers[0], affine).grid
 

@@ -89,18 +89,20 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
     return (*strange, *_no_levels(parts), *column_findings, *_cord_outside(crop, origin))
 
 
-def levels_read(labels: npt.NDArray[np.integer[Any]]) -> str:
+def levels_read(labels: npt.NDArray[np.integer[Any]], program: str = "") -> str:
     """Return a sentence that names the first and the last level that the numbers of a map mean.
 
     Another tool may use the same numbers for other levels, and then its map looks as sound as one of this project.
 
     Args:
         labels: Integer codes of any shape. Not modified.
+        program: Program whose numbers were read as these codes; "" if they were read as they are.
     """
+    table = messages.NUMBERS_OF.format(program=program) if program else messages.OWN_CODES
     codes = sorted((int(code) for code in np.unique(labels) if code in ORDER), key=ORDER.__getitem__)
     names = [NAME_OF[code] for code in _with_a_place(codes)]
     pair = messages.LEVELS.format(first=names[0], last=names[-1]) if names else messages.NO_LEVEL
-    return messages.READ_AS.format(levels=names[0] if len(names) == 1 else pair)
+    return messages.READ_AS.format(table=table, levels=names[0] if len(names) == 1 else pair)
 
 
 def _with_a_place(codes: Iterable[int]) -> list[int]:

@@ -20,8 +20,8 @@ PAGE: Final = 200
 MAX_SERIES: Final = 20000
 """Largest number of series; a server that ignores ``offset`` would otherwise be asked forever."""
 FIELDS: Final = ("SeriesDescription", "NumberOfSeriesRelatedInstances", "StudyDate", "StudyTime", "PatientID")
-INFO_FIELDS: Final = ("StudyDate", "StudyTime", "Modality", "PatientID", "StudyInstanceUID")
-"""Fields that OHIF shows of the next sample."""
+INFO_FIELDS: Final = ("StudyDate", "StudyTime", "Modality", "PatientID", "StudyInstanceUID", "SeriesDescription")
+"""Fields that clients show: OHIF those of the next sample, the lab's page those of each series."""
 
 
 @dataclass(frozen=True)
