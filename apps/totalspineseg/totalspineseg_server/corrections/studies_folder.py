@@ -261,7 +261,9 @@ class StudiesDatastore(SpineDatastore):
         if images or not (self._is_separate or images is None):
             self._choose(by_image(images or ()))
         elif self._files:
-            logger.warning("There are no images in %s anymore. Their labels are kept until they return.", self._images)
+            logger.warning(
+                "There are no images in %s anymore. Their labels are kept until the images return.", self._images
+            )
         self._names, self._listed_at, self._listing_seconds = names, begun, time.monotonic() - begun
 
     def _choose(self, candidates: Mapping[str, list[str]]) -> None:
