@@ -196,8 +196,8 @@ def test_many_who_ask_at_once_list_the_folder_once(
     followed: StudiesDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each file of a copy of thousands had the whole folder looked through, which kept the server busy for good."""
-    lists, listed = [], studies_folder.image_files
-    monkeypatch.setattr(studies_folder, "image_files", lambda folder: (lists.append(1), listed(folder))[1])
+    lists, listed = [], studies_folder.studies_files
+    monkeypatch.setattr(studies_folder, "studies_files", lambda folder: (lists.append(1), listed(folder))[1])
     for number in range(200):
         (tmp_path / f"{number}.nii.gz").touch()
     wait_for(lambda: len(followed.list_images()) == 200)
@@ -214,14 +214,14 @@ def test_nobody_waits_for_a_folder_that_is_slow_to_list(
     """Every request waited while a network drive was listed."""
     (tmp_path / "one.nii.gz").touch()
     wait_for(lambda: followed.list_images() == ["one"])
-    listed, begun, go_on = studies_folder.image_files, threading.Event(), threading.Event()
+    listed, begun, go_on = studies_folder.studies_files, threading.Event(), threading.Event()
 
     def slow(folder: Path) -> list[str]:
         begun.set()
         assert go_on.wait(20)
         return listed(folder)
 
-    monkeypatch.setattr(studies_folder, "image_files", slow)
+    monkeypatch.setattr(studies_folder, "studies_files", slow)
     time.sleep(0.1)
     first = threading.Thread(target=followed.list_images)
     first.start()
@@ -246,7 +246,7 @@ def test_a_folder_that_cannot_be_read_for_a_moment_costs_nothing(
         raise OSError(errno.ESTALE, "Stale file handle")
 
     with monkeypatch.context() as patch:
-        patch.setattr(studies_folder, "image_files", stale)
+        patch.setattr(studies_folder, "studies_files", stale)
         time.sleep(0.1)
         assert followed.list_images() == ["one"]
     (tmp_path / "two.nii.gz").touch()

@@ -36,6 +36,7 @@ from totalspineseg_server.errors import NoSpineError  # noqa: E402
 from totalspineseg_server.geometry import LabelArray, Volume, labels_on_grid, to_ras  # noqa: E402
 from totalspineseg_server.infers.disagreement import disagreement_of  # noqa: E402
 from totalspineseg_server.nnunet.calibration import STEPS, cord_dice, cord_logit, observe  # noqa: E402
+from totalspineseg_server.nnunet.failures import FINAL, failure  # noqa: E402
 from totalspineseg_server.nnunet.model_folder import models_in  # noqa: E402
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor  # noqa: E402
 from totalspineseg_server.nnunet.trust_file import write_trust  # noqa: E402
@@ -293,6 +294,29 @@ def reliability(results: list[Result]) -> None:
     print(f"of levels with 0.9 or more {np.mean(sure) if sure else 0:.1%} right; mean gap {gap:.3f}")
 
 
+def trust_of_others(scan: Scan, every: Sequence[Scan], mirror: Mapping[int, bool]) -> dict[int, Trust]:
+    """Return what all other scans tell of both networks."""
+    return {
+        step: replace(
+            sum((other.counts[step] for other in every if other is not scan and step in other.counts), Trust()),
+            mirror=mirror[step],
+        )
+        for step in STEPS
+    }
+
+
+def count_wrong_names(every: Sequence[Scan], mirror: Mapping[int, bool]) -> None:
+    """Add to the counts of each scan that has some whether its names are right by what the others tell."""
+    found = {}
+    for k, scan in enumerate(every):
+        if FINAL in scan.counts:
+            result = name(scan, trust_of_others(scan, every, mirror))
+            if any(code for _, code, _ in result.levels):
+                found[k] = failure(result.numbering, wrong=not result.right)
+    for k, counts in found.items():
+        every[k].counts[FINAL] = every[k].counts[FINAL] + counts
+
+
 def named(
     real: Path | None, spider: Path | None, *, weights: Path = STARTER, held_out: bool = True, write: bool = False
 ) -> list[Result]:
@@ -311,23 +335,18 @@ def named(
             named_scans.append(scan)
         except NoSpineError as error:
             print(f"{title}: {error}", flush=True)
+    mirror = {step: models[step].trust.mirror for step in STEPS}
+    count_wrong_names(named_scans, mirror)
     if write:
         threshold = cord_logit([scan.cord_dice for scan in named_scans if scan.cord_dice is not None])
         for step in STEPS:
             counts = sum((scan.counts[step] for scan in named_scans if step in scan.counts), Trust())
-            known = replace(counts, mirror=trusts[step].mirror, cord_logit=threshold)
+            known = replace(counts, mirror=mirror[step], cord_logit=threshold)
             write_trust(models[step].path, known)
             print(f"step {step}: {known.scans} scans, cord from a logit of {-threshold} on")
     results = []
     for scan in named_scans:
-        others = {}
-        for step in STEPS:
-            sums = Trust()
-            for other in named_scans:
-                if other is not scan and step in other.counts:
-                    sums = sums + other.counts[step]
-            others[step] = replace(sums, mirror=models[step].trust.mirror)
-        result = name(scan, others)
+        result = name(scan, trust_of_others(scan, named_scans, mirror))
         results.append(result)
         wrong = [
             f"{NAME_OF[true]} named {NAME_OF.get(code, 'nothing')}" for true, code, _ in result.levels if true != code

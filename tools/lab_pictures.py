@@ -1,9 +1,11 @@
-"""Take the pictures of the lab's page in ``docs/images``: synthetic scans, starter weights, Chromium."""
+"""Take the pictures of the lab's page and of a run's report in ``docs/images``: synthetic scans, starter weights."""
 
 import argparse
 import io
 import json
+import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -20,6 +22,7 @@ from totalspineseg_server.processes import unwind_on_signals
 from totalspineseg_server.synthesis import demo_studies
 
 SIZE: Final = {"width": 1366, "height": 768}
+COMMAND: Final = "import sys; from totalspineseg_server.cli import main; sys.exit(main(sys.argv[1:]))"
 SCANS: Final = 2
 SEED: Final = 11
 COLORS: Final = 64
@@ -95,8 +98,9 @@ def save(page: Page, file: Path) -> None:
     print(f"{file.name}: {file.stat().st_size // 1000} kB", file=sys.stderr)
 
 
-def take(url: str, folder: Path, *, dark: bool) -> None:
-    """Take the pictures of the three views."""
+@contextmanager
+def browser_page(*, dark: bool) -> Iterator[Page]:
+    """Open a page in Chromium."""
     program = shutil.which("chromium") or "chromium"
     flags = [
         "--no-sandbox",
@@ -111,6 +115,13 @@ def take(url: str, folder: Path, *, dark: bool) -> None:
         page.set_default_timeout(WAIT_MS)
         page.on("console", lambda message: print("browser:", message.text, file=sys.stderr))
         page.on("pageerror", lambda error: print("browser error:", error, file=sys.stderr))
+        yield page
+        browser.close()
+
+
+def take(url: str, folder: Path, *, dark: bool) -> None:
+    """Take the pictures of the three views."""
+    with browser_page(dark=dark) as page:
         page.goto(url)
         page.fill("#name", "ada")
         page.locator("td img[src^=blob]").nth(SCANS - 1).wait_for()
@@ -118,6 +129,10 @@ def take(url: str, folder: Path, *, dark: bool) -> None:
         page.click("tbody tr:nth-child(1) td:nth-child(3)")
         page.wait_for_timeout(500)
         save(page, folder / "lab_worklist.png")
+        page.click("#pictures")
+        page.wait_for_timeout(500)
+        save(page, folder / "lab_pictures.png")
+        page.click("#pictures")
         scan = page.evaluate(
             "[...document.querySelectorAll('tr[data-scan]')].find(row => row.querySelector('.predicted')).dataset.scan"
         )
@@ -129,7 +144,18 @@ def take(url: str, folder: Path, *, dark: bool) -> None:
         page.click("button:has-text('Verdict')")
         page.wait_for_timeout(500)
         save(page, folder / "lab_learning.png")
-        browser.close()
+
+
+def take_report(studies: Path, folder: Path, *, dark: bool) -> None:
+    """Run the command on the scans, and take the picture of its report."""
+    with tempfile.TemporaryDirectory() as name:
+        words = [sys.executable, "-c", COMMAND, str(studies), name, "--keep-only", "preview"]
+        subprocess.run(words, env={**os.environ, "PYTHONPATH": str(APP)}, check=False)
+        with browser_page(dark=dark) as page:
+            page.goto((Path(name) / "report.html").as_uri())
+            page.keyboard.press("j")
+            page.wait_for_timeout(1000)
+            save(page, folder / "report.png")
 
 
 def main() -> None:
@@ -142,6 +168,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, served(Path(name)) as url:
         prepare(url)
         take(url, arguments.folder, dark=arguments.dark)
+        take_report(Path(name) / "studies", arguments.folder, dark=arguments.dark)
 
 
 if __name__ == "__main__":

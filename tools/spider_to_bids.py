@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
 from totalspineseg_server.anatomy import BACKGROUND, CANAL, CODE_OF, UNREVIEWED, column  # noqa: E402
+from totalspineseg_server.bids import LABEL_SUFFIX  # noqa: E402
 from totalspineseg_server.errors import TotalSpineSegError  # noqa: E402
 from totalspineseg_server.geometry import LabelArray, Volume, on_grid, to_ras  # noqa: E402
 from totalspineseg_server.volume_io import read_image, read_labels, write_volume  # noqa: E402
@@ -29,8 +30,7 @@ PARTIAL_FROM: Final = 100
 DISCS_FROM: Final = 200
 NAME: Final = re.compile(r"(?P<subject>\d+)_(?P<contrast>t1|t2)(?P<space>_SPACE)?", re.IGNORECASE)
 CONUS_ABOVE: Final = "L2"
-"""Vertebra at or above which the cord of nearly all adults ends."""
-LABEL_SUFFIX: Final = "_label-spine_dseg"
+"""The cord of nearly all adults ends at or above this vertebra."""
 
 
 def spider_codes(mask: Volume) -> Volume:

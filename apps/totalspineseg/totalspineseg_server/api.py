@@ -307,20 +307,24 @@ def measure(labels: Any, affine: npt.ArrayLike | None = None) -> list[dict[str, 
         affine: (4, 4), voxel index -> RAS mm, of an array.
 
     Returns:
-        One row for each level, superior to inferior, and one for the whole column; lengths in mm, areas in mm2, angles
-        in degrees; None for what cannot be measured. Doubtful levels are marked in ``names``, if their doubts are
-        known. Empty without a canal.
+        One row for each level, superior to inferior, then sacrum, canal and cord, and one for the whole column;
+        lengths in mm, areas in mm2, angles in degrees; None where something cannot be measured, and for the intensities
+        of the image. ``names`` says how sure the name of a level is, if that is known. Without a canal there are only
+        volumes and places.
 
     Raises:
         ImageError: It is not a label map of this software.
     """
-    from totalspineseg_server.measurements import measure as measure_codes
+    from totalspineseg_server.measurements import MAX_SKEW_DEG, structure_rows
 
     if isinstance(labels, SpineSegmentation):
-        iso, doubtful = labels._iso, labels._doubtful
+        iso, doubtful, certainty = labels._iso, labels._doubtful, certainty_of(labels.report)
+        grid = Volume(labels.labels, labels.affine).grid
     else:
-        iso, doubtful = labels_to_iso(_codes(labels if affine is None else (labels, affine))), frozenset()
-    return measure_codes(iso.data, iso.spacing, doubtful=doubtful)
+        volume = _codes(labels if affine is None else (labels, affine))
+        iso, doubtful, certainty, grid = labels_to_iso(volume), frozenset[int](), None, volume.grid
+    skewed = grid.skew_deg > MAX_SKEW_DEG
+    return structure_rows(iso, grid, doubtful=doubtful, certainty=certainty, sizes=not skewed)
 
 
 def _is_path(source: Any) -> bool:

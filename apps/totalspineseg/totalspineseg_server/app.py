@@ -130,7 +130,10 @@ class App(MONAILabelApp):  # type: ignore[misc]
 
         store = ModelStore(app_dir / "model", weights=conf.get("weights") or "")
         return WarmNetworks(
-            store, device=conf.get("device") or "auto", runtime=runtime_of(conf.get("runtime") or "torch")
+            store,
+            device=conf.get("device") or "auto",
+            runtime=runtime_of(conf.get("runtime") or ""),
+            whole_image=bool(conf.get("whole_image")),
         )
 
     def _undo_label(self, image_id: str, correction_id: str, *, user: str) -> str:
@@ -527,10 +530,8 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return prepared
 
     def _subject(self, image_id: str) -> str:
-        """Return whose image it is: in a PACS the patient, whose series must not be used both for training and for
-        comparing models."""
-        subject = getattr(self._datastore, "subject", subject_of)
-        return str(subject(image_id))
+        """Return whose image it is: the patient, whose images must not both train and judge, where that is known."""
+        return self._datastore.subject(image_id) or subject_of(image_id)
 
 
 def _known_as(sender: Sender) -> str:

@@ -273,11 +273,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
     with partial_folder(target.parent) as folder:
         yield folder
         with storage_errors(target):
-            for path in folder.rglob("*"):
-                if path.is_file():
-                    _sync_file(path)
-                elif path.is_dir():
-                    sync_folder(path)
+            sync_tree(folder)
         move_folder(folder, target)
 
 
@@ -305,6 +301,19 @@ def move_folder(source: Path, target: Path) -> None:
         sync_folder(target.parent)
         if source.parent != target.parent:
             sync_folder(source.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Sync everything inside a folder to disk.
+
+    Raises:
+        OSError: Something cannot be synced.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync_file(path)
+        elif path.is_dir():
+            sync_folder(path)
 
 
 def sync_folder(folder: Path) -> None:

@@ -166,6 +166,7 @@ def serve(
     weights: str = "",
     device: str = "",
     runtime: str = "",
+    whole_image: bool = False,
     doubtful_names: str = "",
     work: str = "",
     cache_gb: float | None = None,
@@ -184,7 +185,8 @@ def serve(
         names: Names that readers use for the server besides this machine's names and addresses.
         weights: Weights to use: "" for the active model, "starter", "official", a version, or a folder.
         device: "" for a GPU if there is one, "cpu", "cuda", "cuda:1".
-        runtime: "" or "torch" for PyTorch, "openvino" for OpenVINO on the CPU.
+        runtime: One of ``RUNTIMES``; "" for the first.
+        whole_image: Whether step 1 always gets the whole image.
         doubtful_names: "" or "marked" for names such as "L4 ?", "plain" for names without a mark; a request may say
             otherwise.
         work: Folder for everything the server writes: corrections, labels, fetched series. "" for the folder of images,
@@ -203,19 +205,25 @@ def serve(
     """
     import uvicorn
 
-    from totalspineseg_server.nnunet.runtimes import require, runtime_of
+    from totalspineseg_server.nnunet.fast_ways import INT8
+    from totalspineseg_server.nnunet.runtimes import chosen_for_all, require, runtime_of
+    from totalspineseg_server.registry.model_store import ModelStore
 
     app_dir = app_dir or places.app_dir()
     # Find everything that can be wrong before anything is written.
     with listening(host, port) as sockets:
-        require(device or "auto", runtime_of(runtime))
+        asked_runtime = runtime_of(runtime)
+        require(device or "auto", asked_runtime)
         require_weights(weights, app_dir=app_dir)
+        if asked_runtime == INT8:
+            chosen_for_all(asked_runtime, device or "auto", ModelStore(app_dir / "model", weights=weights), (1, 2))
         if "://" in studies:
             require_dicomweb(studies)
         else:
             studies = str(studies_folder(_folder(studies, "--studies"), demo=demo, read_only=bool(work)))
         work = str(_writable(_folder(work, "--work"))) if work else ""
         asked = {"weights": weights, "device": device, "runtime": runtime, "work": work}
+        asked["whole_image"] = "true" if whole_image else ""
         asked["doubtful_names"] = doubtful_names
         asked["cache_gb"] = "" if cache_gb is None else str(cache_gb)
         conf = {name: value for name, value in asked.items() if value}
@@ -423,7 +431,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="device of the networks: cpu, cuda or cuda:1 (default: a GPU if there is one)",
     )
     parser.add_argument(
-        "--runtime", default="", choices=RUNTIMES, help="software that runs the networks (default: torch)"
+        "--runtime",
+        default="",
+        choices=RUNTIMES,
+        help="software that runs the networks: auto (default), torch, openvino or openvino-int8; see run --help",
+    )
+    parser.add_argument(
+        "--whole-image",
+        action="store_true",
+        help="give step 1 the whole image, even if 'weights quantize' found that a box around the spine is enough",
     )
     parser.add_argument(
         "--doubtful-names",

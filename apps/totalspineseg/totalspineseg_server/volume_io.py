@@ -16,7 +16,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, L1
+from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, L1, NUMBER_TABLES, OWN_NUMBERS
 from totalspineseg_server.errors import ImageError, MemoryShortageError, StorageError
 from totalspineseg_server.files import write_file
 from totalspineseg_server.geometry import AnyArray, Grid, Volume, to_ras
@@ -210,22 +210,31 @@ def as_integers(volume: Volume) -> Volume:
     return Volume(volume.data.astype(np.int32), volume.affine)
 
 
-def read_codes(path: Path) -> Volume:
-    """Read a label map in output codes, such as a localizer; like ``read_labels``.
+def read_codes(path: Path, numbers: str = OWN_NUMBERS) -> Volume:
+    """Read a label map of levels, such as a localizer; like ``read_labels``.
+
+    Args:
+        path: The file.
+        numbers: The numbers in it: ``OWN_NUMBERS``, or the name of a table in ``NUMBER_TABLES``.
+
+    Returns:
+        uint8 volume of codes.
 
     Raises:
         ImageError: As in ``read_labels``; also for values that are not codes, or levels that run upward: in another
             table, 22 is L3 and not T2.
     """
-    return as_codes(read_labels(path), repr(path.name))
+    volume = read_labels(path) if numbers == OWN_NUMBERS else read_numbered(path, numbers)
+    return as_codes(volume, repr(path.name), " Name the program that made it with --numbers.")
 
 
-def as_codes(volume: Volume, name: str) -> Volume:
+def as_codes(volume: Volume, name: str, hint: str = "") -> Volume:
     """Return a label map whose values are output codes, as it is.
 
     Args:
         volume: uint8. Not modified.
         name: How to name it in a message.
+        hint: What else can be done, for the message.
 
     Raises:
         ImageError: See ``read_codes``.
@@ -234,14 +243,40 @@ def as_codes(volume: Volume, name: str) -> Volume:
     if strangers := [int(v) for v in np.flatnonzero(counts) if v != BACKGROUND and v not in BY_CODE]:
         raise ImageError(
             f"{name} has the values {strangers[:5]!r}, which are not TotalSpineSeg's codes (L1 is "
-            f"{L1}). Convert it to these codes."
+            f"{L1}). Convert it to these codes.{hint}"
         )
     if is_upside_down(to_ras(volume).data):
         raise ImageError(
             f"Most levels in {name} run from inferior to superior: it is upside down, or does not use "
-            "TotalSpineSeg's codes. Turn it, or convert it."
+            f"TotalSpineSeg's codes. Turn it, or convert it.{hint}"
         )
     return volume
+
+
+def read_numbered(path: Path, numbers: str) -> Volume:
+    """Read a label map in another program's numbers as one in output codes.
+
+    Args:
+        path: As for ``read_labels``.
+        numbers: Name of a table in ``NUMBER_TABLES``.
+
+    Returns:
+        uint8 volume of codes; what this project has no structure for becomes background.
+
+    Raises:
+        ImageError: As in ``read_integers``; also for values that the table does not have.
+    """
+    volume = read_integers(path)
+    present = [int(value) for value in np.unique(volume.data) if value != BACKGROUND]
+    codes = NUMBER_TABLES[numbers].codes_of(present)
+    if strangers := [value for value in present if value not in codes]:
+        raise ImageError(
+            f"{path.name!r} has the values {strangers[:5]!r}, which are not numbers of the table {numbers!r}. Choose "
+            "the table of the program that made the map, or give its map of whole vertebrae."
+        )
+    order = np.array(sorted({BACKGROUND, *present}))
+    targets = np.array([codes.get(int(value), BACKGROUND) for value in order], dtype=np.uint8)
+    return Volume(targets[np.searchsorted(order, volume.data)], volume.affine)
 
 
 def as_image(source: Any, affine: Any = None, *, usable: bool = True) -> Image:

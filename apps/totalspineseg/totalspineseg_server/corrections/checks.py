@@ -11,8 +11,8 @@ from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.attribution import Corrected
 from totalspineseg_server.corrections.correction_store import Correction, Received
 from totalspineseg_server.corrections.displayed_corrections import UNCONFIRMED
-from totalspineseg_server.corrections.names import ACCEPTED_MARK, Mapped
 from totalspineseg_server.corrections.renames import Compared
+from totalspineseg_server.corrections.submission import ACCEPTED_MARK, Mapped
 from totalspineseg_server.corrections.unreviewed import without_regions
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, to_ras
 from totalspineseg_server.numbering.findings import Finding

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from totalspineseg_server.corrections import history
-from totalspineseg_server.corrections.names import Mapped
 from totalspineseg_server.corrections.predictions import PredictionRecord
 from totalspineseg_server.corrections.receipts import Receipt, Sender
+from totalspineseg_server.corrections.submission import Mapped
 from totalspineseg_server.errors import StorageError, TotalSpineSegError
 from totalspineseg_server.files import from_fields, move_folder, read_json, staged_folder, write_json
 from totalspineseg_server.geometry import Grid, LabelArray, Volume

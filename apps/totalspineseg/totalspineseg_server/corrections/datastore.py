@@ -1,8 +1,8 @@
-"""Show the studies to MONAI Label as a datastore: images, and the labels that clients see for them.
+"""The studies as MONAI Label's datastore: images, and the labels that clients are shown for them.
 
-Nothing is stored here that is not in files: images are in a folder or a PACS, labels are the newest corrections that
-count and saved results (``label_files``), and anything else about an image is in a record of its own
-(``image_records``). The base class has what a folder and a PACS have in common.
+Nothing is kept here that is not in the files: the images are what lies in a folder or a PACS, the labels are the newest
+corrections that count and saved results (``label_files``), and whatever else is known about an image has a record of
+its own (``image_records``). A base class has what a folder and a PACS have in common.
 """
 
 import io
@@ -34,11 +34,10 @@ from totalspineseg_server.locks import locked
 logger = logging.getLogger(__name__)
 
 CONTENTS_FILE: Final = "contents.json"
-"""File with the hashes of images and labels, so that a start need not read them all; it may be deleted."""
+"""Hashes of images and labels, so that a start need not read them all; it may be deleted."""
 SAFE_TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 INDEX_SECONDS: Final = 60.0
-"""Longest wait for another process that changes the studies, seconds: copying a large image to a slow disk takes
-time."""
+"""Longest wait for another process that changes the studies: copying a large image to a slow disk takes seconds."""
 
 
 def is_safe_tag(tag: str) -> bool:
@@ -53,11 +52,12 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     Args:
         folder: Folder of the labels.
-        own: Folder for everything else: records of images, and hashes.
-        corrections: The corrections that are shown; None if only saved labels are shown.
+        images: Folder of the images' files.
+        own: Folder of what else is kept here: records of images, and hashes.
+        corrections: The corrections that are shown; None for labels that were saved here alone.
     """
 
-    def __init__(self, folder: Path, own: Path, corrections: DisplayedCorrections | None) -> None:
+    def __init__(self, folder: Path, images: Path, own: Path, corrections: DisplayedCorrections | None) -> None:
         self._place = folder
         self._corrections = corrections
         self._holder = 0
@@ -66,9 +66,11 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         older = older_index(folder)
         self._records = ImageRecords(own / IMAGES_DIR, older)
         self._contents = ContentHashes(own / CONTENTS_FILE)
+        for name, size, time_ns, sha256 in older.hashes():
+            self._contents.learn(images / name, size, time_ns, sha256)
         self._labels = LabelFiles(folder / LABELS_DIR, self._contents, older)
 
-    # A folder and a PACS answer these differently.
+    # What a folder and a PACS answer differently.
 
     @abstractmethod
     def list_images(self) -> list[str]:
@@ -84,8 +86,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     @abstractmethod
     def fingerprint(self, image_id: str) -> str:
-        """Return a text that changes whenever the content of an image may have changed; "" if there is no such
-        image."""
+        """Return what changes whenever the content of an image may have changed; "" if there is no such image."""
 
     @abstractmethod
     def siblings(self, image_id: str) -> tuple[str, ...]:
@@ -105,12 +106,16 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     @abstractmethod
     def send_waiting(self) -> None:
-        """Begin to send labels that wait to be stored elsewhere."""
+        """Begin to send labels that wait to be sent to another place."""
+
+    @abstractmethod
+    def subject(self, image_id: str) -> str:
+        """Return an anonymous id of an image's patient; "" if nobody said who it is."""
 
     # Images.
 
     def image_file(self, image_id: str) -> Path | None:
-        """Return the file of an image, which is fetched if necessary, or None."""
+        """Return the file of an image, fetched if need be, or None."""
         uri = self.get_image_uri(image_id) if image_id else ""
         return Path(uri) if uri and Path(uri).exists() else None
 
@@ -120,7 +125,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         return None if file is None else io.BytesIO(file.read_bytes())
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """Return the information about an image; empty if the image is not here."""
+        """Return the information about an image; empty for none that is here."""
         file = self.present_file(image_id)
         return {} if file is None else {**self._image_entry(image_id, file)["info"], "path": os.path.realpath(file)}
 
@@ -131,8 +136,9 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             ImageNotFoundException: There is no such image.
             StorageError: It could not be written.
         """
+        if self.image_file(image_id) is None:
+            raise ImageNotFoundException(f"There is no image {image_id!r} in the studies. Ask for the list of images.")
         with self._turn():
-            self._require_image(image_id)
             self._records.write(image_id, {**self._records.of(image_id), **info})
 
     def _image_entry(self, image_id: str, file: Path | None) -> dict[str, Any]:
@@ -145,23 +151,15 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
                 info = {**info, "name": file.name}
         return {"ext": OFFERED_ENDINGS[0] if file is None else split_name(file.name)[1], "info": info}
 
-    def _require_image(self, image_id: str) -> Path:
-        file = self.present_file(image_id)
-        if file is None:
-            raise ImageNotFoundException(
-                f"There is no image {image_id!r} in the studies. Load the list of images again."
-            )
-        return file
-
     # Labels.
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Return the images with a finished label that was drawn on their present content."""
-        return [image_id for image_id, labels in self._all_labels().items() if FINAL_TAG in labels]
+        return [image_id for image_id, labels in self._all_shown().items() if FINAL_TAG in labels]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Return the images without a finished label that was drawn on their present content."""
-        return [image_id for image_id, labels in self._all_labels().items() if FINAL_TAG not in labels]
+        """Return the images without such a label."""
+        return [image_id for image_id, labels in self._all_shown().items() if FINAL_TAG not in labels]
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Return tag -> the id of the label, which is that of the image."""
@@ -187,9 +185,9 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         Raises:
             StorageError: It is a correction that had to be written, and could not.
         """
-        label = self._labels_of(label_id).get(_plain(label_tag))
+        label = self._displayed(label_id).get(_plain(label_tag))
         if label is not None and label.file is None:
-            label = self._label_again(label_id, _plain(label_tag))
+            label = self._written(label_id, _plain(label_tag))
         return "" if label is None else str(label.file)
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
@@ -198,15 +196,15 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         return {} if label is None else dict(label.info)
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Show a label map in wire ids under a tag, in place of the previous one.
+        """Show a label map in wire ids under a tag, in place of the one shown before.
 
-        Labels of readers come only from ``Inbox``, which has mapped and stored them.
+        Labels of annotators come only from ``Inbox``, which has mapped and kept them.
 
         Args:
             image_id: Image that it belongs to.
             label_filename: NIfTI file of wire ids. Copied.
             label_tag: "original", "final", ..
-            label_info: Stored with it; with ``DRAWN_ON`` it counts only while the image has that content.
+            label_info: Kept with it; with ``DRAWN_ON`` it counts only while the image has that content.
 
         Returns:
             The label id, which is the image id.
@@ -214,7 +212,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         Raises:
             ValueError: The tag is not a plain word.
             KeyError: There is no such image.
-            StorageError: It could not be written; the previous label is still there.
+            StorageError: It could not be written; the label shown before is still there.
         """
         tag = _plain(label_tag)
         if not is_safe_tag(tag):
@@ -222,7 +220,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         if self.image_file(image_id) is None:
             raise KeyError(image_id)
         with self._turn():
-            # A label of this server says on which image it was drawn; a file that somebody else copied here does not.
+            # A label of this server says what it was drawn on; a file that somebody else copied here does not.
             info = {DRAWN_ON: "", **(label_info or {}), "ts": int(time.time())}
             self._labels.write(image_id, tag, Path(label_filename), info)
         return image_id
@@ -237,14 +235,14 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         tag = _plain(label_tag)
         label = self._known(label_id).get(tag)
         if label is not None and label.file is None:
-            label = self._label_again(label_id, tag)
+            label = self._written(label_id, tag)
         if label is None:
             raise LabelNotFoundException(f"The image {label_id!r} has no label with the tag {tag!r}.")
         with self._turn():
             self._labels.add_info(self._labels.of(label_id).get(tag, label), info)
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
-        """Stop showing the label under a tag, if there is one. A correction that counts is shown again.
+        """Stop showing a label under a tag; do nothing if none is shown. A correction that counts is shown again.
 
         Raises:
             StorageError: The file could not be removed.
@@ -253,12 +251,11 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             self._labels.remove(label_id, [tag for tag in self._labels.tags() if tag == _plain(label_tag)])
 
     def _known(self, image_id: str) -> dict[str, DisplayedLabel]:
-        """Return the labels of an image by tag, whether or not they fit it: saved labels, and corrections that
-        count."""
+        """Return the labels of an image by tag, whether or not they fit it: saved ones, and corrections that count."""
         return self._with_corrections(image_id, self._labels.of(image_id))
 
     def _all_known(self) -> dict[str, dict[str, DisplayedLabel]]:
-        """Return what ``_known`` returns, for every image."""
+        """Return the same for every image."""
         images, names = self.list_images(), self._labels.names()
         has_corrections = None if self._corrections is None else self._corrections.any_of()
         known = {}
@@ -281,8 +278,8 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         newest = self._corrections.of(image_id)
         for tag, label in saved.items():
             # A correction that the history does not know stays: the history may have been lost.
-            correction_id = str(label.info.get(CORRECTION) or "")
-            if correction_id and tag not in newest and self._corrections.has(image_id, correction_id):
+            displayed = str(label.info.get(CORRECTION) or "")
+            if displayed and tag not in newest and self._corrections.has(image_id, displayed):
                 del found[tag]
         for tag, correction in newest.items():
             here = saved.get(tag)
@@ -290,20 +287,19 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
                 found[tag] = DisplayedLabel(None, info_of(correction))
         return found
 
-    def _labels_of(self, image_id: str) -> dict[str, DisplayedLabel]:
+    def _displayed(self, image_id: str) -> dict[str, DisplayedLabel]:
         """Return the labels of an image by tag that this server made and that were drawn on its present content."""
         return self._fitting(image_id, self._known(image_id))
 
-    def _all_labels(self) -> dict[str, dict[str, DisplayedLabel]]:
-        """Return what ``_labels_of`` returns, for every image."""
+    def _all_shown(self) -> dict[str, dict[str, DisplayedLabel]]:
+        """Return the same for every image."""
         return {image_id: self._fitting(image_id, known) for image_id, known in self._all_known().items()}
 
     def _fitting(self, image_id: str, known: Mapping[str, DisplayedLabel]) -> dict[str, DisplayedLabel]:
         return {tag: label for tag, label in known.items() if self._fits(image_id, tag, label)}
 
-    def _label_again(self, image_id: str, tag: str) -> DisplayedLabel | None:
-        """Write the label file of a correction if it has none, for instance because it was deleted; return the
-        label."""
+    def _written(self, image_id: str, tag: str) -> DisplayedLabel | None:
+        """Write a correction that has no label file, as after its label was deleted, and return it."""
         correction = None if self._corrections is None else self._corrections.of(image_id).get(tag)
         if self._corrections is None or correction is None:
             return None
@@ -313,8 +309,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         return self._labels.of(image_id).get(tag)
 
     def _fits(self, image_id: str, tag: str, label: DisplayedLabel) -> bool:
-        """Return whether this server made a label on the present content of its image, which is read if its time has
-        changed."""
+        """Return whether this server made a label on the present content of its image, which is read if touched."""
         if not label.is_own:
             return False
         drawn_on, file = str(label.info.get(DRAWN_ON) or ""), self.present_file(image_id)
@@ -323,7 +318,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         try:
             fits = self._contents.is_content(file, drawn_on)
         except OSError:
-            # The image was removed, or cannot be read at the moment.
+            # It was removed, or cannot be read at the moment.
             return True
         replaced = (image_id, tag, drawn_on)
         if not fits and replaced not in self._reported:
@@ -335,7 +330,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             )
         return fits
 
-    # The studies as a whole.
+    # The whole.
 
     def name(self) -> str:
         """Return the name of the studies."""
@@ -367,7 +362,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         raise StorageError("This server does not make archives of the studies. Copy the studies folder instead.")
 
     def refresh(self) -> None:
-        """Look for images that were added or removed."""
+        """Look for images that came or went."""
 
     def status(self) -> dict[str, Any]:
         """Return how many images and labels there are."""
@@ -384,9 +379,9 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
                 "image": self._image_entry(image_id, self.present_file(image_id)),
                 "labels": {tag: {"ext": _ending_of(one), "info": dict(one.info)} for tag, one in labels.items()},
             }
-            for image_id, labels in self._all_labels().items()
+            for image_id, labels in self._all_shown().items()
         }
-        # The answer must be JSON, whatever a client or an older version has stored.
+        # What is sent must be JSON, whatever a client or an older version has stored.
         content: dict[str, Any] = {"name": self.name(), "description": self.description(), "objects": objects}
         content |= {"images_dir": ".", "labels_dir": LABELS_DIR}
         sendable: dict[str, Any] = json.loads(json.dumps(content, default=str))
@@ -394,7 +389,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Let only one thread of one process change the studies at a time; that thread may call this again.
+        """Let one thread of one process at a time change the studies; the thread that does may call this again.
 
         Raises:
             BusyError: Another process does not release it.
@@ -412,7 +407,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
 
 def _plain(tag: object) -> str:
-    """Return a tag as text; MONAI Label has an enumeration for its own two tags."""
+    """Return a tag as text; the host has an enumeration for its own two."""
     return str(getattr(tag, "value", tag))
 
 

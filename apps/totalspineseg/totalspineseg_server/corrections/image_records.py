@@ -1,11 +1,13 @@
-"""Store what is known about images besides their files: who uploaded one, and to whom it was offered.
+"""Keep what is known about images beside their files: who uploaded one, and to whom it was offered.
 
-Each image has its own record, ``images/<image>.json``. Earlier versions stored all of this in the index of MONAI
-Label's datastore, ``datastore_v2.json``, which is still read but never written.
+Each image has a record of its own, ``images/<image>.json``. Earlier versions kept all of it in the index of MONAI
+Label's own datastore, ``datastore_v2.json``, which is still read and never written.
 """
 
+import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,9 +21,11 @@ logger = logging.getLogger(__name__)
 
 IMAGES_DIR: Final = "images"
 IMAGES_FILE: Final = "images.json"
-"""File in a folder of labels that says where the images are, if they are in another folder."""
+"""File in a folder of labels that says where the images are, if they are in another one."""
+PATIENT: Final = "patient"
+"""Field of an image's record: an anonymous id of its patient; all images of a patient train, or all judge."""
 INDEX_FILE: Final = "datastore_v2.json"
-"""MONAI Label's name for the index of studies."""
+"""The host's name for the index of studies."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +50,22 @@ class OlderIndex:
         """Return what is known about the label of an image under a tag."""
         return _info(_field(_field(self._entry(image_id), "labels"), tag))
 
+    def hashes(self) -> Iterator[tuple[str, int, int, str]]:
+        """Yield the name of an image's file with the size, time (ns) and hash of the content its label was drawn on."""
+        for image_id, entry in (self.objects or {}).items():
+            labels, name = _field(entry, "labels"), self.image(image_id).get("name")
+            for tag in labels if isinstance(labels, Mapping) else ():
+                info = self.label(image_id, tag)
+                with suppress(TypeError, ValueError, KeyError):
+                    size, time_ns = info["image_imprint"]
+                    yield str(name), int(size), int(time_ns), str(info["image_sha256"])
+
     def _entry(self, image_id: str) -> object:
         return (self.objects or {}).get(image_id)
 
 
 def older_index(folder: Path) -> OlderIndex:
-    """Return the index in a folder; an empty index if there is none that can be read."""
+    """Return the index in a folder; an empty one if there is none, or none that can be read."""
     file = folder / INDEX_FILE
     try:
         if not file.is_file():
@@ -65,8 +79,13 @@ def older_index(folder: Path) -> OlderIndex:
         return OlderIndex()
 
 
+def anonymous(patient: str) -> str:
+    """Return an id of a patient that does not say who it is."""
+    return f"patient-{hashlib.sha256(patient.encode(errors='backslashreplace')).hexdigest()[:16]}"
+
+
 def images_folder(labels: Path) -> Path | None:
-    """Return the folder of the images whose labels are in this folder; None if it does not say."""
+    """Return the folder of the images whose labels are in another folder; None if that folder knows of none."""
     for name in (IMAGES_FILE, INDEX_FILE):
         known = read_json_or(labels / name, {}).get("images_dir")
         if isinstance(known, str) and known != ".":
@@ -78,8 +97,8 @@ class ImageRecords:
     """The records of the images in a folder.
 
     Args:
-        folder: Folder of the records; it is made when the first record is written.
-        older: The index of an earlier version.
+        folder: Folder of the records; made when the first one is written.
+        older: What an earlier version knew.
     """
 
     def __init__(self, folder: Path, older: OlderIndex) -> None:
@@ -88,7 +107,7 @@ class ImageRecords:
         self._remembered: Remembered[dict[str, Any]] = Remembered()
 
     def of(self, image_id: str) -> dict[str, Any]:
-        """Return what is known about an image; empty if nothing is."""
+        """Return what is known about an image; empty for nothing."""
         file = self._file(image_id)
         return dict(self._remembered.value(image_id, [file], lambda: self._read(image_id, file)))
 
@@ -109,7 +128,7 @@ class ImageRecords:
             StorageError: It could not be written.
         """
         if self._older.image(image_id):
-            # An empty record is needed, because otherwise the older index would be read again.
+            # Otherwise the older index would be asked again.
             self.write(image_id, {})
             return
         file = self._file(image_id)

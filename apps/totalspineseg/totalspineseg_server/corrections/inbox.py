@@ -21,11 +21,16 @@ from totalspineseg_server.corrections.checks import beside_prediction, finished_
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Received
 from totalspineseg_server.corrections.datastore import is_safe_tag
 from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, DisplayedCorrections, display_tag, info_of
-from totalspineseg_server.corrections.names import Mapped, is_marked_accepted, map_names
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Claims, Receipt, Receipts, Sender, Waiting
 from totalspineseg_server.corrections.renames import follow_rename
-from totalspineseg_server.corrections.submission import read_submission, submitted_grid
+from totalspineseg_server.corrections.submission import (
+    Mapped,
+    is_marked_accepted,
+    map_names,
+    read_submission,
+    submitted_grid,
+)
 from totalspineseg_server.corrections.unreviewed import (
     ACCEPTED_NAMES,
     ALL,

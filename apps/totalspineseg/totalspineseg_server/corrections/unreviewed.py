@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, NAME_OF, UNREVIEWED
 from totalspineseg_server.corrections import answers
-from totalspineseg_server.corrections.names import Mapped
 from totalspineseg_server.corrections.renames import Compared
+from totalspineseg_server.corrections.submission import Mapped
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.spellings import code_of_name

@@ -29,8 +29,8 @@ RESERVED = ("model", "image", "image_id", "label_from", "session", "description"
 """Request fields that only the server sets; MONAI Label lets parameters replace even the path of the image."""
 
 REPORT_HEADER: Final = "x-totalspineseg-report"
-"""Header with what a reader must know of a result if the client does not read the report: JSON of ``IN_SHORT``."""
-IN_SHORT: Final = ("prediction", "message", "marked")
+"""Header with what a reader must know of a result whose report the client does not read: JSON of ``IN_SHORT``."""
+IN_SHORT: Final = ("prediction", "message", "marked", "warning")
 ASK_SECONDS: Final = 5.0
 MAX_WAITING: Final = 50
 """Longest queue: half an hour of work on a CPU. Nobody waits longer."""

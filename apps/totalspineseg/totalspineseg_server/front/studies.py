@@ -19,6 +19,7 @@ from totalspineseg_server.activelearning.offers import NOTED
 from totalspineseg_server.corrections.correction_store import Correction
 from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, RENUMBERED, UNCONFIRMED
 from totalspineseg_server.corrections.image_ids import is_usable_id
+from totalspineseg_server.corrections.image_records import PATIENT, anonymous
 from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.outcomes import message_of
 from totalspineseg_server.corrections.receipts import Receipt, Sender
@@ -141,7 +142,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
             path = save_image(file, Path(folder))
             read_image(path)
             try:
-                info = {**_client_fields(params), "user": user.username}
+                info = {**_fields_of_image(params), "user": user.username}
                 return {"image": app_instance().add_image(image_id, path, info, sender)}
             except FileExistsError as error:
                 raise HTTPException(CONFLICT, str(error)) from error
@@ -153,7 +154,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
     @routes.put("/datastore/image/info")
     def put_image_info(image: str, user: Annotated[User, annotator], info: Annotated[str, Form()] = "{}") -> None:
         """Add to the information about an image."""
-        app_instance().datastore().update_image_info(image, {**_client_fields(info), "user": user.username})
+        app_instance().datastore().update_image_info(image, {**_fields_of_image(info), "user": user.username})
 
     @routes.put("/datastore/label/info")
     @routes.put("/datastore/updatelabelinfo", include_in_schema=False)
@@ -243,6 +244,12 @@ def _sender(user: User, fields: Mapping[str, Any], file: UploadFile) -> Sender:
 def _client_fields(text: str) -> dict[str, Any]:
     """Return a client's fields about an image or a label, without those that only this server sets."""
     return {name: value for name, value in read_params(text).items() if name not in OWN}
+
+
+def _fields_of_image(text: str) -> dict[str, Any]:
+    """Return a client's fields about an image; who its patient is does not stay here."""
+    fields = _client_fields(text)
+    return {**fields, PATIENT: anonymous(str(fields[PATIENT]))} if fields.get(PATIENT) else fields
 
 
 def _sessions() -> Sessions:

@@ -7,8 +7,7 @@ from typing import Any, Literal
 from totalspineseg_server import pipeline
 from totalspineseg_server.clock import Stopwatch
 from totalspineseg_server.corrections.displayed_corrections import READER_TAGS, STEP1_TAG, UNCONFIRMED
-from totalspineseg_server.corrections.names import map_names
-from totalspineseg_server.corrections.submission import read_submission
+from totalspineseg_server.corrections.submission import map_names, read_submission
 from totalspineseg_server.corrections.unreviewed import without_regions
 from totalspineseg_server.corrections.wire import STEP1_WIRE_LABELS, from_wire
 from totalspineseg_server.errors import LabelError

@@ -66,6 +66,11 @@ WORTH_TRYING: Final = 0.002
 WORTH_NAMING: Final = 0.005
 """Smallest probability of a competing numbering that is reported."""
 MAX_ALTERNATIVES: Final = 5
+OFTEN: Final = 0.15
+"""Names are doubtful where so many scans are wrong beyond what their probabilities say."""
+CONTRADICTED_WRONG: Final = 0.3
+"""Chance that names are wrong, beyond what their probabilities say, where a large piece or a landmark contradicts them;
+for networks that nobody has measured."""
 CONTRADICTED: Final = 0.5
 """Highest probability of a numbering that another map of the same scan contradicts, if each is certain by itself."""
 LIKELY: Final = 0.5
@@ -133,8 +138,8 @@ class Numbering:
             levels doubtful.
         usual: Probability that all names are right if the column has the usual count.
         as_usual: Probability that the column has the usual count.
-        counted_only: Whether lumbar names depend on the usual count, because no reliable landmark above them is in
-            view.
+        counted_only: Whether lumbar names rest on the usual count, because no reliable landmark above them is in view.
+        failure: Chance, part of all probabilities, that names are wrong for a reason that the evidence does not show.
     """
 
     pieces: Pieces
@@ -151,16 +156,17 @@ class Numbering:
     usual: float = 0.0
     as_usual: float = 0.0
     counted_only: bool = False
+    failure: float = 0.0
 
     @property
     def certainty(self) -> Certainty:
-        """The answer to "are these names right?"."""
-        if self.contradicted or not self.levels:
+        """The answer to "are these names right?" by what is in view; doubtful if networks often fail unnoticed."""
+        if self.contradicted or not self.levels or self.failure > OFTEN:
             return "doubtful"
-        if self.probability >= CONFIDENT_PROBABILITY and not self.counted_only:
+        if self.probability >= CONFIDENT_PROBABILITY * (1.0 - self.failure) and not self.counted_only:
             return "certain"
         differ = any(finding.kind == "steps_differ" for finding in self.findings)
-        least = CONFIDENT_PROBABILITY if differ else COUNTED_PROBABILITY
+        least = (CONFIDENT_PROBABILITY if differ else COUNTED_PROBABILITY) * (1.0 - self.failure)
         counted = self.counted_from and self.usual >= least and self.as_usual >= USUAL_ENOUGH
         return "counted" if counted else "doubtful"
 
@@ -237,6 +243,9 @@ def number_chain(
     findings = (*map(unmet_finding, unmet), *elsewhere, *moved, *numbering.findings)
     against = bool(moved) and not _outvoted(moved, numbering, trust)
     contradicted = numbering.contradicted or bool(unmet) or against
+    if not pins and not by_reader:
+        failures = trust.contradicted if contradicted else trust.uncontradicted
+        numbering = _less_probable(numbering, failures.chance(CONTRADICTED_WRONG if contradicted else 0.0))
     other_evidence = bool(localizers or pins or by_reader)
     return _settled(
         replace(
@@ -294,6 +303,20 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
             usual=min(1.0, usual),
             as_usual=min(1.0, as_usual),
         )
+    )
+
+
+def _less_probable(numbering: Numbering, failure: float) -> Numbering:
+    """Return a numbering whose names may all be wrong for a reason that the evidence does not show."""
+    right = 1.0 - failure
+    levels = tuple(replace(level, probability=right * level.probability) for level in numbering.levels)
+    return replace(
+        numbering,
+        alternatives=tuple(replace(other, probability=right * other.probability) for other in numbering.alternatives),
+        probability=right * numbering.probability,
+        usual=right * numbering.usual,
+        levels=levels,
+        failure=failure,
     )
 
 
@@ -420,8 +443,8 @@ def _ranked(
         for code, chance in codes.items():
             if chance >= worth:
                 values = joint * (chain.tree.code == code)
-                scale, swap, slot = np.unravel_index(int(values.argmax()), values.shape)
-                starts.append((float(values[scale, swap, slot]), k, (int(scale), int(swap), int(slot))))
+                scale, view, slot = np.unravel_index(int(values.argmax()), values.shape)
+                starts.append((float(values[scale, view, slot]), k, (int(scale), int(view), int(slot))))
     starts.sort(key=lambda start: -start[0])
     paths: list[Path] = []
     traced: list[float] = []

@@ -89,6 +89,6 @@ def _found(rows: Iterable[Row], query: Query) -> Iterable[Row]:
             continue
         if (query.certainty and row.certainty != query.certainty) or (query.user and row.user != query.user):
             continue
-        text = f"{row.id} {row.levels} {row.user} {row.reason}".casefold()
+        text = f"{row.id} {row.about} {row.levels} {row.user} {row.reason}".casefold()
         if all(word in text for word in words):
             yield row

@@ -15,6 +15,8 @@ from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.report import sentence
 
 Status = Literal["new", "predicted", "failed", "in work", "submitted", "parked", "rejected", "finished"]
+DATE_LETTERS: Final = 8
+"""Letters of a date in DICOM, such as 20260131."""
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 
 
@@ -35,6 +37,7 @@ class Row:
         prediction: Id of the result; empty if there is none.
         unchanged: Whether it is finished because the result was accepted unchanged.
         study: UID of its study in the PACS; empty for a folder.
+        about: What people call a series of a PACS, such as "T2 sagittal, patient 17, 2026-01-31"; empty for a folder.
     """
 
     id: str
@@ -49,6 +52,7 @@ class Row:
     prediction: str = ""
     unchanged: bool = False
     study: str = ""
+    about: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return the row for clients."""
@@ -67,6 +71,7 @@ def row_of(
     offer: Offer,
     now: float,
     study: str = "",
+    about: str = "",
 ) -> Row:
     """Return the row of a scan.
 
@@ -81,6 +86,7 @@ def row_of(
         offer: When it was last offered, and to whom.
         now: Time stamp.
         study: See ``Row``.
+        about: See ``Row``.
     """
     row: dict[str, Any] = {} if score is None else _predicted(score, numbering)
     counting = [one for one in corrections if one.id not in withdrawn]
@@ -98,7 +104,19 @@ def row_of(
         row |= {"status": "submitted", **_by(last)}
     elif offer.time and now - offer.time < RESERVED_SECONDS:
         row |= {"status": "in work", "user": offer.client, "date": text_of_time(offer.time)}
-    return Row(image_id, study=study, **row)
+    return Row(image_id, study=study, about=about, **row)
+
+
+def about_series(info: Mapping[str, Any]) -> str:
+    """Return what people call a series, from what the PACS says about it; empty where that is nothing."""
+    date = str(info.get("StudyDate") or "")
+    patient = str(info.get("PatientID") or "")
+    parts = (
+        str(info.get("SeriesDescription") or ""),
+        f"patient {patient}" if patient else "",
+        f"{date[:4]}-{date[4:6]}-{date[6:]}" if len(date) == DATE_LETTERS and date.isdigit() else date,
+    )
+    return ", ".join(part for part in parts if part)
 
 
 def levels_text(codes: Sequence[int]) -> str:

@@ -15,7 +15,7 @@ from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.history import folder_name
 from totalspineseg_server.corrections.predictions import PredictionRecord
 from totalspineseg_server.corrections.rejections import Rejections
-from totalspineseg_server.worklist.rows import Row, row_of
+from totalspineseg_server.worklist.rows import Row, about_series, row_of
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +175,7 @@ class Worklist:
         records = self._records
         score = records.scores.of(image_id, records.fingerprint(image_id))
         record = None if score is None else records.scores.record_of(score)
+        info = store.get_image_info(image_id)
         corrections: Sequence[Any] = records.corrections.of_image(image_id)
         return row_of(
             image_id,
@@ -184,9 +185,10 @@ class Worklist:
             corrections=corrections,
             withdrawn=records.corrections.withdrawals.of_image(image_id) if corrections else frozenset(),
             rejection=records.rejections.latest(image_id),
-            offer=last_noted(store.get_image_info(image_id)),
+            offer=last_noted(info),
             now=time.time(),
             study=store.study_of(image_id),
+            about=about_series(info),
         )
 
 
