@@ -640,7 +640,7 @@ def test_two_vertebrae_without_the_disc_between_are_two() -> None:
     inside = (case.truth[bridge] == 95) & (np.arange(low[0], high[0]) % 6 == 0)[:, None, None]
     case.raw[bridge][inside] = case.raw[case.truth == 44][0]
     labels, numbering = name(case)
-    assert set(columns.errors(case, labels)) <= {95}  # The bridge drawn as bone in its place.
+    assert set(columns.errors(case, labels)) <= {95}  # The bridge is drawn as bone in its place.
     assert numbering.missed == (95,)
 
 

@@ -163,7 +163,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         try:
             self._networks.warm_up()
         except WeightsError as error:
-            logger.warning("The networks are not loaded: %s", error)
+            logger.warning("The networks could not be loaded: %s", error)
 
     def free_networks(self) -> None:
         """Release the networks' memory before a training starts; the next request loads them again."""

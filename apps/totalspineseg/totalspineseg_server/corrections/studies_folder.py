@@ -309,7 +309,9 @@ class StudiesDatastore(SpineDatastore):
         else:
             series = self._dicom.series()
             if (self._files or self._series) and self._is_separate and not (files or series):
-                logger.warning("There are no images in %s now. Their labels are kept until they return.", self._images)
+                logger.warning(
+                    "There are no images in %s now. Their labels are kept until the images return.", self._images
+                )
             else:
                 self._choose(by_image(files))
                 self._series = {

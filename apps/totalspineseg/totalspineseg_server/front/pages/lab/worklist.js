@@ -276,7 +276,7 @@ export async function show(view) {
     await send('/batch/infer', {}, 'DELETE');
     last = null;
     await look();
-    say('The prediction was stopped. Start it again, and it goes on where it was.');
+    say('The prediction was stopped. Start it again to continue.');
   }
 
   async function look() {
