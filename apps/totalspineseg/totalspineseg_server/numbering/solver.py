@@ -71,7 +71,8 @@ class Chain:
         view = w.view_prior(self.evidence.trust)
         missed = self._missed_above(self.evidence.above_mm)
         prior = scale_prior[:, None] * self.tree.prior * w.missed_weight(missed) / self.tree.code.size
-        return np.asarray(prior * observable(self.tree, self.evidence.step))[:, None, :] * view[:, None]
+        seen = prior * observable(self.tree, self.evidence.step)
+        return np.asarray(seen[:, None, :] * view[:, None])
 
     def _missed_above(self, length_mm: float) -> Floats:
         """Return the (scales, slots) number of discs that should be in view above an item in each slot."""
