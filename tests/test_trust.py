@@ -1,4 +1,4 @@
-"""Tests of the trust in networks: counted, kept beside the weights, and careful if little is known."""
+"""Tests of how far networks are trusted: counted, stored beside the weights, and cautious if little is known."""
 
 import json
 import zipfile
@@ -57,7 +57,7 @@ def test_few_scans_stay_near_the_careful_values_and_many_do_not() -> None:
 
 
 def test_a_landmark_that_lies_elsewhere_by_habit_does_not_move_the_names() -> None:
-    """Networks put T12-L1 one disc too low, and the chain invented a sixth lumbar vertebra."""
+    """The networks put T12-L1 one disc too low, and the chain model invented a sixth lumbar vertebra."""
     case = lumbar()
     below = DISCS[DISCS.index(DISC_T12_L1) + 1]
     case.raw[case.truth == DISC_T12_L1] = 1
@@ -85,7 +85,7 @@ def test_a_landmark_that_lies_elsewhere_by_habit_does_not_move_the_names() -> No
     ],
 )
 def test_the_reason_of_a_doubt_is_no_high_chance(facts: dict[str, float], has: str, has_not: str) -> None:
-    """Names were "doubtful (100% likely)", with no word on why."""
+    """Names were "doubtful (100% likely)", without a reason."""
     numbering = replace(named(lumbar()), **{"usual": 0.0, "counted_only": False, "findings": (), **facts})  # type: ignore[arg-type]
     said = sentence(report(numbering, (), affine=np.eye(4)))
     assert numbering.certainty == "doubtful"
@@ -195,7 +195,7 @@ def test_the_difference_is_there_where_the_mirror_is_averaged(tmp_path: Path) ->
 
 
 def swallowed(case: columns.Case, *, drawn_disc: bool) -> columns.Case:
-    """Draw L5 as the sacrum, and the disc below it as the network may: not at all, or in its middle."""
+    """Draw L5 as the sacrum, and the disc below it as a network may: not at all, or inside the sacrum."""
     lumbar_disc, last_disc = CODE_OF["L4-L5"], CODE_OF["L5-S"]
     sacrum = case.raw[case.truth == CODE_OF["sacrum"]].max()
     case.raw[case.truth == CODE_OF["L5"]] = sacrum

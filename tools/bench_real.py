@@ -7,10 +7,10 @@ REAL has images/NAME.nii.gz and truth/NAME_KIND.nii.gz: ``gt`` (codes of discs, 
 each vertebra, the k-th from C1), ``discpoints`` (a voxel for each disc, 3 = C2-C3), ``cord``. SPIDER has NNN_image and
 NNN_label (1 disc, 2 vertebra, 3 canal), named upward from the lowest disc if ``spider_truth.csv`` calls that clear.
 
-No scan is named with a trust to which it contributed: each SPIDER patient and each scan with points is left out of its
-own counts. Scans with ``gt`` are only measured. Patients of SPIDER that trained the starter weights
-(``spider_patients.csv``) are left out without ``--all-patients``. A scan is right if every marked level is found and
-has its name.
+For each scan, landmarks are trusted as far as the other scans show: a SPIDER patient, or a scan with points, does not
+count for itself. Scans with ``gt`` are only measured. Patients of SPIDER on whom the starter weights were trained
+(``spider_patients.csv``) are left out, unless ``--all-patients`` is given. A scan is right if every marked level is
+found and has its name.
 """
 
 import argparse
@@ -120,7 +120,7 @@ def spider_discs(label: LabelArray) -> dict[int, np.ndarray]:
 
 
 def disc_codes(scan: Scan, raw: LabelArray, step: int, box: Box) -> LabelArray | None:
-    """Return codes of discs on a step's part of the 1 mm grid, from truths suited to calibration; None without one."""
+    """Return codes of discs on a step's part of the 1 mm grid, from truths that are suited to calibration, or None."""
     grid = pipeline.sub_grid(scan.scan.iso.grid, box)
     if "label" in scan.truths and scan.clear:
         label = scan.truths["label"]
@@ -151,7 +151,7 @@ def disc_codes(scan: Scan, raw: LabelArray, step: int, box: Box) -> LabelArray |
 
 
 def draw(scan: Scan, networks: Mapping[int, WarmPredictor]) -> None:
-    """Run both networks, and count their landmarks."""
+    """Run both networks on a scan, and count their landmarks."""
     located = pipeline.locate(scan.scan, networks[1])
     shape = scan.scan.iso.data.shape
     whole = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
@@ -198,7 +198,7 @@ def name(scan: Scan, others: Mapping[int, Trust]) -> Result:
 
 
 def spider_outlines(truth: LabelArray, found: LabelArray) -> dict[str, float]:
-    """Return the Dice of discs, vertebrae and canal with cord, from the lowest disc up, as far as SPIDER goes."""
+    """Return the Dice of discs, vertebrae and canal with cord, from the lowest disc up to where SPIDER's labels end."""
     discs = spider_discs(truth)
     lowest = min(int(np.argwhere(mask)[:, 2].min()) for mask in discs.values())
     rows = np.flatnonzero((truth == WHOLE_CANAL).any(axis=(0, 1)))
@@ -267,7 +267,7 @@ def table(results: list[Result]) -> None:
         print(f"{group:16} {share(len(right), len(mine)):>9}  {counts[0]:42} {counts[1]}")
     unclear = [r.name for r in results if not r.clear]
     if unclear:
-        print(f"not counted, since the truth is not clear: {', '.join(unclear)}")
+        print(f"not counted, because the truth is not clear: {', '.join(unclear)}")
     for what in ("discs", "vertebrae", "canal with cord"):
         values = [r.outlines[what] for r in results if what in r.outlines]
         if values:
@@ -278,7 +278,7 @@ def table(results: list[Result]) -> None:
 
 
 def reliability(results: list[Result]) -> None:
-    """Print how many levels of each probability are right."""
+    """Print how many levels with each probability are right."""
     levels = [(p, true == code) for r in results if r.clear for true, code, p in r.levels if code]
     print("\nprobability    levels  expected   right")
     gap = 0.0
@@ -368,7 +368,7 @@ def main() -> None:
         "--weights", type=Path, default=STARTER, help="folder with both steps (default: the starter weights)"
     )
     parser.add_argument(
-        "--all-patients", action="store_true", help="also those of SPIDER that trained the starter weights"
+        "--all-patients", action="store_true", help="also patients of SPIDER on whom the starter weights were trained"
     )
     parser.add_argument("--write-trust", action="store_true", help="write trust.json beside the weights")
     arguments = parser.parse_args()

@@ -1,4 +1,5 @@
-"""How far a network's landmark classes and odd/even classes can be trusted: measured for each set of weights."""
+"""Describe how far a network's landmark classes and odd/even classes can be trusted, as measured for each set of
+weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -11,9 +12,9 @@ from totalspineseg_server.places import COMMAND
 FORMAT: Final = 1
 NAMED: Final = ("uncontradicted", "contradicted")
 PRIOR_SCANS: Final = 12.0
-"""Number of scans that the prior counts as: weights measured on fewer scans stay near the careful values."""
+"""Number of scans that the prior counts as, so that weights measured on fewer scans stay near the cautious values."""
 PRIOR_LEVELS: Final = 100.0
-"""The same for odd and even, in vertebrae."""
+"""Number of vertebrae that the prior for odd and even counts as."""
 CAREFUL_PARITY: Final = 0.04
 MAX_CORD_LOGIT: Final = 2.0
 MIN_SCANS: Final = 5
@@ -25,8 +26,8 @@ class Seen:
 
     Attributes:
         scans: Scans that show the disc.
-        own: Number of these in which the disc carries its class.
-        above: Scans in which the disc above it carries the class (of ``scans_above`` that show this one).
+        own: Number of these in which the disc has its own class.
+        above: Scans in which the disc above it has the class (of ``scans_above`` that show the disc above).
         below: The same for the disc below it.
         scans_above: Scans that show the disc above.
         scans_below: Scans that show the disc below.
@@ -125,7 +126,8 @@ class Trust:
         lower_end: How the lower end of the column is drawn.
         parity_levels: Vertebrae whose odd/even class was compared.
         parity_wrong: Number of these with the other class.
-        cord_logit: Value added to the logit of the cord before it is compared with 0; a cord drawn too thin needs more.
+        cord_logit: Value that is added to the logit of the cord before it is compared with 0; a cord that is drawn too
+            thin needs more.
         mirror: Whether the results of the image and its left-right mirror image are averaged.
         scans: Number of labeled scans in the measurement.
         uncontradicted: Names that nothing contradicts, and their failures.
@@ -153,11 +155,11 @@ class Trust:
         return (self.parity_wrong + PRIOR_LEVELS * CAREFUL_PARITY) / (self.parity_levels + PRIOR_LEVELS)
 
     def chances(self, landmark: int, *, careful: "Chances") -> "Chances":
-        """Return the chances for one landmark: the counts, pulled toward the careful values.
+        """Return the chances for one landmark: the counts, combined with cautious values.
 
         Args:
             landmark: Position in ``LANDMARK_DISCS``.
-            careful: Values assumed of every network.
+            careful: Cautious values that are assumed for every network.
         """
         seen, prior = self.landmarks[landmark], PRIOR_SCANS
         return Chances(
@@ -169,7 +171,7 @@ class Trust:
         )
 
     def __add__(self, other: "Trust") -> "Trust":
-        """Return the sum of both counts; values that are not counts are this one's."""
+        """Return the sum of both counts; values that are not counts are those of this object."""
         return replace(
             self,
             landmarks=tuple(a + b for a, b in zip(self.landmarks, other.landmarks, strict=True)),
@@ -223,7 +225,7 @@ class Chances:
 
 
 UNMEASURED: Final = Trust()
-"""Trust in weights that nobody has measured: the careful values, without mirroring."""
+"""The trust in weights that nobody has measured: the cautious values, without mirroring."""
 
 
 def trust_from_json(content: Mapping[str, Any], *, source: str) -> Trust:
@@ -234,7 +236,7 @@ def trust_from_json(content: Mapping[str, Any], *, source: str) -> Trust:
         source: Name of the file for an error.
 
     Raises:
-        WeightsError: The file is not ours, or its numbers are impossible.
+        WeightsError: It is not such a file, or its numbers are impossible.
     """
     try:
         landmarks = tuple(

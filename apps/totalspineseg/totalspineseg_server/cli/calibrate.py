@@ -9,6 +9,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from totalspineseg_server.bids import LABEL_SUFFIX
 from totalspineseg_server.cli.common import existing_path, model_store
 from totalspineseg_server.places import COMMAND
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--label-suffix",
-        default="_label-spine_dseg",
+        default=LABEL_SUFFIX,
         metavar="S",
         help="labels are named IMAGE + S below derivatives/ (default: %(default)s)",
     )

@@ -46,7 +46,7 @@ CORD_PRIOR: Final = 5.0
 """Number of scans that the present threshold of the cord counts as."""
 MIN_CORD_VOXELS: Final = 500
 BELOW_MM: Final = 8.0
-"""A piece this far below the middle of L5-S is in the sacrum; a disc is 5 to 12 mm high."""
+"""Distance below the middle of L5-S from which on something lies in the sacrum; a disc is 5 to 12 mm high."""
 S1_NEAR_MM: Final = 45.0
 """A vertebra within this distance of L5-S is S1."""
 MIN_S1_VOXELS: Final = 1000
@@ -123,7 +123,7 @@ def calibrate(
                     way.tallies[step].add(seen[step])
                 maps = {step: Packed.of(sight.classes) for step, sight in seen.items()}
                 counts = {step: sight.trust for step, sight in seen.items()}
-                way.scans.append(DrawnScan(scan.subject, grid, seen[2].box, maps, codes, counts))
+                way.segmented.append(DrawnScan(scan.subject, grid, seen[2].box, maps, codes, counts))
     plain, averaged = (way.tallies for way in ways.values())
     enough = averaged[1].trust.scans >= MIN_MIRROR_SCANS
     before = {step: models[step].trust.mirror for step in STEPS}
@@ -134,7 +134,7 @@ def calibrate(
         tally = (averaged if mirror[step] else plain)[step]
         result[step] = replace(tally.trust, mirror=mirror[step], cord_logit=cord_logit(tally.cord_dice))
     # Both steps are asked in the same way but for weights that were measured apart from each other.
-    result[FINAL] = result[FINAL] + count_failures(ways[mirror[FINAL]].scans, mirror=mirror)
+    result[FINAL] = result[FINAL] + count_failures(ways[mirror[FINAL]].segmented, mirror=mirror)
     return result
 
 
@@ -149,7 +149,7 @@ class _Way:
 
     def __init__(self, models: Mapping[int, ModelFolder], device: str, *, mirror: bool) -> None:
         self.tallies = {step: _Tally() for step in STEPS}
-        self.scans: list[DrawnScan] = []
+        self.segmented: list[DrawnScan] = []
         trusts = {step: replace(models[step].trust, mirror=mirror, cord_logit=0.0) for step in STEPS}
         self._networks = {step: WarmPredictor(models[step], device=device, trust=trusts[step]) for step in STEPS}
 

@@ -1,4 +1,4 @@
-"""The constants of the model, and how well each piece fits each slot.
+"""Define the constants of the model, and compute how well each piece fits each slot.
 
 Everything is a likelihood ratio: how much more probable the evidence is if the piece belongs in the slot than if it
 were a false component anywhere.
@@ -32,9 +32,10 @@ from totalspineseg_server.numbering.states import LUMBAR_PRIOR, THORACIC_PRIOR, 
 from totalspineseg_server.trust import Chances, LowerEnd, Trust
 
 JUMPS: Final = 11
-"""Number of slots that one step may span (0-10): up to five levels without a single piece."""
+"""Number of different steps from slot to slot (0 to 10 slots): up to five levels may have no piece."""
 LOOKBACK: Final = 3
-"""A piece may follow the third piece before it: up to two false components in a row, not counting specks."""
+"""Largest distance between two consecutive pieces of the column, in pieces: there may be two false components in a row,
+not counting specks."""
 
 P_FALSE: Final[Mapping[Kind, float]] = MappingProxyType({Kind.DISC: 0.02, Kind.VERTEBRA: 0.01, Kind.SACRUM: 0.003})
 """Probability that a component of usual size is not real."""
@@ -50,7 +51,8 @@ levels behind metal must stay more probable than one level of their length."""
 LARGE_BONE_MM3: Final = 8000.0
 """Volume of a large vertebra or sacrum: a whole cervical vertebra, a third of a small sacrum."""
 FALSE_IF_LARGE: Final = 0.1
-"""Factor by which a component that large is less likely to be false: nothing else in the image has that size."""
+"""Factor by which such a large component is less likely to be false, because nothing else in the image has that
+size."""
 P_SPLIT: Final = 0.02
 """Probability that the next component is another part of the same structure."""
 FALSE_LANDMARK: Final = 0.05
@@ -59,7 +61,7 @@ THIN_DISC: Final = 0.25
 """A disc below all others with less than this share of their usual volume may be the remnant between S1 and S2, which
 most people have and which has no name here."""
 REMNANT_BELOW: Final = 3
-"""Number of discs above it whose median volume is the usual one."""
+"""Number of discs above the last one whose median volume is the usual volume."""
 P_C1_CLASS_WRONG: Final = 0.01
 """Probability that what step 1 labels C1 is not C1; low, because the ring is unlike every other vertebra."""
 LOWER_END: Final = LowerEnd(1.0, thin=0.06, below_thin=0.1, below=0.02, s1=0.1, s1_whole=0.05, shifted=0.05)
@@ -77,7 +79,7 @@ P_KIND_WRONG: Final = 0.01
 
 CAREFUL: Final = Chances(own=0.87, above=0.15, below=0.15, above_alone=0.055, below_alone=0.055)
 """Chances for networks that nobody has measured: a landmark disc has its own class, or the disc above or below it does.
-Measured networks (``Trust``) have better ones; the fewer scans were measured, the closer they are to these."""
+Measured networks (``Trust``) have better chances; the fewer scans were measured, the closer they are to these."""
 LANDMARK_OTHER: Final = 0.02 / 3
 """Probability that a landmark disc has another landmark's class; if it has none of these either, its own is lost."""
 LANDMARK_NEAR_2: Final = 0.07
@@ -86,13 +88,13 @@ LANDMARK_ALONE: Final = 1 / 3
 """Factor for a neighbor of a landmark whose own disc would be beyond the outermost disc in view, compared with a
 landmark that moves within the view (own class lost, neighbor's present): the network must invent it."""
 LANDMARK_COUNTED: Final = 0.5
-"""The same for T12-L1 one level down, on the uppermost disc in view, where that is the fifth above L5-S: networks seem
+"""The same for T12-L1 one level too low, on the uppermost disc in view, if that is the fifth above L5-S: networks seem
 to count up from the sacrum. Of 24 synthetic lumbar scans with six lumbar vertebrae, six end with L1-L2; in four of
 these it was T12-L1 for both networks (starter weights)."""
 COUNTED_UP: Final = (DISC_T12_L1, DISC_L5_S)
 """Landmarks that move with the sacrum: networks seem to find T12-L1 by counting, too."""
 COUNTED_DISCS: Final = 1 + max(LUMBAR_PRIOR, key=lambda count: LUMBAR_PRIOR[count])
-"""Number of discs from there to L5-S."""
+"""Number of discs from that disc to L5-S."""
 LANDMARK_FAR: Final = 0.001
 """Probability that a plain disc farther away has a landmark's class."""
 
@@ -105,17 +107,18 @@ SPACING_SPREAD: Final = 0.09
 SPACING_MM: Final = 1.5
 """Standard deviation independent of the distance, mm: voxel size and ragged borders."""
 CUT_SPREAD: Final = 0.3
-"""Added for a piece cut by the field of view, as a share of the level's height: its center is off by up to half."""
+"""Standard deviation that is added for a piece that the field of view cuts, as a share of the level's height: its
+center is off by up to half."""
 SACRUM_SPREAD_MM: Final = 10.0
-"""Added for the middle of the sacrum, mm: a third of it or all of it may be in view."""
+"""Standard deviation that is added for the middle of the sacrum, mm: a third or all of the sacrum may be in view."""
 SPLIT_SPREAD: Final = 0.12
 """Distance of the parts of one structure, as a share of the level's height."""
 UNIT_MM: Final = 25.0
-"""Stretch over which a false component could be anywhere: about a level; makes densities comparable."""
+"""Length over which a false component could be anywhere, about a level; it makes densities comparable."""
 P_ODD_SPACING: Final = 0.005
-"""Probability that a distance follows no rule (collapsed or fused vertebrae, scoliosis, missed canal)."""
+"""Probability that a distance follows no rule (because of collapsed or fused vertebrae, scoliosis, a missed canal)."""
 ODD_STRETCH: Final = 1.3
-"""Largest factor by which such a distance is longer than expected: beyond it a level was missed."""
+"""Largest factor by which such a distance is longer than expected; if it is longer, a level was missed."""
 ODD_SPACING_MM: Final = 80.0
 """Range of such distances."""
 
@@ -124,7 +127,7 @@ WIDTH_SPREAD: Final = 0.16
 WIDTH_ITEMS: Final = 2.0
 """The errors of widths within a patient are correlated: all of them count as this many independent ones."""
 SMALL: Final = 0.45
-"""A component whose lateral width is below this share of its neighbors' is more likely false."""
+"""A component with less than this share of its neighbors' lateral width is more likely false."""
 FALSE_IF_SMALL: Final = 12.0
 """Factor by which it is more likely false."""
 FALSE_IF_TINY: Final = 60.0
@@ -143,7 +146,8 @@ MAX_STEEPER: Final = 2.5
 """Largest deviation that counts, in standard deviations: spines are bent and slip."""
 
 LOCALIZER_NEAR: Final = (1.0, 0.25, 0.03)
-"""Support of a slot by an overlap with the localizer's structure 0, 1 or 2 slots away: patients move."""
+"""Support of a slot by an overlap with a structure of the localizer that is 0, 1 or 2 slots away, because patients
+move."""
 LOCALIZER_FLOOR: Final = 0.02
 """Probability that the localizer is wrong about a piece."""
 LOCALIZER_ITEMS: Final = 5.0
@@ -153,7 +157,7 @@ PIN_WEIGHT: Final = 1e-15
 """Weight of every code but the pinned one: a reader's pin outweighs all other evidence."""
 
 MOSTLY: Final = 0.5
-"""A disc with more than this share of its voxels in a landmark's class is drawn as that landmark."""
+"""Share of a disc's voxels in a landmark's class from which the disc counts as drawn as that landmark."""
 
 _COLUMN = column(len(THORACIC), len(LUMBAR))
 
@@ -166,7 +170,7 @@ def _order() -> Mapping[int, int]:
 
 
 ORDER: Final = _order()
-"""Code -> place along the column that has every variant's vertebra."""
+"""Code -> place along a column that has the vertebrae of every variant."""
 
 
 def missed_weight(count: npt.ArrayLike, following: float = P_NEXT_MISSED) -> Floats:
@@ -244,7 +248,8 @@ def _above(landmark: int, levels: int) -> npt.NDArray[np.bool_]:
 
 @cache
 def _levels_between(slot: int, landmark: int) -> tuple[int, bool]:
-    """Return the discs from a slot to the nearest landmark of a code, and whether that is above; far if unrelated."""
+    """Return the number of discs from a slot to the nearest landmark with a code, and whether that lies above; far if
+    unrelated."""
     tree = _tree()
     best, above = tree.code.size, False
     for other in np.flatnonzero(tree.code == landmark):
@@ -282,7 +287,7 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
         if item.landmarks:
             base = base * _steeper_fit(items, k, tree, trust)
         base = base * _width_fit(item, tree) ** min(1.0, WIDTH_ITEMS / widths)
-        # C1 of step 1 has no overlaps, whatever localizers there are.
+        # C1 of step 1 has no overlaps, even if there are localizers.
         for overlap, count in zip(item.overlaps, touched, strict=bool(item.overlaps)):
             base = base * _localizer_fit(overlap, count, tree)
         base = base * (_remnant(items, k, trust)[1] if trust.measured else 1.0)
@@ -342,7 +347,7 @@ def last_lumbar() -> Floats:
 
 
 def _width_fit(item: Item, tree: States) -> Floats:
-    """Return the fit of a width relative to the best slot; whether a strange size is false is ``false_weight``'s."""
+    """Return the fit of a width relative to the best slot; ``false_weight`` decides whether an odd size is false."""
     if item.cut or item.kind is not Kind.DISC:
         return np.ones(tree.code.size)
     away = np.log(item.width_mm / tree.width_mm) / WIDTH_SPREAD
@@ -414,7 +419,7 @@ def _remnant(items: tuple[Item, ...], k: int, trust: Trust) -> tuple[float, floa
 
 
 def false_weight(items: tuple[Item, ...], trust: Trust) -> Floats:
-    """Return the (items,) weight of each piece being no structure of the column."""
+    """Return the (items,) weight of each piece not being a structure of the column."""
     weights = np.zeros(len(items))
     for k, item in enumerate(items):
         if item.pin:

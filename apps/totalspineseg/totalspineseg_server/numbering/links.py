@@ -1,4 +1,4 @@
-"""Steps from one piece to the next: which slots they join, and how probable each is."""
+"""List the steps from one piece to the next: which slots they join, and how probable each step is."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +12,7 @@ from totalspineseg_server.numbering.evidence import Item
 from totalspineseg_server.numbering.states import SACRUM_CENTER_MM, Floats, Ints, Step, observable, states
 
 SWALLOWED_SLOTS: Final = 4
-"""Slots from the disc above the last lumbar vertebra to the sacrum, past the vertebra, its disc and S1."""
+"""Number of slots from the disc above the last lumbar vertebra to the sacrum, past the vertebra, its disc and S1."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def links(upper_is_disc: bool, lower_is_disc: bool, step: Step, shifted: bool = 
     """Return the steps between pieces of two kinds.
 
     Args:
-        upper_is_disc: Whether the upper piece is a disc (else a vertebra or the sacrum).
+        upper_is_disc: Whether the upper piece is a disc (otherwise a vertebra or the sacrum).
         lower_is_disc: The same for the lower piece.
         step: 1 or 2; in step 1 vertebrae other than C1 have no pieces, so passing them costs nothing.
         shifted: Whether the network takes the last lumbar vertebra for S1: then this has no piece of its own, and the

@@ -1,4 +1,4 @@
-"""Exact inference over the chain: sums and maxima over all ways to place the pieces in the column.
+"""Infer the names exactly: by sums and maxima over all ways to place the pieces in the column.
 
 A state is (scale, view, slot): the patient's size, how the network sees the column (``view_prior``), and the slot of
 the piece. Scale and view are the same for the whole column; only the slot changes from piece to piece. Arrays over
@@ -17,7 +17,7 @@ from totalspineseg_server.numbering.links import Links, between, weigh
 from totalspineseg_server.numbering.states import Floats, States, observable, states
 
 Path = tuple[int, ...]
-"""Code of each item; 0 where the item is a false component."""
+"""Code of each item; 0 if the item is a false component."""
 State = tuple[int, int, int]
 FALSE: Final = 0
 NOTHING: Final = -1
@@ -27,13 +27,13 @@ END_GRACE: Final = 0.4
 as a share of a level's height."""
 MAX_MISSED_BELOW: Final = 3
 SACRUM_LENGTH_MM: Final = 130.0
-"""Length of bone along the canal below the L5-S disc, mm at scale 1: sacrum and the upper coccyx."""
+"""Length of bone along the canal below the L5-S disc, mm at scale 1: the sacrum and the upper coccyx."""
 
 Reduction = Literal["sum", "max"]
 
 
 class Chain:
-    """One map's evidence, placed in the column.
+    """The evidence of a map, placed in the column.
 
     Args:
         evidence: From ``gather``; at least one item.
@@ -46,7 +46,8 @@ class Chain:
         self.evidence = evidence
         self.fit = w.fit(evidence.items, evidence.trust)
         self.false = w.false_weight(evidence.items, evidence.trust)
-        # Relative to being false: the product of a hundred false pieces would be too small for a number.
+        # Weights are relative to being false, because the product of a hundred false pieces would be too small for a
+        # number.
         base = np.array([1.0 if item.pin else false for item, false in zip(self.items, self.false, strict=True)])
         self.fit, self.false = self.fit / base[:, None, None], self.false / base
         views = w.view_prior(evidence.trust).size
@@ -71,8 +72,7 @@ class Chain:
         view = w.view_prior(self.evidence.trust)
         missed = self._missed_above(self.evidence.above_mm)
         prior = scale_prior[:, None] * self.tree.prior * w.missed_weight(missed) / self.tree.code.size
-        seen = prior * observable(self.tree, self.evidence.step)
-        return np.asarray(seen[:, None, :] * view[:, None])
+        return np.asarray((prior * observable(self.tree, self.evidence.step))[:, None, :] * view[:, None])
 
     def _missed_above(self, length_mm: float) -> Floats:
         """Return the (scales, slots) number of discs that should be in view above an item in each slot."""
@@ -103,7 +103,7 @@ class Chain:
 
         Args:
             how: "sum" or "max".
-            fit: Fit of the items, in place of the chain's own.
+            fit: Fit of the items; None for that of the chain.
         """
         fit = self.fit if fit is None else fit
         add = np.add if how == "sum" else np.maximum
@@ -133,11 +133,12 @@ class Chain:
         return result
 
     def total(self, forward: list[Floats]) -> float:
-        """Return the weight of everything that a forward pass counted."""
+        """Return the sum of the weights of a forward pass."""
         return float(sum((forward[i] * self.exit).sum() * self._trail[i] for i in range(self.count)))
 
     def agreeing(self, path: Path) -> float:
-        """Return the weight of all numberings that give each item the path's code or none; FALSE in it allows any."""
+        """Return the weight of all numberings that give each item the path's code or none; where the path has 0, any
+        code is allowed."""
         return self.total(self.forward_along(path))
 
     def forward_along(self, path: Path) -> list[Floats]:
@@ -198,7 +199,7 @@ class Chain:
         return found
 
     def column_through(self, path: Path, forward: list[Floats]) -> list[int]:
-        """Return the slots from C1 to the sacrum of the most probable column that a path runs through.
+        """Return the slots from C1 to the sacrum of the most probable column for a path.
 
         Args:
             path: Code of each item.
@@ -215,7 +216,7 @@ class Chain:
         return slots
 
     def missed(self, path: Path, slots: list[int]) -> tuple[int, ...]:
-        """Return the codes between the first and the last named item that no item has, given the column's slots."""
+        """Return the codes between the first and the last named item that no item has, for the slots of a column."""
         codes = [code for code in path if code != FALSE]
         seen: npt.NDArray[np.bool_] = observable(self.tree, self.evidence.step)
         column = [int(self.tree.code[k]) for k in slots if seen[k]]
@@ -225,7 +226,7 @@ class Chain:
 
 
 def posterior(chain: Chain, forward: list[Floats], backward: list[Floats]) -> list[dict[int, float]]:
-    """Return code -> probability for each item; what is missing to 1 is the probability of a false component."""
+    """Return code -> probability for each item; the rest to 1 is the probability of a false component."""
     total = chain.total(forward)
     result = []
     for before, after in zip(forward, backward, strict=True):
