@@ -27,7 +27,7 @@ NODE_VERSION := 24.19.0
 SLICER := .venv-slicer
 
 .PHONY: help setup serve serve-ohif test test-fast test-browser test-ohif test-slicer release-check coverage check demo bench \
-  bench-numbering bench-real bench-selection bench-cli bench-runtimes bench-starter bench-retrain bench-retrain-real bench-official fuzz lock audit wheelhouse clean
+  bench-numbering bench-real bench-selection bench-cli bench-runtimes bench-starter bench-retrain bench-retrain-real bench-official fuzz lock audit wheel wheelhouse clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-19s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -153,6 +153,12 @@ fuzz: setup .venv-fuzz/.ready ## Send 2000 odd requests to a server
 bench-official: setup ## Measure time and memory with networks of the official shape (FOLDER=)
 	$(BIN)/python tools/bench_official.py "$(or $(FOLDER),bench-official)"
 
+# The viewer of the lab's page is in it if `make setup` could install that.
+wheel: setup ## Build the wheel into dist/
+	rm -rf build dist
+	$(BIN)/uv build --quiet --wheel --out-dir dist $(FROM_WHEELS)
+	@rm -rf build $(APP)/*.egg-info
+
 # For machines without internet: every package of the lock, and what builds those that come as source.
 wheelhouse: setup ## Download all packages for a machine without internet
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps -d wheelhouse uv==$(UV_VERSION) setuptools wheel
@@ -175,4 +181,4 @@ audit: setup ## Look for known holes in the packages
 	  $(addprefix --ignore-vuln ,$(EXPLAINED)) -r requirements.lock
 
 clean: ## Remove what make has built
-	rm -rf .venv .venv-fuzz $(SLICER) demo bench .pytest_cache .mypy_cache .ruff_cache .coverage* coverage.json
+	rm -rf .venv .venv-fuzz $(SLICER) demo bench dist .pytest_cache .mypy_cache .ruff_cache .coverage* coverage.json

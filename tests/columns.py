@@ -452,7 +452,7 @@ def false_sacrum(case: Case, rng: np.random.Generator) -> bool:
 
 
 def void(case: Case, rng: np.random.Generator) -> bool:
-    """Hide one to three vertebrae with the discs around them, and in half of the cases the canal, by metal."""
+    """Hide one to three vertebrae and the discs around them behind metal, in half of the cases the canal, too."""
     codes = _inner(present(case, [c for c in VERTEBRAE if c > 12], 3000))
     count = int(rng.integers(1, 4))
     if len(codes) < count + 2:
@@ -503,12 +503,9 @@ VARIANTS = {"normal": (12, 5), "T11": (11, 5), "T13": (13, 5), "L4": (12, 4), "L
 
 
 def errors(case: Case, labels: Labels) -> dict[int, int]:
-    """Return the levels with a wrong name: true code -> code of most of its segmented voxels.
-
-    Structures of which under 300 mm3 are in view, or under a tenth was drawn as part of the spine, are not
-    judged. In step 1 only
-    discs and C1 are.
-    """
+    """Return the levels with a wrong name: true code -> code of most of its segmented voxels. A structure counts if at
+    least 300 mm3 of it are in view, and if at least a tenth of it was drawn as part of the spine. In step 1 only discs
+    and C1 count."""
     wrong: dict[int, int] = {}
     voxel = float(case.affine[0, 0]) ** 3
     codes = DISCS if case.step == 1 else (*DISCS, *VERTEBRAE, SACRUM)

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any, error: object) -> None:
-    """Print how a worker ended that ended before its time; -9 is SIGKILL."""
+    """Print how a worker ended if it ended too early; -9 is SIGKILL."""
     if error:
         try:
             print(f"\nexit status of {node.gateway.id}: {node.gateway._io.popen.wait(10)}")
@@ -37,6 +37,6 @@ def pytest_testnodedown(node: Any, error: object) -> None:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Run one server for all tests of this process that need one, because importing the host takes seconds."""
+    """Run one server for all tests of this process that need one, because importing MONAI Label takes seconds."""
     with studies_server(tmp_path_factory.mktemp("server")) as running:
         yield running

@@ -71,22 +71,24 @@ class PacsServer:
         return f"{self.url}/proxy/dicom"
 
 
-def phantom_slices() -> tuple[npt.NDArray[np.uint16], Grid]:
-    """Return pixels (column, row, slice) of the phantom as a sagittal series."""
-    data = np.ascontiguousarray(image_of(lumbar_codes()).transpose(1, 2, 0)[::-1, ::-1])
+def phantom_slices(without: Sequence[int] = ()) -> tuple[npt.NDArray[np.uint16], Grid]:
+    """Return pixels (column, row, slice) of the phantom, perhaps without some structures, as a sagittal series."""
+    codes = lumbar_codes()
+    codes[np.isin(codes, without)] = 0
+    data = np.ascontiguousarray(image_of(codes).transpose(1, 2, 0)[::-1, ::-1])
     return data.astype(np.uint16), Grid((80, 252, 48), PIR)
 
 
-def patient_slices(number: int) -> tuple[npt.NDArray[np.uint16], Grid]:
+def patient_slices(number: int, without: Sequence[int] = ()) -> tuple[npt.NDArray[np.uint16], Grid]:
     """Return the pixels of a patient; no two are alike, because one image cannot train and judge."""
-    pixels, grid = phantom_slices()
+    pixels, grid = phantom_slices(without)
     pixels[0, 0, 0] += number
     return pixels, grid
 
 
-def write_study(folder: Path, number: int, name: str) -> Study:
-    """Write a sagittal series and a three-plane localizer of one patient."""
-    pixels, grid = patient_slices(number)
+def write_study(folder: Path, number: int, name: str, *, without: Sequence[int] = ()) -> Study:
+    """Write a sagittal series and a three-plane localizer of one patient, perhaps without some structures."""
+    pixels, grid = patient_slices(number, without)
     uid = f"2.25.7000{number}"
     tags = {
         "PatientName": f"{name}^Phantom",
@@ -164,7 +166,7 @@ def stored(server: PacsServer, series: str) -> list[str]:
 
 
 def wait_for(happened: Callable[[], object]) -> None:
-    """Ask until the answer is yes."""
+    """Ask again until the answer is yes."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not happened():
         assert time.monotonic() < deadline, "it never happened"

@@ -1,4 +1,4 @@
-"""A class that replaces a PACS in tests: it answers like a DICOMweb client until it is told to fail."""
+"""Replace a PACS in tests with a class that answers like a DICOMweb client until it is told to fail."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,7 +104,7 @@ def two_studies(folder: Path) -> Path:
 
 
 def datastore(pacs: Pacs, folder: Path, published: list[str] | None = None) -> PacsDatastore:
-    """Return a datastore with the stand-in; finished labels are noted as published while the PACS answers."""
+    """Return a datastore with the stand-in; finished labels count as published while the PACS answers."""
 
     def publisher(series: str, file: Path, info: Mapping[str, Any]) -> None:
         pacs.answer()

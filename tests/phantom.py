@@ -1,4 +1,4 @@
-"""A small lumbar column of boxes, and an image in which each voxel's brightness is its code."""
+"""Make a small lumbar column of boxes, and an image of it in which each voxel's brightness is its code."""
 
 import hashlib
 

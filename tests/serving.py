@@ -24,8 +24,8 @@ class Server:
         studies: Its studies folder, where they lie in one.
         app: App folder.
         signals: Files here make its predictors fail ("no-weights") or slow ("slow" holds seconds; "slow-free" when
-            they are freed), ``/info/`` ("slow-folder") or the showing of labels ("slow-label"). "freed" has a line for
-            each time they were.
+            they are freed), ``/info/`` ("slow-folder") or the showing of labels ("slow-label"). With "gate" a training
+            is as short as can be, and the gate finds this Dice. "freed" has a line for each time they were.
         log: What it printed.
         process: The process.
     """

@@ -14,7 +14,7 @@ CUBE = 8
 
 
 def column(*codes: int) -> np.ndarray:
-    """A stack of cubes, one per code, superior first."""
+    """A stack of cubes, one for each code, the superior one first."""
     labels = np.zeros((CUBE, CUBE, CUBE * len(codes)), np.uint8)
     for k, code in enumerate(reversed(codes)):
         labels[:, :, k * CUBE : (k + 1) * CUBE] = code
@@ -85,7 +85,7 @@ def test_nothing_to_find_is_not_a_number_and_missed_is_zero() -> None:
 
 
 def test_a_sliver_at_the_edge_of_the_scan_has_no_dice_but_a_structure_invented_there_has() -> None:
-    """29 voxels of a cord cost a scan as much as all its cord."""
+    """29 voxels of a cord counted as much in a scan as a whole cord."""
     truth = column(L5, SACRUM, SACRUM)
     truth[0, 0, 0] = CORD
     assert math.isnan(score_case(truth, column(L5, SACRUM, SACRUM)).value("cord"))
@@ -95,7 +95,7 @@ def test_a_sliver_at_the_edge_of_the_scan_has_no_dice_but_a_structure_invented_t
 
 
 def test_finding_a_sliver_never_speaks_against_a_model() -> None:
-    """Who finds nothing counts as right where the other invents, and 305 voxels for 290 were such an invention."""
+    """A model that found nothing was rated above one that found a sliver: 305 voxels for 290 counted as invented."""
     truth = column(L5, SACRUM)
     truth[:, :, :CUBE] = 0
     truth.reshape(-1)[np.flatnonzero(truth == 0)[:290]] = CORD
@@ -110,7 +110,7 @@ def test_other_shapes_are_refused() -> None:
 
 
 def test_any_regions_have_their_dice() -> None:
-    """Classes of a network, which are no codes."""
+    """Classes of a network, which are not codes, had no Dice."""
     truth, predicted = column(1, 2, 6), column(1, 1, 0)
     scores = dice_by_group(truth, predicted, {"disc": (1, 2), "landmark": (2,), "cord": (6,), "none": (9,)})
     assert math.isnan(scores.pop("none"))

@@ -42,7 +42,7 @@ def test_name_and_code(name: str, code: int) -> None:
 
 
 def test_wire_ids_are_contiguous_without_background() -> None:
-    """A client gives the k-th published name to voxel value k; a hole shifts every later name."""
+    """A client gives the k-th published name to voxel value k, so a gap shifts every later name."""
     assert list(anatomy.WIRE_LABELS.values()) == list(range(1, len(anatomy.STRUCTURES) + 1))
     assert "background" not in anatomy.WIRE_LABELS
     assert [anatomy.NAME_OF[c] for c in anatomy.WIRE_ID] == list(anatomy.WIRE_LABELS)
@@ -76,7 +76,7 @@ def test_columns_end_on_the_sacrum(thoracic: int, lumbar: int) -> None:
 
 
 def test_neighbors_have_distinct_colors() -> None:
-    """A reader tells L4 from L5 by color; a hash of the name gave nearly the same one."""
+    """Readers tell L4 from L5 by color, but hashed names gave nearly the same color."""
     for codes in (anatomy.column().vertebrae, [d for d in anatomy.column().discs if d]):
         for first, second in pairwise(codes):
             a, b = anatomy.BY_CODE[first].color, anatomy.BY_CODE[second].color

@@ -1,4 +1,4 @@
-"""Tests of the app as the host loads it."""
+"""Tests of the app as MONAI Label loads it."""
 
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ MODELS = {"totalspineseg", "totalspineseg_step1", "totalspineseg_step2", "totals
 
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The app, loaded the host's way; ``totalspineseg_server`` stays the one this test imported."""
+    """The app, loaded as MONAI Label loads it; ``totalspineseg_server`` stays the one that this test imported."""
     monkeypatch.setenv("MONAI_LABEL_RELOAD_APP_LIB", "false")
     from monailabel.config import settings
 
@@ -72,7 +72,7 @@ def test_constructing_loads_no_network_and_touches_no_gpu(app: Any) -> None:
 
 
 def test_settings_clients_show_hold_texts_alone(app: Any) -> None:
-    """A number among the choices crashes 3D Slicer's panel."""
+    """A number among the choices crashed the panel of 3D Slicer."""
     for model in MODELS:
         for value in app.info()["models"][model]["config"].values():
             assert isinstance(value, str | bool) or all(isinstance(item, str) for item in value)
@@ -84,7 +84,7 @@ def test_without_weights_the_app_still_answers(app: Any) -> None:
 
 
 def test_a_result_that_cannot_be_kept_leaves_no_file(app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A batch on a full disk filled the temporary folder, too."""
+    """A batch on a full disk also filled the temporary folder."""
     made = tmp_path / "result.nrrd"
 
     def full(*_: object) -> None:
@@ -107,7 +107,7 @@ def test_a_result_that_cannot_be_kept_leaves_no_file(app: Any, tmp_path: Path, m
 
 
 def test_a_tag_that_gets_too_long_is_refused_before_anything_is_computed() -> None:
-    """A review was computed for minutes, and then the server failed: the tag it was kept under was no word any more."""
+    """A review was computed for minutes, and then failed because its tag was too long to be stored."""
     request = {"save_label": True, "label_tag": "a" * 60}
     assert result_tag(request, "") == "a" * 60
     for part, more in (("review", {}), ("", {"structures": "discs"}), ("", {"output_grid": "iso"})):
@@ -151,7 +151,7 @@ def test_defaults_are_complete() -> None:
 
 
 def test_pins_are_read() -> None:
-    pins = read_pins("L4 1 -2.5 3;  disc_L4_L5 4,5,6 ")
+    pins, _ = read_pins("L4 1 -2.5 3;  disc_L4_L5 4,5,6 ")
     assert [(p.code, p.point_mm) for p in pins] == [(44, (1, -2.5, 3)), (95, (4, 5, 6))]
     with pytest.raises(SettingError, match="limit 60"):
         read_pins("L4 1 2 3;" * 99)
@@ -199,13 +199,13 @@ def test_one_bad_image_does_not_end_a_batch(tmp_path: Path, fault: Exception, to
 
 @pytest.mark.parametrize("images", [5, {"a": 1}, ["a", {}], [["a"]]], ids=str)
 def test_a_batch_of_no_images_says_what_to_send(images: Any) -> None:
-    """The background process ended with a TypeError of Python's sets."""
+    """A batch for no images ended with a TypeError."""
     with pytest.raises(SettingError, match="'unlabeled' or a list"):
         SpineBatch(lambda _: None)({"model": "m", "images": images}, Studies(), lambda _: {})
 
 
 class Versions:
-    """Networks of which other versions come into use while they are asked for."""
+    """Networks whose version changes while they are requested."""
 
     def __init__(self, *moments: tuple[str, str]) -> None:
         self._moments = list(moments)
@@ -232,7 +232,8 @@ class Versions:
 def test_a_version_activated_meanwhile_makes_no_mixed_pair(
     moments: list[tuple[str, str]], pair: tuple[str, str]
 ) -> None:
-    """Step 1 of the old version and step 2 of the new one, which nobody had judged together, answered a request."""
+    """A request was answered by step 1 of the old version and step 2 of the new one, which had never been judged
+    together."""
     services = Services(Versions(*moments), *[None] * 4)  # type: ignore[arg-type]
     scan = prepare(Volume(image_of(lumbar_codes()), RAS.affine))
     outcome = FullTask(services).run(scan, read_settings({}), {}, Stopwatch())

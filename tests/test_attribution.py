@@ -12,8 +12,13 @@ from totalspineseg_server.anatomy import CODE_OF, NAME_OF
 from totalspineseg_server.corrections import history
 from totalspineseg_server.corrections.attribution import Attribution
 from totalspineseg_server.corrections.correction_store import Received
-from totalspineseg_server.corrections.drawn_maps import KEPT_DAYS, DrawnMaps, KeptMaps
-from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import (
+    KEPT_DAYS,
+    DrawnMaps,
+    KeptMaps,
+    PredictionRecord,
+    PredictionStore,
+)
 from totalspineseg_server.corrections.receipts import Receipt
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
@@ -56,13 +61,13 @@ def predictions(tmp_path: Path) -> Predictions:
 
 
 def renamed(**names: str) -> Submission:
-    """The truth, with other names of some levels."""
+    """The truth with other names for some levels."""
     segments = (Segment(names.get(NAME_OF[c], NAME_OF[c]), c) for c in np.unique(TRUTH).tolist() if c)
     return Submission((TRUTH,), GRID, tuple(segments))
 
 
 def shifted() -> LabelArray:
-    """As if the lumbar levels had been named one too low."""
+    """The truth with the lumbar levels named one too low."""
     labels = TRUTH.copy()
     for name, lower in zip(LEVELS, (*LEVELS[1:], "L5"), strict=True):
         labels[CODE_OF[name] == TRUTH] = CODE_OF[lower]
@@ -79,7 +84,8 @@ def test_of_equal_predictions_this_readers_then_the_newest(predictions: Predicti
 
 
 def test_one_that_other_weights_drew_is_not_taken_for_having_no_renamed_level(predictions: Predictions) -> None:
-    """Where borders differ so much that hardly a segment is recognized, none is renamed either."""
+    """If borders differed so much that hardly a segment was recognized, the label counted as one without a renamed
+    level."""
     elsewhere = np.roll(TRUTH, 8, axis=1)
     predictions.add("1", TRUTH)
     predictions.add("2", elsewhere)
@@ -87,7 +93,8 @@ def test_one_that_other_weights_drew_is_not_taken_for_having_no_renamed_level(pr
 
 
 def test_a_session_counts_for_what_it_held(predictions: Predictions) -> None:
-    """A reader who predicts in a session uploads the volume later: its record was filed under no image."""
+    """A reader predicted in a session and uploaded the volume later: the prediction's record was filed under no
+    image."""
     predictions.add("1", TRUTH, image="")
     predictions.add("2", TRUTH, image="", content="cd" * 32)
     assert predictions.corrected(renamed(L2="L3")) == "1"
@@ -96,7 +103,8 @@ def test_a_session_counts_for_what_it_held(predictions: Predictions) -> None:
 
 
 def test_a_prediction_counts_for_what_it_was_made_for_under_any_name(predictions: Predictions) -> None:
-    """A file was renamed after its prediction: no rename in its label was followed, and who stated it was refused."""
+    """After a file was renamed, a rename in its label was not followed, and a label that stated its prediction was
+    refused."""
     predictions.add("1", TRUTH, image="before")
     predictions.add("2", TRUTH, image="other", content="cd" * 32)
     attribution = predictions.attribution
@@ -122,7 +130,7 @@ def test_a_damaged_record_is_passed_over(predictions: Predictions, caplog: pytes
 def test_a_prediction_in_a_session_costs_no_look_through_all_others(
     predictions: Predictions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After 20000 predictions of images sent along, each request first listed all of them: 0.6 s."""
+    """After 20000 predictions of images in sessions, each request first listed all of them, for 0.6 s."""
     for number in range(5):
         predictions.add(f"{number}", TRUTH, image="", content=f"{number}" * 64)
     listed, entries = [], history.entries
@@ -134,7 +142,7 @@ def test_a_prediction_in_a_session_costs_no_look_through_all_others(
 
 
 def test_a_session_of_a_former_version_counts_still(predictions: Predictions) -> None:
-    """Its record lies in one folder with those of all other images that were not among the studies."""
+    """Its record is in one folder with those of all other images that were not among the studies."""
     predictions.add("1", TRUTH, image="")
     (predictions.root / "predictions" / f"unlisted-{CONTENT}").rename(predictions.root / "predictions" / "unlisted")
     assert predictions.corrected(renamed()) == "1"

@@ -27,7 +27,7 @@ L3 = LUMBAR[2]
 
 @pytest.mark.parametrize("kind", ["spatial", "elastic"])
 def test_image_and_targets_move_together(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    """Bends were a fifth of a voxel at most, and so nothing at all."""
+    """Bends moved voxels by a fifth of a voxel at most, which is nothing."""
     monkeypatch.setattr(augmentation, "SHEARED", int(kind == "spatial"))
     patch, crop = (24, 32, 28), (36, 48, 42)
     codes = torch.zeros((1, *crop), dtype=torch.int16)
@@ -51,7 +51,7 @@ def test_image_and_targets_move_together(monkeypatch: pytest.MonkeyPatch, kind: 
 
 
 def test_shears_and_shifts_are_as_large_as_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each voxel of this image tells its place in voxels, so that the map can be read off."""
+    """Each voxel of this image has its own position as its value, so that the transform can be read off."""
     monkeypatch.setattr(augmentation, "SHEARED", 1)
     patch, crop = (8, 12, 16), (24, 48, 32)
     places = torch.meshgrid(*(torch.arange(n) - (n - 1) / 2 for n in crop), indexing="ij")
@@ -71,7 +71,7 @@ def test_shears_and_shifts_are_as_large_as_they_say(monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("ghosts", [True, False], ids=["ghosts", "a movement"])
 def test_motion_leaves_the_center_of_k_space(ghosts: bool) -> None:
-    """Else the image would be another one than its labels were drawn on."""
+    """If the center of k-space changed, the image would no longer fit its labels."""
     image = torch.randn(1, 20, 24, 30, generator=torch.manual_seed(0)).cumsum(1).cumsum(2)
     for seed in range(5):
         varied = MotionTransform()._apply_to_image(image, rng=np.random.default_rng(seed), ghosts=ghosts)

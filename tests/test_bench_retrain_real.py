@@ -52,7 +52,7 @@ class Desk:
 
 
 def test_a_correction_is_read_as_it_was_sent(slab: tuple[Path, np.ndarray], truth: bench.Truth, tmp_path: Path) -> None:
-    """Taught as background, the sacrum and the cord nobody had looked at were unlearned."""
+    """The sacrum and the cord, which nobody had checked, were learned as background."""
     predicted: LabelArray = slab[1].copy()
     label, unchecked = bench.label_of(truth, predicted)
     desk = Desk()
@@ -155,7 +155,7 @@ def test_a_repeated_command_does_what_is_left(tmp_path: Path) -> None:
 def test_weights_that_may_know_a_predicted_patient_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, people: bool, words: str
 ) -> None:
-    """Patients of the starter weights' own training would have been called strangers."""
+    """Patients from the training of the starter weights were reported as unknown to them."""
     store = ModelStore(tmp_path / "model")
     write_models(store.model_dir / STARTER)
     if people:
@@ -170,7 +170,7 @@ def test_weights_that_may_know_a_predicted_patient_are_named(
 
 
 def test_a_bench_serves_what_is_known_of_the_weights_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Demo and benches served the starter weights without what was measured of them, so with other names."""
+    """Demo and benchmarks used the starter weights without their measured trust, and so got other names."""
     source = ModelStore(local_server.APP / "model").named(STARTER)
     copied = local_server.own_app(tmp_path / "app", STARTER).named(STARTER)
     for step in (1, 2):

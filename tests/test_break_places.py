@@ -1,4 +1,4 @@
-"""Places of the package that are broken on purpose: what is changed, and which tests are asked."""
+"""Tests of breaking places of the package on purpose: what is changed, and which tests are run."""
 
 import ast
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_every_place_of_a_file_can_be_broken() -> None:
 
 
 def test_tests_are_found_through_what_imports_a_module(tmp_path: Path) -> None:
-    """A module that tests use through another one would be broken without a test that runs."""
+    """A module that tests use only through another module was broken, and no test was run."""
     files = {
         "apps/totalspineseg/totalspineseg_server/a.py": "",
         "apps/totalspineseg/totalspineseg_server/b.py": "from totalspineseg_server import a",

@@ -23,7 +23,7 @@ MODELS: Any = {step: SimpleNamespace(step=step, trust=Trust(mirror=False)) for s
 
 
 class Reader(CodeReader):
-    """A network that sees nothing of a dark image where it averages with the mirror."""
+    """A network that sees nothing in a dark image when it averages the image with its mirror image."""
 
     def __init__(self, model: Any, *, device: str, trust: Trust) -> None:
         super().__init__(model.step)
@@ -46,7 +46,8 @@ def source(name: str, *, dark: bool) -> ScanSource:
 def test_a_scan_counts_where_both_ways_of_predicting_found_a_spine_and_nowhere_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A scan that failed on the second way stayed in the counts of the first, which were compared all the same."""
+    """A scan that failed in the second way stayed in the counts of the first way, and the two were compared all the
+    same."""
     monkeypatch.setattr(calibration, "WarmPredictor", Reader)
     skipped: list[Skipped] = []
     found = calibrate(MODELS, [source("a", dark=True), source("b", dark=False)], on_skip=skipped.append)
@@ -58,7 +59,7 @@ def test_a_scan_counts_where_both_ways_of_predicting_found_a_spine_and_nowhere_e
 def test_what_was_measured_stays_where_a_step_found_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], add: list[str]
 ) -> None:
-    """A step that found no labeled disc lost what had been measured of it before."""
+    """A step that found no labeled disc lost its earlier measurement."""
     root = tiny_models.write_models(tmp_path / "weights")
     before = {step: Trust(mirror=True, scans=30 + step) for step in STEPS}
     for step, model in models_in(root).items():

@@ -1,4 +1,4 @@
-"""Tests of the three answers and their use; the places that ask have tests of their own."""
+"""Tests of the three answers about names, and of what depends on them."""
 
 from typing import Any
 

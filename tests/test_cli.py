@@ -58,7 +58,7 @@ def test_help_of_every_command(words: list[str], capsys: pytest.CaptureFixture[s
 
 
 def test_help_imports_nothing_heavy() -> None:
-    """`--help` took ten seconds because torch was imported first."""
+    """`--help` took ten seconds, because PyTorch was imported first."""
     program = (
         f"import sys; sys.path.insert(0, {str(APP)!r})\n"
         "from totalspineseg_server.cli import main\n"
@@ -155,7 +155,7 @@ def test_label_gives_the_golden_names(tmp_path: Path, method: str) -> None:
 
 @pytest.mark.golden
 def test_label_keeps_the_grid_of_a_turned_map(tmp_path: Path) -> None:
-    """A map in P, I, R axes came back in R, A, S axes."""
+    """A map with P, I, R axes was returned with R, A, S axes."""
     raw = read_labels(GOLDEN / "cervical_noise" / "step2_raw.nii.gz")
     turned = Volume(np.ascontiguousarray(raw.data.transpose(1, 2, 0)[::-1, ::-1]), _turned_affine(raw))
     write_volume(tmp_path / "turned.nii.gz", turned.data, turned.grid)
@@ -168,7 +168,7 @@ def test_label_keeps_the_grid_of_a_turned_map(tmp_path: Path) -> None:
 
 
 def _turned_affine(raw: Volume) -> np.ndarray:
-    """Affine of the map transposed to (y, z, x) with the first two axes flipped."""
+    """The affine of the map transposed to (y, z, x), with the first two axes flipped."""
     _, y, z = raw.data.shape
     turn = np.array([[0, 0, 1, 0], [-1, 0, 0, y - 1], [0, -1, 0, z - 1], [0, 0, 0, 1]], dtype=float)
     affine: np.ndarray = raw.affine @ turn
@@ -195,7 +195,7 @@ def test_label_takes_a_folder_and_goes_on_after_a_bad_map(
 
 @pytest.mark.golden
 def test_a_pin_renames_the_column(small_golden: Path, tmp_path: Path) -> None:
-    """Everything is counted from the pinned level."""
+    """All levels are counted from the pinned one."""
     source = small_golden / "lower_lumbar_clean.nii.gz"
     plain, pinned = tmp_path / "plain.nii.gz", tmp_path / "pinned.nii.gz"
     assert main(["label", str(source), str(plain)]) == 0
@@ -208,7 +208,7 @@ def test_a_pin_renames_the_column(small_golden: Path, tmp_path: Path) -> None:
 
 @pytest.mark.golden
 def test_label_uses_a_localizer_on_another_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And without one it wrote a guess without a word."""
+    """Without the localizer, a guess was written without a warning."""
     source = GOLDEN / "thoracic_localizer"
     words = ["label", str(source / "step2_raw.nii.gz"), str(tmp_path / "out.nii.gz")]
     assert main(words) == 0
@@ -234,7 +234,7 @@ def golden_crop(case: Path, like: Volume) -> np.ndarray:
 
 @pytest.mark.golden
 def test_lint_reads_maps_of_other_tools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One with values beyond 255 ended the command before the next file."""
+    """A map with values above 255 ended the command before it read the next file."""
     write_volume(tmp_path / "other.nii.gz", np.full((9, 9, 9), 1007, np.uint16), Grid((9, 9, 9), np.eye(4)))
     write_volume(tmp_path / "empty.nii.gz", np.zeros((9, 9, 9), np.uint8), Grid((9, 9, 9), np.eye(4)))
     sound = GOLDEN / "cervicothoracic_clean" / "step2_output.nii.gz"
@@ -260,7 +260,7 @@ def test_lint_reads_maps_of_other_tools(tmp_path: Path, capsys: pytest.CaptureFi
 def test_lint_names_the_levels_that_it_read(
     tmp_path: Path, codes: tuple[int, ...], levels: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """VerSe numbers L2 to L5 as 21 to 24: a sound map of T1 to T4, and nobody saw that."""
+    """VerSe numbers L2 to L5 as 21 to 24, which is a sound map of T1 to T4 here, and nobody noticed."""
     data = np.zeros((30, 30, 90), np.uint8)
     for k, code in enumerate(codes):
         data[10:20, 10:20, 70 - 20 * k : 80 - 20 * k] = code
@@ -270,7 +270,7 @@ def test_lint_names_the_levels_that_it_read(
 
 
 def test_label_names_the_values_of_a_finished_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The message said what is required, not what is wrong with the map."""
+    """The message did not say what is wrong with the map."""
     data = np.zeros((9, 9, 9), np.uint8)
     data[4, 4, 4], data[4, 4, 6] = 43, 50
     write_volume(tmp_path / "a.nii.gz", data, Grid(data.shape, np.eye(4)))
@@ -281,7 +281,7 @@ def test_label_names_the_values_of_a_finished_map(tmp_path: Path, capsys: pytest
 
 @pytest.mark.golden
 def test_lint_takes_a_folder_and_goes_on_after_a_bad_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder of maps was called one without DICOM images; a map that cannot be read ended the command."""
+    """A folder of maps was refused as one without DICOM images, and an unreadable map ended the command."""
     shutil.copy(GOLDEN / "cervicothoracic_clean" / "step2_output.nii.gz", tmp_path / "b.nii.gz")
     assert main(["lint", str(tmp_path)]) == 0
     (tmp_path / "a.nii.gz").write_bytes(b"text")
@@ -303,7 +303,7 @@ def test_lint_exits_with_1_if_it_finds_something(file: str, code: int, capsys: p
 
 
 def test_run_over_a_folder_with_networks(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The whole command: BIDS in, all folders out, one bad scan, then nothing left to do."""
+    """The whole command is run: BIDS in, all folders out, one bad scan, and nothing left to do the second time."""
     source = tmp_path / "in"
     noise_scan(source / "sub-01" / "anat" / "sub-01_T2w.nii.gz", 1, first=32000)
     noise_scan(source / "sub-02" / "ses-a" / "anat" / "sub-02_ses-a_T2w.nii.gz", 2)
@@ -328,7 +328,7 @@ def test_run_over_a_folder_with_networks(tmp_path: Path, models: Path, capsys: p
 def test_a_run_of_the_starter_weights_ends_with_a_warning(
     tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Only the page of the server and a column of the report said that its results are not for patients."""
+    """Only the server's page and a column of the report said that results are not for patients."""
     noise_scan(tmp_path / "in" / "a.nii.gz", 1)
     shutil.copytree(models, tmp_path / "model" / "starter")
     words = [str(tmp_path / "in"), str(tmp_path / "out"), "--step1", "--keep-only", "step1_output", "--device", "cpu"]
@@ -340,7 +340,7 @@ def test_a_run_of_the_starter_weights_ends_with_a_warning(
 
 @pytest.mark.slow
 def test_nothing_left_to_do_is_seen_without_torch(tmp_path: Path, models: Path) -> None:
-    """A run over finished scans took ten seconds because it loaded the networks, or Dask, first."""
+    """A run over finished scans took ten seconds, because it loaded the networks, or Dask, first."""
     noise_scan(tmp_path / "in" / "a.nii.gz", 1)
     words = [tmp_path / "in", tmp_path / "out", "--step1", "--keep-only", "step1_output", "--data-dir", models]
     words = [*map(str, words), "--device", "cpu"]
@@ -372,7 +372,7 @@ def test_a_local_run_imports_no_dask(tmp_path: Path, models: Path) -> None:
 
 @pytest.mark.slow
 def test_nothing_half_written_after_kill_9(tmp_path: Path, models: Path) -> None:
-    """A killed run left half a file under a final name, and the next run took the scan for finished."""
+    """A killed run left half a file under its final name, and the next run counted the scan as finished."""
     for k in range(6):
         noise_scan(tmp_path / "in" / f"s{k}.nii.gz", 1)
     out = tmp_path / "out"

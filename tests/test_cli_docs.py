@@ -13,6 +13,7 @@ from totalspineseg_server.cohort.outputs import FOLDERS
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 LINES = [
     line
     for block in re.findall(r"```\n(.*?)```", PAGE, flags=re.DOTALL)
@@ -23,7 +24,7 @@ LINES = [
 
 @pytest.fixture
 def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the files that the page's commands name."""
+    """A folder with the files that the page's commands use."""
     golden = ROOT / "tests" / "golden" / "lower_lumbar_clean"
     shutil.copy(golden / "step2_raw.nii.gz", tmp_path)
     shutil.copy(golden / "step2_output.nii.gz", tmp_path / "labels.nii.gz")
@@ -55,12 +56,12 @@ def test_the_page_names_every_option_and_folder() -> None:
         re.findall(r"--[a-z0-9-]+", _parser("run", import_module("totalspineseg_server.cli.run")).format_help())
     ) - {"--help"}
     assert {option for option in options if f"`{option}" not in PAGE} == set()
-    assert {folder for folder in FOLDERS if f"`{folder}" not in PAGE} == set()
+    assert {folder for folder in FOLDERS if f"`{folder}" not in RESULTS} == set()
     assert {command for command in COMMANDS if f"totalspineseg {command}" not in PAGE} == set()
 
 
 def unexplained(parser: argparse.ArgumentParser) -> list[str]:
-    """Return the options and arguments without help, also those of a command's own commands."""
+    """Return the options and arguments without help, including those of subcommands."""
     found = []
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -72,5 +73,5 @@ def unexplained(parser: argparse.ArgumentParser) -> list[str]:
 
 @pytest.mark.parametrize("command", ["run", *COMMANDS])
 def test_the_help_of_a_command_explains_every_option(command: str) -> None:
-    """``retrain --help`` listed eight options by their names alone."""
+    """``retrain --help`` listed eight options without an explanation."""
     assert unexplained(_parser(command, import_module(f"totalspineseg_server.cli.{command.replace('-', '_')}"))) == []

@@ -1,4 +1,4 @@
-"""Tests that later records count as later, whatever the clock said for the earlier ones."""
+"""Tests that later records count as later, even if the clock was wrong for the earlier ones."""
 
 import threading
 from collections.abc import Iterator
@@ -13,8 +13,7 @@ import pytest
 from phantom import RAS, CodeReader, image_of, lumbar_codes
 from test_corrections_store import Desk
 from totalspineseg_server.corrections import history
-from totalspineseg_server.corrections.drawn_maps import KEPT_PER_IMAGE, DrawnMaps
-from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.predictions import KEPT_PER_IMAGE, DrawnMaps, PredictionStore
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.infers.published import FullTask
 from totalspineseg_server.trainers import runs
@@ -23,7 +22,7 @@ from totalspineseg_server.volume_io import write_volume
 
 @contextmanager
 def a_day_ahead() -> Iterator[None]:
-    """The clock is wrong in this block, and right again after it."""
+    """The clock is a day ahead in this block, and right again after it."""
 
     class Ahead(datetime):
         @classmethod
@@ -36,7 +35,8 @@ def a_day_ahead() -> Iterator[None]:
 
 
 def test_the_label_that_is_shown_is_the_one_that_trains(tmp_path: Path) -> None:
-    """The clock was set back a day between two submissions: the second was shown, and the first trained."""
+    """After the clock was set back by a day between two submissions, the second was shown, but the first was
+    learned."""
     desk = Desk(tmp_path)
     with a_day_ahead():
         desk.submit()
@@ -77,7 +77,7 @@ def test_a_correction_after_the_clock_was_set_back_is_of_the_prediction_on_the_s
 
 
 def test_the_training_that_was_begun_last_is_the_one_that_is_told_of(tmp_path: Path) -> None:
-    """The state of a training of "tomorrow" was shown for that of today, by the time of its files."""
+    """The state of a training that was dated tomorrow was shown instead of today's."""
     with a_day_ahead():
         tomorrow = runs.begin(tmp_path, "a", {}, resume=True)
     today = runs.begin(tmp_path, "b", {}, resume=True)

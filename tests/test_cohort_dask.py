@@ -71,7 +71,7 @@ def work_in(output: Path, store: ModelStore) -> Work:
 
 
 def contents(output: Path) -> dict[str, bytes]:
-    """File -> bytes; records without their seconds are compared apart."""
+    """Return file -> bytes; records are compared separately, without their seconds."""
     return {str(p.relative_to(output)): p.read_bytes() for p in output.rglob("*") if p.suffix in (".gz", ".jpg")}
 
 
@@ -94,7 +94,7 @@ def worker_processes() -> list[psutil.Process]:
 
 
 def test_a_worker_that_joined_later_and_cannot_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without the app took scan after scan and failed each."""
+    """A machine without the app took one scan after the other and failed each."""
     worker = SimpleNamespace(plugins={"ours": SimpleNamespace()})
     monkeypatch.setattr(distributed, "get_worker", lambda: worker)
     answer = make_task("ours")({})
@@ -104,7 +104,7 @@ def test_a_worker_that_joined_later_and_cannot_work_is_refused(monkeypatch: pyte
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_lost_worker_costs_nothing(tmp_path: Path, store: ModelStore, scans: Path, local: Path) -> None:
-    """A worker that was killed took its scans with it, or the results differed from those of a local run."""
+    """A killed worker lost its scans, or the results differed from those of a local run."""
     work = work_in(tmp_path, store)
     gpus: list[str] = []
     killed = []
@@ -162,10 +162,8 @@ options: {queue: gpu, walltime: "01:00:00", job_extra_directives: ["--gres=gpu:1
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_ctrl_c_ends_jobs_and_keeps_what_is_done(tmp_path: Path, store: ModelStore, scans: Path, local: Path) -> None:
-    """Ctrl-C ended the command with exit code 0 and no run.json, or left jobs running.
-
-    The jobs are those of a queue whose commands start them on this machine.
-    """
+    """Ctrl-C ended the command with exit code 0 and no run.json, or left jobs running. The jobs are those of a queue
+    whose commands start them on this machine."""
     queue, source, output = tmp_path / "queue", tmp_path / "in", tmp_path / "out"
     for folder in (queue, source):
         folder.mkdir()
@@ -209,9 +207,8 @@ def test_ctrl_c_ends_jobs_and_keeps_what_is_done(tmp_path: Path, store: ModelSto
 
 @pytest.fixture
 def collected() -> Iterator[None]:
-    """Collect what a test left: dask-jobqueue leaves files of keys open where no job starts, and a warning is an error
-    in whichever test, or after the last, it comes up.
-    """
+    """Clean up after a test: dask-jobqueue leaves key files open if no job starts, and the warning about this would
+    fail another test."""
     yield
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
@@ -222,7 +219,7 @@ def collected() -> Iterator[None]:
 def test_jobs_that_the_queue_refuses_are_one_sentence(
     tmp_path: Path, store: ModelStore, scans: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A wrong partition was only logged, and the run waited for ever."""
+    """A wrong partition was only logged, and the run waited forever."""
     (tmp_path / "sbatch").write_text(
         "#!/bin/bash\necho 'sbatch: error: invalid partition' >&2\nexit 1\n", encoding="utf-8"
     )

@@ -69,7 +69,7 @@ def test_dicom_folders_are_scans_named_by_their_way(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["site/patient/study/t2", "a/b/c/d/e/f/g/h/t2"])
 def test_a_series_is_found_however_deep_it_lies(tmp_path: Path, way: str) -> None:
-    """Four folders down a series was not found, and nobody told."""
+    """A series four folders deep was not found, and nothing said so."""
     make(tmp_path, f"{way}/IM0", content=DICOM)
     (tmp_path / way / "round").symlink_to(tmp_path, target_is_directory=True)
     assert [case.path for case in find_cases(tmp_path)] == [tmp_path / way]
@@ -85,14 +85,14 @@ def test_folders_with_images_that_are_not_looked_into_are_named(tmp_path: Path) 
 
 
 def test_of_many_folders_that_are_not_looked_into_a_few_are_named(tmp_path: Path) -> None:
-    """The command printed all of them, hundreds in an archive."""
+    """The command printed all skipped folders: hundreds in an archive."""
     cases = find_cases(make(tmp_path, "a.nii.gz", *(f"scan-{number}/b.nii.gz" for number in range(9))))
     sentence = skipped_sentences(tmp_path, cases)
     assert (sentence.count("scan-"), "4 more" in sentence) == (5, True)
 
 
 def test_files_of_kinds_that_are_not_read_are_named(tmp_path: Path) -> None:
-    """Scans of other formats, and packed ones, were passed over without a word."""
+    """Scans in other formats, and archives, were skipped without a word."""
     cases = find_cases(make(tmp_path, "a.nii.gz", "b.img", "sub-1/anat/C.MGZ", "d/e.zip", "notes.txt", "out/f.mgz"))
     sentence = skipped_sentences(tmp_path, cases, exclude=tmp_path / "out")
     assert all(name in sentence for name in ("'b.img'", "'sub-1/anat/C.MGZ'", "'d/e.zip'", "Convert", ".nii.gz"))
@@ -102,7 +102,7 @@ def test_files_of_kinds_that_are_not_read_are_named(tmp_path: Path) -> None:
 
 
 def test_a_link_to_itself_fails_as_one_scan(tmp_path: Path) -> None:
-    """The whole run ended with a traceback."""
+    """A link to itself ended the whole run with a traceback."""
     (tmp_path / "a.nii.gz").symlink_to("a.nii.gz")
     cases = find_cases(tmp_path)
     Work(tmp_path / "out", RunOptions(), {}).require_apart(cases)
@@ -116,7 +116,7 @@ def test_a_dicom_folder_itself_is_one_scan(tmp_path: Path) -> None:
 
 
 def test_series_below_a_stray_file_or_a_disc_s_index_are_scans(tmp_path: Path) -> None:
-    """Of a patient's disc, or beside one stray DICOM file, no series was found, and nobody told."""
+    """No series was found on a patient CD, or beside a stray DICOM file, and nothing said so."""
     make(tmp_path, "disc/DICOMDIR", "disc/IMG/t2/IM0", "stray/report.dcm", "stray/t1/IM0", content=DICOM)
     assert [case.name for case in find_cases(tmp_path)] == ["disc_IMG_t2", "stray", "stray_t1"]
 
@@ -164,7 +164,7 @@ def test_localizer_pairs(
 
 @pytest.mark.parametrize("dicom", [False, True], ids=["NIfTI", "DICOM"])
 def test_scans_of_one_file_name_share_no_localizer(tmp_path: Path, dicom: bool) -> None:
-    """Where every patient's file is called T2w, the first T1w that lay in the folder named the levels of all."""
+    """If the files of all patients are called T2w, the first T1w in the folder named the levels of all of them."""
     for patient in ("p1", "p2"):
         make(tmp_path / "in" / patient, "anat/T2w/IM0" if dicom else "anat/T2w.nii.gz", content=DICOM)
     loc = make(tmp_path / "loc", "T1w.nii.gz", "p1/anat/T1w.nii.gz")
@@ -179,7 +179,7 @@ def test_scans_of_one_file_name_share_no_localizer(tmp_path: Path, dicom: bool) 
 
 
 def test_one_localizer_file_serves_the_scans_of_one_subject(tmp_path: Path) -> None:
-    """One patient's map named the levels of every patient in the folder."""
+    """The map of one patient named the levels of every patient in the folder."""
     file = make(tmp_path, "loc.nii.gz") / "loc.nii.gz"
     cases = [Case(name, tmp_path / name, Path()) for name in ("sub-01_T1w", "sub-01_T2w", "sub-02_T2w")]
     assert [case.localizer for case in pair_localizers(cases[:2], file)] == [file, file]
@@ -198,7 +198,7 @@ def test_one_localizer_file_serves_the_scans_of_one_subject(tmp_path: Path) -> N
     ids=["certain", "iterative", "not certain", "unfinished"],
 )
 def test_results_serve_as_localizers_if_certain(tmp_path: Path, record: Any, by_earlier: str, by_folder: str) -> None:
-    """A scan numbered by a guess (probability 0.3) made the next one certain of the same wrong names."""
+    """A scan whose names were a guess (probability 0.3) made the next scan certain of the same wrong names."""
     folder = make(tmp_path / "step2_output", "s_T1w.nii.gz")
     if record is not None:
         make(tmp_path / "reports", "s_T1w.json", content=json.dumps(record).encode())
@@ -219,7 +219,7 @@ def test_a_missing_localizer_is_told(tmp_path: Path) -> None:
 
 
 def test_voxels_beside_a_header_are_part_of_the_scan(tmp_path: Path) -> None:
-    """A scan whose .raw had been replaced under the same .mhd kept the result of the old one."""
+    """A scan whose .raw file was replaced beside the same .mhd kept the result of the old one."""
     make(tmp_path, "a.mhd", "a.raw", "ab.raw")
     before = fingerprint(tmp_path / "a.mhd")
     os.utime(tmp_path / "ab.raw", ns=(1, 2**62))
@@ -229,7 +229,7 @@ def test_voxels_beside_a_header_are_part_of_the_scan(tmp_path: Path) -> None:
 
 
 def test_a_link_whose_file_is_missing_is_a_scan(tmp_path: Path) -> None:
-    """Of a data set that was fetched in part the rest was left out, and the run said that all was done."""
+    """In a partly downloaded data set, missing files were skipped, and the run said that all was done."""
     make(tmp_path, "sub-01/anat/sub-01_T2w.nii.gz")
     (tmp_path / "sub-02" / "anat").mkdir(parents=True)
     (tmp_path / "sub-02" / "anat" / "sub-02_T2w.nii.gz").symlink_to(tmp_path / "annex" / "sub-02")
@@ -239,7 +239,7 @@ def test_a_link_whose_file_is_missing_is_a_scan(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_may_not_be_read_is_a_scan_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One such folder (``lost+found``) ended the run with a traceback before its first scan."""
+    """A folder without permission (``lost+found``) ended the run with a traceback before its first scan."""
     make(tmp_path, "a.nii.gz")
     closed = tmp_path / "lost+found"
     closed.mkdir()
@@ -259,7 +259,7 @@ def test_a_folder_that_may_not_be_read_is_a_scan_that_fails(tmp_path: Path, monk
 
 
 def test_a_series_without_preambles_is_found_as_it_is_read(tmp_path: Path) -> None:
-    """Such a series could be read when it was named, and was left out of a run over the folder above."""
+    """A series without preambles could be read by its name, but was skipped in a run over the folder above it."""
     for name in ("bare", "kept"):
         save(tmp_path / name, slices())
     for file in (tmp_path / "bare").iterdir():
@@ -270,7 +270,7 @@ def test_a_series_without_preambles_is_found_as_it_is_read(tmp_path: Path) -> No
 
 
 def test_a_result_is_not_the_localizer_of_its_own_scan(tmp_path: Path) -> None:
-    """It was deleted before it was read."""
+    """The result was deleted before it was read as a localizer."""
     make(tmp_path, "out/step2_output/sub-01_T1w.nii.gz", "in/sub-01_T1w.nii.gz")
     cases = find_cases(tmp_path / "in")
     earlier = [tmp_path / "out" / "step2_output"]
@@ -279,7 +279,7 @@ def test_a_result_is_not_the_localizer_of_its_own_scan(tmp_path: Path) -> None:
 
 
 def test_files_that_are_equally_long_and_old_are_told_apart(tmp_path: Path) -> None:
-    """A scan of one name in another patient's folder was taken for the one that was finished."""
+    """A scan with the same name in another patient's folder counted as already finished."""
     for number, folder in enumerate(("p1", "p2", "moved")):
         (tmp_path / folder).mkdir()
         data = bytes(100_000) + bytes([number % 2]) * 10_000 + bytes(100_000)

@@ -42,7 +42,7 @@ AFFINE = np.array([[0, 0, 1.0, -20], [-1, 0, 0, 60], [0, 1, 0, -100], [0, 0, 0, 
 
 
 class Readers:
-    """Networks that count their uses."""
+    """Networks that count how often they are used."""
 
     def __init__(self) -> None:
         self.calls: list[int] = []
@@ -53,7 +53,7 @@ class Readers:
 
 
 class NothingSeen(CodeReader):
-    """A network that sees background only."""
+    """A network that sees only background."""
 
     def predict(self, channels: Any, *, soft: Any = ()) -> Prediction:
         return super().predict(np.zeros_like(channels), soft=soft)
@@ -61,7 +61,7 @@ class NothingSeen(CodeReader):
 
 @pytest.fixture(scope="module")
 def codes() -> np.ndarray:
-    """Phantom codes in P, S, R axes."""
+    """The codes of the phantom with P, S, R axes."""
     return np.ascontiguousarray(lumbar_codes().transpose(1, 2, 0)[::-1])
 
 
@@ -108,7 +108,7 @@ def run(source: Path, output: Path, networks: Any = None, *, overwrite: bool = F
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, codes: np.ndarray) -> Path:
-    """Output of one run over a good scan, a bad one, and a good one with dots and spaces."""
+    """The output of a run over a good scan, a bad one, and a good one whose name has dots and spaces."""
     folder = tmp_path_factory.mktemp("run")
     write_scan(folder / "in" / "a.nii.gz", codes)
     (folder / "in" / "b.nii.gz").write_bytes(b"\x1f\x8b broken")
@@ -121,7 +121,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, codes: np.ndarray) -> Pat
 
 
 def test_a_report_warns_of_nothing_where_the_names_are_certain(finished: Path) -> None:
-    """Each row had a warning: that its names are certain."""
+    """Every row had the warning that its names are certain."""
     page = (finished / "report.html").read_text(encoding="utf-8")
     assert page.count('title="The names are certain">certain</td><td data-key=0></td>') == 2
 
@@ -178,7 +178,7 @@ def test_report_needs_no_other_file(finished: Path) -> None:
 
 
 def test_finished_scans_are_skipped_and_missing_files_made_again(tmp_path: Path, few: np.ndarray) -> None:
-    """A second run did everything again, or left out a result that had been deleted."""
+    """A second run did everything again, or did not restore a deleted result."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)
     write_scan(tmp_path / "in" / "b.nii.gz", few)
     keep = ("step2_output",)
@@ -233,7 +233,7 @@ def test_iso_and_step1(tmp_path: Path, codes: np.ndarray) -> None:
 
 
 def test_a_step_1_record_does_not_call_all_vertebrae_the_sacrum(tmp_path: Path, few: np.ndarray) -> None:
-    """With --step1 the report listed a sacrum of 106 ml, and nothing else in view."""
+    """With --step1 the report listed a sacrum of 106 ml and no other vertebra."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)
     record = run(tmp_path / "in", tmp_path / "out", step1=True, keep=("step1_levels",)).records["a"]
     assert record["in_view"] == "L3-L4 - L5-S"
@@ -242,7 +242,8 @@ def test_a_step_1_record_does_not_call_all_vertebrae_the_sacrum(tmp_path: Path, 
 
 
 def test_a_scan_being_done_again_is_unfinished_meanwhile(tmp_path: Path, few: np.ndarray) -> None:
-    """A run killed while it replaced results left an old record beside new files: the scan counted as finished."""
+    """A run that was killed while it replaced results left an old record beside new files, so that the scan counted as
+    finished."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)
     run(tmp_path / "in", tmp_path / "out", keep=("step2_output",))
     (tmp_path / "out" / "step2_output" / "a.nii.gz").unlink()
@@ -265,7 +266,7 @@ def test_a_localizer_of_the_run_before_is_used(tmp_path: Path, few: np.ndarray) 
 
 
 def test_a_skewed_image_is_not_measured(tmp_path: Path, few: np.ndarray) -> None:
-    """A header from an affine registration gave sizes and angles that were not the patient's, without a word."""
+    """A header from an affine registration gave wrong sizes and angles, without a warning."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)
     image = read_image(tmp_path / "in" / "a.nii.gz")
     skewed = AFFINE.copy()
@@ -278,7 +279,7 @@ def test_a_skewed_image_is_not_measured(tmp_path: Path, few: np.ndarray) -> None
 
 
 def test_a_series_without_each_second_slice_has_a_warning(tmp_path: Path, few: np.ndarray) -> None:
-    """It was done without a word; the record and the report's page carry what the reader should know."""
+    """A series without every second slice was processed without a warning in the record and the report."""
     sagittal = np.ascontiguousarray(image_of(few).transpose(1, 2, 0)[::-1, ::-1])
     every_second = slices(placed(SAGITTAL, (1, 1, 1), np.eye(3)), pixels=sagittal)[::2]
     save(tmp_path / "in" / "series", every_second)
@@ -291,7 +292,7 @@ def test_a_series_without_each_second_slice_has_a_warning(tmp_path: Path, few: n
 
 
 def test_a_localizer_beside_the_scan_is_told(tmp_path: Path, few: np.ndarray) -> None:
-    """A localizer of another examination, 300 mm away, named nothing, and the report was silent about it."""
+    """A localizer from another examination, 300 mm away, was of no use, and the report did not say so."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)
     x, y, z = few.shape
     write_volume(tmp_path / "loc.nii.gz", few, Grid((x, y, z), translated(AFFINE, 300)))
@@ -301,7 +302,7 @@ def test_a_localizer_beside_the_scan_is_told(tmp_path: Path, few: np.ndarray) ->
 
 
 def test_a_localizer_of_another_patient_is_told(tmp_path: Path, few: np.ndarray) -> None:
-    """Its canal ran 20 mm beside the scan's; its names were taken all the same."""
+    """The localizer's canal was 20 mm beside that of the scan, but its names were used all the same."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)
     x, y, z = few.shape
     aside = AFFINE.copy()
@@ -315,7 +316,7 @@ def test_a_localizer_of_another_patient_is_told(tmp_path: Path, few: np.ndarray)
 
 
 def test_what_step_1_found_is_kept_when_step_2_fails(tmp_path: Path, few: np.ndarray) -> None:
-    """A scan whose step 2 found nothing left no files at all, or the step 2 of an earlier run beside a new step 1."""
+    """A scan in which step 2 found nothing left no files, or an old step 2 beside a new step 1."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)
     out = tmp_path / "out"
     run(tmp_path / "in", out)
@@ -339,7 +340,7 @@ def test_what_step_1_found_is_kept_when_step_2_fails(tmp_path: Path, few: np.nda
 
 
 def test_a_scan_that_cannot_be_read_keeps_no_old_result(tmp_path: Path, few: np.ndarray) -> None:
-    """A replaced, broken image was reported as failed while the labels of the old image stayed under its name."""
+    """A broken image was reported as failed, while the labels of the previous image stayed under its name."""
     source = write_scan(tmp_path / "in" / "a.nii.gz", few)
     run(tmp_path / "in", tmp_path / "out", keep=("step2_output",))
     source.write_bytes(b"broken")
@@ -363,7 +364,7 @@ def test_a_scan_out_of_reach_keeps_its_results(tmp_path: Path, few: np.ndarray) 
 
 @pytest.mark.parametrize("link", [False, True], ids=["files", "links"])
 def test_scans_that_the_run_would_write_over_are_refused(tmp_path: Path, few: np.ndarray, link: bool) -> None:
-    """With INPUT in OUTPUT/input each scan was deleted before it was read."""
+    """If INPUT was OUTPUT/input, each scan was deleted before it was read."""
     scan = write_scan(tmp_path / "study" / "input" / "a.nii.gz", few)
     before = scan.read_bytes()
     source = scan.parent
@@ -380,7 +381,7 @@ def test_scans_that_the_run_would_write_over_are_refused(tmp_path: Path, few: np
 
 
 def test_a_localizer_that_the_run_would_write_over_is_refused(tmp_path: Path, few: np.ndarray) -> None:
-    """A map corrected by hand where a run had written it was deleted before it was read."""
+    """A map that was corrected by hand inside OUTPUT was deleted before it was read."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)
     labels = tmp_path / "out" / "step2_output" / "a.nii.gz"
     labels.parent.mkdir(parents=True)
@@ -394,7 +395,8 @@ def test_a_localizer_that_the_run_would_write_over_is_refused(tmp_path: Path, fe
 
 
 def test_a_scan_of_another_place_does_not_take_over_results_of_its_name(tmp_path: Path, few: np.ndarray) -> None:
-    """Of patients whose files have one name the second got the labels of the first, or replaced them."""
+    """If the files of two patients had the same name, the second patient got the labels of the first, or replaced
+    them."""
     one = write_scan(tmp_path / "p1" / "T2.nii", few)
     other = write_scan(tmp_path / "p2" / "T2.nii", np.where(few == CODE_OF["L3"], 0, few))
     os.utime(other, ns=(one.stat().st_mtime_ns,) * 2)
@@ -414,7 +416,7 @@ def test_a_scan_of_another_place_does_not_take_over_results_of_its_name(tmp_path
 
 
 def test_a_shorter_run_leaves_the_files_of_other_steps(tmp_path: Path, few: np.ndarray) -> None:
-    """A run with --step1 into the same folder must not delete what step 2 found before."""
+    """A run with --step1 into the same folder deleted the earlier results of step 2."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)
     run(tmp_path / "in", tmp_path / "out", keep=("step2_output",))
     run(tmp_path / "in", tmp_path / "out", step1=True, keep=("step1_output",))
@@ -422,7 +424,7 @@ def test_a_shorter_run_leaves_the_files_of_other_steps(tmp_path: Path, few: np.n
 
 
 def test_a_shorter_run_shows_its_own_picture(tmp_path: Path, few: np.ndarray) -> None:
-    """The page of a --step1 run showed what step 2 had found in the run before."""
+    """The page of a --step1 run showed the step-2 result of an earlier run."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)
     for step1 in (False, True):
         run(tmp_path / "in", tmp_path / "out", keep=("preview",), step1=step1)
@@ -435,7 +437,7 @@ def test_a_shorter_run_shows_its_own_picture(tmp_path: Path, few: np.ndarray) ->
 def test_nothing_of_another_image_or_weights_stays_beside_a_new_result(
     tmp_path: Path, few: np.ndarray, change: str
 ) -> None:
-    """After --step1 on a replaced image, step2_output and its preview still showed the old one under its name."""
+    """After --step1 on a replaced image, step2_output and its preview still showed the old image."""
     source, out = write_scan(tmp_path / "in" / "a.nii.gz", few), tmp_path / "out"
     run(tmp_path / "in", out, keep=("step2_output", "preview"))
     if change == "image":
@@ -449,7 +451,7 @@ def test_nothing_of_another_image_or_weights_stays_beside_a_new_result(
 
 
 def test_another_localizer_makes_a_scan_unfinished(tmp_path: Path, few: np.ndarray) -> None:
-    """A better localizer was ignored because the scan had been finished with the old one."""
+    """A better localizer was ignored, because the scan had been finished with the old one."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)
     x, y, z = few.shape
     write_volume(tmp_path / "loc.nii.gz", few, Grid((x, y, z), AFFINE))
@@ -463,7 +465,7 @@ def test_another_localizer_makes_a_scan_unfinished(tmp_path: Path, few: np.ndarr
 
 
 def test_an_arch_without_a_body_is_as_doubtful_as_its_neighbors() -> None:
-    """In an uncertain numbering the topmost vertebra, seen by its arch alone, was shown as certain."""
+    """In an uncertain numbering the topmost vertebra, of which only the arch was in view, was shown as certain."""
     labels = np.array([0, CODE_OF["T7"], CODE_OF["T8"], CODE_OF["L1"], SACRUM], dtype=np.uint8).reshape(5, 1, 1)
     levels = [SimpleNamespace(code=CODE_OF["T8"], probability=0.98), SimpleNamespace(code=CODE_OF["L1"], probability=1)]
     for certainty, contradicted, expected in (
@@ -478,7 +480,7 @@ def test_an_arch_without_a_body_is_as_doubtful_as_its_neighbors() -> None:
 
 
 def test_where_the_whole_is_not_certain_some_level_is_not() -> None:
-    """A point fixed by hand that no level met left all sizes in the table, of names that nobody was certain of."""
+    """A pin that met no level left all sizes in the table, although the names were not certain."""
     labels = np.array([0, CODE_OF["T8"], CODE_OF["L1"], CODE_OF["canal"]], dtype=np.uint8).reshape(4, 1, 1)
     levels = [SimpleNamespace(code=CODE_OF[name], probability=1) for name in ("T8", "L1")]
     for certainty, expected in (("doubtful", {"T8", "L1"}), ("certain", set())):
@@ -487,7 +489,7 @@ def test_where_the_whole_is_not_certain_some_level_is_not() -> None:
 
 
 def test_a_file_name_that_is_no_text_is_a_scan_like_any_other(tmp_path: Path, few: np.ndarray) -> None:
-    """A name in another encoding than UTF-8 ended the whole run when its documents were written."""
+    """A name that was not UTF-8 ended the whole run when its documents were written."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)
     strange = os.fsdecode(b"lat\xe9 & <b>")
     (tmp_path / "in" / "a.nii.gz").rename(tmp_path / "in" / f"{strange}.nii.gz")
@@ -639,7 +641,7 @@ def test_a_folder_of_dicom_series(tmp_path: Path, codes: np.ndarray) -> None:
     ("value", "dtype"), [(-32768, np.int16), (32767, np.int16), (-32769, np.float32), (32768, np.float32)]
 )
 def test_whole_numbers_are_stored_as_int16_up_to_its_limits(value: int, dtype: type) -> None:
-    """Beyond them they would come back as others."""
+    """Numbers beyond the limits of int16 came back as other numbers."""
     scan = SimpleNamespace(iso=SimpleNamespace(data=np.full((2, 2, 2), value, np.float32)))
     stored = _stored_image(scan, True)
     assert (stored.dtype, stored.tolist()) == (dtype, scan.iso.data.tolist())

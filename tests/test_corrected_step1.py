@@ -11,7 +11,7 @@ import pytest
 from phantom import GRAY_PER_CODE, RAS, CodeReader, image_of, lumbar_codes
 from totalspineseg_server.anatomy import CODE_OF, DISCS
 from totalspineseg_server.clock import Stopwatch
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
+from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import SettingError
 from totalspineseg_server.geometry import Grid, Volume
@@ -36,7 +36,7 @@ def corrected(tmp_path: Path) -> Path:
 
 
 def step2(labels: Mapping[tuple[str, str], Path], **settings: Any) -> Outcome:
-    """The answer where these labels are stored, by image and tag; ``infos``: what is known of them, by tag."""
+    """The answer if these labels are stored, by image and tag; ``infos`` is what is known about them, by tag."""
     infos = settings.pop("infos", {})
     services: Any = SimpleNamespace(
         networks=SimpleNamespace(get=settings.pop("network", CodeReader)),
@@ -54,7 +54,7 @@ def step2(labels: Mapping[tuple[str, str], Path], **settings: Any) -> Outcome:
 
 
 def names_are_the_readers(outcome: Outcome) -> bool:
-    """Whether every disc has the reader's name; if not, every disc has the network's."""
+    """Return whether every disc has the reader's name, and not the network's."""
     discs = [CODE_OF[name] for name in ONE_MORE]
     found = [int(np.bincount(outcome.labels[code == TRUTH]).argmax()) for code in discs]
     assert found in (discs, [CODE_OF[other] for other in ONE_MORE.values()])
@@ -65,14 +65,15 @@ def names_are_the_readers(outcome: Outcome) -> bool:
 def test_the_names_of_a_reader_are_certain_and_those_of_a_network_are_not(
     corrected: Path, tag: str, certain: bool
 ) -> None:
-    """A prediction that nobody had looked at named step 2 as if a reader had corrected it."""
+    """A prediction that nobody had checked named step 2 as if a reader had corrected it."""
     outcome = step2({("mine", tag): corrected}, label_from="draft" if tag == "draft" else "")
     assert names_are_the_readers(outcome) is certain
 
 
 @pytest.mark.parametrize("newer", ["step1", "final"])
 def test_the_label_submitted_last_names_step_2(corrected: Path, tmp_path: Path, newer: str) -> None:
-    """A step-1 map counted, one level off, though its author had finished the image under the right names since."""
+    """A step-1 map that was one level off still counted after its author had finished the image with the right
+    names."""
     older = "step1" if newer == "final" else "final"
     write_volume(tmp_path / "older.nii.gz", to_wire(TRUTH), RAS)
     labels = {("mine", newer): corrected, ("mine", older): tmp_path / "older.nii.gz"}
@@ -98,7 +99,8 @@ def test_a_disc_the_reader_left_out_takes_its_turn(tmp_path: Path) -> None:
 
 
 def test_another_series_as_localizer_leaves_the_corrected_names(corrected: Path, tmp_path: Path) -> None:
-    """With a localizer, here one that shows nothing of this scan, the names a reader had corrected were dropped."""
+    """With a localizer (even one that shows nothing of this scan), the names that a reader had corrected were
+    dropped."""
     far = tmp_path / "far.nii.gz"
     write_volume(far, to_wire(TRUTH), Grid(RAS.shape, RAS.affine + np.eye(4, k=3) * 900))
     labels = {("mine", "step1"): corrected, ("other", "final"): far}
@@ -106,7 +108,7 @@ def test_another_series_as_localizer_leaves_the_corrected_names(corrected: Path,
 
 
 def test_a_localizer_of_before_the_patient_was_moved_is_refused(corrected: Path) -> None:
-    """It named levels by where others had lain."""
+    """A localizer from before the patient moved named levels by their old position."""
     with pytest.raises(SettingError, match=r"'moved'.*frame of reference"):
         step2({("mine", "step1"): corrected, ("moved", "final"): corrected}, localizer="moved")
 

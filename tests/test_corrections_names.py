@@ -42,7 +42,7 @@ def submitted(tmp_path: Path, data: npt.NDArray[np.uint8], label_info: object, e
 
 
 def write_seg_nrrd(path: Path, layers: list[npt.NDArray[np.uint8]], fields: dict[str, str]) -> None:
-    """As 3D Slicer writes it: layers as the fastest axis, segments in the header."""
+    """Write a file as 3D Slicer does: layers as the fastest axis, segments in the header."""
     stack = np.stack([layer.transpose() for layer in layers], axis=-1)
     image = sitk.GetImageFromArray(stack if len(layers) > 1 else stack[..., 0], isVector=len(layers) > 1)
     lps = np.diag([-1, -1, 1, 1]) @ OBLIQUE
@@ -77,7 +77,7 @@ def test_renumbered_segments_come_back_as_their_codes(tmp_path: Path, ending: st
 
 
 def test_idx_shifted_by_a_skipped_segment_is_ignored(tmp_path: Path) -> None:
-    """After a scribbles segment every level came back as its neighbor."""
+    """After a scribbles segment, every level came back as its neighbor."""
     mapped = map_names(submitted(tmp_path, blocks(1, 2), info("L4", "L5", idx=[2, 3])), GRID)
     assert [NAME_OF[int(v)] for v in mapped.codes[:2, 0, 0]] == ["L4", "L5"]
 
@@ -108,7 +108,7 @@ def test_what_is_not_understood_is_refused(
 
 
 def test_empty_review_and_vertebrae_segments_do_no_harm(tmp_path: Path) -> None:
-    """A scene that once showed step 1 or the review model keeps their empty segments."""
+    """A scene that once showed step 1 or the review keeps their empty segments, and its label was refused."""
     names = info("L4", "vertebrae", "sacrum", "review L4?")
     mapped = map_names(submitted(tmp_path, blocks(1, 3), names), GRID)
     assert [NAME_OF[c] for c in mapped.present] == ["L4", "sacrum"]
@@ -116,7 +116,8 @@ def test_empty_review_and_vertebrae_segments_do_no_harm(tmp_path: Path) -> None:
 
 
 def test_a_segment_without_voxels_says_nothing_whatever_its_name(tmp_path: Path) -> None:
-    """3D Slicer adds an empty segment for each published name that the scene lacks, so a renamed level was refused."""
+    """3D Slicer adds an empty segment for each published name that the scene lacks, so that a renamed level was
+    refused."""
     names = info("L5", "L4", "L4-L5", "L5", "L4-L5", "Segment_1")
     mapped = map_names(submitted(tmp_path, blocks(1, 2, 3), names), GRID)
     assert [NAME_OF[int(v)] for v in mapped.codes[:3, 0, 0]] == ["L5", "L4", "L4-L5"]
@@ -154,7 +155,7 @@ def test_seg_nrrd_brings_its_own_names(tmp_path: Path) -> None:
 
 
 def test_overlapping_layers_are_all_read(tmp_path: Path) -> None:
-    """Of two overlapping segments the second layer's was lost."""
+    """Of two overlapping segments, the one in the second layer was lost."""
     path = tmp_path / "s.seg.nrrd"
     segments = segment_fields(("canal", 1, 0), ("cord", 1, 1), ("L4", 2, 0), ("L4-L5", 2, 1))
     write_seg_nrrd(path, [blocks(1, 1, 2, 2), blocks(0, 1, 0, 2, 2)], segments)
@@ -215,7 +216,7 @@ def test_a_foreign_value_is_refused(convert: Any) -> None:
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".seg.nrrd"])
 def test_a_label_with_reversed_slices_is_taken_voxel_for_voxel(tmp_path: Path, ending: str) -> None:
-    """3D Slicer loads left-handed images with reversed slices, and each label it sent for one was refused."""
+    """3D Slicer reverses the slices of left-handed images, and every label for such an image was refused."""
     image = Grid(SHAPE, OBLIQUE @ np.diag([1.0, 1, -1, 1]))
     reversed_slices = np.eye(4)
     reversed_slices[2, 2:] = -1, SHAPE[2] - 1

@@ -19,11 +19,12 @@ from pacs_serving import wait_for
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
 from totalspineseg_server.corrections import datastore, history
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.datastore import StudiesDatastore, is_safe_tag
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.inbox import STEP1_TAG, Inbox, Lint, Studies
-from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.datastore import is_safe_tag
+from totalspineseg_server.corrections.displayed_corrections import STEP1_TAG
+from totalspineseg_server.corrections.inbox import Inbox, Lint, Studies
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
+from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import BusyError, LabelError, StorageError
 from totalspineseg_server.files import PARTIAL_PREFIX, sha256_of
 from totalspineseg_server.geometry import Grid
@@ -106,14 +107,14 @@ def test_a_label_not_understood_is_parked_and_not_published(desk: Desk, params: 
 
 
 def test_a_step_1_label_in_progress_does_not_stand_for_a_finished_one(desk: Desk) -> None:
-    """Its names were taken for a reader's, and it hid the finished map."""
+    """An unfinished step-1 map counted as a reader's names and hid the finished map."""
     for tag in ("draft", STEP1_TAG):
         desk.submit({"label_info": [{"name": "vertebrae"}, {"name": "L4-L5"}]}, tag=tag)
     assert [tag for _, _, tag, _ in desk.published] == [f"draft-{STEP1_TAG}", STEP1_TAG]
 
 
 def test_a_corrected_step_1_label_never_counts_as_finished(desk: Desk) -> None:
-    """A step-1 map submitted as final was trained on with all vertebrae as sacrum."""
+    """A step-1 map that was submitted as final was learned with all vertebrae as sacrum."""
     desk.submit({"label_info": [{"name": "vertebrae"}, {"name": "L4-L5"}]})
     assert [tag for _, _, tag, _ in desk.published] == [STEP1_TAG]
     assert desk.store.latest_accepted("img") is None
@@ -141,7 +142,7 @@ def test_simultaneous_saves_lose_nothing(desk: Desk) -> None:
 
 
 def test_of_two_labels_at_once_the_newer_one_is_shown(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients saw the label of one reader as finished, and the training took that of the other."""
+    """Clients saw the label of one reader, and the training used that of the other."""
     accept, first_is_kept, second_is_shown = desk.store.accept, threading.Event(), threading.Event()
 
     def slow(*parts: Any) -> Any:
@@ -165,7 +166,7 @@ def test_of_two_labels_at_once_the_newer_one_is_shown(desk: Desk, monkeypatch: p
 
 @pytest.mark.parametrize("call", range(13))
 def test_a_full_disk_leaves_nothing_under_a_final_name(desk: Desk, call: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk left an entry without its codes, which then broke every reader."""
+    """A full disk left an entry without its codes, which then failed every reader."""
     real, count = os.fsync, iter(range(99))
 
     def full(handle: int) -> None:
@@ -201,7 +202,7 @@ def test_a_correction_knows_the_prediction_it_corrects(desk: Desk) -> None:
 
 
 def test_a_damaged_record_of_a_prediction_costs_no_correction(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
-    """The submission was refused before its file was kept."""
+    """The submission was refused before its file was stored."""
     desk.predictions.keep(prediction("img", "slicer-7"))
     (record,) = desk.root.rglob("record.json")
     record.write_text("{", encoding="utf-8")
@@ -212,7 +213,7 @@ def test_a_damaged_record_of_a_prediction_costs_no_correction(desk: Desk, caplog
 
 
 def test_a_label_sent_for_another_image_than_the_one_it_corrects_is_parked(desk: Desk) -> None:
-    """T1w and T2w of a patient share a grid: the label of the one was taken as that of the other."""
+    """T1w and T2w of a patient have the same grid: the label of one was filed as that of the other."""
     for key, image in (("p-other", "other"), ("p-session", ""), ("p-own", "img")):
         desk.predictions.keep(PredictionRecord(key, image, "totalspineseg", {}, {}, {}, None, "slicer-7"))
     with pytest.raises(LabelError, match=r"'img'.*'other'"):
@@ -223,7 +224,8 @@ def test_a_label_sent_for_another_image_than_the_one_it_corrects_is_parked(desk:
 
 
 def test_with_authentication_a_correction_knows_the_prediction_of_its_user(desk: Desk) -> None:
-    """Kept under the user's name and looked for under the program's, the last prediction of anybody was taken."""
+    """Predictions were stored under the user's name but searched under the program's, so that anybody's last prediction
+    was used."""
     mine, others = prediction("img", "ada"), prediction("img", "bob")
     for record in (mine, others):
         desk.predictions.keep(record)
@@ -231,7 +233,7 @@ def test_with_authentication_a_correction_knows_the_prediction_of_its_user(desk:
 
 
 def test_who_corrects_a_prediction_on_a_replaced_image_is_told(desk: Desk) -> None:
-    """A label of the old image was taken for one of the new image, whose prediction nobody had seen."""
+    """A label of the old image was filed as one of the new image, whose prediction nobody had seen."""
     for sha, expected in (("ab", ["gap", "image_replaced"]), (sha256_of(desk.image), ["gap"])):
         desk.predictions.keep(replace(prediction("img", "slicer-7"), image_sha256=sha))
         assert [finding["kind"] for finding in desk.submit().findings] == expected
@@ -252,7 +254,7 @@ def test_who_corrects_a_prediction_on_a_replaced_image_is_told(desk: Desk) -> No
 def test_who_finishes_what_another_finished_meanwhile_is_told(
     desk: Desk, client: str, corrected: str, tag: str, told: bool
 ) -> None:
-    """Two readers had been given one scan: the second took the place of the first, and neither heard of it."""
+    """Two readers had the same scan: the second label replaced the first, and neither reader was told."""
     known = {"mine": prediction("img", "slicer-7"), "theirs": prediction("img", client)}
     for record in known.values():
         desk.predictions.keep(record)
@@ -272,7 +274,7 @@ def test_who_finishes_what_another_finished_meanwhile_is_told(
     ids=["a finished label beside a map", "a map sent as a map", "a map sent as finished"],
 )
 def test_who_takes_no_ones_place_is_not_told_so(desk: Desk, first: str, second: str, told: bool) -> None:
-    """A finished label was said to be shown in the place of a step-1 map, which is shown elsewhere."""
+    """A finished label was said to replace a step-1 map, which is shown separately."""
     step1 = {"label_info": [{"name": "vertebrae"}, {"name": "L4-L5"}]}
     record = prediction("img", "slicer-8")
     desk.predictions.keep(record)
@@ -337,34 +339,16 @@ def test_only_whole_images_with_plain_names_are_offered(studies: StudiesDatastor
     assert studies.list_images() == ["b.nii.b"]
 
 
-def test_a_full_disk_does_not_end_the_watch_on_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Images that came later were not offered until the server was started anew."""
-    watched, failed = StudiesDatastore(str(tmp_path)), threading.Event()
-
-    def full(path: Path, content: object, **_: object) -> None:
-        failed.set()
-        raise StorageError("no space left")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(datastore, "write_json", full)
-        (tmp_path / "one.nii.gz").write_bytes(b"image")
-        assert failed.wait(10)
-    (tmp_path / "two.nii.gz").write_bytes(b"image")
-    wait_for(lambda: set(watched.list_images()) == {"one", "two"})
-    watched._watch.stop()
-
-
 def test_a_renamed_image_is_offered_at_once(tmp_path: Path) -> None:
     """rsync writes under a temporary name: its images were not offered until another file came."""
-    watched = StudiesDatastore(str(tmp_path))
+    followed = StudiesDatastore(str(tmp_path))
     (tmp_path / ".one.nii.gz.Xy12ab").write_bytes(b"image")
     (tmp_path / ".one.nii.gz.Xy12ab").rename(tmp_path / "one.nii.gz")
-    wait_for(lambda: watched.list_images() == ["one"])
+    wait_for(lambda: followed.list_images() == ["one"])
     (tmp_path / "one.nii.gz").rename(tmp_path / "two.nii.gz")
-    wait_for(lambda: watched.list_images() == ["two"])
+    wait_for(lambda: followed.list_images() == ["two"])
     (tmp_path / "two.nii.gz").rename(tmp_path / "two.nii.gz.away")
-    wait_for(lambda: watched.list_images() == [])
-    watched._watch.stop()
+    wait_for(lambda: followed.list_images() == [])
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".nii"])
@@ -372,7 +356,7 @@ def test_of_two_files_with_one_id_the_user_is_told(
     studies: StudiesDatastore, ending: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The second of x.nii.gz and x.nrrd was silently never offered."""
-    folder = Path(studies._datastore_path)
+    folder = studies._place
     for name in (f"x{ending}", "x.nii.gz"):
         write_volume(folder / name, np.ones(GRID.shape, np.uint8), GRID)
     left_out = {f"x{ending}": "x.nii.gz"}
@@ -395,7 +379,7 @@ def test_of_two_files_with_one_id_the_user_is_told(
 
 
 def test_an_upload_never_replaces_an_image(studies: StudiesDatastore, desk: Desk) -> None:
-    """An upload under a known id replaced the scan under its finished labels."""
+    """An upload under a known id replaced the scan that finished labels belonged to."""
     assert studies.add_image("new", str(desk.image), {}) == "new"
     assert studies.add_image("new", str(desk.image), {}) == "new"
     with pytest.raises(FileExistsError, match="Another image here"):
@@ -432,17 +416,17 @@ def test_a_label_is_replaced_whole_and_survives_a_full_disk(
 
 
 def test_two_processes_keep_each_others_labels(studies: StudiesDatastore, desk: Desk) -> None:
-    """Batch inference wrote its old index over a label submitted meanwhile, and its history was gone."""
+    """Batch inference overwrote a label that was submitted meanwhile with its old index, and its history was gone."""
     studies.add_image("one", str(desk.image), {})
     studies.add_image("two", str(desk.image), {})
-    other = StudiesDatastore(studies._datastore_path, auto_reload=False)
+    other = StudiesDatastore(str(studies._place), auto_reload=False)
     studies.save_label("one", str(desk.label), "final", {"who": "ada"})
     other.save_label("two", str(desk.label), "original", {"who": "batch"})
     # What the first one knows is old by now.
     studies.update_image_info("one", {"strategy": "first"})
     other.update_label_info("two", "original", {"seen": True})
-    studies._reconcile_datastore()
-    fresh = StudiesDatastore(studies._datastore_path, auto_reload=False)
+    studies.refresh()
+    fresh = StudiesDatastore(str(studies._place), auto_reload=False)
     assert fresh.get_label_info("one", "final")["who"] == "ada"
     assert fresh.get_label_info("two", "original")["who"] == "batch"
     assert fresh.get_image_info("one")["strategy"] == "first"
@@ -453,7 +437,7 @@ def test_two_processes_keep_each_others_labels(studies: StudiesDatastore, desk: 
 def test_an_index_that_another_process_holds_is_not_waited_for_without_end(
     studies: StudiesDatastore, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that hung while it held the index stopped every submission, and every reader with it, for good."""
+    """A process that hung while it held the index stopped every submission, and every reader, for good."""
     studies.add_image("img", str(desk.image), {})
     monkeypatch.setattr(datastore, "INDEX_SECONDS", 1)
 
@@ -464,7 +448,7 @@ def test_an_index_that_another_process_holds_is_not_waited_for_without_end(
     hold = (
         "import fcntl, sys; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); sys.stdin.read()"
     )
-    command = [sys.executable, "-c", hold, studies._lock_file]
+    command = [sys.executable, "-c", hold, str(studies._place / ".lock")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
@@ -478,15 +462,3 @@ def test_an_index_that_another_process_holds_is_not_waited_for_without_end(
     assert kept.status == "accepted"
     desk.submit()
     assert studies.get_label_info("img", "final")["correction"] != kept.id
-
-
-@pytest.mark.parametrize("read", ["json", "status", "get_labeled_images", "get_unlabeled_images"])
-def test_nobody_reads_while_an_image_is_added(studies: StudiesDatastore, read: str) -> None:
-    """A list read at that moment broke off: its size changed on the way."""
-    reader = threading.Thread(target=getattr(studies, read))
-    with studies._guard:
-        reader.start()
-        reader.join(0.2)
-        assert reader.is_alive()
-    reader.join(10)
-    assert not reader.is_alive()

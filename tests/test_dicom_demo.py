@@ -72,7 +72,7 @@ def test_truth_lies_on_the_grid_of_its_series(study: DemoStudy, place: int) -> N
 
 
 def test_the_series_of_a_study_show_the_same_place(study: DemoStudy) -> None:
-    """One frame of reference is worth its name only if the same voxel of both is the same point."""
+    """Two series in one frame of reference must show the same point at the same coordinates."""
     first, second = (read_labels(series.truth) for series in study.series[:2] if series.truth)
     assert not same_grid(first.grid, second.grid)
     to_first = np.linalg.inv(first.affine) @ second.affine
@@ -94,7 +94,7 @@ def test_the_localizer_is_refused_and_shows_the_spine(study: DemoStudy) -> None:
 
 
 def test_a_localizer_slice_shows_what_the_t2_shows_there(study: DemoStudy) -> None:
-    """Planes cut with a wrong axis look like a spine, but of another place."""
+    """Planes cut along a wrong axis look like a spine, but of another place."""
     image = read_image(study.series[1].folder)
     back = np.linalg.inv(image.affine)
     for path in study.series[2].files:

@@ -37,7 +37,7 @@ DCMQI = Path(sys.executable).parent
 
 
 def codes(*values: int, size: tuple[int, int, int] = SIZE) -> np.ndarray:
-    """A label map with ragged pieces, its ends and corners included."""
+    """A label map with ragged pieces, including the ends and corners."""
     labels = np.zeros(size, np.uint8)
     rng = np.random.default_rng(7)
     for value in values:
@@ -54,7 +54,7 @@ def written(labels: np.ndarray, sources: Any, affine: np.ndarray = OBLIQUE, **op
 
 
 def reread(seg: Dataset) -> Dataset:
-    """The object as a reader gets it: through a file's bytes."""
+    """The object as a reader gets it: through the bytes of a file."""
     return pydicom.dcmread(pydicom.filebase.DicomBytesIO(seg_bytes(seg)))
 
 
@@ -83,7 +83,7 @@ def ours(series: Path) -> bytes:
 def test_a_result_says_what_made_it_and_whether_its_levels_are_certain(
     series: Path, tmp_path: Path, certainty: str | None, description: str
 ) -> None:
-    """In a PACS a guess looked like a certain result, and of two trained versions the second was cut off."""
+    """In a PACS a guess looked like a certain result, and the second of two trained versions was cut off."""
     write_volume(tmp_path / "result.nii", to_wire(codes(*SPINE)), GRID)
     models = {f"step{k}": f"trained-20260131T120000Z-abc123-{k}1b2c3d4" for k in (1, 2)}
     report = {"label_names": WIRE_LABELS, "models": models, "numbering": {"certainty": certainty}}
@@ -114,7 +114,7 @@ def test_a_partial_field_of_view_has_only_the_frames_it_needs(series: Path) -> N
 
 
 def test_a_series_without_optional_tags(tmp_path: Path) -> None:
-    """Incomplete coding tags made the writer of the host fail with 500."""
+    """Incomplete coding tags made MONAI Label's own writer fail with 500."""
     kept = {"SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "PixelData"}
     kept |= {
         "ImagePositionPatient",
@@ -177,7 +177,7 @@ def test_multi_frame_sources_are_referred_to_by_frame(tmp_path: Path, parts: int
 
 
 def referenced(seg: Dataset) -> list[str]:
-    """The objects that a segmentation says it was drawn on."""
+    """The objects on which a segmentation says it was drawn."""
     return [item.ReferencedSOPInstanceUID for item in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence]
 
 
@@ -224,12 +224,12 @@ def test_every_segment_says_what_it_is(ours: bytes, series: Path) -> None:
 
 
 def test_a_patient_of_one_name_is_not_named_in_warnings() -> None:
-    """highdicom warned about such names, with the name; warnings end in logs."""
+    """highdicom logged a warning with the patient's name."""
     assert str(reread(written(codes(44), slices(PatientName="ANONYMOUS"))).PatientName) == "ANONYMOUS"
 
 
 def test_a_corrected_label_says_so(series: Path) -> None:
-    """What a reader changed must not pass for the work of a model alone."""
+    """What a reader changed must not look like the work of a model alone."""
     seg = reread(written(codes(*SPINE), series, corrected_by="Dr. A^B=c\\"))
     assert {item.SegmentAlgorithmType for item in seg.SegmentSequence} == {"SEMIAUTOMATIC"}
     assert str(seg.ContentCreatorName) == "Dr. A B c"
@@ -316,7 +316,7 @@ def test_white_and_black_in_dicom() -> None:
 
 
 def test_neighbors_have_distinct_colors() -> None:
-    """Hashed names gave T1 to T12 nearly one color."""
+    """Hashed names gave T1 to T12 nearly the same color."""
     order = column(13, 6)
     chains = [order.vertebrae, [disc for disc in order.discs if disc], [1, 2], *zip(VERTEBRAE, DISCS, strict=False)]
     for chain in chains:
@@ -379,7 +379,8 @@ def test_a_multi_frame_sources_segmentation_is_read_by_dcmqi(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("name", ["dcmjs_bits.dcm", "dcmjs_rle.dcm"], ids=["bits", "run-length"])
 def test_a_file_of_dcmjs(name: str) -> None:
-    """Written by dcmjs 0.51.1, OHIF's library, on ``slices()``: L4-L5 on its frame 4, L4 on its frames 2 and 4."""
+    """The file was written by dcmjs 0.51.1, OHIF's library, on ``slices()``: L4-L5 on its frame 4, L4 on its frames 2
+    and 4."""
     submission = read_seg(WRITTEN / name, GRID, sources=slices())
     expected = np.zeros(SIZE, np.uint8)
     # dcmjs counts frames from the other end of this stack.
@@ -419,7 +420,7 @@ def test_a_file_of_dcmqi(tmp_path: Path, series: Path) -> None:
 
 
 def another(segments: dict[str, np.ndarray], **options: Any) -> Dataset:
-    """A SEG by highdicom itself: labels in this order, each with its own mask (column, row, slice)."""
+    """A SEG by highdicom itself, with labels in this order, each with its own mask (column, row, slice)."""
     algorithm = hd.AlgorithmIdentificationSequence("hand", pydicom.sr.codedict.codes.DCM.ArtificialIntelligence, "1")
     tissue = pydicom.sr.codedict.codes.SCT.Tissue
     described = [
@@ -450,7 +451,7 @@ def mask(*voxels: tuple[int, int, int]) -> np.ndarray:
 
 @pytest.mark.parametrize("before", [0, 1, 5], ids=["first", "second", "sixth"])
 def test_what_is_named_L4_is_44_whatever_else_is_in_the_file(before: int) -> None:
-    """A mask {2, 11} came out as "spinal_cord, canal": named by the ordinal of its values."""
+    """A mask {2, 11} came out as "spinal_cord, canal", because values were named by their rank."""
     others = {name: mask((k, 0, 0)) for k, name in enumerate(["C2-C3", "sacrum", "T1", "canal", "cord"][:before])}
     seg = another({**others, "L4": mask((6, 6, 3)), "disc_L4_L5": mask((7, 7, 3))})
     mapped = map_names(read_seg(seg, GRID), GRID)
@@ -499,7 +500,7 @@ def test_overlapping_segments_lie_in_layers() -> None:
 
 
 def test_frames_smaller_than_the_image_lie_where_they_belong() -> None:
-    """Some writers crop frames to what is marked."""
+    """Some writers crop frames to the marked part."""
     part = (slice(3, 11), slice(2, 8), slice(1, 4))
     affine = OBLIQUE @ step(3, 2, 1)
     labels = codes(*SPINE, size=(8, 6, 3))
@@ -534,7 +535,7 @@ def test_masks_of_a_byte_a_pixel() -> None:
 
 
 def test_a_label_map_object() -> None:
-    """The newer kind: pixels are segment numbers, segment 0 is the background."""
+    """In the newer kind of object, pixels are segment numbers, and segment 0 is the background."""
     seg = another({"background": mask(), "L4": mask((3, 3, 3)), "L5": mask((4, 3, 3))})
     for number, item in enumerate(seg.SegmentSequence):
         item.SegmentNumber = number
@@ -555,7 +556,7 @@ def test_a_label_map_object() -> None:
 
 
 def test_nothing_to_write(series: Path) -> None:
-    """An empty mask made the converter fail with 500."""
+    """An empty mask made MONAI Label's converter fail with 500."""
     with pytest.raises(EmptySegmentationError, match="label map is empty"):
         written(np.zeros(SIZE, np.uint8), series)
 

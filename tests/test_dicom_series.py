@@ -98,7 +98,7 @@ def test_compressed_slices(tmp_path: Path) -> None:
 
 
 def test_slices_with_their_own_scaling(tmp_path: Path) -> None:
-    """Slices whose scaling differs were cut to the whole numbers of the first one."""
+    """Slices with different scalings were clipped to the whole numbers of the first one."""
 
     def scale(item: Dataset, k: int) -> None:
         item.RescaleSlope, item.RescaleIntercept = ("1" if k == 0 else "0.25"), "0"
@@ -132,7 +132,8 @@ def rescaled(slope: float, intercept: float = 0) -> Dataset:
 def test_frames_of_one_object_with_their_own_scaling(
     tmp_path: Path, scalings: list[tuple[float, float] | None], kind: str
 ) -> None:
-    """The first frame's scaling was applied to all, and each frame's own besides: bright slices beside dark ones."""
+    """The scaling of the first frame was applied to all frames, in addition to their own: bright slices lay beside dark
+    ones."""
     image = enhanced(slices())
     image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = kind
     for scaling, groups in zip(scalings, image.PerFrameFunctionalGroupsSequence, strict=True):
@@ -155,7 +156,7 @@ def deflate(item: Dataset, _: int) -> None:
 
 
 def test_deflated_files_are_read(tmp_path: Path) -> None:
-    """They were said to be headers without pixels."""
+    """Deflated files were reported as headers without pixels."""
     np.testing.assert_array_equal(read_image(save(tmp_path / "series", slices(), deflate)).data, picture())
     image = enhanced(slices())
     image.PerFrameFunctionalGroupsSequence[1].PixelValueTransformationSequence = [rescaled(3)]
@@ -178,7 +179,7 @@ def test_without_room_to_unpack_a_file_is_not_called_unreadable(
 
 @pytest.mark.parametrize("step", [2, 3])
 def test_missing_slices_are_a_warning_where_the_others_are_even(tmp_path: Path, step: int) -> None:
-    """Each second slice of a series was missing, and nobody heard of it."""
+    """Every second slice of a series was missing, without a warning."""
     some = slices(size=(13, 11, 9))[::step]
     volume = read_image(save(tmp_path / "some", some))
     assert volume.spacing[2] == pytest.approx(3.3 * step)
@@ -189,7 +190,7 @@ def test_missing_slices_are_a_warning_where_the_others_are_even(tmp_path: Path, 
 
 @pytest.mark.parametrize("stated", ["", "0.3", "12", "3.0"])
 def test_a_spacing_that_scanners_write_otherwise_is_no_warning(tmp_path: Path, stated: str) -> None:
-    """Some state the empty space between slices, or that of an interleaved group."""
+    """Some scanners state the empty space between slices, or the spacing of an interleaved group."""
 
     def state(item: Dataset, _: int) -> None:
         item.SpacingBetweenSlices = stated
@@ -328,7 +329,7 @@ def taller(item: Dataset, _: int) -> None:
 
 
 def cut_and_flat(folder: Path) -> Path:
-    """Slices of no distance, the pixels of which end early."""
+    """Slices without a distance, whose pixels end early."""
     return save(folder, slices(), lambda item, k: (flat(item, k), setattr(item, "PixelData", item.PixelData[:-10])))
 
 
@@ -379,12 +380,12 @@ def flat(item: Dataset, _: int) -> None:
 
 
 def test_slices_that_state_no_distance_are_read(tmp_path: Path) -> None:
-    """They were called unreadable: the decoder refuses a distance of 0."""
+    """Slices that state a distance of 0 were called unreadable, because the decoder refuses them."""
     np.testing.assert_array_equal(read_image(save(tmp_path / "flat", slices(), flat)).data, picture())
 
 
 def between(item: Dataset, k: int) -> None:
-    """Move a slice half way to the next, as those of another patient may lie."""
+    """Move a slice half way to the next one, where a slice of another patient may lie."""
     step = (np.array(slices()[1].ImagePositionPatient) - slices()[0].ImagePositionPatient) / 2
     item.ImagePositionPatient = [round(float(v), 8) for v in np.array(item.ImagePositionPatient, dtype=float) + step]
     item.SOPInstanceUID = item.file_meta.MediaStorageSOPInstanceUID = uid_from("between", str(k))

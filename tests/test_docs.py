@@ -31,7 +31,7 @@ PAGES = (
     *("first-scan", "cohort", "localizer", "server", "ohif", "training", "versions", "cluster", "offline-install"),
     *("speed", "calibration"),
 )
-RUN_ELSEWHERE = ("cli", "from-scratch", "training-sets", "measurements", "measured", "design", "model-card")
+RUN_ELSEWHERE = ("cli", "from-scratch", "prepare", "training-sets", "measurements", "measured", "design", "model-card")
 """Pages whose commands other tests run, or that have none."""
 BLOCK = re.compile(r"^```([a-z]+)?[ ]?([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 EXITS = {"": (0,), "finds": (0, 1)}
@@ -43,7 +43,7 @@ def blocks(page: str) -> list[tuple[str, str, str]]:
 
 
 def words_of(line: str) -> list[str]:
-    """A command without what follows its comment sign and without settings of variables before it."""
+    """Return a command without its comment, and without settings of variables before it."""
     words = shlex.split(line, comments=True)
     while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
         words.pop(0)
@@ -73,7 +73,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def phantom_image() -> np.ndarray:
-    """A lumbar column (X, Y, Z) RAS whose brightness tells the codes."""
+    """A lumbar column (X, Y, Z) RAS whose brightness is its code."""
     return image_of(lumbar_codes()[:, :, :125]).astype(np.int16)
 
 
@@ -85,7 +85,7 @@ def scan(path: Path) -> None:
 
 
 def series(folder: Path) -> None:
-    """The same as a DICOM series."""
+    """Write the same column as a DICOM series."""
     folder.mkdir(parents=True)
     image = sitk.GetImageFromArray(np.ascontiguousarray(phantom_image()[::-1, ::-1].transpose(2, 1, 0)))
     with itk_slices() as write:
@@ -105,7 +105,7 @@ class Readers:
 
 @pytest.fixture
 def folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A working folder with what the pages name, and a model folder of its own."""
+    """A working folder with the files that the pages name, and with its own model folder."""
     place = tmp_path / "work"
     scan(place / "scan.nii.gz")
     scan(place / "scan.v2.nrrd")
@@ -136,7 +136,7 @@ def folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     [*((page, False) for page in PAGES), pytest.param("cluster", True, marks=pytest.mark.release)],
 )
 def test_the_commands_of_a_page(page: str, workers: bool, folder: Path, models: Path) -> None:
-    """A run over worker processes is parsed alone, unless these are wanted: they take half a minute to start."""
+    """A run over worker processes is only parsed, unless ``workers`` is set: it takes half a minute to start."""
     if page == "offline-install":
         zips(folder, models)
     for kind, rest, text in blocks(page):
@@ -164,7 +164,7 @@ def in_place(folder: Path, words: list[str]) -> None:
 
 
 def zips(folder: Path, models: Path) -> None:
-    """The zips that the page about installing names."""
+    """Make the zips that the page about installing names."""
     for step in (1, 2):
         name = tiny_models.DATASETS[step]
         made = shutil.make_archive(str(folder / "made"), "zip", models, name)
@@ -184,16 +184,23 @@ def test_a_page_names_every_option_of_its_command(command: str, page: str) -> No
 
 
 def test_every_page_is_checked_and_linked() -> None:
-    """A page that nobody checks tells commands that have long changed."""
+    """A page that nobody checks keeps commands that have long changed."""
     pages = {path.stem for path in DOCS.glob("*.md")}
-    links = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert {page for page in PAGES if f"docs/{page}.md" not in links} == set()
+    links = (DOCS / "README.md").read_text(encoding="utf-8")
+    assert {page for page in pages - {"README"} if f"]({page}.md)" not in links} == set()
+    assert "(docs/README.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
     unchecked = {
         page
         for page in pages - {*PAGES, *RUN_ELSEWHERE}
         if "```sh" in (DOCS / f"{page}.md").read_text(encoding="utf-8")
     }
     assert unchecked == set()
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda path: path.stem)
+def test_a_page_fits_two_screens(page: Path) -> None:
+    lines = [line for line in page.read_text(encoding="utf-8").splitlines() if line.strip()]
+    assert len(lines) <= 100
 
 
 @pytest.mark.parametrize(
@@ -213,7 +220,7 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *DOCS.rglob("*.md")], ids=lambda path: path.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    """A page was renamed or divided, and links to it or to its headings lead nowhere."""
+    """A page was renamed or divided, and links to it or to its headings led nowhere."""
     lost = []
     for target in re.findall(r"\]\(([^):]+)\)", page.read_text(encoding="utf-8")):
         name, _, anchor = target.partition("#")

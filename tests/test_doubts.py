@@ -16,11 +16,10 @@ from totalspineseg_server.certainty import Certainty
 from totalspineseg_server.corrections.attribution import Corrected
 from totalspineseg_server.corrections.checks import beside_prediction, check
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
 from totalspineseg_server.corrections.inbox import Inbox, Studies
 from totalspineseg_server.corrections.names import map_names
 from totalspineseg_server.corrections.outcomes import message_of
-from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
 from totalspineseg_server.corrections.renames import compare
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
@@ -69,7 +68,7 @@ def edited(labels: LabelArray) -> LabelArray:
 def test_a_doubtful_numbering_that_was_not_touched_is_said(
     certainty: Certainty | None, submission: Submission, count: int
 ) -> None:
-    """A label that nobody had looked at counted as a reader's word on levels that were not certain."""
+    """A label that nobody had checked counted as a reader's word on levels that were not certain."""
     found = findings(submission, certainty)
     assert [finding["kind"] for finding in found] == ["unchanged"] * count
     assert all("0.61" in finding["message"] for finding in found)
@@ -101,7 +100,7 @@ def test_nothing_is_said_where_the_prediction_is_not_known() -> None:
 
 
 def test_what_a_rename_did_is_the_first_sentence() -> None:
-    """It came behind the number of structures, in a notice that shows a few lines."""
+    """The sentence came after the number of structures, in a notice that shows only a few lines."""
     fields: dict[str, Any] = dict.fromkeys(("reason", "user", "client", "file_name", "raw", "raw_sha256"), "")
     correction = Correction(
         id="c",
@@ -127,7 +126,7 @@ def test_what_a_rename_did_is_the_first_sentence() -> None:
 
 
 def test_a_doubtful_result_is_known_again_when_it_is_submitted_as_it_came(tmp_path: Path) -> None:
-    """From the network to the record, on a grid that is not the network's."""
+    """This goes from the network to the record, on a grid that is not that of the network."""
     middle = [CODE_OF[name] for name in ("L2", "L3", "L2-L3", "L3-L4", "cord", "canal")]
     codes = np.where(np.isin(lumbar_codes(), middle), lumbar_codes(), 0).astype(np.uint8)
     image = tmp_path / "a.nii.gz"

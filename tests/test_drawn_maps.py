@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from totalspineseg_server.corrections import drawn_maps
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
+from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.numbering.renumber import NamedMap
 
@@ -21,7 +21,7 @@ def kept(prediction: str) -> KeptMaps:
 
 
 def test_maps_of_the_latest_images_alone_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every image that was ever sent left its maps on the disk for good."""
+    """The maps of every image that was ever predicted stayed on the disk for good."""
     monkeypatch.setattr(drawn_maps, "KEPT_IMAGES", 2)
     maps, times = DrawnMaps(tmp_path), {"a": 30, "b": 10, "c": 20}
     began = time.time() - 100

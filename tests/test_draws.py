@@ -34,7 +34,7 @@ def cases(**counts: int) -> tuple[Case, ...]:
 def test_replay_is_earlier_labels_and_uncorrected_scans_in_equal_parts(
     counts: dict[str, int], share: float, expected: tuple[int, int, int]
 ) -> None:
-    """Of a few earlier labels beside 48 synthetic scans next to nothing was replayed."""
+    """A few earlier labels among 48 synthetic scans were hardly replayed."""
     found = Counter(draws_of(cases(**counts), share).turn(number)[0] for number in range(100))
     assert tuple(found[kind] for kind in (Origin.CORRECTION, Origin.EARLIER, Origin.UNCORRECTED)) == expected
 
@@ -51,7 +51,7 @@ def test_replay_is_earlier_labels_and_uncorrected_scans_in_equal_parts(
 def test_results_accepted_unchanged_have_a_small_share_of_their_own(
     counts: dict[str, int], expected: tuple[int, int, int]
 ) -> None:
-    """Hundreds of results at which readers only nodded would have outweighed what they corrected."""
+    """Hundreds of results that readers only accepted would have outweighed what they corrected."""
     draws = draws_of(cases(**counts), 0.5, 0.1)
     found = Counter(draws.turn(number)[0] for number in range(100))
     assert tuple(found[kind] for kind in (Origin.CORRECTION, Origin.ACCEPTED, Origin.UNCORRECTED)) == expected
@@ -60,7 +60,7 @@ def test_results_accepted_unchanged_have_a_small_share_of_their_own(
 
 
 def test_every_case_has_its_turn_before_any_has_a_second() -> None:
-    """Of 300 labels 62 were never drawn, and recorded as learned from all the same."""
+    """62 of 300 labels were never used, but recorded as learned."""
     draws = draws_of(cases(correction=7), 0.5)
     turns = [place(draws.turn(number)[1], 7, (1, 2)) for number in range(21)]
     rounds = [turns[k : k + 7] for k in range(0, 21, 7)]
@@ -69,7 +69,7 @@ def test_every_case_has_its_turn_before_any_has_a_second() -> None:
 
 
 def test_no_more_cases_are_wanted_than_have_a_turn() -> None:
-    """All of a site's 500 scans were read and kept in memory for a training that draws from a part of them."""
+    """All 500 scans of a site were read and kept in memory for a training that uses only some of them."""
     draws = draws_of(cases(correction=300, earlier=400, uncorrected=48), 0.5)
     counts = [draws.count(patches) for patches in (1, 2, 8, 1000)]
     found = [[count[kind] for kind in (Origin.CORRECTION, Origin.EARLIER, Origin.UNCORRECTED)] for count in counts]

@@ -53,7 +53,7 @@ def train(site: Site) -> Retrained:
 
 
 def survived(site: Site, corrections: list[Correction], served: str = STARTER) -> Retrained:
-    """Check what is promised after a fault; returns how the next training ended."""
+    """Check what is promised after a fault; return how the next training ended."""
     assert list(site.corrections.all()) == corrections
     assert not is_running(site.training_dir)
     for step in (1, 2):
@@ -67,7 +67,7 @@ def survived(site: Site, corrections: list[Correction], served: str = STARTER) -
 
 
 def failed_with(site: Site) -> str:
-    """What clients are told of a training that failed."""
+    """What clients read about a training that failed."""
     state = state_of(site.training_dir)
     assert state is not None
     assert state.status == "failed"
@@ -79,7 +79,7 @@ def full_disk(*_: Any, **__: Any) -> None:
 
 
 def killed(site: Site, arrange: Callable[[], None]) -> None:
-    """Train in a process of its own, which ``arrange`` prepares to be killed with SIGKILL."""
+    """Train in a separate process, which ``arrange`` prepares to be killed with SIGKILL."""
 
     def run() -> None:
         arrange()
@@ -110,7 +110,7 @@ def on_call(target: Any, name: str, number: int) -> None:
 
 
 def half_checkpoint() -> None:
-    """Be killed with half a checkpoint written."""
+    """Kill the process when half a checkpoint is written."""
     original = torch.save
     left = [3]
 
@@ -125,7 +125,7 @@ def half_checkpoint() -> None:
 
 
 def before_renaming() -> None:
-    """Be killed with the third checkpoint written, but not renamed."""
+    """Kill the process when the third checkpoint is written, but not renamed."""
     original, left = Path.replace, [3]
 
     def replace(path: Path, target: Path) -> Path:
@@ -160,7 +160,7 @@ LONGEST_S = 2.0
 
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_kill_9_costs_nothing(tmp_path: Path, moment: str) -> None:
-    """A trainer that was killed left half a model in service, or began again from nothing."""
+    """A killed training left half a model in use, or began again from nothing."""
     site = make_site(tmp_path)
     corrections = list(site.corrections.all())
     arrange, resumes = MOMENTS[moment]
@@ -182,7 +182,7 @@ def test_kill_9_costs_nothing(tmp_path: Path, moment: str) -> None:
 
 
 def test_kill_9_at_a_random_moment_costs_nothing(tmp_path: Path) -> None:
-    """Whatever nobody thought of above; the seconds are printed when it fails."""
+    """This finds moments that nobody thought of; the seconds are printed if it fails."""
     site = make_site(tmp_path)
     corrections = list(site.corrections.all())
     process = multiprocessing.get_context("fork").Process(target=train, args=(site,))
@@ -225,7 +225,7 @@ def test_kill_9_while_candidates_are_removed_costs_nothing(tmp_path: Path, monke
 
 
 def test_kill_9_after_activating_does_not_undo_what_is_taken_back_since(tmp_path: Path) -> None:
-    """A version somebody had gone back from was put into use again by the next training, without a word."""
+    """A version that somebody had rolled back was put into use again by the next training, without a word."""
     site = make_site(tmp_path)
     corrections = list(site.corrections.all())
     killed(site, lambda: on_call(Reporter, "end", 1))
@@ -242,7 +242,7 @@ def test_kill_9_after_activating_does_not_undo_what_is_taken_back_since(tmp_path
 
 
 def test_a_candidate_that_is_gone_is_trained_again(tmp_path: Path) -> None:
-    """A run whose first network was lost after it was finished ended in the same error for ever."""
+    """A run whose finished first network was lost always ended with the same error."""
     site = make_site(tmp_path)
     corrections = list(site.corrections.all())
     killed(site, lambda: on_call(judging, "judge", 1))
@@ -328,7 +328,7 @@ def test_a_disk_that_fills_while_training_keeps_the_last_state(tmp_path: Path, m
 def test_a_disk_without_any_room_still_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, first: str
 ) -> None:
-    """The error of the line that told of the full disk hid the reason from clients and the command line."""
+    """Logging that the disk was full failed, too, and hid the reason from clients and the command line."""
     site = make_site(tmp_path)
     corrections = list(site.corrections.all())
     once, iterations = SpineFinetuner.train_step, [0]
@@ -375,7 +375,7 @@ def test_too_little_gpu_memory_ends_the_training_alone(tmp_path: Path, monkeypat
 def test_too_little_memory_to_find_discs_leaves_no_correction_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A correction was skipped as if its label were bad because another program held the GPU for a moment."""
+    """A correction was skipped as if its label were bad, because another program used the GPU for a moment."""
     site = make_site(tmp_path, scans=2)
     corrections = list(site.corrections.all())
     tiles, left = predictor.sliding_logits, [1]

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.errors import StorageError
-from totalspineseg_server.fields import from_fields
+from totalspineseg_server.files import from_fields
 from totalspineseg_server.infers.settings import pins_from_json
 from totalspineseg_server.registry.judgments import Judgment, judgments, keep_judgment
 from totalspineseg_server.registry.model_store import ModelStore
@@ -48,7 +47,7 @@ def test_a_field_more_is_ignored_and_one_with_a_default_may_be_missing() -> None
 def test_a_prediction_that_cannot_be_read_hides_no_other(
     tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """After a roll-back of the software every submission and review of an image failed, for ever."""
+    """After the software was rolled back, every submission and review of an image failed forever."""
     store = PredictionStore(tmp_path)
     for number in "123":
         store.keep(PredictionRecord(**CONTENT | {"id": number}))

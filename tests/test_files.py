@@ -1,4 +1,4 @@
-"""One way to write a file, to read JSON, to hash and to lock: whole or not at all, in UTF-8, with a plain sentence."""
+"""Tests of writing files whole or not at all, reading JSON, hashing and locking, in UTF-8 and with plain messages."""
 
 import ast
 import errno
@@ -71,7 +71,7 @@ def test_a_process_killed_before_the_renaming_leaves_the_old_content(tmp_path: P
 
 
 def test_a_file_of_a_locale_that_knows_no_umlauts_is_read_and_written(tmp_path: Path) -> None:
-    """A native library set the locale to "C": from then on nothing with an umlaut could be read."""
+    """After a native library had set the locale to "C", no file with an umlaut could be read."""
     file = tmp_path / "a.json"
     write_json(file, {"name": "Müller, größer als 5 µm"})
     subprocess.run([sys.executable, "-X", "utf8=0", "-c", IN_C, str(file)], cwd=APP, check=True)
@@ -79,13 +79,13 @@ def test_a_file_of_a_locale_that_knows_no_umlauts_is_read_and_written(tmp_path: 
 
 
 def test_names_that_are_no_text_are_read_back_as_they_were(tmp_path: Path) -> None:
-    """Half a surrogate pair, as Python names files with, could not be written."""
+    """Half a surrogate pair, which Python uses in file names, could not be written."""
     write_json(tmp_path / "a.json", {"name": "a\udcff", "other": "ü"})
     assert read_json(tmp_path / "a.json") == {"name": "a\udcff", "other": "ü"}
 
 
 def test_keys_stay_in_their_order(tmp_path: Path) -> None:
-    """nnU-Net takes the regions in the order of the file."""
+    """nnU-Net reads the regions in the order of the file."""
     write_json(tmp_path / "a.json", {"b": 1, "a": {"d": 1, "c": 2}})
     assert json.dumps(load_json(tmp_path / "a.json")) == '{"b": 1, "a": {"d": 1, "c": 2}}'
 
@@ -209,7 +209,7 @@ def calls_of(path: Path) -> Iterator[ast.Call]:
 
 
 def lacks_encoding(call: ast.Call) -> bool:
-    """Return whether a call reads or writes text in whatever encoding the locale has."""
+    """Return whether a call reads or writes text with the encoding of the locale."""
     given = {keyword.arg: keyword.value for keyword in call.keywords}
     if "encoding" in given:
         return False
@@ -229,7 +229,7 @@ def lacks_encoding(call: ast.Call) -> bool:
 
 @pytest.mark.parametrize("folder", ["apps", "tests", "tools"])
 def test_no_text_depends_on_the_locale(folder: str) -> None:
-    """In a process whose locale a native library had set, a read of text failed: 'ascii' codec can't decode."""
+    """After a native library had set the locale, reading a text failed: 'ascii' codec can't decode."""
     lacking = {
         f"{path.relative_to(ROOT)}:{call.lineno}"
         for path in (ROOT / folder).rglob("*.py")

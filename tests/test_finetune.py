@@ -130,7 +130,8 @@ def cases(folders: dict[int, ModelFolder], scan: LabeledScan) -> dict[int, Train
 
 
 def test_a_trained_network_is_stored_once(folders: dict[int, ModelFolder], tmp_path: Path) -> None:
-    """A network knows its tensors by several names: official weights of 0.6 GB became a version of 2.1 GB a step."""
+    """A network knows its tensors by several names, so that official weights of 0.6 GB became a version of 2.1 GB for
+    each step."""
     parent = folders[1]
     weights = {name: value.clone() + 1 for name, value in parent.load_network().state_dict().items()}
     written = write_candidate(parent, weights, tmp_path, UNMEASURED) / "fold_0" / "checkpoint_final.pth"
@@ -141,7 +142,7 @@ def test_a_trained_network_is_stored_once(folders: dict[int, ModelFolder], tmp_p
 def test_a_candidate_of_mixed_weights_keeps_what_its_corrections_measured(
     folders: dict[int, ModelFolder], tmp_path: Path
 ) -> None:
-    """Only the candidate of the new weights alone kept it; a mixed one was believed as its parent."""
+    """Only the candidate with all new weights kept the measured trust; a mixed one had that of its parent."""
     candidates, measured = Candidates(tmp_path, folders), Trust(mirror=True, scans=7)
     weights = folders[1].load_network().state_dict()
     candidates.keep(1, weights, Lesson(frozenset(), (), None), measured)
@@ -163,7 +164,7 @@ def test_targets_follow_the_training_map(step: Any, table: dict[int, int]) -> No
 @pytest.mark.parametrize("thoracic", [11, 12, 13])
 @pytest.mark.parametrize("lumbar", [4, 5, 6])
 def test_neighbors_differ_and_odd_is_below_a_marked_disc(thoracic: int, lumbar: int, swapped: bool) -> None:
-    """In a column with 11 or 13 thoracic vertebrae T and L at the junction had the same class."""
+    """In a column with 11 or 13 thoracic vertebrae, T and L at the junction had the same class."""
     spine = column(thoracic, lumbar)
     codes = np.array([*spine.vertebrae, *(d for d in spine.discs if d), SACRUM], np.uint8)
     classes = dict(zip(codes.tolist(), step_target(codes, 2, swapped=swapped).tolist(), strict=True))
@@ -233,7 +234,7 @@ def test_the_loss_falls_with_the_error_and_ignores_what_nobody_reviewed() -> Non
 
 
 def test_a_narrow_slab_teaches_as_much_as_a_patch_full_of_spine() -> None:
-    """Beside a synthetic spine of four times the volume a correction moved the weights by a fifth of its share."""
+    """A correction beside a synthetic spine of four times the volume had a fifth of its share in a training step."""
     classes = torch.zeros((2, 8, 8, 8), dtype=torch.uint8)
     classes[0, :, :, :2], classes[0, :, :, 2:] = 1, IGNORE_CLASS[1]
     classes[1, 2:] = 1
@@ -246,7 +247,7 @@ def test_a_narrow_slab_teaches_as_much_as_a_patch_full_of_spine() -> None:
 def test_nothing_is_taught_outside_the_image(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
-    """Most of a patch around a narrow slab is no image; taught as background it outweighed the slab."""
+    """Most of a patch around a narrow slab lies outside the image; learned as background, it outweighed the slab."""
     case, shares = cases[1], cases[1].shares
     assert shares is not None
     narrow = replace(case, image=case.image[..., 2:5], codes=case.codes[..., 2:5], shares=shares[..., 2:5])
@@ -274,7 +275,7 @@ def test_shares_are_counted_and_a_voxel_hidden_in_part_does_not_count() -> None:
 
 
 def test_the_loss_is_least_at_the_true_share() -> None:
-    """The usual Dice is best at 0 or 1 whatever the share, so that thin structures came out thinner."""
+    """The usual Dice is best at 0 or 1 whatever the true share, so that thin structures came out thinner."""
     target = torch.full((1, 1, 4, 4, 4), 0.4)
     guesses = torch.linspace(0.05, 0.95, 19)
     losses = [float(region_loss(torch.full_like(target, float(torch.logit(g))), target)) for g in guesses]
@@ -285,7 +286,7 @@ def test_the_loss_is_least_at_the_true_share() -> None:
     ("step", "wrong", "right"), [(1, "disc_T12_L1", "disc_C2_C3"), (2, "vertebrae_E", "vertebrae_O")]
 )
 def test_a_structure_taken_for_another_costs_more_than_one_drawn_into_air(step: Any, wrong: str, right: str) -> None:
-    """The networks called C2-C3 also T12-L1, and in a patch without T12-L1 that cost a thousandth."""
+    """The networks labeled C2-C3 as T12-L1, too, and in a patch without T12-L1 this cost a thousandth."""
     names = list(REGIONS[step])
     classes = torch.zeros((16, 16, 16), dtype=torch.uint8)
     classes[:4, :4, :4] = REGIONS[step][right][0]
@@ -299,7 +300,7 @@ def test_a_structure_taken_for_another_costs_more_than_one_drawn_into_air(step: 
 
 
 def test_absent_and_missed_regions_are_told_apart() -> None:
-    """A log of zeros could not say whether a disc was missed or simply not there."""
+    """A log of zeros did not say whether a disc was missed or simply not there."""
     classes = torch.zeros((2, 2, 2), dtype=torch.uint8)
     classes[0] = 9
     classes[1, 0, 0] = IGNORE_CLASS[1]
@@ -330,7 +331,7 @@ def test_coarser_resolutions_are_taught_the_shares_of_their_voxels() -> None:
 
 
 def test_the_usual_rate_follows_the_size_of_the_weights(folders: dict[int, ModelFolder]) -> None:
-    """The rate that suits the small starter networks would have rewritten the small weights of a wide one."""
+    """The rate for the small starter networks would have overwritten the small weights of a wide network."""
     network = folders[1].load_network()
     usual = usual_rate(network)
     with torch.no_grad():
@@ -365,7 +366,7 @@ def test_cases_have_the_plans_axes_spacing_and_normalization(scan: LabeledScan, 
 def test_a_coarse_grid_is_taught_how_much_of_a_voxel_each_structure_fills(
     scan: LabeledScan, cases: dict[int, TrainingCase]
 ) -> None:
-    """At the nearest voxel a thin structure is all or nothing, and networks trained so draw it too thin."""
+    """With the nearest voxel a thin structure is all or nothing, and networks that learn from this draw it too thin."""
     shares = cases[1].shares
     assert shares is not None and shares.shape == (len(REGIONS[1]) + 1, *cases[1].codes.shape)
     voxel_ml = math.prod(SPACING_MM) / 1000
@@ -392,7 +393,7 @@ def test_a_fine_grid_has_no_shares(tmp_path: Path, scan: LabeledScan) -> None:
 
 
 class Shifted:
-    """A step-1 network that finds every disc 2 mm too far back, and one that is far from any."""
+    """A step-1 network that finds every disc 2 mm too far back, and another one far from any disc."""
 
     version = "shifted"
 
@@ -418,7 +419,7 @@ def test_found_discs_bear_the_names_of_the_true_ones(scan: LabeledScan) -> None:
 def test_a_stated_share_of_second_channels_is_what_step_one_found(
     folders: dict[int, ModelFolder], scan: LabeledScan, tmp_path: Path
 ) -> None:
-    """Perfect discs alone are what inference never sees."""
+    """Step 2 learned from perfect discs alone, which it never sees at inference."""
     codes = labels_to_iso(scan.codes).data
     case = prepare_case(scan, folders[2], finder=Shifted(codes))
     assert case.found is not None and case.found.shape == case.codes.shape
@@ -433,7 +434,7 @@ def test_a_stated_share_of_second_channels_is_what_step_one_found(
 def test_a_scan_where_step_one_found_nothing_is_marked_all_the_same(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
-    """Odd and even were asked for with nothing that tells them apart."""
+    """Step 2 had to tell odd from even without any marked disc."""
     codes = cases[2].codes
     disc = np.full_like(codes, DISCS[-1])
     case = replace(cases[2], codes=disc, found=np.zeros_like(codes))
@@ -545,7 +546,7 @@ def test_no_case_is_a_clear_error(folders: dict[int, ModelFolder], tmp_path: Pat
 def test_nnunets_own_trainer_takes_the_cases(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
-    """What a fine-tuning learns from can be compared with stock nnU-Net, and looked at with its tools."""
+    """The cases of a fine-tuning can be used with stock nnU-Net and its tools."""
     for step, folder in folders.items():
         case = replace(cases[step], unreviewed=frozenset(LUMBAR))
         store_cases([case], folder, tmp_path / str(step))
@@ -577,7 +578,7 @@ def test_variation_keeps_shape_and_invents_no_code(cases: dict[int, TrainingCase
 def test_training_starts_from_the_weights_head_included(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
-    """A fine-tuning that throws the head away must first learn again what it knew."""
+    """A fine-tuning that discards the head must first learn again what the network knew."""
     still = replace(TINY, iterations=1, learning_rate=1e-9, warmup=1)
     trained = tune(folders[1], [cases[1]], tmp_path, still)
     for name, value in folders[1].load_network().state_dict().items():
@@ -632,7 +633,8 @@ def test_the_teacher_answers_for_uncorrected_patches_alone() -> None:
 
 
 def test_a_teachers_faint_doubt_is_no_structure_in_view() -> None:
-    """With 0.7 of an answer in every voxel all regions counted as in view, and every voxel as within a structure."""
+    """With 0.7 of the parent's answer in every voxel, all regions counted as in view, and every voxel as part of a
+    structure."""
     truth = torch.zeros(1, len(REGIONS[1]) + 1, 8, 8, 8)
     truth[:, 0, :2] = 1
     doubt = truth.clone()
@@ -677,7 +679,7 @@ def test_a_cpu_computes_in_half_precision_where_it_has_it(
     has_it: Any,
     kind: torch.dtype,
 ) -> None:
-    """Imitated it is slower, and a PyTorch without that question must train, too."""
+    """Emulated bfloat16 is slower, and a PyTorch that cannot tell must train, too."""
     if has_it is None:
         monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")
     else:
@@ -730,7 +732,8 @@ def test_a_killed_training_goes_on_within_an_epoch(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Of a large network on a CPU a kill lost the work of an hour: a state was stored after 25 iterations only."""
+    """With a large network on a CPU, a kill lost an hour of work, because a state was stored only after 25
+    iterations."""
     settings = replace(TINY, iterations=8, epoch=6)
     straight = tune(folders[1], [cases[1]], tmp_path / "straight", settings)
 
@@ -784,7 +787,7 @@ def test_another_or_damaged_state_is_not_continued(
 
 
 def run_with_memory(folder: ModelFolder, case: TrainingCase, work: Path, patches: int) -> Finetuned:
-    """Train on a device whose memory takes so many patches."""
+    """Train on a device whose memory suffices for so many patches."""
     once = SpineFinetuner._passes
 
     def limited(trainer: SpineFinetuner, batch: Sample) -> float:
@@ -825,7 +828,7 @@ def test_too_little_memory_for_one_patch_is_a_clear_stop(
 def test_nnunets_command_continues_a_training_and_we_go_on(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
-    """By its ``-num_gpus`` nnU-Net trains on several GPUs what it can train on one."""
+    """With ``-num_gpus``, nnU-Net's command trains on several GPUs whatever it can train on one."""
     settings = replace(TINY, iterations=2, epoch=1)
     ours = tune(folders[1], [cases[1]], tmp_path / "ours", settings)
     work = tmp_path / "nnunet"
@@ -866,7 +869,7 @@ def test_several_processes_share_each_batch(
 
 
 def _rank(rank: int, folder: Path, job: Path) -> None:
-    """One of two processes of nnU-Net's distributed mode, on a CPU where it expects a GPU of its own."""
+    """Run one of two processes of nnU-Net's distributed mode on a CPU, in place of a GPU."""
     torch.set_num_threads(1)
     os.environ |= {"nnUNet_preprocessed": str(job.parent), "nnUNet_results": str(job.parent)}
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -882,7 +885,7 @@ def _rank(rank: int, folder: Path, job: Path) -> None:
 def test_two_processes_train_what_one_does(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """nnU-Net's distributed mode, which ``-num_gpus`` of its command starts; with gloo in place of NCCL."""
+    """This is nnU-Net's distributed mode, which ``-num_gpus`` starts, with gloo in place of NCCL."""
     monkeypatch.setattr(spine_finetuner, "computes_in_half", lambda device: False)
     settings = replace(TINY, iterations=2, epoch=2, optimizer="sgd", learning_rate=0.01)
     alone = tune(folders[1], [cases[1]], tmp_path / "alone", settings).weights
@@ -986,7 +989,7 @@ def test_impossible_settings_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_one_report_is_seen_whatever_style_others_set(tmp_path: Path) -> None:
-    """A run of one report was an empty picture; nnU-Net's plotting left letters too large for it."""
+    """The picture of a run with one report was empty, and its letters were too large after nnU-Net's plotting."""
     from matplotlib import image, rcParams
 
     log = TrainingLog(tmp_path)
@@ -1015,7 +1018,7 @@ def test_what_was_done_again_is_drawn_once(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_cut_line_does_not_swallow_the_next(tmp_path: Path) -> None:
-    """After kill -9 or a full disk the first report of the training that went on was missing from its curves."""
+    """After kill -9 or a full disk, the first report of the continued training was missing from its curves."""
     log = TrainingLog(tmp_path)
     log.say("one", value=math.nan)
     for file, half in (("log.jsonl", b'{"text": "tw'), ("log.txt", b"2026-01-01 00:00:00 tw\xc3")):

@@ -38,7 +38,7 @@ def zipped(*names: str, content: bytes = b"x", kind: int = zipfile.ZIP_DEFLATED,
 
 
 def locked() -> bytes:
-    """As if with a password."""
+    """Mark the entries as if they had a password."""
     return (
         zipped("a")
         .replace(b"PK\3\4\x14\0\0", b"PK\3\4\x14\0\1")
@@ -74,7 +74,7 @@ def test_refused(case: str, tmp_path: Path) -> None:
 
 
 def test_too_many_entries_are_refused_before_they_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A list of entries comes into memory in one piece, whatever its length."""
+    """The list of entries is read into memory in one piece, whatever its length."""
     many = zipped(*map(str, range(30)))
     monkeypatch.setattr(zips, "MAX_ENTRIES", 29)
     with pytest.raises(TooLargeError, match="more than 29 entries"):
@@ -93,7 +93,8 @@ def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch:
 
 
 def test_a_series_in_folders_is_read(tmp_path: Path) -> None:
-    """Exports have a folder a series, which the reader of a series does not look into; macOS adds files of its own."""
+    """Exports have a folder for each series, in which the reader of a series does not look; macOS adds files of its
+    own."""
     series, unpacked = tmp_path / "series", tmp_path / "unpacked"
     unpacked.mkdir()
     save(series, slices())
@@ -118,7 +119,7 @@ def test_a_session_that_cannot_be_kept_leaves_nothing(tmp_path: Path, monkeypatc
 
 
 def test_a_bomb_leaves_nothing_on_the_server(server: Server) -> None:
-    """It filled the disk, and what was unpacked when the disk was full stayed."""
+    """A zip bomb filled the disk, and what had been unpacked until then stayed."""
     sessions = server.studies / ".totalspineseg" / "sessions"
     before = sorted(sessions.iterdir()) if sessions.is_dir() else []
     answer = upload(server, zipped("a", content=bytes(9 << 20)))

@@ -1,5 +1,6 @@
 """Tests that the queue of inference skips clients that have left, and has a limit."""
 
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,27 +12,34 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
+from totalspineseg_server.clock import Stopwatch
 from totalspineseg_server.front import infer
 from totalspineseg_server.infers.http import BUSY
+from totalspineseg_server.infers.inference_progress import Progress
 
 SECONDS = 30.0
 PATH = "/infer/totalspineseg"
 
 
 class App:
-    """Infers until it is told to go on."""
+    """Predicts when the test lets it."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.served = folder, list[str]()
+        self.folder, self.served, self.progress = folder, list[str](), Progress()
         self.begun, self.go_on = threading.Event(), threading.Event()
 
     def infer(self, request: dict[str, Any]) -> dict[str, Any]:
         self.served.append(request["image"])
-        self.begun.set()
-        self.go_on.wait(SECONDS)
+        clock = Stopwatch(self.progress.enter)
+        with self.progress.of("totalspineseg", request["image"]), clock("step 1 network"), clock("odd discs"):
+            self.begun.set()
+            self.go_on.wait(SECONDS)
         file = self.folder / "result.nrrd"
         file.write_bytes(b"labels")
-        return {"file": str(file), "params": {}}
+        return {"file": str(file), "params": {"message": "The names\u2026", "marked": ["L4"], "prediction": "p"}}
+
+    def infer_progress(self) -> dict[str, Any] | None:
+        return self.progress.as_json()
 
 
 @pytest.fixture
@@ -67,8 +75,27 @@ def test_whoever_went_away_is_not_computed_for(app: App, front: FastAPI, reads: 
     assert app.served == []
 
 
+def test_whoever_waits_sees_what_the_server_does_and_what_is_doubtful_in_the_end(app: App, front: FastAPI) -> None:
+    """OHIF said "Running" for minutes, and threw the report of the result away."""
+    with TestClient(front) as client, ThreadPoolExecutor(2) as pool:
+        assert client.get("/infer/progress").json() == {"running": None, "waiting": 0}
+        first = pool.submit(client.post, f"{PATH}?image=a&output=image")
+        assert app.begun.wait(SECONDS)
+        second = pool.submit(client.post, f"{PATH}?image=b&output=image")
+        while (now := client.get("/infer/progress").json())["waiting"] == 0:
+            pass
+        assert (now["running"]["image"], now["waiting"]) == ("a", 1)
+        assert "Step 1" in now["running"]["stage"], "a stage that readers are not told is part of the one before it"
+        assert 1 < now["running"]["place"] < now["running"]["stages"]
+        app.go_on.set()
+        for reply in (first.result(), second.result()):
+            report = json.loads(reply.headers[infer.REPORT_HEADER])
+            assert report == {"message": "The names\u2026", "marked": ["L4"], "prediction": "p"}
+        assert client.get("/infer/progress").json()["running"] is None
+
+
 def test_the_line_has_an_end(app: App, front: FastAPI, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A script in a loop filled the disk with images that waited."""
+    """A script in a loop filled the disk with waiting images."""
     monkeypatch.setattr(infer, "MAX_WAITING", 1)
     with TestClient(front) as client, ThreadPoolExecutor(1) as pool:
         first = pool.submit(client.post, f"{PATH}?image=a&output=image")

@@ -17,8 +17,7 @@ from pacs_serving import wait_for
 from phantom import RAS, image_of, lumbar_codes
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.receipts import Receipts, Sender
-from totalspineseg_server.corrections.uploads import Claims
+from totalspineseg_server.corrections.receipts import Claims, Receipts, Sender
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.front import failures as errors
 from totalspineseg_server.front import saved, studies
@@ -69,7 +68,7 @@ def unused(client: TestClient) -> list[tuple[str, str]]:
 def test_a_label_that_the_server_fails_to_read_waits_until_it_is_asked_for(
     app: Any, client: TestClient, submit: Callable[..., Any], error: Exception, status: int
 ) -> None:
-    """The client saw "the server failed", and the label was gone."""
+    """The client read "the server failed", and the label was gone."""
     sound = app._inbox._lint
 
     def fail(*_: object) -> Any:
@@ -121,7 +120,7 @@ def test_the_answer_begins_with_what_became_of_the_label(submit: Callable[..., A
 
 @pytest.mark.slow
 def test_a_server_reads_what_another_one_was_killed_over(tmp_path: Path) -> None:
-    """What was kept when the server was killed was never looked at again."""
+    """Submissions that were stored when the server was killed were never read again."""
     from serving import running_server
 
     folder = tmp_path / "studies"

@@ -1,4 +1,5 @@
-"""Tests that a PACS or program that keeps one client waiting delays nobody else, and nobody forever."""
+"""Tests that a PACS or a program that keeps one client waiting delays nobody else, and that it cannot keep a client
+waiting forever."""
 
 import threading
 import time
@@ -24,7 +25,7 @@ SECONDS = 10.0
 
 
 class SlowApp:
-    """Every question to it, or to its datastore, waits until somebody else was answered."""
+    """An app that answers nothing until somebody else was answered."""
 
     def __init__(self) -> None:
         self.asked, self.others_answered = threading.Event(), threading.Event()
@@ -88,7 +89,7 @@ FRAMES = 64
 
 @pytest.fixture
 def frames(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, threading.Event]]:
-    """Path of a frame of a PACS that hangs until it is told to go on."""
+    """Path of a frame in a PACS that hangs until the test lets it answer."""
     go_on = threading.Event()
 
     def hang(request: BaseHTTPRequestHandler) -> None:
@@ -104,14 +105,14 @@ def frames(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, threading.Eve
 
 
 def test_frames_that_hang_leave_room_for_others(frames: tuple[str, threading.Event]) -> None:
-    """Two viewers before a PACS that hung, and nobody could submit, look at the list or stop a training."""
+    """Two viewers on a PACS that hung kept everybody from submitting, listing images or stopping a training."""
     path, go_on = frames
     app = FastAPI()
     app.include_router(proxy.router())
 
     @app.get("/other")
     def other() -> None:
-        """Needs a thread."""
+        """A request that needs a thread."""
 
     with TestClient(app) as client, ThreadPoolExecutor(FRAMES + 1) as pool:
         answers = [pool.submit(client.get, path) for _ in range(FRAMES)]
@@ -130,7 +131,7 @@ def test_frames_that_hang_leave_room_for_others(frames: tuple[str, threading.Eve
 def test_a_driver_that_hangs_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str | None, status: int, content: str
 ) -> None:
-    """The server answered nobody any more once somebody had asked what the GPU was doing."""
+    """After a request about the GPU, the server answered nobody."""
     file = tmp_path / "smi"
     if program:
         file.write_text(f"#!/bin/sh\nexec {program}\n", encoding="utf-8")
@@ -144,7 +145,7 @@ def test_a_driver_that_hangs_is_given_up(
 
 
 def test_what_waits_is_not_started_when_the_server_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The server ended a training, and did not end itself, for the next training had begun."""
+    """The server ended a training, but not itself, because the next training had begun."""
     running, go_on, started = threading.Event(), threading.Event(), list[int]()
 
     def first() -> None:

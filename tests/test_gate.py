@@ -32,7 +32,7 @@ from totalspineseg_server.prediction import Prediction
 
 
 def scores(value: float, levels: int = 10) -> CaseScore:
-    """Every Dice the same, and that share of ten levels."""
+    """Return scores with the same Dice everywhere, and this share of ten levels."""
     return CaseScore(dict.fromkeys(GROUPS, value), 10, levels, levels)
 
 
@@ -47,7 +47,7 @@ def many(change: float, count: int = 6, **options: object) -> list[SubjectScores
 @pytest.mark.parametrize(("fallen", "served"), [(-0.03, True), (-0.05, False)])
 @pytest.mark.parametrize("on", ["reference", "hold-out"])
 def test_small_falls_do_not_add_up(fallen: float, served: bool, on: str) -> None:
-    """Each of five trainings lost a hundredth, which is allowed, and together they had lost five."""
+    """Each of five trainings lost a hundredth, which is allowed; together they lost five."""
     sets = [many(fallen), many(0.1)] if on == "reference" else [many(0.1), many(fallen)]
     report = judge("v5", "run", reference=many(-0.01), holdout=many(-0.01), beginning=Beginning("starter", *sets))
     assert report.publish is served
@@ -57,7 +57,7 @@ def test_small_falls_do_not_add_up(fallen: float, served: bool, on: str) -> None
 
 
 def test_subjects_to_whom_no_measure_applies_judge_nothing() -> None:
-    """Three slivers passed any model."""
+    """With three slivers as subjects, any model passed."""
     nothing = CaseScore(dict.fromkeys(GROUPS, math.nan), 0, 0, 0)
     empty = [SubjectScores(f"s{k}", (nothing,), (nothing,)) for k in range(4)]
     report = judge("v1", "run", reference=many(0.0), holdout=empty)
@@ -76,7 +76,7 @@ def test_comparison_reports_means_change_and_bound() -> None:
 
 
 def changes_of(shape: str, subjects: int, draws: int = 40_000) -> np.ndarray:
-    """(draws, subjects) changes whose true mean is 0."""
+    """Return (draws, subjects) changes whose true mean is 0."""
     rng = np.random.default_rng([20260, subjects])
     size = (draws, subjects)
     if shape == "normal":
@@ -104,7 +104,8 @@ SHAPES = ("normal", "one in ten falls", "one in ten far off", *(f"{kind}, {side}
 @pytest.mark.parametrize("subjects", range(MIN_SUBJECTS, 13))
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_bound_holds_as_often_as_it_claims(shape: str, subjects: int) -> None:
-    """A bound of 90 % held in 80 % at 3 subjects, in 85 % at 6: one in five that fell by the whole margin passed."""
+    """A bound of 90 % held in 80 % with 3 subjects and in 85 % with 6, so that one in five candidates that fell by the
+    whole margin passed."""
     held = (lower_bound(changes_of(shape, subjects)) <= 0).mean()
     assert held >= CONFIDENCE - 0.02
     # No more caution than the few that fall far need; where few rise far, there is more.
@@ -138,13 +139,13 @@ def test_harmless_candidates_are_refused_as_often_as_documented(subjects: int) -
 
 
 def test_fewer_subjects_than_a_bound_needs_are_held_to_the_worst_of_them() -> None:
-    """Of six subjects two may show a sacrum: what ruins one of the two must not pass by the mean."""
+    """If two of six subjects show a sacrum, a candidate that ruins one of the two must not pass by the mean."""
     assert lower_bound(np.array([0.1, -0.04])) == -0.04
     assert lower_bound(np.array([0.01])) == 0.01
 
 
 def test_subjects_count_once_however_many_scans_they_have() -> None:
-    """One patient scanned ten times outvoted nine others."""
+    """A patient with ten scans outvoted nine others."""
     often = SubjectScores("often", (scores(0.8),) * 10, (scores(0.9),) * 10)
     discs = next(c for c in compare([often, subject("once", -0.1)]) if c.measure == "discs")
     assert discs.change == pytest.approx(0.0)
@@ -189,7 +190,7 @@ def test_verdicts(name: str) -> None:
     report = judge("active-1", "candidate-2", reference=reference, holdout=held_out)
     assert report.publish is publish
     assert tuple(entry.verdict for entry in report.sets) == verdicts
-    assert report.reason.startswith("served" if publish else "not served")
+    assert report.reason.startswith("passed" if publish else "refused")
     content = json.loads(json.dumps(report.as_json(), allow_nan=False))
     assert content["publish"] is publish
     assert [entry["name"] for entry in content["sets"]] == [REFERENCE, HOLDOUT]
@@ -214,7 +215,7 @@ def test_the_first_subjects_train_and_the_hash_decides_on_the_rest(tmp_path: Pat
 
 
 def test_a_subject_keeps_its_role_for_good(tmp_path: Path) -> None:
-    """A subject that had judged a model was trained on after the studies were listed in another order."""
+    """A held-out subject was used for training after the studies were listed in another order."""
     path = tmp_path / "holdout.json"
     names = [f"sub-{k}" for k in range(40)]
     first = holdout.update_split(path, names)
@@ -224,7 +225,7 @@ def test_a_subject_keeps_its_role_for_good(tmp_path: Path) -> None:
 
 
 def test_two_that_ask_at_once_lose_no_subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A subject's role was forgotten when ``prepare`` and a training looked at the same moment."""
+    """A subject's role was forgotten when ``prepare`` and a training read the list at the same moment."""
     path = tmp_path / "holdout.json"
     read = holdout.read_split
 
@@ -290,7 +291,7 @@ def test_a_second_candidate_costs_its_own_scans_alone() -> None:
 
 
 def test_a_scan_the_pipeline_refuses_judges_neither_model() -> None:
-    """One hold-out scan of too large a grid failed every training at the gate."""
+    """A hold-out scan whose grid was too large made every training fail at the gate."""
     codes = lumbar_codes()
     whole = JudgedCase("a", "sub-1", Volume(image_of(codes), RAS.affine), Volume(codes, RAS.affine))
     huge = np.diag([1000.0, 1000.0, 1000.0, 1.0])
@@ -302,7 +303,7 @@ def test_a_scan_the_pipeline_refuses_judges_neither_model() -> None:
     assert set(left_out) == {"b", "c"}
     report = judge("a", "c", reference=many(0.0), holdout=many(0.0), left_out=[f"b: {left_out['b']}"])
     assert report.publish
-    assert re.search(r"\b1\b\D+judge", report.reason)
+    assert re.search(r"\b1\b\D+could not be used", report.reason)
     assert report.as_json()["left_out"] == [f"b: {left_out['b']}"]
 
 

@@ -45,7 +45,7 @@ def smooth(shape: tuple[int, int, int], seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
 def test_a_point_keeps_its_place_in_the_patient(codes: str) -> None:
-    """A result in the wrong place or mirrored is the worst silent error there is."""
+    """A result in the wrong place, or mirrored, is the worst silent error."""
     shape, spacing = (40, 36, 30), (0.7, 1.0, 1.9)
     affine = oriented(codes, shape, spacing)
     labels = np.zeros(shape, np.uint8)
@@ -128,7 +128,7 @@ def test_a_small_soft_map_comes_back_as_a_whole_one_would(corner: bool) -> None:
 
 
 def test_points_are_neither_lost_nor_doubled_in_thick_slices() -> None:
-    """A point between two 4 mm slices vanished with nearest-neighbor resampling."""
+    """A point between two 4 mm slices was lost by nearest-neighbor resampling."""
     shape = (60, 80, 12)
     grid = Grid(shape, oriented("PIR", shape, (1.0, 1.0, 4.0)))
     iso = iso_grid(grid)
@@ -163,7 +163,7 @@ ANISOTROPIC = Grid((6, 9, 12), oriented("LPI", (6, 9, 12), (4.0, 0.5, 1.0)))
 
 
 def moved(*voxels: float) -> Grid:
-    """``ANISOTROPIC``, shifted by voxels along its axes."""
+    """Return ``ANISOTROPIC``, shifted by voxels along its axes."""
     shift = np.eye(4)
     shift[:3, 3] = voxels
     return Grid(ANISOTROPIC.shape, ANISOTROPIC.affine @ shift)
@@ -174,7 +174,7 @@ def moved(*voxels: float) -> Grid:
 def test_a_label_in_another_index_order_lies_on_the_same_voxels(
     order: tuple[int, int, int], flips: tuple[int, int, int]
 ) -> None:
-    """3D Slicer reverses the slices of left-handed volumes, and every label of such an image was refused."""
+    """3D Slicer reverses the slices of left-handed volumes, and every label for such an image was refused."""
     labels = np.arange(6 * 9 * 12).reshape(ANISOTROPIC.shape).astype(np.uint8)
     ornt = np.column_stack([order, flips])
     turned = Volume(
@@ -192,7 +192,7 @@ def test_a_label_in_another_index_order_lies_on_the_same_voxels(
 
 @pytest.mark.parametrize("axis", range(3))
 def test_a_quarter_of_a_voxel_along_each_axis_is_the_same_voxel(axis: int) -> None:
-    """A tolerance in mm refused headers with cosines of four digits, and is a sixth of a voxel here, two there."""
+    """A tolerance in mm refused headers with cosines of four digits; it can be a sixth of a voxel, or two voxels."""
     offset = np.zeros(3)
     offset[axis] = 0.24
     assert same_grid(moved(*offset), ANISOTROPIC)
@@ -202,7 +202,7 @@ def test_a_quarter_of_a_voxel_along_each_axis_is_the_same_voxel(axis: int) -> No
 
 
 def test_rounded_cosines_are_the_same_voxels() -> None:
-    """A label that ITK wrote back for an image with cosines of four digits was refused for 0.02 mm at a corner."""
+    """A label that ITK wrote for an image with cosines of four digits was refused, for 0.02 mm at a corner."""
     shape = (72, 100, 180)
     affine = oriented("PIR", shape, (1.0, 1.0, 1.0))
     rounded = affine.copy()
@@ -211,7 +211,7 @@ def test_rounded_cosines_are_the_same_voxels() -> None:
 
 
 def test_a_refusal_says_how_far_the_corners_are_apart() -> None:
-    """The message printed two equal grids where a label was shifted."""
+    """For a shifted label the message printed two equal grids."""
     with pytest.raises(GridError, match=r"up to 40 mm apart.*image as reference"):
         on_grid(Volume(np.zeros(ANISOTROPIC.shape, np.uint8), moved(10, 0, 0).affine), ANISOTROPIC)
     with pytest.raises(GridError, match=r"shape \(6, 9, 11\).*shape \(6, 9, 12\)"):

@@ -40,7 +40,7 @@ def localizer_of(case: str, grid: Grid) -> np.ndarray | None:
 
 
 def difference(ours: np.ndarray, reference: np.ndarray) -> dict[int, int]:
-    """Codes of ours where the maps differ, with voxels; the reference must be empty there."""
+    """Return the codes, with voxels, where the maps differ; the reference must be empty there."""
     differs = ours != reference
     assert not reference[differs].any()
     return dict(zip(*(part.tolist() for part in np.unique(ours[differs], return_counts=True)), strict=True))
@@ -74,7 +74,7 @@ def test_step1_labels(case: str):
 
 @pytest.mark.parametrize("case", STAGED)
 def test_level_points(case: str):
-    """The specification allows one voxel; ours are the very same."""
+    """The specification allows a difference of one voxel; ours are exactly the same."""
     ours = level_points(load(case, "step1_output").data)
     np.testing.assert_array_equal(ours, load(case, "step1_levels").data)
 
@@ -96,7 +96,7 @@ def test_step2_labels(case: str):
 
 @pytest.mark.parametrize("case", ["cervical_noise", "thoracic_localizer"])
 def test_labels_are_stable(case: str):
-    """What is done once stays as it is when done again."""
+    """Cleaning a map a second time changes nothing."""
     largest = one_spine(load(case, "step1_raw").data, 1)
     filled = fill_canal(label_iteratively(largest, 1))
     np.testing.assert_array_equal(one_spine(largest, 1), largest)

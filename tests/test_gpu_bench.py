@@ -1,4 +1,4 @@
-"""Tests that the script for a GPU machine runs whole on a CPU with tiny networks, and goes on where it was stopped."""
+"""Tests that the script for a GPU machine runs to its end on a CPU with tiny networks, and continues after a stop."""
 
 import json
 from pathlib import Path

@@ -83,13 +83,13 @@ def canal_alone() -> np.ndarray:
 
 
 def test_where_no_spine_is_found_the_message_names_what_is_odd_about_the_image() -> None:
-    """A scan with one voxel of 1e9 was said to show no spine."""
+    """For a scan with one voxel of 1e9, the message said that it shows no spine."""
     with pytest.raises(NoSpineError, match=r"no intervertebral disc.*1e\+09"):
         locate(scan_with_one_bright_voxel(), Draws(canal_alone()))
 
 
 def test_where_no_level_fits_the_message_says_so() -> None:
-    """The reader was asked to draw a disc into a label that he never had."""
+    """The reader was asked to draw a disc into a label that did not exist."""
     labels = canal_alone()
     labels[30, 37, 80] = Step1.DISC.value
     with pytest.raises(NoSpineError, match=r"No level fits.*1e\+09"):
@@ -109,7 +109,7 @@ def test_a_numbering_in_doubt_says_what_is_odd_about_the_image() -> None:
 
 
 def test_a_speck_of_a_level_is_not_in_view() -> None:
-    """ "C1 - sacrum" was reported of a lumbar scan in which one voxel was C1."""
+    """ "C1 - sacrum" was reported for a lumbar scan in which a single voxel was C1."""
     labels = np.zeros((40, 40, 40), np.uint8)
     labels[:20, :, 20:], labels[:20, :, :20], labels[20:, :, 20:], labels[0, 0, 0] = L4, SACRUM, DISC_L4_L5, C1
     assert levels_in_view(structures_json(labels, (1, 1, 1), step=2), step=2) == "L4 - sacrum"

@@ -1,14 +1,15 @@
-"""Tests that clients may name images freely, and each has its own file inside the studies."""
+"""Tests that clients may give images any name, and that each image has its own file inside the studies."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from totalspineseg_server.corrections.datastore import StudiesDatastore
-from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON
 from totalspineseg_server.corrections.image_ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
+from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid
 from totalspineseg_server.registry.model_store import ModelStore
@@ -33,7 +34,7 @@ def test_an_id_and_the_name_of_its_file_lead_to_each_other(image_id: str) -> Non
 
 
 def test_no_two_ids_share_a_file() -> None:
-    """Volumes of two patients in one file would mix their corrections."""
+    """If the volumes of two patients shared a file, their corrections would be mixed."""
     ids = {*OF_3D_SLICER, *CLIMBING, *LIKE_CODES, *PLAIN}
     for _ in range(3):
         ids |= {file_stem(image_id) for image_id in ids}
@@ -46,12 +47,12 @@ def test_no_two_ids_share_a_file() -> None:
     ids=ascii,
 )
 def test_what_nobody_can_read_or_no_file_holds_is_no_id(image_id: str) -> None:
-    """A long Chinese name was taken for a full disk: file systems count bytes."""
+    """A long Chinese name was reported as a full disk, because file systems count bytes."""
     assert not is_usable_id(image_id)
 
 
 def test_a_file_whose_name_is_no_text_does_not_stop_the_server(tmp_path: Path) -> None:
-    """One name in the code page of an old computer, and the index could never be read again."""
+    """After a file name in an old code page, the index could not be read anymore."""
     for name in (b"plain.nii", b"a\xe4.nii"):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
     for _ in range(2):
@@ -60,7 +61,7 @@ def test_a_file_whose_name_is_no_text_does_not_stop_the_server(tmp_path: Path) -
 
 @pytest.mark.parametrize("image_id", [*OF_3D_SLICER, *CLIMBING, *LIKE_CODES, *LONG], ids=ascii)
 def test_an_image_of_any_name_is_kept_in_the_studies_with_its_labels(image_id: str, tmp_path: Path) -> None:
-    """Whatever 3D Slicer had loaded from DICOM could neither be uploaded nor segmented nor submitted."""
+    """Volumes that 3D Slicer had loaded from DICOM could not be uploaded, segmented or submitted."""
     image, label, folder = tmp_path / "image.nii.gz", tmp_path / "label.nii.gz", tmp_path / "deep" / "studies"
     write_volume(image, np.arange(64, dtype=np.uint8).reshape(GRID.shape), GRID)
     write_volume(label, np.ones(GRID.shape, dtype=np.uint8), GRID)
@@ -70,7 +71,7 @@ def test_an_image_of_any_name_is_kept_in_the_studies_with_its_labels(image_id: s
     assert studies.save_label(image_id, str(label), "final", {DRAWN_ON: sha256_of(image)}) == image_id
     before = {path.relative_to(folder) for path in folder.rglob("*.nii.gz")}
     assert {path.parent for path in before} == {Path(), Path("labels/final")}
-    # As after a restart, also where the index is lost.
+    # As after a restart, also where what was known beside the files is lost.
     for _ in range(2):
         again = StudiesDatastore(str(folder), auto_reload=False)
         assert again.list_images() == [image_id]
@@ -79,7 +80,7 @@ def test_an_image_of_any_name_is_kept_in_the_studies_with_its_labels(image_id: s
         shown = again.label_file(image_id, "final")
         assert shown is not None
         assert shown.read_bytes() == label.read_bytes()
-        (folder / "datastore_v2.json").unlink()
+        shutil.rmtree(folder / ".totalspineseg", ignore_errors=True)
     assert {path.relative_to(folder) for path in folder.rglob("*.nii.gz")} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "image.nii.gz", "label.nii.gz"]
     found = folder_site(folder, ModelStore(tmp_path / "model")).image_file(image_id)

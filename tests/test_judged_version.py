@@ -34,7 +34,7 @@ def site(tmp_path: Path) -> Site:
 
 @pytest.fixture(autouse=True)
 def change(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """By how much what is judged differs from what is in use, in place of networks that run."""
+    """By how much the judged version differs from the one in use, in place of networks that run."""
     values = {"reference": 0.0, "sub": 0.0}
 
     def score(cases: Iterable[JudgedCase], **_: Any) -> tuple[SubjectScores, ...]:
@@ -55,8 +55,8 @@ def run(site: Site, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[in
 def test_a_version_from_elsewhere_can_be_judged_before_it_is_used(
     site: Site, capsys: pytest.CaptureFixture[str], change: dict[str, float]
 ) -> None:
-    """Weights trained elsewhere went into service without a gate and without a word, and no command judged them."""
-    assert "no gate has judged it" in run(site, capsys, "activate", "theirs")[1]
+    """Weights from elsewhere were put into use without a gate and without a word, and no command could judge them."""
+    assert "the gate has not judged it" in run(site, capsys, "activate", "theirs")[1]
     run(site, capsys, "rollback")
     before = read_record(site.models, "theirs")
     code, out, _ = run(site, capsys, "judge", "theirs", "--device", "cpu")
@@ -96,7 +96,7 @@ def test_what_the_gate_refuses_later_is_refused(
 def test_what_is_in_use_is_judged_beside_what_was_before(
     site: Site, capsys: pytest.CaptureFixture[str], change: dict[str, float]
 ) -> None:
-    """What another server had put into use could be judged by nobody who had not gone back from it first."""
+    """A version that another server had put into use could be judged only after going back from it."""
     code, _, error = run(site, capsys, "judge", "starter")
     assert (code, "earlier activation" in error) == (2, True), error
     site.models.activate("theirs", steps=[2])
@@ -111,7 +111,7 @@ def test_what_is_in_use_is_judged_beside_what_was_before(
 def test_a_hold_out_judges_without_being_chosen(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, float], monkeypatch: Any
 ) -> None:
-    """Of two servers that share their models one served what its own hold-out had never judged."""
+    """Of two servers that share their models, one used a version that its own hold-out had never judged."""
     monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
     monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
     change["sub"] = -0.2
@@ -127,7 +127,8 @@ def test_a_hold_out_judges_without_being_chosen(
 def test_what_a_version_has_learned_from_does_not_judge_it(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, float], monkeypatch: Any
 ) -> None:
-    """Another server of the same models had trained on what was held out here, and the version judged well on it."""
+    """Another server with the same models had trained on scans that are held out here, so the version did well on
+    them."""
     monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
     monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
     (judge,) = site_material(site).holdout
@@ -144,7 +145,8 @@ def test_what_a_version_has_learned_from_does_not_judge_it(
 def test_what_an_imported_version_says_it_has_learned_from_does_not_judge_it(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any, training: Any
 ) -> None:
-    """Weights from elsewhere were judged on the scans they had been trained on, though their own record said so."""
+    """Weights from elsewhere were judged on the scans on which they had been trained, although their record named
+    these."""
     monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
     monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
     (judge,) = site_material(site).holdout
@@ -164,7 +166,7 @@ def test_what_an_imported_version_says_it_has_learned_from_does_not_judge_it(
 def test_a_refusal_holds_under_another_name(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, float]
 ) -> None:
-    """What the gate had refused was served after it had been exported and imported again."""
+    """A version that the gate had refused was put into use after an export and an import."""
     change["reference"] = -0.2
     archive = str(tmp_path / "theirs.zip")
     run(site, capsys, "export", "theirs", archive)
@@ -181,7 +183,7 @@ def test_a_refusal_holds_under_another_name(
 def test_real_networks_are_judged(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those in use under another name: nothing can fall."""
+    """The networks in use are judged under another name, so nothing can fall."""
     with site.models.publish("same") as staging:
         write_model_folder(staging, 2, spacing=SPACING_MM)
     monkeypatch.setattr(judging, "score_models", score_models)
@@ -192,7 +194,7 @@ def test_real_networks_are_judged(
     (tmp_path / "studies" / "sub-1.nii.gz").unlink()
     code, out, error = run(site, capsys, "judge", "same", str(tmp_path / "studies"), "--device", "cpu")
     assert (code, "same passed" in out) == (0, True), out
-    assert "could not judge: sub-1" in out
+    assert "could not be used: sub-1" in out
     assert "judging on reference-2" in error
 
 

@@ -1,4 +1,4 @@
-"""Tests that a submission is kept before it is read, so that it can be read again after any failure."""
+"""Tests that a submission is stored before it is read, so that it can be read again after any failure."""
 
 import json
 import multiprocessing
@@ -17,8 +17,7 @@ from test_corrections_store import L4_L5, SENDER, Desk
 from totalspineseg_server.corrections import inbox, receipts
 from totalspineseg_server.corrections.answers import NOT_TRIED
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.receipts import Waiting
-from totalspineseg_server.corrections.uploads import Claims
+from totalspineseg_server.corrections.receipts import Claims, Waiting
 from totalspineseg_server.errors import (
     ImageError,
     LabelError,
@@ -42,7 +41,7 @@ def fails(error: BaseException) -> Callable[..., Any]:
 
 
 def waiting(desk: Desk) -> Waiting:
-    """The one that waits, whose file is the one that was sent."""
+    """The waiting submission, whose file is the one that was sent."""
     (found,) = desk.receipts.waiting()
     assert (desk.receipts.folder(found.receipt) / found.receipt.raw).read_bytes() == desk.label.read_bytes()
     return found
@@ -65,7 +64,7 @@ def waiting(desk: Desk) -> Waiting:
 def test_what_fails_while_a_label_is_read_loses_nothing(
     desk: Desk, place: str, error: Exception, heard: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A shortage of memory, a fault of the linter or an odd record lost the submission with a bare 500."""
+    """Too little memory, a fault of the linter or an odd record lost the submission with a bare 500."""
     with monkeypatch.context() as patch:
         if place == "lint":
             patch.setattr(desk, "lint", fails(error))
@@ -91,7 +90,7 @@ def test_what_fails_while_a_label_is_read_loses_nothing(
 
 
 def killed_while_reading(desk: Desk, then: Callable[[], object]) -> None:
-    """Do something in a process of its own that is killed with SIGKILL when the linter is reached."""
+    """Do something in a separate process that is killed with SIGKILL when the linter is reached."""
 
     def run() -> None:
         desk.lint = lambda codes, grid: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment, return-value]
@@ -104,7 +103,7 @@ def killed_while_reading(desk: Desk, then: Callable[[], object]) -> None:
 
 
 def test_kill_9_after_a_label_was_kept_costs_nothing(desk: Desk) -> None:
-    """The server was killed while it read a label: nothing of it was left."""
+    """When the server was killed while it read a label, nothing of the label was left."""
     killed_while_reading(desk, desk.submit)
     found = waiting(desk)
     assert found.reason == NOT_TRIED
@@ -119,7 +118,8 @@ def test_kill_9_after_a_label_was_kept_costs_nothing(desk: Desk) -> None:
 def test_a_server_that_starts_leaves_alone_what_another_one_reads(
     desk: Desk, params: dict[str, Any], status: str
 ) -> None:
-    """It filed the label in the middle of the other's reading, whose client heard that there was no room for it."""
+    """A starting server filed a label that another server was reading, whose client was then told that the disk was
+    full."""
     other = Desk(desk.root)
     looked: list[int] = []
     own = desk.receipts.folder
@@ -161,7 +161,7 @@ def test_a_label_that_another_server_read_first_is_answered_as_that_one_filed_it
 
 
 def test_a_label_that_ends_the_server_is_not_read_again_by_itself(desk: Desk) -> None:
-    """One label that takes all memory must not end the server at every start."""
+    """A label that uses all memory must not end the server at every start."""
     killed_while_reading(desk, desk.submit)
     killed_while_reading(desk, lambda: desk.inbox.interpret_waiting(again=False))
     (left,) = desk.inbox.interpret_waiting(again=False)
@@ -196,7 +196,7 @@ def test_a_label_that_waited_does_not_hide_a_newer_one(desk: Desk) -> None:
 
 
 def test_a_label_that_waited_is_shown_with_the_word_that_it_was_renumbered(desk: Desk) -> None:
-    """A PACS went on with the names as they were sent."""
+    """A PACS kept the names as they were sent."""
     desk.lint = fails(MemoryError())
     with pytest.raises(MemoryShortageError):
         desk.submit()
@@ -230,7 +230,7 @@ def test_a_label_that_cannot_be_shown_is_filed_all_the_same(desk: Desk, monkeypa
 
 @pytest.mark.parametrize("tag", ["a b", "../x", "x" * 200])
 def test_a_label_with_an_odd_tag_is_kept(desk: Desk, tag: str) -> None:
-    """It was refused before its file was kept."""
+    """The label was refused before its file was stored."""
     with pytest.raises(LabelError, match=r"tag.*kept but not used"):
         desk.submit(tag=tag)
     (parked,) = desk.store.of_image("img")
@@ -253,7 +253,7 @@ def test_a_label_of_no_image_is_kept_for_a_while(desk: Desk, image: str, monkeyp
 
 
 def test_a_label_of_a_series_that_is_no_volume_does_not_wait(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was called a fault of the server, and failed again whenever it was read again."""
+    """It was reported as a fault of the server, and failed again whenever it was read again."""
     monkeypatch.setattr(desk, "images", SimpleNamespace(get=fails(ImageError("the slices overlap"))))
     with pytest.raises(LabelError, match=r"overlap\. .*kept for a while"):
         desk.submit()
@@ -262,7 +262,7 @@ def test_a_label_of_a_series_that_is_no_volume_does_not_wait(desk: Desk, monkeyp
 
 
 def test_a_label_whose_reading_failed_stays_that_of_the_image_it_was_sent_for(desk: Desk) -> None:
-    """What a client had uploaded is forgotten at the next start; the label must not change its patient then."""
+    """Uploads of a client are forgotten at the next start; the label must not be filed under another patient then."""
     desk.images["of Ada"] = desk.root / "ada.nii.gz"
     desk.images["of Ada"].write_bytes(desk.image.read_bytes())
     desk.lint = fails(MemoryError())
@@ -276,7 +276,7 @@ def test_a_label_whose_reading_failed_stays_that_of_the_image_it_was_sent_for(de
 
 
 def test_a_history_of_an_earlier_version_opens_unchanged(tmp_path: Path) -> None:
-    """Entries had the file, its codes and one record, and no word of what was not reviewed."""
+    """Old entries have the file, its codes and one record, and say nothing about what was not reviewed."""
     (tmp_path / "new").mkdir()
     desk = Desk(tmp_path / "new")
     accepted = desk.submit()

@@ -137,7 +137,7 @@ def known(server: Server) -> set[str]:
 
 
 def test_volume_and_label_share_their_voxels(server: Server, tmp_path: Path) -> None:
-    """``a-sagittal`` is stored with its axes to the posterior, inferior and right."""
+    """The axes of ``a-sagittal`` run to the posterior, inferior and right."""
     requests.post(f"{server.url}/infer/totalspineseg?image=a-sagittal&output=json", timeout=120)
     for name in ("volume", "label"):
         content = requests.get(f"{server.url}/scans/a-sagittal/{name}", timeout=60).content
@@ -184,7 +184,7 @@ def test_a_scan_that_is_not_there_is_said_to_be(server: Server) -> None:
     ids=lambda name: ascii(name[:20]),
 )
 def test_an_id_that_is_no_scan_does_not_reach_the_disk(server: Server, name: str) -> None:
-    """A file ``secret.nii.gz`` lies beside the studies."""
+    """A file ``secret.nii.gz`` lies beside the studies and must not be sent."""
     address = f"{server.url}/scans/{name}"
     for part in ("", "/thumbnail", "/volume", "/label"):
         assert requests.get(address + part, timeout=60).status_code in (400, 404), part

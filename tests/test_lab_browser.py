@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import requests
 from playwright.sync_api import Page
-from server_process import APP
 
+from page_faults import faults
 from phantom import RAS, image_of, lumbar_codes
 from serving import Server, running_server
 from tiny_models import write_models
-from totalspineseg_server.anatomy import CODE_OF, NAME_OF
+from totalspineseg_server.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
+from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.volume_io import write_volume
 from viewer import window
 
@@ -24,7 +26,6 @@ pytestmark = [
     pytest.mark.timeout(600),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-AXE = APP / "npm" / "node_modules" / "axe-core" / "axe.min.js"
 SIZE = {"width": 1366, "height": 768}
 """A common small screen."""
 CODES = lumbar_codes()
@@ -41,13 +42,17 @@ FALL = {
 }
 
 
+def doubtful_codes() -> npt.NDArray[np.uint8]:
+    """A column without any landmark."""
+    return np.where(np.isin(CODES, ENDS), 0, CODES).astype(np.uint8)
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Serve a certain and a doubtful scan, a third without a result, and a version that the gate refused."""
     folder = tmp_path_factory.mktemp("lab")
     (folder / "studies").mkdir()
-    doubtful = np.where(np.isin(CODES, ENDS), 0, CODES).astype(np.uint8)
-    for name, codes in (("a-whole", CODES), ("b-doubtful", doubtful), ("c-next", CODES)):
+    for name, codes in (("a-whole", CODES), ("b-doubtful", doubtful_codes()), ("c-next", CODES), ("d-two", CODES)):
         write_volume(folder / "studies" / f"{name}.nii.gz", image_of(codes), RAS)
     models = folder / "app" / "model"
     write_models(models / "starter")
@@ -96,17 +101,19 @@ def page(server: Server) -> Iterator[Page]:
         assert errors == []
 
 
-def faults(page: Page) -> list[str]:
-    """Return what axe finds that keeps somebody from using the page."""
-    # A script in the page would be against its policy.
-    page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run()")["violations"]
-    return [
-        f"{one['id']}: {node['html'][:200]}"
-        for one in found
-        if one["impact"] in ("serious", "critical")
-        for node in one["nodes"]
-    ]
+def submit(server: Server, scan: str, codes: npt.NDArray[np.uint8], reader: str) -> None:
+    """Submit a finished label as a client does."""
+    file = server.studies.parent / "label.nii.gz"
+    write_volume(file, to_wire(codes), RAS)
+    params = {"label_info": [{"name": name, "idx": value} for name, value in WIRE_LABELS.items()], "client_id": reader}
+    with file.open("rb") as stream:
+        answer = requests.put(
+            f"{server.url}/datastore/label?image={scan}&tag=final",
+            data={"params": json.dumps(params)},
+            files={"label": (file.name, stream)},
+            timeout=60,
+        )
+    assert answer.status_code == 200, answer.text
 
 
 def status_of(page: Page, scan: str) -> str:
@@ -167,7 +174,7 @@ def test_from_the_worklist_to_a_finished_scan(server: Server, page: Page) -> Non
 
 
 def test_from_a_refusal_by_the_gate_to_going_back(server: Server, page: Page) -> None:
-    """Refused by the gate: look why. Another version is put into use after its question, and taken back."""
+    """Read why the gate refused a version, put another version into use, and take it back."""
     page.goto(f"{server.url}/#/learning")
     refused = page.locator(f"li[data-version='{REFUSED}']")
     refused.wait_for()
@@ -187,6 +194,46 @@ def test_from_a_refusal_by_the_gate_to_going_back(server: Server, page: Page) ->
     page.locator("#dialog-yes").click()
     page.get_by_text("In use now: step 1 starter").wait_for()
     assert requests.get(f"{server.url}/versions", timeout=60).json()["in_use"] == {"1": "starter", "2": "starter"}
+
+
+def test_a_version_is_judged_in_the_background_and_that_can_be_stopped(server: Server, page: Page) -> None:
+    """A judgment takes minutes, and the page and the readers go on meanwhile."""
+    page.goto(f"{server.url}/#/learning")
+    page.get_by_label("Judge trained-good").click()
+    assert "Nothing is put into use" in page.locator("#dialog").inner_text()
+    page.locator("#dialog-yes").click()
+    page.locator("#judgment").get_by_text("trained-good").wait_for()
+    assert requests.post(f"{server.url}/versions/trained-good/judge", timeout=60).status_code == 429
+    assert requests.get(f"{server.url}/worklist", timeout=60).status_code == 200
+    page.locator("#stop-judging").click()
+    page.get_by_text("The judgment was stopped").wait_for()
+    page.locator("#judgment").wait_for(state="detached")
+    page.get_by_label("Judge starter").click()
+    page.locator("#dialog-yes").click()
+    # It is in use, and nothing was before.
+    page.get_by_text("'starter' could not be judged").wait_for()
+
+
+def test_an_administrator_chooses_which_of_two_readers_labels_counts(server: Server, page: Page) -> None:
+    """Of two finished labels the newest one trained, and nobody could say otherwise."""
+    store = CorrectionStore(server.studies / ".totalspineseg")
+    eroded = CODES.copy()
+    eroded[:24][eroded[:24] == CODE_OF["L3"]] = 0
+    for reader, codes in (("ben", CODES), ("cai", eroded)):
+        submit(server, "d-two", codes, reader)
+    ben, cai = store.of_image("d-two")
+    page.goto(f"{server.url}/#/review/d-two")
+    page.locator("#choose").click()
+    page.locator("#choose-label").select_option(cai.id)
+    page.locator("#choose-other").select_option(ben.id)
+    page.locator("#choose-parts").select_option("L3")
+    assert faults(page) == []
+    page.locator("#dialog-yes").click()
+    page.get_by_text("This label counts from now on").wait_for()
+    chosen = store.of_image("d-two")[-1]
+    assert chosen.chosen == (cai.id, ben.id)
+    np.testing.assert_array_equal(store.codes(chosen), CODES)
+    assert "chosen from cai and ben" in page.locator("details").first.text_content()
 
 
 def test_a_batch_shows_how_far_it_is_and_can_be_stopped(server: Server, page: Page) -> None:
@@ -211,7 +258,7 @@ def test_a_batch_shows_how_far_it_is_and_can_be_stopped(server: Server, page: Pa
 
 
 def test_the_next_scan_comes_in_the_order_chosen_in_the_worklist(server: Server, page: Page) -> None:
-    """The review offered the doubtful ones first whatever was chosen."""
+    """The review offered the doubtful scans first, whatever order was chosen."""
     page.goto(f"{server.url}/#/worklist")
     page.get_by_label("Order of the next scan").select_option("last")
     page.goto(f"{server.url}/#/review/a-whole")

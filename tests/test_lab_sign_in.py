@@ -1,4 +1,4 @@
-"""Test of the lab's page in a real browser where the server asks who somebody is."""
+"""Test of the lab's page in a real browser, on a server with sign-in."""
 
 import http.server
 import json

@@ -36,7 +36,7 @@ def client(server: Server, tmp_path: Path) -> MONAILabelClient:
 
 
 def shown(server: Server, image: str) -> dict[str, Any]:
-    """What clients are told of an image's labels, by tag."""
+    """What clients read about an image's labels, by tag."""
     objects = requests.get(f"{server.url}/datastore/", params={"output": "all"}, timeout=10).json()["objects"]
     labels: dict[str, Any] = objects[image]["labels"]
     return labels
@@ -49,7 +49,7 @@ def client_info(server: Server, image: str, tag: str) -> dict[str, Any]:
 
 
 def submit(client: MONAILabelClient, image: str, folder: Path, tag: str = "final", *, step: int = 2) -> dict[str, Any]:
-    """The reply to a label with one level: of step 1 discs and all vertebrae in one piece."""
+    """Return the reply to a label with one level; a label of step 1 has discs and all vertebrae in one piece."""
     one, other = ("L4", "L4-L5") if step == 2 else ("vertebrae", "L4-L5")
     bone = CODE_OF["L4"] == CODES if step == 2 else np.isin(CODES, [CODE_OF["L4"], CODE_OF["L5"]])
     labels = np.select([bone, CODE_OF["L4-L5"] == CODES], [1, 2]).astype(np.uint8)
@@ -60,7 +60,7 @@ def submit(client: MONAILabelClient, image: str, folder: Path, tag: str = "final
 
 
 class CorrectionsOf(CorrectionStore):
-    """The corrections of one image: which images are held out depends on all there are."""
+    """The corrections of one image, because all corrections together decide which images are held out."""
 
     def __init__(self, root: Path, image: str) -> None:
         super().__init__(root)
@@ -71,7 +71,7 @@ class CorrectionsOf(CorrectionStore):
 
 
 def training(server: Server, folder: Path, image: str) -> list[str]:
-    """Ids of the corrections of an image that would train."""
+    """Return the ids of the corrections of an image that would be used for training."""
     store = CorrectionsOf(server.studies / ".totalspineseg", image)
     material = site_material(Site(folder, ModelStore(folder), store, lambda image: None))
     sources = (source.provenance for source in (*material.training, *material.holdout))
@@ -83,7 +83,7 @@ def delete(server: Server, image: str, tag: str) -> requests.Response:
 
 
 def test_a_saved_result_is_sent_with_rows_for_what_was_found_alone(server: Server, client: MONAILabelClient) -> None:
-    """3D Slicer loads a saved result with the next sample; it made 54 rows of it, most of them empty."""
+    """3D Slicer, which loads a saved result with the next sample, made 54 rows of it, most of them empty."""
     image = add_image(server, "saved ü", image_of(CODES))
     present = set(np.unique(CODES)) - {0}
     for model, tag in (("totalspineseg", "original"), ("totalspineseg_step1", "original-step1")):
@@ -114,7 +114,7 @@ def test_a_damaged_label_is_refused_with_a_sentence(server: Server, client: MONA
 
 
 def test_only_a_whole_prediction_is_shown_as_one(server: Server, client: MONAILabelClient) -> None:
-    """A review's two marks took the prediction's place: readers got marks, and step 2 read them as cord and canal."""
+    """The two marks of a review replaced the prediction: readers got marks, and step 2 read them as cord and canal."""
     image = add_image(server, "predicted", image_of(CODES))
 
     def keep(model: str, **settings: Any) -> None:
@@ -135,7 +135,7 @@ def test_only_a_whole_prediction_is_shown_as_one(server: Server, client: MONAILa
 def test_a_label_taken_back_is_neither_shown_nor_taught(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
-    """A wrong label that was deleted went on to train, for training reads the history, where it still stood."""
+    """A wrong label that was deleted was still used for training, which reads the history."""
     image = add_image(server, "wrong", image_of(CODES))
     step1 = submit(client, image, tmp_path, "step1", step=1)["correction"]
     wrong = [submit(client, image, tmp_path)["correction"] for _ in range(2)]
@@ -167,8 +167,8 @@ def test_a_prediction_can_be_removed_and_what_is_not_there_cannot(server: Server
 def test_a_replaced_image_is_offered_again_and_its_old_labels_are_used_for_nothing(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
-    """Its label counted as finished, so that it was never offered again and silently trained no more, and named the
-    levels of other scans."""
+    """The label still counted as finished, so the image was never offered again, and the label named the levels of
+    other scans."""
     image = add_image(server, "replaced", image_of(CODES))
     file, before = server.studies / "replaced.nii.gz", tmp_path / "before.nii.gz"
     client.infer("totalspineseg", image, {"save_label": True})
@@ -190,7 +190,8 @@ def test_a_replaced_image_is_offered_again_and_its_old_labels_are_used_for_nothi
 def test_an_image_that_was_away_in_between_is_none_of_its_old_labels_either(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
-    """Removed first and then copied anew, it was finished by the old label's file, of which nothing was known."""
+    """An image that was removed and copied again was finished by the old label's file, about which nothing was
+    known."""
     image = add_image(server, "renewed", image_of(CODES))
     file = server.studies / "renewed.nii.gz"
     correction = submit(client, image, tmp_path)["correction"]
@@ -210,7 +211,7 @@ def test_an_image_that_was_away_in_between_is_none_of_its_old_labels_either(
 def test_clients_cannot_change_what_the_server_relies_on(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
-    """``{"strategy": 1}`` as what is known about one image, and nobody got a next sample any more."""
+    """A client wrote ``{"strategy": 1}`` into the information about one image, and nobody got a next sample."""
     write_volume(tmp_path / "odd.nii.gz", own_image("odd", image_of(CODES)), RAS)
     odd = {"strategy": 1, "ward": "3b", "id": "9", "warning": "9"}
     image = client.upload_image(str(tmp_path / "odd.nii.gz"), "odd", params=odd)["image"]

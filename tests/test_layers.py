@@ -37,11 +37,11 @@ def test_imports_point_down() -> None:
 
 def test_the_table_of_the_rooms_is_that_of_the_folders() -> None:
     """A room that is gone stayed in the map, and a new one was not in it."""
-    assert set(LAYER) == {room_of(path) for path in FILES} | {"main"}
+    assert set(LAYER) == {room_of(path) for path in FILES}
 
 
 def defined(file: Path) -> set[str]:
-    """Names of functions, classes and constants; those of a class's own functions follow its name."""
+    """Return the names of functions, classes and constants; methods follow the name of their class."""
     found = set()
     for node in ast.parse(file.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
@@ -55,7 +55,7 @@ def defined(file: Path) -> set[str]:
 
 @pytest.mark.parametrize(("files", "name"), CHANGES, ids=[name for _, name in CHANGES])
 def test_what_somebody_wants_to_change_is_where_the_map_says(files: str, name: str) -> None:
-    """The map named files in which the thing was not, or was not any more."""
+    """The map named files that did not (or no longer) define the thing."""
     paths = [APP / file for file in re.findall(r"`([^`]+)`", files)]
     assert all(path.is_file() for path in paths)
     assert name in defined(paths[-1])
@@ -66,7 +66,7 @@ def test_the_map_says_where_to_change_what() -> None:
 
 
 def test_the_glossary_is_short() -> None:
-    """Twenty words can be learned; the first version of this house had more than that for its clients alone."""
+    """Twenty words can be learned; the first version had more words for its clients alone."""
     words = DESIGN.read_text(encoding="utf-8").split("## Words", 1)[1].split("\n## ", 1)[0]
     assert 10 <= words.count("\n| ") - 1 <= 20
 

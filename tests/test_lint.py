@@ -56,7 +56,7 @@ def skipped(labels: Labels) -> None:
 
 
 def left_out(labels: Labels) -> None:
-    """A vertebra and a disc are not drawn, and the levels below are named as if there were none."""
+    """A vertebra and a disc are missing, and the levels below are named as if they did not exist."""
     labels[np.isin(labels, (43, 94))] = 0
     for old, new in ((44, 43), (95, 94), (45, 44), (100, 95)):
         labels[labels == old] = new
@@ -82,7 +82,7 @@ def fragment(labels: Labels) -> None:
 
 
 def mixed(labels: Labels) -> None:
-    """The arch of L1 runs into that of L3."""
+    """The arch of L1 is connected to that of L3."""
     first, third = (np.argwhere(labels == code) for code in (41, 43))
     x, y, z = first[first[:, 1].argmin()]
     labels[x - 4 : x + 4, y : y + 6, third[:, 2].min() : z] = 41
@@ -143,7 +143,8 @@ def test_findings_say_where_and_what(lumbar: Labels) -> None:
 
 
 def test_a_step_1_result_is_judged_by_its_discs(lumbar: Labels) -> None:
-    """There the sacrum's code stands for every vertebra: no fragments of a sacrum, no vertebra gaps."""
+    """In a step-1 map the sacrum's code stands for every vertebra, so no sacrum is in fragments and no vertebra is
+    missing."""
     labels = lumbar.copy()
     labels[np.isin(labels, VERTEBRAE)] = SACRUM
     assert lint(labels, SPACING) == ()
@@ -188,7 +189,7 @@ PARTIAL = [canal_away, half_the_canal_away, discs_away, bare_vertebrae]
 @pytest.mark.parametrize("lack", [*PARTIAL, bare_discs])
 @pytest.mark.parametrize("fov", ["lumbar", "thoracolumbar", "cervicothoracic"])
 def test_a_sound_map_without_some_kinds_has_no_findings(lack: Edit, fov: str) -> None:
-    """Without a canal a lumbar map had up to four false findings."""
+    """A lumbar map without a canal had up to four false findings."""
     labels = columns.build(np.random.default_rng(3), fov=fov, spacing=2.0).truth
     lack(labels)
     assert lint(labels, SPACING) == ()
@@ -199,7 +200,7 @@ def test_a_sound_map_without_some_kinds_has_no_findings(lack: Edit, fov: str) ->
 def test_swapped_and_missing_levels_are_found_without_some_kinds(
     lumbar: Labels, lack: Edit, edit: Edit, expected: tuple[str, int]
 ) -> None:
-    """Vertebrae without a canal were checked for nothing, and called sound."""
+    """Vertebrae without a canal were not checked at all, and called sound."""
     labels = lumbar.copy()
     edit(labels)
     lack(labels)
@@ -215,7 +216,7 @@ def test_discs_alone_are_checked(lumbar: Labels) -> None:
 
 @pytest.mark.parametrize("canal", [True, False])
 def test_a_slab_of_sagittal_slices_parts_bodies_from_their_arches(lumbar: Labels, canal: bool) -> None:
-    """Each arch was called a fragment, or the vertebra a second time."""
+    """Each arch was called a fragment, or a second copy of its vertebra."""
     labels = lumbar.copy()
     middle = int(np.argwhere(labels == CANAL)[:, 0].mean())
     slab = labels[middle - 2 : middle + 3].copy()
@@ -228,7 +229,7 @@ def test_a_slab_of_sagittal_slices_parts_bodies_from_their_arches(lumbar: Labels
 
 @pytest.mark.parametrize("value", [0, CORD, CANAL, 60, 8])
 def test_a_map_without_levels_says_that_nothing_was_checked(value: int) -> None:
-    """An empty map and those of other tools passed as sound."""
+    """An empty map, and maps of other tools, passed as sound."""
     labels = np.zeros((30, 30, 60), dtype=np.uint8)
     labels[10:20, 10:20, 5:50] = value
     assert ("not_checked", 0) in found(labels)
@@ -236,7 +237,7 @@ def test_a_map_without_levels_says_that_nothing_was_checked(value: int) -> None:
 
 @pytest.mark.parametrize("code", [43, 93])
 def test_a_level_of_a_few_voxels_is_found(code: int) -> None:
-    """A single voxel of L3 was a sound map."""
+    """A map with a single voxel of L3 passed as sound."""
     labels = np.zeros((30, 30, 60), dtype=np.uint8)
     labels[15, 15, 30:32] = code
     (finding,) = lint(labels, SPACING)
@@ -244,20 +245,20 @@ def test_a_level_of_a_few_voxels_is_found(code: int) -> None:
 
 
 def test_an_image_is_no_map(lumbar: Labels) -> None:
-    """Of a scan in place of its map a line was printed for every gray value."""
+    """For an image in place of a map, a line was printed for every gray value."""
     (finding,) = lint((np.random.default_rng(0).random(lumbar.shape) * 300).astype(np.int32), SPACING)
     assert finding.kind == "not_checked" and "values" in finding.message
 
 
 def counted_upward(labels: Labels) -> None:
-    """As TotalSegmentator numbers: L5 is 27, L4 is 28 and so on, the sacrum 25."""
+    """Number levels as TotalSegmentator does: L5 is 27, L4 is 28 and so on, the sacrum 25."""
     table = np.zeros(256, dtype=np.uint8)
     table[[SACRUM, 45, 44, 43, 42, 41, 32, 31]] = [25, *range(27, 34)]
     labels[:] = table[labels]
 
 
 def counted_from_c1(labels: Labels) -> None:
-    """As VerSe numbers: T11 is 18, L1 is 20, the sacrum 26."""
+    """Number levels as VerSe does: T11 is 18, L1 is 20, the sacrum 26."""
     table = np.zeros(256, dtype=np.uint8)
     table[[31, 32, 41, 42, 43, 44, 45, SACRUM]] = [18, 19, 20, 21, 22, 23, 24, 26]
     labels[:] = table[labels]

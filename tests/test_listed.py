@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from totalspineseg_server.anatomy import BY_CODE, CANAL, CODE_OF, CORD, SACRUM, WIRE_LABELS
-from totalspineseg_server.corrections.drawn_maps import KEPT_PER_IMAGE, DrawnMaps, KeptMaps
+from totalspineseg_server.corrections.predictions import KEPT_PER_IMAGE, DrawnMaps, KeptMaps
 from totalspineseg_server.corrections.wire import STEP1_WIRE_LABELS, from_names, to_wire
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.infers.listed import as_listed, listed_names
@@ -51,7 +51,7 @@ def test_the_kth_name_has_value_k() -> None:
 
 
 def test_what_earlier_results_showed_is_known_while_they_are_kept(tmp_path: Path) -> None:
-    """A client keeps what is not listed: where earlier results are not known, every structure is to be listed."""
+    """A client keeps what is not listed, so if earlier results are not known, every structure must be listed."""
     maps = DrawnMaps(tmp_path)
     kept = [f"2026-{k}" for k in range(KEPT_PER_IMAGE)]
     for number, prediction in enumerate(kept):

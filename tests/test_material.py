@@ -1,4 +1,4 @@
-"""Tests of choosing the labels that train: finished ones, by the tag of their author."""
+"""Tests of choosing the labels to train on: finished ones, according to the tag of their author."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -56,7 +56,7 @@ def test_finished_labels_train(
     trained: list[tuple[str, tuple[int, ...]]],
     left_out: list[str],
 ) -> None:
-    """Work in progress was learned from as if it were finished, and hid the finished label before it."""
+    """Work in progress was learned as if it were finished, and hid the finished label before it."""
     found = corrections(tmp_path, monkeypatch, *submitted)
     assert [(source.provenance["correction"], source.steps) for source in found.training] == trained
     assert [case.name for case in found.skipped] == [f"sub-0 ({number})" for number in left_out]
@@ -70,7 +70,7 @@ def test_work_in_progress_decides_nothing_about_who_judges(tmp_path: Path, monke
 
 
 def test_a_label_that_is_not_whole_is_not_said_to_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The log would say that it trains, though nothing is trained by it."""
+    """The log would say that the label is used, although nothing is learned from it."""
     odd = tuple({"kind": kind, "message": kind} for kind in (INCOMPLETE, "gap"))
     found = corrections(tmp_path, monkeypatch, (*FINAL, {"findings": odd}))
     assert [source.provenance["findings"] for source in found.training] == [["gap"]]
@@ -79,7 +79,7 @@ def test_a_label_that_is_not_whole_is_not_said_to_train(tmp_path: Path, monkeypa
 def test_a_result_accepted_unchanged_never_judges_and_does_not_say_who_does(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader who nods at everything would have made the model its own judge."""
+    """A reader who accepts everything would have made the model its own judge."""
     found = corrections(tmp_path, monkeypatch, (*FINAL, {"unchanged": True}))
     assert [source.origin for source in found.training] == [Origin.ACCEPTED]
     assert [source.origin for source in replace(found, known={1: frozenset({"00"})}).lessons(1)] == [Origin.ACCEPTED]

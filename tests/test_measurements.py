@@ -18,11 +18,9 @@ FIRST = ("T12", "L1", "L2", "L3", "L4", "L5")
 def draw(
     bend_mm: float = math.inf, *, tilt_deg: float = 0.0, wedge_deg: float = 0.0, lateral: float = 0.0
 ) -> np.ndarray:
-    """A lumbar column at 1 mm whose middle line is an arc of radius ``bend_mm``, hollow to posterior.
-
-    ``wedge_deg``: the upper endplate of L2 is tilted by this much, its disc by the opposite.
-    ``lateral``: the canal moves sideways by this many mm per mm of height.
-    """
+    """A lumbar column at 1 mm whose middle line is an arc of radius ``bend_mm``, hollow to posterior. With
+    ``wedge_deg``, the upper endplate of L2 is tilted by this angle, and its disc by the opposite one. With ``lateral``,
+    the canal moves sideways by this many mm for each mm of height."""
     x, y, z = (a.astype(float) for a in np.meshgrid(*(np.arange(n) for n in SHAPE), indexing="ij", sparse=True))
     # Sagittal position relative to the middle of the column, turned by the tilt.
     turn = math.radians(tilt_deg)
@@ -134,7 +132,7 @@ def test_thoracic_kyphosis_is_positive_where_the_column_is_hollow_to_anterior() 
 
 @pytest.mark.parametrize("atlas", [False, True])
 def test_cervical_lordosis_is_the_angle_of_the_arc(atlas: bool) -> None:
-    """It was never measured: C2 has no disc above it."""
+    """It was never measured, because C2 has no disc above it."""
     labels, neck = draw(250.0), np.arange(256, dtype=np.uint8)
     old = [CODE_OF[name] for name in FIRST]
     discs = dict(zip(column().vertebrae, column().discs, strict=True))
@@ -179,7 +177,7 @@ def test_cut_off_bodies_are_not_measured() -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_what_the_side_of_the_image_cuts_is_not_measured(side: str) -> None:
-    """In a narrow image beside the midline discs came out as thin as 7 of 9 mm, and the canal as half its area."""
+    """In a narrow image beside the midline, discs came out as thin as 7 of 9 mm, and the canal with half its area."""
     labels = draw()
     cut = row(measure(np.ascontiguousarray(labels[18:] if side == "left" else labels[:19]), (1, 1, 1)), "L2-L3")
     assert {cut["disc_height_mm"], cut["canal_ap_mm"], cut["canal_area_mm2"], cut["cord_area_mm2"]} == {None}
@@ -194,7 +192,7 @@ def test_a_canal_cut_off_behind_is_not_measured() -> None:
 
 @pytest.mark.parametrize("gap", [(120, 142), (122, 126), (110, 119)])
 def test_a_canal_that_was_missed_at_a_level_has_no_size_there(gap: tuple[int, int]) -> None:
-    """Beside a stretch without canal, 81 of 202 mm2 were measured."""
+    """Beside a stretch without canal, an area of 81 instead of 202 mm2 was measured."""
     labels = draw()
     part = labels[:, :, slice(*gap)]
     part[np.isin(part, (CANAL, CORD))] = 0
@@ -215,7 +213,7 @@ def test_a_body_without_a_disc_above_is_not_measured() -> None:
 
 
 def test_two_fused_bodies_are_not_measured_as_one() -> None:
-    """A block of L2 and L3, drawn as L2, was a body of 52 mm."""
+    """A block of L2 and L3, drawn as L2, was measured as a body of 52 mm."""
     labels = draw()
     labels[np.isin(labels, (CODE_OF["L2-L3"], CODE_OF["L3"]))] = CODE_OF["L2"]
     rows = measure(labels, (1, 1, 1))
@@ -224,7 +222,8 @@ def test_two_fused_bodies_are_not_measured_as_one() -> None:
 
 
 def test_what_is_drawn_in_pieces_is_not_measured() -> None:
-    """Two discs of one name were a disc of 18 mm; a false disc within a body added 3 mm to its own height."""
+    """Two discs with one name were measured as a disc of 18 mm, and a false disc within a body added 3 mm to its
+    height."""
     labels = draw()
     labels[labels == CODE_OF["L2-L3"]] = CODE_OF["L3-L4"]
     z = np.argwhere(labels == CODE_OF["L5"])[:, 2]
@@ -238,7 +237,7 @@ def test_what_is_drawn_in_pieces_is_not_measured() -> None:
 
 @pytest.mark.parametrize(("gap", "measured"), [(2, True), (3, False)])
 def test_a_thin_gap_does_not_divide_a_body(gap: int, measured: bool) -> None:
-    """A slice or two that a network left out within a body are no second body."""
+    """A slice or two that a network left out within a body are not a border between bodies."""
     labels = draw()
     z = np.argwhere(labels == CODE_OF["L4"])[:, 2]
     middle = (z.min() + z.max()) // 2
@@ -263,7 +262,7 @@ def test_rows_run_from_superior_to_inferior_and_have_all_columns() -> None:
 
 
 def test_spacing_counts() -> None:
-    """Voxels of 2 mm height halved every height."""
+    """Voxels with a height of 2 mm halved every height."""
     rows = measure(np.ascontiguousarray(draw()[:, :, ::2]), (1, 1, 2))
     assert row(rows, "L3")["body_middle_mm"] == pytest.approx(BODY_MM, abs=1.0)
     assert row(rows, "L2-L3")["canal_area_mm2"] == pytest.approx(math.pi * CANAL_RADIUS_MM**2, rel=0.06)

@@ -82,7 +82,7 @@ def test_list_and_show(store: ModelStore, capsys: pytest.CaptureFixture[str]) ->
 def test_show_says_how_well_a_version_handles_synthetic_spines(
     store: ModelStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whether spines or own answers guard it against forgetting stood in a file that nobody was told of."""
+    """Whether synthetic spines or own answers are replayed was stored in a file that nobody knew about."""
     measured = {"replay-1": {"discs": 0.42, "sacrum": None}}
     pair = {1: "starter-0a1b2c3d", 2: "trained-1-4e5f6a7b"}
     measured_once(store, pair, lambda: measured)
@@ -128,7 +128,7 @@ def test_a_version_survives_the_way_out_and_in(
 def test_a_refused_version_stays_refused_on_the_way_out_and_in(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What the gate had refused was served after an export and an import, without a word."""
+    """A version that the gate had refused was put into use after an export and an import, without a word."""
     archive = tmp_path / "out.zip"
     run(store, capsys, "export", "trained-2", str(archive))
     other = ModelStore(tmp_path / "elsewhere")
@@ -145,7 +145,7 @@ def test_a_refused_version_stays_refused_on_the_way_out_and_in(
 def test_weights_that_come_back_know_what_they_learned_from(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], removed: bool
 ) -> None:
-    """After an export and an import of a site's own version its labels were taken for ones no network had seen."""
+    """After an export and an import of a site's own version, its labels counted as new to it."""
     own, bare = tmp_path / "own.zip", tmp_path / "bare.zip"
     run(store, capsys, "export", "trained-2", str(own))
     with zipfile.ZipFile(own) as whole, zipfile.ZipFile(bare, "w") as without:
@@ -169,7 +169,7 @@ def test_weights_that_come_back_know_what_they_learned_from(
 def test_the_name_of_a_removed_version_is_not_given_to_other_weights(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Later versions would have learned from what the other weights had learned from."""
+    """Later versions would have counted as trained on what the other weights had learned from."""
     run(store, capsys, "export", "trained-2", str(tmp_path / "out.zip"))
     remove_versions(store, ["trained-1"])
     code, _, error = run(store, capsys, "import", str(tmp_path / "out.zip"), "--name", "trained-1")
@@ -179,7 +179,7 @@ def test_the_name_of_a_removed_version_is_not_given_to_other_weights(
 
 @pytest.mark.parametrize("trainer", ["nnUNetTrainerDAExtGPU", "SpineTrainer", "nnUNetTrainer"])
 def test_stock_nnunet_loads_what_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str], trainer: str) -> None:
-    """A checkpoint named the class it was trained by, and nnU-Net refused it: "Could not find requested trainer"."""
+    """A checkpoint named the class that had trained it, and nnU-Net refused it: "Could not find requested trainer"."""
     made = ModelStore(tmp_path / "model")
     write_models(made.versions_dir / "site", trainer=trainer, checkpoint="checkpoint_best.pth", seed=5)
     assert run(made, capsys, "export", "site", str(tmp_path / "out.zip"))[0] == 0
@@ -205,7 +205,7 @@ def test_stock_nnunet_loads_what_is_exported(tmp_path: Path, capsys: pytest.Capt
 
 @pytest.mark.slow
 def test_nnunets_programs_install_and_run_what_is_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whoever has nnU-Net alone can use a site's networks."""
+    """Anybody who has only nnU-Net can use a site's networks."""
     made = ModelStore(tmp_path / "model")
     write_models(made.versions_dir / "site", seed=5)
     assert run(made, capsys, "export", "site", str(tmp_path / "out.zip"))[0] == 0
@@ -237,7 +237,8 @@ def test_nnunets_programs_install_and_run_what_is_exported(tmp_path: Path, capsy
 def test_no_zip_takes_the_name_of_the_official_weights(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], claimed: str, given: str
 ) -> None:
-    """A zip that called itself official-r99991231 was what a server of the official weights ran, never activated."""
+    """A zip that called itself official-r99991231 was used by a server with the official weights, without being
+    activated."""
     record = store.versions_dir / "trained-1" / "version.json"
     record.write_text(json.dumps(json.loads(record.read_text(encoding="utf-8")) | {"name": claimed}), encoding="utf-8")
     archive = tmp_path / "out.zip"
@@ -266,7 +267,7 @@ def test_other_files_are_refused(
 
 
 def damage(root: Path, kind: str) -> None:
-    """Make step 2 of a version unusable; step 1 stays whole."""
+    """Make step 2 of a version unusable; step 1 stays intact."""
     step2 = ModelFolder.open(root, step=2).path
     if kind == "no dataset.json":
         (step2 / "dataset.json").unlink()
@@ -296,7 +297,7 @@ def damage(root: Path, kind: str) -> None:
 def test_no_version_comes_in_or_is_used_by_half(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, match: str, in_store: bool
 ) -> None:
-    """Of a zip whose step 2 could not be used step 1 alone came in, and ran with the old step 2, without a word."""
+    """Of a zip whose step 2 was unusable, step 1 was imported, and was used with the old step 2, without a word."""
     root = store.versions_dir / "trained-1"
     damage(root, kind)
     archive = Path(shutil.make_archive(str(tmp_path / "half"), "zip", root))
@@ -341,7 +342,7 @@ def test_retrain_learns_from_a_studies_folder(
 
 
 def test_retrain_has_every_setting_that_clients_have() -> None:
-    """Somebody who trains without a server could not choose the replay scans and the seed."""
+    """Without a server, the replay scans and the seed could not be chosen."""
     assert set(SETTINGS) == set(client_config()) - {"resume"}
 
 

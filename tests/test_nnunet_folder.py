@@ -19,7 +19,7 @@ from totalspineseg_server.nnunet.predictor import WarmPredictor
 
 
 class Payload:
-    """Pickles as a call that leaves a trace."""
+    """Is pickled as a call that leaves a trace."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -32,7 +32,7 @@ class Payload:
 @pytest.mark.parametrize("arch", ["plain", "resenc"])
 @pytest.mark.parametrize("nested", [True, False], ids=["official-layout", "flat"])
 def test_opens_and_loads_without_the_trainer_class(tmp_path, step, arch, nested):
-    """nnU-Net has no class of the name in the official checkpoints and cannot load them."""
+    """nnU-Net has no class with the name in the official checkpoints, and cannot load them."""
     from nnunetv2.training.nnUNetTrainer import nnUNetTrainer
 
     assert not hasattr(nnUNetTrainer, TRAINER)
@@ -84,7 +84,7 @@ def test_version_tells_other_weights_apart(tmp_path):
 
 
 def test_other_region_names_are_no_obstacle(tmp_path):
-    """Names are for people; what a channel means is told by its classes."""
+    """Names are for people; the classes of a channel say what it means."""
     path = write_model_folder(tmp_path, 1)
     edit(path / "dataset.json", lambda d: d.update(labels={f"{name}_new": v for name, v in d["labels"].items()}))
     edit(path / "dataset.json", lambda d: d["labels"].update(background=d["labels"].pop("background_new")))
@@ -171,7 +171,7 @@ def test_refuses_another_kind_of_model(tmp_path, file, change, match):
     ],
 )
 def test_refuses_the_files_of_another_training(tmp_path, change, match):
-    """Weights beside the plans of another training ran at its spacing, and gave a poor result without a word."""
+    """Weights beside the plans of another training ran at a wrong spacing, and gave a poor result without a word."""
     path = write_model_folder(tmp_path, 1)
     if change is not None:
         edit(path / "plans.json", change)
@@ -266,14 +266,15 @@ def test_refuses_a_damaged_checkpoint(tmp_path, damage, match):
 
 
 def test_nothing_is_printed(tmp_path, capfd):
-    """nnU-Net prints while it loads and predicts; a command line that writes to stdout cannot have that."""
+    """nnU-Net prints while it loads and predicts, which would disturb a command line that writes to stdout."""
     write_model_folder(tmp_path, 1, arch="plain")
     WarmPredictor(ModelFolder.open(tmp_path), device="cpu").predict(np.ones((1, 8, 8, 8), np.float32))
     assert capfd.readouterr() == ("", "")
 
 
 def test_best_checkpoint_of_the_totalspineseg_trainer(tmp_path):
-    """A lab's own training folder holds both; TotalSpineSeg runs the best one, we ran the final one."""
+    """A lab's training folder has a best and a final checkpoint; TotalSpineSeg uses the best, but we used the final
+    one."""
     for trainer, used in ((TRAINER, "checkpoint_best.pth"), ("nnUNetTrainer", "checkpoint_final.pth")):
         path = write_model_folder(tmp_path / trainer, 1, trainer=trainer)
         shutil.copy(path / "fold_0" / "checkpoint_final.pth", path / "fold_0" / "checkpoint_best.pth")
@@ -285,7 +286,7 @@ ARRAYS = [np.arange(6.0).reshape(2, 3), np.asfortranarray(np.arange(6, dtype=np.
 
 
 def test_numbers_and_arrays_of_numpy_are_read(tmp_path):
-    """Checkpoints of label-based nnU-Net log arrays, and were refused as unsafe."""
+    """Checkpoints of label-based nnU-Net have arrays in their log, and were refused as unsafe."""
     path = write_model_folder(tmp_path, 1)
     file = path / "fold_0" / "checkpoint_final.pth"
     content = torch.load(file, weights_only=False) | {"logging": {"scores": SCORES, "arrays": ARRAYS}}
@@ -301,7 +302,7 @@ def test_numbers_and_arrays_of_numpy_are_read(tmp_path):
 
 
 class Crafted:
-    """Pickles as a call of the reader's choice."""
+    """Is pickled as a call of the attacker's choice."""
 
     def __init__(self, *call: Any) -> None:
         self.call = call
@@ -332,7 +333,7 @@ DTYPE_FLAGS = Crafted(np.dtype, ("f8", False, True), (3, "<", None, None, None, 
     ],
 )
 def test_crafted_values_of_numpy_are_refused(tmp_path, value):
-    """A state from the file went into numpy's types unchecked: its flags make a number a pointer."""
+    """A state from the file went into numpy's types without a check; its flags could turn a number into a pointer."""
     path = write_model_folder(tmp_path, 1)
     file = path / "fold_0" / "checkpoint_final.pth"
     torch.save(torch.load(file, weights_only=False) | {"logging": value}, file)

@@ -26,7 +26,7 @@ def model_dir(tmp_path) -> Path:
 
 @pytest.fixture
 def reads(monkeypatch) -> list[str]:
-    """Names of the checkpoints that are read."""
+    """Names of the checkpoints that were read."""
     names: list[str] = []
     original = model_folder_module.load_checkpoint
 
@@ -87,7 +87,7 @@ def test_removed_files_are_an_error(model_dir):
 
 
 def test_failed_change_keeps_the_warm_network_of_the_old(model_dir, reads):
-    """A damaged new version must not cost the old one its warmth."""
+    """A damaged new version must not unload the networks of the old one."""
     store = ModelStore(model_dir)
     networks = Networks(store, device="cpu")
     old = networks.get(1)
@@ -116,7 +116,8 @@ def test_freed_networks_load_again(model_dir):
 
 
 def test_a_request_under_way_leaves_no_memory_to_a_training(model_dir, monkeypatch):
-    """Its second step took the GPU's memory back after a training had begun, and nobody gave it back."""
+    """The second step of a running request took the GPU's memory again after a training had begun, and nobody released
+    it."""
     networks = Networks(ModelStore(model_dir), device="cpu")
     used, given_back = networks.get(1), []
     monkeypatch.setattr(predictor, "_empty_cache", lambda: given_back.append(1))
@@ -153,7 +154,7 @@ def test_warm_up_loads_both_steps_before_a_request(model_dir, reads):
 
 
 def test_descriptions_do_not_wait_for_loading(model_dir, monkeypatch):
-    """While the networks loaded, clients that only asked what there is got no answer."""
+    """While the networks were loading, clients that only asked for the models got no answer."""
     networks = Networks(ModelStore(model_dir), device="cpu")
     loading, go_on = Event(), Event()
     original = networks_module.WarmPredictor

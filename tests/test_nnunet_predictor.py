@@ -32,7 +32,7 @@ CASES = [
 
 
 def image(step: int, shape: tuple[int, int, int], seed: int = 3) -> np.ndarray:
-    """Smooth noise with an empty margin on two sides, and odd discs for step 2."""
+    """Smooth noise with an empty margin on two sides; for step 2, also odd discs."""
     rng = np.random.default_rng(seed)
     channels = rng.normal(200, 60, (step, *shape)).astype(np.float32)
     if step == 2:
@@ -43,7 +43,7 @@ def image(step: int, shape: tuple[int, int, int], seed: int = 3) -> np.ndarray:
 
 
 def nnunet_answer(folder: Path, channels: np.ndarray, *, mirror: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Return labels and probabilities of nnU-Net's own predictor in (X, Y, Z), made to sum its tiles in float32."""
+    """Return labels and probabilities of nnU-Net's own predictor in (X, Y, Z), changed to sum its tiles in float32."""
     reference = nnUNetPredictor(use_mirroring=mirror, device=torch.device("cpu"), allow_tqdm=False)
     reference.initialize_from_trained_model_folder(str(folder), (0,))
     turned = np.ascontiguousarray(channels.transpose(0, 3, 2, 1))
@@ -95,7 +95,7 @@ def test_all_zero_image_is_background(tmp_path):
 
 @pytest.mark.parametrize("axes", [[1, 2, 0], [1, 0, 2]])
 def test_axis_order_of_the_plans_is_undone(tmp_path, axes):
-    """A model planned with transposed axes returned its labels turned."""
+    """A model whose plans transpose the axes returned rotated labels."""
     import json
 
     folder = write_model_folder(tmp_path, 1, patch=(16, 24, 32), trainer="nnUNetTrainer", seed=5)
@@ -153,13 +153,13 @@ def test_auto_takes_the_gpu_if_there_is_one(monkeypatch):
 
 
 def test_constant_image_gives_an_answer(model):
-    """A constant image divided by its deviation of 0 became NaN."""
+    """A constant image was divided by its deviation of 0 and became NaN."""
     prediction = WarmPredictor(model, device="cpu").predict(np.full((1, 8, 8, 8), 7, np.float32), soft=("cord",))
     assert np.isfinite(prediction.soft["cord"]).all()
 
 
 class SmallGpu:
-    """Stands for ``sliding_logits`` on a GPU whose memory does not suffice for what ``fails`` says."""
+    """Replaces ``sliding_logits`` on a GPU whose memory is too small for what ``fails`` says."""
 
     def __init__(self, fails, error):
         self.fails, self.error, self.calls = fails, error, []
@@ -190,7 +190,7 @@ class SmallGpu:
     ],
 )
 def test_falls_back_when_gpu_memory_is_short(model, monkeypatch, caplog, fails, tried, error):
-    """One large scan on a small GPU ended the request, and the memory stayed held."""
+    """One large scan on a small GPU ended the request, and the memory was not released."""
     expected = WarmPredictor(model, device="cpu").predict(image(1, (20, 20, 20))).labels
     gpu = SmallGpu(fails, error)
     freed = []
@@ -211,7 +211,7 @@ def test_falls_back_when_gpu_memory_is_short(model, monkeypatch, caplog, fails, 
 
 
 def test_labels_are_made_on_the_cpu_when_the_gpu_has_no_room_for_them(model, monkeypatch, caplog):
-    """The network's answer fitted, the labels at 1 mm did not, and the request failed after all the work."""
+    """The network's output fitted into memory, the labels at 1 mm did not, and the request failed at its end."""
     expected = WarmPredictor(model, device="cpu").predict(image(1, (20, 20, 20)), soft=("cord",))
     original, calls, freed = predictor_module.resample_above, [], []
 
@@ -258,7 +258,7 @@ def test_other_errors_are_not_taken_for_missing_memory(model, monkeypatch):
 
 
 class Scaled(torch.nn.Module):
-    """A network whose logits are multiplied."""
+    """A network whose logits are multiplied by a factor."""
 
     def __init__(self, network, factor):
         super().__init__()
@@ -269,7 +269,7 @@ class Scaled(torch.nn.Module):
 
 
 def test_logits_beyond_half_precision_are_computed_in_single(model, monkeypatch):
-    """Confident logits overflowed a GPU's half precision and the whole image came back empty or infinite."""
+    """Large logits overflowed a GPU's half precision, and the whole image came back empty or infinite."""
     normal = WarmPredictor(model, device="cpu").predict(image(1, (20, 20, 20))).labels
     gpu = SmallGpu(lambda c, s: False, None)
     monkeypatch.setattr(predictor_module, "sliding_logits", gpu)

@@ -13,8 +13,8 @@ import pytest
 
 from dicom_series import save, slices
 from totalspineseg_server.cohort.inputs import find_cases, pair_localizers
-from totalspineseg_server.corrections.datastore import StudiesDatastore
-from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON
+from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid
@@ -68,7 +68,7 @@ LEFT = {
 def test_what_is_not_offered_is_named(
     tmp_path: Path, make: Callable[[Path], object], name: str, remedy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A BIDS tree or a folder of DICOM gave an empty list, and pointers images that could not be read."""
+    """A BIDS tree or a folder of DICOM gave an empty list, and pointer files were listed as images."""
     folder = tmp_path / "studies"
     volume(folder / "one.nii.gz")
     written(folder / "README.md", b"text")
@@ -94,13 +94,13 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_folder_with_a_long_name_is_named(tmp_path: Path) -> None:
-    """The sentence about it was looked for as a file, whose name was too long for the system."""
+    """The sentence about the folder was taken for a file name that was too long."""
     volume(tmp_path / ("d" * 250) / "x.nii.gz")
     assert "d" * 250 in studies_in(tmp_path).status()["not_offered"]["d" * 250 + "/"]
 
 
 def test_nobody_waits_while_folders_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Labels and lists of images waited for 2000 files of each subfolder."""
+    """Labels and lists of images waited while 2000 files of each subfolder were read."""
     volume(tmp_path / "one.nii.gz")
     studies, other = studies_in(tmp_path), studies_in(tmp_path)
     answers: list[object] = []
@@ -112,7 +112,7 @@ def test_nobody_waits_while_folders_are_looked_into(tmp_path: Path, monkeypatch:
             thread.join(10)
         return {}
 
-    monkeypatch.setattr("totalspineseg_server.corrections.datastore.not_offered", looked)
+    monkeypatch.setattr("totalspineseg_server.corrections.studies_folder.not_offered", looked)
     studies.refresh()
     assert len(answers) == 2
 
@@ -126,7 +126,7 @@ def test_many_files_of_one_kind_are_one_line_of_the_log(tmp_path: Path, caplog: 
 
 @pytest.mark.parametrize("ending", [".NII.GZ", ".Nii.Gz", ".NII", ".Nrrd"])
 def test_endings_of_images_are_read_in_any_case(tmp_path: Path, ending: str) -> None:
-    """Such files were never offered, and nobody was told."""
+    """Files with endings in upper case were never offered, and nothing said so."""
     image = tmp_path / f"one{ending}"
     plain = volume(tmp_path / ".new" / f"one{ending.lower()}")
     if ending.lower() == ".nii.gz":
@@ -163,7 +163,7 @@ def test_a_pointer_is_no_damaged_image(tmp_path: Path, content: bytes) -> None:
 def test_label_maps_that_lie_there_already_are_not_finished(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, known: bool
 ) -> None:
-    """Their values were taken for this server's ids: 41, L1 in a table of codes, was handed out as a disc."""
+    """Their values were read as this server's ids: 41, L1 in a table of codes, was shown as a disc."""
     volume(tmp_path / "one.nii.gz")
     theirs = volume(tmp_path / "labels" / "final" / "one.nii.gz")
     if known:
@@ -188,7 +188,7 @@ def test_label_maps_that_lie_there_already_are_not_finished(
     assert studies.get_labeled_images() == ["one"]
     assert theirs.with_name("one.nii.gz.not-submitted").read_bytes() == content, "somebody's work"
     assert studies.status()["not_offered"] == {}
-    (tmp_path / "datastore_v2.json").unlink()
+    (tmp_path / "datastore_v2.json").unlink(missing_ok=True)
     assert studies_in(tmp_path).get_labeled_images() == ["one"], "its own labels it knows again"
 
 

@@ -46,7 +46,7 @@ SPACING = 2.0
 def _built(
     fov: str, thoracic: int, lumbar: int, seed: int, spacing: float, curvature: float
 ) -> tuple[columns.Case, np.random.Generator]:
-    """A clean column, and the random numbers that come after it."""
+    """A clean column, and the generator with the random numbers that follow."""
     rng = np.random.default_rng(seed)
     case = columns.build(rng, fov=fov, thoracic=thoracic, lumbar=lumbar, spacing=spacing, curvature=curvature)
     return case, rng
@@ -142,7 +142,7 @@ def test_one_mistake_does_not_shift_the_numbering(fov: str, step: int, mistake: 
 
 
 def test_swapped_odd_and_even_classes_change_nothing() -> None:
-    """Which class is odd depends on the disc the field of view starts with, not on the level."""
+    """Which class is odd depends on the disc with which the field of view starts, not on the level."""
     labels, numbering = name(draw("lumbar", 2, swapped=True))
     plain, _ = name(draw("lumbar", 2))
     np.testing.assert_array_equal(labels, plain)
@@ -163,7 +163,8 @@ def test_variants_are_recognized_where_the_whole_column_is_in_view(variant: str)
 
 
 def test_six_lumbar_vertebrae_in_a_lumbar_scan_are_flagged() -> None:
-    """The reference counts five up from the sacrum and silently shifts every level of a patient with L6."""
+    """The reference counts five lumbar vertebrae up from the sacrum, which silently shifts every level of a patient
+    with L6."""
     case = draw("lumbar", 2, variant="L6")
     labels, numbering = name(case)
     truth = [level.code for level in case.levels]
@@ -176,7 +177,8 @@ def test_six_lumbar_vertebrae_in_a_lumbar_scan_are_flagged() -> None:
 @pytest.mark.parametrize("step", [1, 2])
 @pytest.mark.parametrize(("variant", "top"), [("L6", DISC_T12_L1 + 1), ("normal", DISC_T12_L1)], ids=["L6", "L5"])
 def test_a_landmark_on_top_of_a_lumbar_scan_may_be_counted_from_the_sacrum(step: int, variant: str, top: int) -> None:
-    """Networks call the fifth disc above L5-S T12-L1, whether or not it is: six lumbar vertebrae look like five."""
+    """Networks label the fifth disc above L5-S as T12-L1 whether or not it is, so six lumbar vertebrae look like
+    five."""
     case = draw("lumbar", step, variant=variant)
     height = int(np.argwhere(case.truth == top)[:, 2].max()) + 4
     case.raw, case.truth = case.raw[:, :, :height].copy(), case.truth[:, :, :height].copy()
@@ -193,7 +195,7 @@ def test_a_landmark_on_top_of_a_lumbar_scan_may_be_counted_from_the_sacrum(step:
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_landmark_four_above_the_sacrum_was_not_counted_from_it(step: int) -> None:
-    """Nobody counts four: such a T12-L1 was seen, and speaks for four lumbar vertebrae."""
+    """Networks never count four, so such a T12-L1 was really seen and indicates four lumbar vertebrae."""
     case = draw("lumbar", step, variant="L4")
     height = int(np.argwhere(case.truth == DISC_T12_L1)[:, 2].max()) + 4
     case.raw, case.truth = case.raw[:, :, :height].copy(), case.truth[:, :, :height].copy()
@@ -212,7 +214,7 @@ def test_without_a_landmark_the_result_is_an_abstention() -> None:
 
 
 def test_counting_lumbar_levels_from_the_sacrum_alone_abstains() -> None:
-    """One patient in twenty has four or six lumbar vertebrae, and nothing in such a scan shows it."""
+    """One patient in twenty has four or six lumbar vertebrae, and such a scan does not show it."""
     _, numbering = name(draw("lower lumbar", 2))
     assert not numbering.confident
     assert 0.9 < numbering.probability < CONFIDENT_PROBABILITY
@@ -236,7 +238,7 @@ def test_a_pinned_level_settles_a_scan_without_landmarks(step: int) -> None:
 
 
 def test_a_vertebra_pinned_in_a_step_1_map_names_its_discs() -> None:
-    """Such a map has no single vertebrae, and the pin was dropped without a word."""
+    """A step-1 map has no single vertebrae, and the pin was ignored without a word."""
     case = draw("midthoracic", 1)
     codes = columns.present(case, columns.VERTEBRAE)
     labels, numbering = name(case, pins=[Pin(codes[2], truth_point(case, codes[2]))])
@@ -249,7 +251,7 @@ def test_a_vertebra_pinned_in_a_step_1_map_names_its_discs() -> None:
     ("fov", "pinned", "disc"), [("cervicothoracic", 16, 67), ("midthoracic", 25, 76), ("midthoracic", 27, 77)]
 )
 def test_a_pin_on_what_the_network_missed_names_no_neighbor(fov: str, pinned: int, disc: int, step: int) -> None:
-    """C6 was not drawn; fixing it where it is gave its name to C7, 15 mm away, and moved all names, certainly."""
+    """C6 was not drawn; a pin at its place gave its name to C7, 15 mm away, and shifted all names with certainty."""
     case = draw(fov, step, seed=4)
     case.raw[case.truth == (pinned if step == 2 else disc)] = 0
     labels, numbering = name(case, pins=[Pin(pinned, truth_point(case, pinned))])
@@ -258,7 +260,7 @@ def test_a_pin_on_what_the_network_missed_names_no_neighbor(fov: str, pinned: in
 
 
 def test_a_pin_on_a_process_names_nothing_in_a_step_1_map() -> None:
-    """The processes of the chest hang down beside the vertebra below, whose discs took the name."""
+    """Thoracic processes hang down beside the vertebra below, whose discs got the name."""
     case = draw("midthoracic", 1)
     xyz = np.argwhere(case.truth == 26)
     tip = case.affine[:3, :3] @ xyz[xyz[:, 1].argmin()] + case.affine[:3, 3]
@@ -267,7 +269,7 @@ def test_a_pin_on_a_process_names_nothing_in_a_step_1_map() -> None:
 
 
 def test_c1_pinned_elsewhere_in_a_step_1_map_is_not_met() -> None:
-    """Wherever the point lay, the ring that is C1 anyway had the name, and the reader was not told."""
+    """Wherever the point was, the ring of C1 got the name, and the reader was not told."""
     case = draw("cervicothoracic", 1)
     _, numbering = name(case, pins=[Pin(C1, truth_point(case, 22))])
     assert (numbering.unmet, numbering.confident) == ((C1,), False)
@@ -276,7 +278,8 @@ def test_c1_pinned_elsewhere_in_a_step_1_map_is_not_met() -> None:
 
 
 def test_a_run_of_levels_that_is_not_drawn_is_not_taken_for_one_level() -> None:
-    """Behind metal two vertebrae and three discs were missing: the names below were two levels off, certainly."""
+    """Two vertebrae and three discs were missing behind metal, and the names below were two levels off, with
+    certainty."""
     case = draw("cervicothoracic", 2, seed=3)
     case.raw[np.isin(case.truth, [72, 22, 73, 23, 74])] = 0
     labels, numbering = name(case)
@@ -285,7 +288,7 @@ def test_a_run_of_levels_that_is_not_drawn_is_not_taken_for_one_level() -> None:
 
 
 def test_a_pin_beside_the_spine_is_said() -> None:
-    """It was ignored, and the result looked as if the reader had agreed."""
+    """The pin was ignored, and the result looked as if it agreed with the reader."""
     case = draw("midthoracic", 2)
     _, first = name(draw("midthoracic", 1), pins=[Pin(25, (999.0, 0.0, 0.0))])
     assert first.unmet == (25,)
@@ -309,7 +312,7 @@ def moved_by(labels: np.ndarray, x: int, z: int) -> np.ndarray:
 )
 @pytest.mark.parametrize("by_reader", [False, True])
 def test_a_series_that_lies_elsewhere_names_nothing(x: int, z: int, why: str, by_reader: bool) -> None:
-    """The map of another patient, or of before the patient was moved, named levels by where its own had lain."""
+    """The map of another patient, or from before the patient moved, named levels by their position."""
     case = draw("midthoracic", 2)
     series = Localizer(moved_by(case.truth, x, z), by_reader=by_reader, source="T1")
     _, numbering = name(case, siblings=[series])
@@ -320,7 +323,8 @@ def test_a_series_that_lies_elsewhere_names_nothing(x: int, z: int, why: str, by
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_landmark_that_the_names_contradict_is_a_doubt(step: int) -> None:
-    """C2-C3 is fused and the network took C3-C4 for it: all names were one level off, certain in spite of C7-T1."""
+    """With a fused C2-C3 the network labeled C3-C4 as C2-C3: all names were one level off and certain, in spite of
+    C7-T1."""
     case = draw("cervicothoracic", step)
     atlas = int(np.argwhere(case.truth == C1)[:, 2].min())
     case.raw[case.truth == 63] = 6 if step == 1 else case.raw[case.truth == 12].max()
@@ -334,7 +338,7 @@ def test_a_landmark_that_the_names_contradict_is_a_doubt(step: int) -> None:
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_pin_settles_a_landmark_as_far_as_nothing_is_missed(whole: bool) -> None:
-    """A level fixed in the chest made names above a gap certain that a landmark there contradicts."""
+    """A pin in the chest made names above a gap certain, although a landmark there contradicts them."""
     case = draw("cervicothoracic", 2)
     case.raw[case.truth == 63] = case.raw[case.truth == 12].max()
     case.raw[case.truth == 64] = 2
@@ -362,7 +366,7 @@ def test_a_localizer_settles_a_scan_without_landmarks() -> None:
 
 
 def test_a_localizer_of_a_step_1_map_with_the_atlas() -> None:
-    """Every step-1 scan that showed C1 failed when a localizer came with it."""
+    """Every step-1 scan that showed C1 failed if it had a localizer."""
     case = draw("cervical", 1)
     assert (case.raw == Step1.C1.value).any()
     labels, numbering = name(case, localizer=case.truth)
@@ -371,7 +375,7 @@ def test_a_localizer_of_a_step_1_map_with_the_atlas() -> None:
 
 
 def test_a_step_1_map_as_localizer_does_not_call_every_vertebra_the_sacrum() -> None:
-    """A localizer done with --step1 named a lumbar scan from T6 on, where its discs alone named it rightly."""
+    """A localizer made with --step1 named a lumbar scan from T6 on, although its discs had the right names."""
     truth = block_spine("L1")
     raw = classes_of(truth, 2)
     raw[np.isin(raw, DISC_CLASSES)] = Step2.DISC.value
@@ -380,7 +384,7 @@ def test_a_step_1_map_as_localizer_does_not_call_every_vertebra_the_sacrum() -> 
 
 
 def test_a_localizer_of_a_patient_who_moved_still_counts() -> None:
-    """Two series are never aligned to the voxel: a few millimeters must not turn the localizer off."""
+    """Two series are never aligned to the voxel, so a few millimeters must not disable the localizer."""
     case = draw("midthoracic", 2)
     labels, numbering = name(case, localizer=np.roll(case.truth, 3, axis=2))
     assert columns.errors(case, labels) == {}
@@ -388,7 +392,7 @@ def test_a_localizer_of_a_patient_who_moved_still_counts() -> None:
 
 
 def test_a_doubtful_series_helps_only_as_far_as_it_is_sure() -> None:
-    """A series whose names are as likely one level off must not decide."""
+    """A series whose names may as well be one level off must not decide."""
     case = draw("midthoracic", 2)
     codes = [level.code for level in case.levels]
     sure = Localizer(case.truth, {c: {c: 0.985, c + 1: 0.0075, c - 1: 0.0075} for c in codes}, "sure")
@@ -403,7 +407,8 @@ def test_a_doubtful_series_helps_only_as_far_as_it_is_sure() -> None:
 
 
 def step1_of(case: columns.Case, probability: float, *, shift: int = 0) -> Step1Names:
-    """Discs named as in truth, or so many levels off; what is left is for the truth, or the level below it."""
+    """Discs named as in the truth, or so many levels off; the remaining probability is that of the truth, or of the
+    level below."""
     codes = np.zeros_like(case.truth)
     names = {}
     for k, code in enumerate(DISCS[: len(DISCS) - 3]):
@@ -415,7 +420,7 @@ def step1_of(case: columns.Case, probability: float, *, shift: int = 0) -> Step1
 
 
 def test_step_2_is_named_by_what_step_1_saw() -> None:
-    """In a neck whose landmark step 2 missed, the names that step 1 was sure of were lost."""
+    """In a neck in which step 2 missed the landmark, the certain names of step 1 were lost."""
     case = draw("midthoracic", 2)
     _, alone = name(case)
     labels, both = name(case, step1=step1_of(case, 0.99))
@@ -425,7 +430,7 @@ def test_step_2_is_named_by_what_step_1_saw() -> None:
 
 
 def test_two_doubtful_maps_of_one_scan_do_not_make_a_certain_one() -> None:
-    """Both count five lumbar vertebrae because that is usual: saying so twice proves nothing."""
+    """Both count five lumbar vertebrae because that is usual, and two such counts prove no more than one."""
     case = draw("lower lumbar", 2)
     _, alone = name(case)
     _, both = name(case, step1=step1_of(case, 0.95))
@@ -477,7 +482,7 @@ def test_a_readers_pin_outweighs_step_1() -> None:
 
 
 def corrected(case: columns.Case, *, shift: int = 0, codes: slice = slice(None)) -> Step1Names:
-    """Some discs of a step-1 map as a reader has named them, among vertebrae that are all the sacrum's code."""
+    """Return some discs of a step-1 map as a reader has named them, among vertebrae that all have the sacrum's code."""
     labels = np.where(case.truth > 0, SACRUM, 0).astype(np.uint8)
     for code in columns.present(case, DISCS)[codes]:
         labels[case.truth == code] = DISCS[DISCS.index(code) + shift]
@@ -485,7 +490,7 @@ def corrected(case: columns.Case, *, shift: int = 0, codes: slice = slice(None))
 
 
 def test_a_reader_who_corrected_step_1_is_not_doubted() -> None:
-    """What a network's step 1 may not: overrule a step 2 that is certain of other names."""
+    """Only a reader's step 1, not a network's, may overrule a step 2 that is certain of other names."""
     case = draw("cervical", 2)
     labels, numbering = name(case, step1=corrected(case, shift=1))
     for code in columns.present(case, DISCS):
@@ -494,7 +499,7 @@ def test_a_reader_who_corrected_step_1_is_not_doubted() -> None:
 
 
 def test_one_disc_that_a_reader_named_is_enough() -> None:
-    """As a localizer it counted too little to be certain."""
+    """As a localizer, one disc was not enough for certainty."""
     case = draw("midthoracic", 2)
     one = corrected(case, codes=slice(2, 3))
     labels, numbering = name(case, step1=one)
@@ -513,7 +518,7 @@ def test_a_pin_leaves_what_the_reader_corrected_in_step_1() -> None:
 
 
 def test_the_iterative_method_follows_a_reader_and_no_network() -> None:
-    """Where no landmark is in view: what this scan's step 1 was called comes before another series."""
+    """If no landmark is in view, the names of this scan's own step 1 come before those of another series."""
     case = draw("midthoracic", 2)
     volume, first = Volume(case.raw, case.affine), columns.present(case, DISCS)[0]
     for step1, shift in ((corrected(case, shift=1), 1), (step1_of(case, 0.99, shift=1), 0), (None, 0)):
@@ -586,7 +591,7 @@ def test_the_iterative_method_reports_no_probability() -> None:
 
 
 def test_atlas_axis_and_c3_of_one_class_are_told_apart() -> None:
-    """With the axis of the wrong odd/even class, three vertebrae were one piece and the atlas lost its name."""
+    """If the axis had the wrong odd/even class, three vertebrae were one piece, and the atlas lost its name."""
     case = draw("cervical", 2, spacing=1.5)
     odd, even = 7, 8
     axis = case.truth == 12
@@ -595,7 +600,7 @@ def test_atlas_axis_and_c3_of_one_class_are_told_apart() -> None:
 
 
 def test_a_false_disc_inside_a_vertebra_does_not_cut_it() -> None:
-    """The halves were taken for two vertebrae and everything below shifted by one."""
+    """The halves counted as two vertebrae, and everything below was shifted by one."""
     case = draw("cervicothoracic", 2, spacing=1.5)
     levels = {level.code: level for level in case.levels}
     center = (levels[25].center - case.affine[:3, 3]) / 1.5
@@ -611,7 +616,7 @@ def test_a_false_disc_inside_a_vertebra_does_not_cut_it() -> None:
 
 
 def test_three_discs_in_one_piece_get_three_names() -> None:
-    """Only the first waist was cut; the piece fit no level and was dropped, and the result called certain."""
+    """Only the first waist was cut; the piece fitted no level and was dropped, and the result was certain."""
     case = draw("cervical", 2, spacing=1.5)
     centers = {level.code: level.center for level in case.levels}
     for upper, lower in ((65, 66), (66, 67)):
@@ -624,7 +629,8 @@ def test_three_discs_in_one_piece_get_three_names() -> None:
 
 
 def test_two_vertebrae_without_the_disc_between_are_two() -> None:
-    """A missed disc and a flipped class joined them; the piece, the disc below and the sacrum were all dropped."""
+    """A missed disc and an exchanged class joined two vertebrae; the piece, the disc below and the sacrum were
+    dropped."""
     case = draw("lumbar", 2, spacing=1.5)
     case.raw[case.truth == 95] = 0
     case.raw[case.truth == 45] = case.raw[case.truth == 44][0]
@@ -649,7 +655,7 @@ def test_a_piece_of_the_sacrums_class_in_the_column_is_not_painted_as_sacrum() -
 
 
 def test_a_vertebra_that_fits_nowhere_is_a_reason_to_abstain() -> None:
-    """What has the size of a vertebra is one: without a name for it the numbering is in doubt."""
+    """A piece of the size of a vertebra must be one, so the names are doubtful if it gets no name."""
     case = draw("lumbar", 2)
     x, y, z = np.argwhere(case.truth == 43).mean(axis=0).astype(int)
     _, sound = name(case)
@@ -662,14 +668,14 @@ def test_a_vertebra_that_fits_nowhere_is_a_reason_to_abstain() -> None:
 
 
 def test_a_finished_map_is_no_raw_map() -> None:
-    """Its cord and canal were read as discs, and its names as nothing."""
+    """The cord and canal of a finished map were read as discs, and its levels as nothing."""
     case = draw("lumbar", 2)
     with pytest.raises(LabelError, match=r"\[30, 31.*step 2 .*0 to 11"):
         name_map(Volume(case.truth, case.affine), 2)
 
 
 def test_bone_without_discs_below_the_last_one_is_no_sacrum() -> None:
-    """A step-1 map with one disc was called L5-S with certainty: so many missed discs were thought impossible."""
+    """The single disc of a step-1 map was named L5-S with certainty, because so many missed discs seemed impossible."""
     case = draw("thoracolumbar", 1)
     case.raw[np.isin(case.raw, (1, 2, 3, 4, 5)) & (case.truth != 92)] = 0
     _, numbering = name(case)
@@ -677,7 +683,7 @@ def test_bone_without_discs_below_the_last_one_is_no_sacrum() -> None:
 
 
 def test_processes_at_the_upper_end_of_a_thoracic_view_are_no_atlas() -> None:
-    """They hang down beside the disc of the next level; taken for a vertebra there, they pushed that disc's name up."""
+    """Processes hang down beside the next disc; read as a vertebra there, they shifted the name of that disc up."""
     case = draw("thoracolumbar", 2, spacing=1.0)
     z = np.argwhere(case.truth == 78)[:, 2].max() + 3
     cut = columns.Case(case.raw[:, :, :z], case.truth[:, :, :z], 2, case.affine, case.levels)
@@ -687,7 +693,7 @@ def test_processes_at_the_upper_end_of_a_thoracic_view_are_no_atlas() -> None:
 
 
 def test_processes_of_the_other_class_belong_to_the_vertebra_that_has_none() -> None:
-    """T1 had lost its body and its class was flipped: what was left of it was called C7, which had all its parts."""
+    """T1 had lost its body and its class was exchanged: the rest of it was named C7, which was already complete."""
     case = draw("cervical", 2, spacing=1.5)
     xyz = np.argwhere(case.truth == 21)
     canal = np.argwhere(np.isin(case.truth, (1, 2)))
@@ -703,7 +709,7 @@ def test_processes_of_the_other_class_belong_to_the_vertebra_that_has_none() -> 
 
 @pytest.mark.parametrize(("volume", "doubt"), [(1100.0, False), (1500.0, True)])
 def test_a_vertebra_that_swallowed_part_of_a_missed_one_is_a_doubt(volume: float, doubt: bool) -> None:
-    """The processes of a vertebra without a body had grown together with its neighbor, and the result was certain."""
+    """The processes of a vertebra without a body were joined to its neighbor, and the result was certain."""
     codes = (14, 15, 16, 17, 22, 23, 24)
     sizes = [volume if code == 17 else 1000.0 for code in codes]
     items = tuple(Item(Kind.VERTEBRA, k, 17.0 * k, False, 45.0, size) for k, size in enumerate(sizes))
@@ -713,14 +719,15 @@ def test_a_vertebra_that_swallowed_part_of_a_missed_one_is_a_doubt(volume: float
 
 @pytest.mark.parametrize("far", [False, True])
 def test_a_large_false_piece_far_from_the_column_is_no_doubt_about_names(far: bool) -> None:
-    """Bowel and bladder, drawn as vertebrae, made the names of every second lumbar scan doubtful."""
+    """Bowel and bladder that were drawn as vertebrae made the names of every second lumbar scan doubtful."""
     codes = (41, 42, 0, 43)
     items = tuple(Item(Kind.VERTEBRA, k, 30.0 * k, False, 45.0, 1000.0, is_far=far and k == 2) for k in range(4))
     assert contradicts((2,), codes, Evidence(2, items, (), {}, 0.0, 0.0), ()) is not far
 
 
 def test_a_map_of_noise_is_named_with_doubt() -> None:
-    """A hundred false pieces made the weight of every numbering too small for a number: an IndexError."""
+    """With a hundred false pieces the weight of every numbering was too small for a number, and an IndexError
+    followed."""
     rng = np.random.default_rng(0)
     fields = np.stack([ndimage.gaussian_filter(rng.normal(size=(15, 47, 150)), 1.5) for _ in list(Step2)[1:]])
     raw = (fields.argmax(axis=0) + 1).astype(np.uint8)
@@ -731,7 +738,7 @@ def test_a_map_of_noise_is_named_with_doubt() -> None:
 
 
 def test_where_no_name_is_worth_trying_the_most_probable_one_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without any numbering to begin with there was no best one: an IndexError."""
+    """Without any numbering to begin with there was no best one, and an IndexError followed."""
     case = draw("lumbar", 1)
     labels, numbering = name(case)
     monkeypatch.setattr(chain, "WORTH_TRYING", 1.0)

@@ -74,7 +74,7 @@ def test_a_step_1_map_is_renumbered_by_its_discs() -> None:
 
 
 def test_the_atlas_never_becomes_an_axis() -> None:
-    """A renamed thoracic level shifted the whole neck, and C1 was called C2."""
+    """A renamed thoracic level shifted the whole neck, and C1 became C2."""
     neck = drawn("cervicothoracic")
     names = moved(neck, "T4", "T5")
     assert names["T4"] == "T5"
@@ -82,7 +82,7 @@ def test_the_atlas_never_becomes_an_axis() -> None:
 
 
 def test_atlas_and_axis_never_change_places() -> None:
-    """Of an atlas only the arch behind the canal was drawn; "C1 is now C2, C2 is now C1", said the answer."""
+    """If only the arch of an atlas was drawn, behind the canal, the answer was "C1 is now C2, C2 is now C1"."""
     case = columns.classes(columns.build(np.random.default_rng(1), fov="cervicothoracic", spacing=SPACING), 2)
     x, y, _ = np.argwhere(case.truth == C1).T
     atlas = case.truth == C1
@@ -97,7 +97,7 @@ def test_atlas_and_axis_never_change_places() -> None:
 
 
 def test_a_level_that_cannot_be_is_refused(lumbar: NamedMap) -> None:
-    """The sacrum stands right below: no room for what a name far above asks for."""
+    """The sacrum lies directly below, so there is no room for a name from far above."""
     before = lumbar.labels.copy()
     assert renumber(lumbar, {CODE_OF["L5"]: CODE_OF["L5"], CODE_OF["L4"]: CODE_OF["L5"]}) is None
     assert renumber(lumbar, {CODE_OF["C5"]: CODE_OF["C6"]}) is None
@@ -109,7 +109,7 @@ def changed(old: LabelArray, new: LabelArray, code_of: dict[int, int]) -> list[R
 
 
 def test_a_renamed_segment_is_found(thoracic: NamedMap) -> None:
-    """It then carries the name of its neighbor: two segments of one name."""
+    """The renamed segment has the name of its neighbor, so two segments have the same name."""
     old = thoracic.labels
     (renamed,) = changed(old, old, {**SELF, CODE_OF["T5"]: CODE_OF["T6"]})
     assert (renamed.old, renamed.new, renamed.value) == (CODE_OF["T5"], CODE_OF["T6"], CODE_OF["T5"])

@@ -19,8 +19,8 @@ FUSED = {"none": (), "neck": ("C5-C6",), "chest": ("T9-T10",), "loin": ("L3-L4",
 def test_what_lies_below_a_marked_disc_is_odd(
     variant: tuple[int, int], first: str, fused: tuple[str, ...], swapped: bool
 ) -> None:
-    """Below a disc that was not drawn every vertebra was taught with the class of its neighbor; in a lumbar scan of a
-    column with 11 or 13 thoracic vertebrae all of them were, in one variant or in both."""
+    """Below a disc that was not drawn, every vertebra was taught with the class of its neighbor. In a lumbar scan of a
+    column with 11 or 13 thoracic vertebrae, all of them were, in one variant or in both."""
     thoracic, lumbar = variant
     codes = block_spine(thoracic=thoracic, lumbar=lumbar)
     codes[np.isin(codes, [CODE_OF[name] for name in fused])] = 0
@@ -41,7 +41,7 @@ def test_what_lies_below_a_marked_disc_is_odd(
 @pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("disc", ["L3-L4", "L4-L5"])
 def test_one_disc_alone_is_marked_whatever_variant_is_asked_for(disc: str, swapped: bool) -> None:
-    """Step 2 was taught with an empty channel, which inference never gives it, or with one channel and both answers."""
+    """Step 2 learned from an empty channel, which it never gets at inference, or from one channel with both answers."""
     codes = np.array([0, CODE_OF[disc]], np.uint8)
     assert marked_discs(codes, swapped=training_variant(codes, swapped=swapped)) == (CODE_OF[disc],)
 

@@ -14,7 +14,7 @@ from totalspineseg_server.front import samples
 
 
 class Studies:
-    """Three images, of which none is finished."""
+    """Three unfinished images."""
 
     def __init__(self, **infos: Any) -> None:
         self.infos = infos
@@ -32,14 +32,14 @@ def asked(strategy: Any, studies: Studies, *clients: str) -> str:
 
 @pytest.mark.parametrize(("strategy", "order"), [(First, "abcabc"), (Last, "cbacba")], ids=["first", "last"])
 def test_an_image_nobody_finishes_does_not_block_the_others(strategy: Any, order: str) -> None:
-    """A scan that is of no use, or was parked, was offered for ever, and nobody could get past it."""
+    """A scan that was useless or parked was offered forever, and nobody could get past it."""
     assert asked(strategy(Offers()), Studies(), *["user-xyz"] * 6) == order
 
 
 @pytest.mark.parametrize("strategy", [First, Last, Random])
 @pytest.mark.parametrize("clients", ["ab", ["user-xyz", "user-xyz"]], ids=["two names", "one name"])
 def test_two_readers_get_different_images(strategy: Any, clients: list[str]) -> None:
-    """Everybody got the same scan, and who submitted it second replaced the other's label."""
+    """Everybody got the same scan, and the second submission replaced the first reader's label."""
     for _ in range(20):
         assert len(set(asked(strategy(Offers()), Studies(), *clients))) == 2
 
@@ -53,7 +53,7 @@ def test_strategies_know_of_each_other_and_of_what_was_offered_before_a_restart(
 
 @pytest.mark.parametrize("strategy", [First, Last])
 def test_two_readers_who_ask_at_once_get_different_images(strategy: Any) -> None:
-    """What was noted with an image was read before, and kept after, another reader was given it."""
+    """The information about an image was read before, and written after, another reader got the image."""
 
     class AskedMeanwhile(Studies):
         given = ""
@@ -87,7 +87,8 @@ def test_odd_notes_stop_nobody(strategy: Any) -> None:
 
 
 def test_what_is_known_about_an_image_makes_no_other_image_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client had noted ``{"id": "b"}`` with one image: the label drawn on that was sent for another patient's."""
+    """A client wrote ``{"id": "b"}`` into the information about an image, and the label drawn on it was filed under
+    another patient."""
 
     class App(Studies):
         def datastore(self) -> "App":

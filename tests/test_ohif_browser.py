@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import requests
+from pydicom import dcmread
 
 from pacs_serving import PacsServer, make_enhanced, pacs_server, wait_for, write_study
 from phantom import PIR, lumbar_codes
@@ -24,6 +25,10 @@ pytestmark = [
     pytest.mark.ohif,
     pytest.mark.timeout(1500),
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+COLUMN = [
+    *("T12", "T12-L1", "L1", "L1-L2", "L2", "L2-L3", "L3", "L3-L4", "L4", "L4-L5", "L5", "L5-S", "sacrum"),
+    *("cord", "canal"),
 ]
 CODES = lumbar_codes()
 SERIES_CODES = np.ascontiguousarray(CODES.transpose(1, 2, 0)[::-1, ::-1])
@@ -43,19 +48,19 @@ def viewer(server: PacsServer) -> Iterator[Viewer]:
 
 
 def corner(index: npt.NDArray[np.int_], half: float) -> npt.NDArray[np.float64]:
-    """LPS mm of a voxel's outer corner."""
+    """Return the LPS mm of a voxel's outer corner."""
     lps: npt.NDArray[np.float64] = (LPS_TO_RAS @ PIR @ [*(index + half), 1])[:3]
     return lps
 
 
 def place(viewer: Viewer, name: str) -> Rectangle:
-    """Where a structure must lie in the sagittal view."""
+    """Return where a structure must lie in the sagittal view."""
     at = np.argwhere(CODE_OF[name] == SERIES_CODES)
     return viewer.box(corner(at.min(axis=0), -0.5), corner(at.max(axis=0), 0.5))
 
 
 def distance(picture: Picture, color: tuple[int, int, int]) -> npt.NDArray[np.float64]:
-    """How far each pixel's hue is from a color: both without their gray part, as directions."""
+    """Return how far each pixel's hue is from a color: both without their gray part, as directions."""
     own, wanted = (values - values.mean(axis=-1, keepdims=True) for values in (picture, np.array(color, float)))
     length = np.linalg.norm(own, axis=-1) * np.linalg.norm(wanted)
     cosine = (own @ wanted) / np.where(length == 0, 1, length)
@@ -74,6 +79,7 @@ def test_an_annotators_session(server: PacsServer, viewer: Viewer, tmp_path: Pat
     viewer.open(first.uid)
     viewer.settle()
     assert viewer.page.locator("#totalspineseg-warning").inner_text() == STARTER_WARNING
+    the_panel_has_nothing_of_other_organs(viewer)
     no_model_replaces_the_segmentation_by_marks(server, viewer)
     plain = viewer.picture(tmp_path / "plain.png")
     viewer.run()
@@ -81,6 +87,11 @@ def test_an_annotators_session(server: PacsServer, viewer: Viewer, tmp_path: Pat
     counts = {NAME_OF[int(code)]: int(n) for code, n in zip(*np.unique(CODES, return_counts=True), strict=True) if code}
     assert viewer.voxels() == counts
     the_overlay_covers_the_structures(viewer, plain, overlaid)
+    names = viewer.segments()
+    assert [name for name in names if name in counts] == COLUMN
+    assert viewer.name_at(place(viewer, "L3")) == "L3"
+    assert viewer.name_at(place(viewer, "L2-L3")) == "L2-L3"
+    assert not any("?" in name for name in names), "certain names have no mark"
 
     said = viewer.export()
     assert "finished label with 15 structures" in said
@@ -107,8 +118,46 @@ def test_an_annotators_session(server: PacsServer, viewer: Viewer, tmp_path: Pat
     assert viewer.errors == []
 
 
+def test_doubt_is_seen_in_the_viewer_and_what_is_confirmed_counts(
+    server: PacsServer, viewer: Viewer, tmp_path: Path
+) -> None:
+    """OHIF showed doubtful names like all others; and what became of a submission was gone after some seconds."""
+    study = write_study(tmp_path, 4, "Delta", without=[CODE_OF[n] for n in ("T12", "T12-L1", "L5-S", "sacrum")])
+    fill(server.orthanc, tmp_path)
+    wait_for(lambda: study.series in requests.get(f"{server.url}/datastore/?output=all", timeout=300).text)
+    viewer.open(study.uid)
+    viewer.settle()
+    (server.signals / "slow").write_text("3", encoding="utf-8")
+    viewer.run(during=lambda: viewer.page.locator("#totalspineseg-side progress").wait_for())
+    (server.signals / "slow").unlink()
+    marked = {name for name in viewer.voxels() if name.endswith(" ?")}
+    assert {name for name in viewer.voxels() if name not in ("cord", "canal")} == marked != set()
+    side = viewer.page.locator("#totalspineseg-side")
+    assert "doubtful" in side.locator("#totalspineseg-message").inner_text()
+    side.locator("li button").first.wait_for()
+    assert {line.split(" or ")[0] for line in side.locator("li button").all_inner_texts()} == marked
+    assert study.series in str(side.locator("a").get_attribute("href"))
+
+    first, *others = sorted(marked)
+    viewer.rename(first, first.removesuffix(" ?"))
+    said = viewer.export()
+    assert all(name in said for name in others[:2])
+    store = CorrectionStore(server.work)
+    (kept,) = store.of_image(study.series)
+    assert {f"{NAME_OF[code]} ?" for code in kept.unconfirmed} == set(others)
+    exported = {segment.SegmentLabel for segment in dcmread(store.path(kept) / kept.raw).SegmentSequence}
+    assert exported & {first, first.removesuffix(" ?"), *others} == {first.removesuffix(" ?"), *others}
+    answer = viewer.page.locator(".totalspineseg-answer")
+    viewer.page.wait_for_timeout(1000)
+    viewer.panel("monailabel")
+    assert said in answer.inner_text()
+    answer.get_by_role("button", name="Close").click()
+    answer.wait_for(state="detached")
+    assert viewer.errors == []
+
+
 def test_an_enhanced_image_is_corrected_slice_by_slice(server: PacsServer, viewer: Viewer, tmp_path: Path) -> None:
-    """The viewer took the first frame for the last: one slice of every correction lay at the other end."""
+    """The viewer mistook the first frame for the last, so that one slice of every correction lay at the other end."""
     study = write_study(tmp_path, 3, "Gamma")
     make_enhanced(study)
     fill(server.orthanc, tmp_path)
@@ -121,8 +170,23 @@ def test_an_enhanced_image_is_corrected_slice_by_slice(server: PacsServer, viewe
     np.testing.assert_array_equal(CorrectionStore(server.work).codes(kept), SERIES_CODES)
 
 
+def the_panel_has_nothing_of_other_organs(viewer: Viewer) -> None:
+    """The panel praised a segmentation of everything, and had buttons for lungs and muscles."""
+    text = viewer.page.locator(".monaiLabelPanel").inner_text()
+    for foreign in ("everything", "Class Prompts", "Muscles", "Organs"):
+        assert foreign not in text
+    viewer.page.get_by_text("Active Learning", exact=True).click()
+    shares = viewer.page.locator(".monaiLabelPanel .w3-center")
+    colors = "one => [getComputedStyle(one).color, getComputedStyle(one).backgroundColor]"
+    for share in shares.all():
+        letters, below = share.evaluate(colors)
+        assert letters != below, "white on white"
+    assert shares.all_inner_texts()[1] == "0%", "nothing trains"
+    viewer.page.get_by_text("Active Learning", exact=True).click()
+
+
 def no_model_replaces_the_segmentation_by_marks(server: PacsServer, viewer: Viewer) -> None:
-    """A second result takes the place of the first one: the review wiped the segmentation, unsaved edits included."""
+    """A second result replaces the first one: the review wiped the segmentation and all unsaved edits."""
     offered = set(requests.get(f"{server.url}/info/", timeout=300).json()["models"])
     options = viewer.page.locator("select.selectBox").first.locator("option")
     names = options.evaluate_all("all => all.map(option => option.value)")
@@ -131,7 +195,7 @@ def no_model_replaces_the_segmentation_by_marks(server: PacsServer, viewer: View
 
 
 def the_overlay_covers_the_structures(viewer: Viewer, plain: Picture, overlaid: Picture) -> None:
-    """Each structure's place in the picture has its color, and nothing outside the column has any."""
+    """Each structure has its color at its place in the picture, and nothing outside the column has a color."""
     for name in ("L1", "L2", "L3", "L4", "L5", "L1-L2", "L4-L5", "sacrum"):
         inside = place(viewer, name).cut(overlaid)
         assert inside.size > 0
@@ -171,7 +235,7 @@ def the_next_sample_is_another(viewer: Viewer, study: str) -> None:
 
 
 def a_training_starts_and_stops(server: PacsServer, viewer: Viewer, correction: str) -> None:
-    """What was exported last is what is trained on."""
+    """The training uses what was exported last."""
     viewer.page.get_by_text("Active Learning", exact=True).click()
     viewer.button("Update Model").click()
     viewer.button("Stop Training").wait_for()

@@ -76,7 +76,7 @@ def next_sample(server: PacsServer, strategy: str = "first") -> dict[str, Any]:
 
 
 def store_body(*files: bytes) -> tuple[bytes, dict[str, str]]:
-    """A STOW request as OHIF sends it."""
+    """Return a STOW request as OHIF sends it."""
     parts = b"".join(b"--here\r\nContent-Type: application/dicom\r\n\r\n" + file + b"\r\n" for file in files)
     return parts + b"--here--", {"content-type": 'multipart/related; type="application/dicom"; boundary=here'}
 
@@ -94,7 +94,7 @@ def outcome(server: PacsServer, instance: str) -> dict[str, Any]:
 
 
 def submitted(server: PacsServer, seg: pydicom.Dataset) -> dict[str, Any]:
-    """What became of a segmentation that a viewer stored."""
+    """Return the outcome of a segmentation that a viewer stored."""
     assert store(server, seg_bytes(seg)).status_code == 200
     return outcome(server, seg.SOPInstanceUID)
 
@@ -107,7 +107,7 @@ def drawn(
     when: datetime | None = None,
     manufacturer: str = "A viewer",
 ) -> pydicom.Dataset:
-    """A segmentation as a viewer's annotator would store it."""
+    """Return a segmentation as a reader would store it with the viewer."""
     seg = write_seg(Volume(codes, PIR), study.folder, model="x", version="1", when=when, corrected_by="")
     seg.Manufacturer = manufacturer
     for segment in seg.SegmentSequence:
@@ -116,7 +116,7 @@ def drawn(
 
 
 def fetched(server: PacsServer, study: Study, series: str, instance: str) -> bytes:
-    """An object of the PACS."""
+    """Return an object from the PACS."""
     path = f"studies/{study.uid}/series/{series}/instances/{instance}"
     accept = {"accept": 'multipart/related; type="application/dicom"'}
     content = requests.get(f"{server.orthanc.dicomweb}/{path}", headers=accept, timeout=SECONDS).content
@@ -124,7 +124,7 @@ def fetched(server: PacsServer, study: Study, series: str, instance: str) -> byt
 
 
 def objects(server: PacsServer) -> dict[str, Any]:
-    """What is offered, by series."""
+    """Return the offered images, by series."""
     found: dict[str, Any] = get(server, "/datastore/", output="all").json()["objects"]
     return found
 
@@ -138,7 +138,7 @@ def corrections(server: PacsServer, study: Study) -> Any:
 
 
 def test_mr_is_listed_without_localizers(server: PacsServer) -> None:
-    """The host lists CT alone, and offers localizers, which are no volumes."""
+    """MONAI Label lists only CT, and offers localizers, which are not volumes."""
     listed = set(objects(server))
     assert listed >= {study.series for study in server.studies}
     assert not listed & {study.localizer for study in server.studies}
@@ -146,7 +146,7 @@ def test_mr_is_listed_without_localizers(server: PacsServer) -> None:
 
 
 def test_the_proxy_passes_filters_paging_and_accept(server: PacsServer) -> None:
-    """The viewer's filters found every study, whatever was typed."""
+    """The viewer's filter found every study, whatever was typed."""
     assert len(search(server, "studies", StudyDate=DATES)) == len(NAMES)
     (found,) = search(server, "studies", PatientName="Beta*")
     assert found["0020000D"]["Value"] == [server.studies[1].uid]
@@ -200,7 +200,7 @@ def test_frames_come_through(server: PacsServer) -> None:
     ],
 )
 def test_the_proxy_leads_to_dicomweb_alone(server: PacsServer, method: str, path: str, status: int) -> None:
-    """Orthanc's own interface, which can delete studies and run scripts, is on the same port."""
+    """Orthanc's own interface on the same port can delete studies and run scripts."""
     request = requests.Request(method, server.url).prepare()
     request.url = f"{server.url}{path}"
     with requests.Session() as session:
@@ -209,7 +209,7 @@ def test_the_proxy_leads_to_dicomweb_alone(server: PacsServer, method: str, path
 
 
 def test_a_result_lies_on_the_grid_of_the_series(server: PacsServer) -> None:
-    """The viewer copies the voxels in file order: columns, rows, slices along the normal."""
+    """The viewer copies the voxels in the order of the file: columns, rows, slices along the normal."""
     study = server.studies[READ]
     answer = requests.post(
         f"{server.url}/infer/totalspineseg",
@@ -226,7 +226,7 @@ def test_a_result_lies_on_the_grid_of_the_series(server: PacsServer) -> None:
 
 
 def test_a_result_comes_as_dicom_seg(server: PacsServer) -> None:
-    """It was refused; the host's own writer calls a mask {2, 11} "cord, canal"."""
+    """The result was refused, or MONAI Label's own writer called a mask {2, 11} "cord, canal"."""
     study = server.studies[RESULT]
     answer = requests.post(
         f"{server.url}/infer/totalspineseg", params={"image": study.series, "output": "dicom_seg"}, timeout=SECONDS
@@ -356,7 +356,7 @@ def test_a_label_from_slicer_goes_to_the_pacs_by_name(server: PacsServer, tmp_pa
 
 
 def test_levels_that_follow_a_renamed_one_are_put_back(server: PacsServer) -> None:
-    """The PACS would keep the names as they were sent, and the history other ones."""
+    """The PACS kept the names as they were sent, but the history had others."""
     study = server.studies[RENAMED]
     answer = requests.post(f"{server.url}/infer/totalspineseg", params={"image": study.series}, timeout=SECONDS)
     assert answer.status_code == 200

@@ -36,7 +36,7 @@ PICTURES = "TOTALSPINESEG_PICTURES"
 
 @contextmanager
 def started(folder: Path, port: int) -> Iterator["subprocess.Popen[bytes]"]:
-    """The command, in a folder of its own."""
+    """The command, running in its own folder."""
     command = [sys.executable, str(ROOT / "tools" / "serve_ohif.py"), "--folder", str(folder), "--port", str(port)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MONAI_LABEL_SESSION_PATH": str(folder / "sessions")}
     with (folder / "log").open("wb") as log:

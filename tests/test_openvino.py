@@ -46,7 +46,7 @@ def folder(tmp_path) -> ModelFolder:
 
 @pytest.fixture
 def conversions(monkeypatch) -> list[str]:
-    """Names of the models that are converted."""
+    """Names of the models that were converted."""
     names: list[str] = []
     original = openvino_network._convert
 
@@ -71,7 +71,7 @@ def places(folder: ModelFolder, user_cache: Path) -> tuple[list[Path], list[Path
 
 
 def test_starter_networks_give_the_same_labels_and_names(tmp_path, monkeypatch):
-    """The whole way of a scan, with the weights that ship."""
+    """The whole pipeline runs on a scan with the shipped weights."""
     (scan_file,) = demo_studies(tmp_path / "scans", 1, 3)
     scan = pipeline.prepare(read_image(scan_file))
     # Kept out of the repository's own folder of weights.
@@ -117,7 +117,7 @@ def test_converts_once_beside_the_weights(folder, conversions, user_cache):
 
 
 def test_other_weights_are_converted_anew(tmp_path, folder, conversions):
-    """A network retrained into the same folder was answered by the conversion of the old one."""
+    """A network that was retrained into the same folder still used the conversion of the old one."""
     old = predict(folder)
     other = ModelFolder.open(write_model_folder(tmp_path / "other", 1, patch=(16, 24, 16), seed=5))
     folder.checkpoint.write_bytes(other.checkpoint.read_bytes())
@@ -162,7 +162,7 @@ def forge_the_record(entry: Path) -> None:
     ],
 )
 def test_damaged_conversion_is_made_again(folder, conversions, user_cache, caplog, damage):
-    """One flipped bit of a cached weight changes labels without a word."""
+    """One changed bit of a cached weight changed labels without a word."""
     expected = predict(folder).labels
     damage(places(folder, user_cache)[0][0].parent)
     with caplog.at_level(logging.WARNING):
@@ -174,7 +174,7 @@ def test_damaged_conversion_is_made_again(folder, conversions, user_cache, caplo
 
 
 def test_weights_folder_that_cannot_be_written_uses_the_users_cache(folder, conversions, user_cache):
-    """A file stands where the folder would be made: refused for every user, root included."""
+    """A file lies where the folder would be made, so that it cannot be made by any user, not even root."""
     (folder.path / "openvino").write_bytes(b"")
     predict(folder)
     assert [len(found) for found in places(folder, user_cache)] == [0, 1]
@@ -195,7 +195,7 @@ def test_nowhere_to_write_stays_in_memory_with_one_sentence(folder, conversions,
 
 
 def test_conversion_that_disagrees_is_refused(tmp_path, folder, monkeypatch, user_cache):
-    """A conversion gone wrong must not answer in the weights' name."""
+    """A wrong conversion must not answer in the name of the weights."""
     other = ModelFolder.open(write_model_folder(tmp_path / "other", 1, patch=(16, 24, 16), seed=5))
     model, _ = openvino_network._convert(other)
     monkeypatch.setattr(openvino_network, "_convert", lambda folder: (model, folder.load_network()))
@@ -215,12 +215,12 @@ def test_network_that_cannot_be_converted_is_refused(folder, monkeypatch):
 
 def test_missing_package_is_one_sentence(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(WeightsError, match=r"requirements-openvino\.txt"):
+    with pytest.raises(WeightsError, match=r"\[openvino\]"):
         predict(folder)
 
 
 def test_nothing_is_reported_over_the_internet(folder, monkeypatch):
-    """The package's own converter sends its use to its makers; hospitals cannot have that."""
+    """The package's own converter reports its use to its makers, which hospitals cannot allow."""
 
     def sending(*args, **kwargs):
         raise AssertionError("telemetry was started")
@@ -231,7 +231,7 @@ def test_nothing_is_reported_over_the_internet(folder, monkeypatch):
 
 
 def test_images_do_not_share_memory(folder):
-    """Answers live in the network's own memory until the next call."""
+    """The answer of a network stays in its own memory until the next call."""
     predictor = WarmPredictor(folder, device="cpu", runtime="openvino")
     first = predictor.predict(image(0), soft=("cord",))
     copies = first.labels.copy(), first.soft["cord"].copy()
@@ -262,7 +262,7 @@ def run(tmp_path: Path, *words: str) -> int:
 
 
 def test_command_line_computes_with_openvino_and_says_so(tmp_path, conversions, monkeypatch):
-    """Random networks find no spine, which fails the scan after the network has worked."""
+    """Random networks find no spine, so the scan fails after the network has run."""
     run(tmp_path, "--runtime", "openvino")
     assert len(conversions) == 1
     assert "@openvino-" in json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["models"]["step1"]

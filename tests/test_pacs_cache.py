@@ -1,4 +1,4 @@
-"""Tests that fetched series respect the limit of their space, and that the PACS gets no needless requests."""
+"""Tests that fetched series stay within their disk space, and that the PACS gets no needless requests."""
 
 import os
 import time
@@ -40,7 +40,7 @@ def kept_in(
 
 
 def leave(store: PacsDatastore, uid: str) -> Path:
-    """Fetch a series and use it no more."""
+    """Fetch a series and stop using it."""
     volume = Path(store.get_image_uri(uid))
     os.utime(volume, (OLD, volume.stat().st_mtime))
     return volume
@@ -62,7 +62,7 @@ def test_a_series_makes_room_for_another_and_comes_back_the_same(tmp_path: Path,
     first = leave(store, FIRST)
     assert Path(store.get_image_uri(SECOND)).is_file()
     assert (first.exists(), (tmp_path / "dicom" / FIRST).exists()) == (False, False)
-    assert FIRST not in store._datastore.objects
+    assert store.present_file(FIRST) is None
     again = kept_in(pacs, tmp_path, cache_gb=0)
     assert Path(again.get_image_uri(FIRST)).read_bytes() == content
     assert pacs.fetched == [FIRST, SECOND, FIRST]
@@ -90,7 +90,7 @@ def test_what_stays(tmp_path: Path, files: Path, why: str, monkeypatch: pytest.M
 
 
 def test_a_series_used_while_room_is_made_stays(tmp_path: Path, files: Path) -> None:
-    """It was chosen to go, and somebody asked for it before it went."""
+    """A series that was about to be removed was requested, and then removed."""
     store: Any = None
 
     def asked_meanwhile(uid: str) -> bool:
@@ -174,7 +174,7 @@ def test_a_series_that_came_since_is_found_by_one_question(tmp_path: Path, files
 def test_a_series_that_still_came_in_is_fetched_again_although_the_list_is_old(
     tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A reader began on a part of a series as long as the list of a large PACS was not read again."""
+    """A reader worked on a part of a series as long as the list of a large PACS was not read again."""
     pacs, now = Pacs(files), [1000.0]
     whole = pacs.series[FIRST]
     pacs.series[FIRST] = whole[: len(whole) // 2]
@@ -193,7 +193,7 @@ def test_a_series_that_still_came_in_is_fetched_again_although_the_list_is_old(
 
 
 def test_a_label_is_no_reason_to_list_all_series_again(tmp_path: Path, files: Path) -> None:
-    """Each submission had the list of all series read anew, although a segmentation is none of them."""
+    """Each submission made the server list all series again, although a segmentation changes none of them."""
     pacs = Pacs(files)
     store = kept_in(pacs, tmp_path, cache_gb=1)
     image = read_image(Path(store.get_image_uri(FIRST)))

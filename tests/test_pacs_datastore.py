@@ -15,7 +15,7 @@ from pacs_serving import patient_slices
 from pacs_stand_in import CODES, Pacs, datastore, named, two_studies
 from phantom import PIR
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON
+from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.dicom.seg_object import SegReference
 from totalspineseg_server.errors import ImageError, StorageError
@@ -80,7 +80,7 @@ def test_what_is_offered(tmp_path: Path, description: str, count: int, offered: 
 
 
 def test_whether_a_series_changed_is_known_without_fetching_it(tmp_path: Path) -> None:
-    """A score counts for what was scored; to fetch a PACS for the next sample would take hours."""
+    """A score is valid only for what was scored, but fetching a whole PACS for the next sample would take hours."""
     pacs = Pacs()
     pacs.series = {"1.1": named("1.1", count=15)}
     before = datastore(pacs, tmp_path).fingerprint("1.1")
@@ -106,7 +106,7 @@ def test_a_series_is_fetched_once_and_read_as_it_lies(tmp_path: Path, files: Pat
 def test_two_who_need_a_series_fetch_it_once_and_leave_no_lock(
     tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A server that runs for months kept a lock of every series that was ever asked for."""
+    """A server that ran for months kept a lock for every series that was ever requested."""
     pacs = Pacs(files)
     store = datastore(pacs, tmp_path)
     retrieve, begun, go_on = pacs.retrieve_series, threading.Event(), threading.Event()
@@ -131,24 +131,11 @@ def test_two_who_need_a_series_fetch_it_once_and_leave_no_lock(
 
 
 def test_a_series_fetched_again_has_the_same_bytes(tmp_path: Path, files: Path) -> None:
-    """Training takes another hash for another image, and left the correction out."""
+    """A series with another hash counts as another image in a training, which left the correction out."""
     contents = {
         Path(datastore(Pacs(files), tmp_path / str(k)).get_image_uri("2.25.70001.1")).read_bytes() for k in range(2)
     }
     assert len(contents) == 1
-
-
-@pytest.mark.parametrize("read", ["get_labeled_images", "waiting"])
-def test_nobody_reads_while_a_series_is_added(tmp_path: Path, read: str) -> None:
-    """Labels that waited for the PACS stayed behind: the list of series grew while it was read."""
-    store = datastore(Pacs(), tmp_path)
-    reader = threading.Thread(target=getattr(store, read))
-    with store._guard:
-        reader.start()
-        reader.join(0.2)
-        assert reader.is_alive()
-    reader.join(10)
-    assert not reader.is_alive()
 
 
 @pytest.mark.parametrize("image_id", ["", "9.9", "../x", "2.25.70001.1/../x", "a"])
@@ -159,7 +146,7 @@ def test_no_such_series(tmp_path: Path, files: Path, image_id: str) -> None:
 
 
 def test_what_is_no_volume_is_offered_no_more(tmp_path: Path, files: Path) -> None:
-    """The next sample was the same unreadable series for ever."""
+    """The next sample was the same unreadable series forever."""
     pacs = Pacs(files)
     for instance in pacs.series["2.25.70001.2"]:
         instance.SeriesDescription = "T2"
@@ -171,7 +158,7 @@ def test_what_is_no_volume_is_offered_no_more(tmp_path: Path, files: Path) -> No
 
 
 def test_a_series_that_still_came_in_is_fetched_anew(tmp_path: Path, files: Path) -> None:
-    """The spine was cut off for good because somebody had looked too early."""
+    """The spine stayed cut off for good, because somebody had opened the series too early."""
     pacs = Pacs(files)
     whole = pacs.series["2.25.70001.1"]
     store = datastore(pacs, tmp_path)
@@ -184,7 +171,7 @@ def test_a_series_that_still_came_in_is_fetched_anew(tmp_path: Path, files: Path
     assert pacs.fetched == ["2.25.70001.1"] * 2
 
 
-def test_a_volume_that_the_index_does_not_know_is_replaced(tmp_path: Path, files: Path) -> None:
+def test_a_volume_that_nothing_is_known_of_is_replaced(tmp_path: Path, files: Path) -> None:
     """A server that was killed while it made room left one, maybe of fewer images than the PACS has by now."""
     store = datastore(Pacs(files), tmp_path)
     left = store._volume("2.25.70001.1")
@@ -194,7 +181,7 @@ def test_a_volume_that_the_index_does_not_know_is_replaced(tmp_path: Path, files
 
 
 def test_labels_on_an_outdated_grid_stay_away_after_a_restart(tmp_path: Path, files: Path) -> None:
-    """The label of the cut series stood for the whole one once the server was started again."""
+    """After a restart, the label of the incomplete series was shown for the complete one."""
     pacs = Pacs(files)
     whole = pacs.series["2.25.70001.1"]
     store = datastore(pacs, tmp_path)
@@ -215,7 +202,7 @@ def test_labels_on_an_outdated_grid_stay_away_after_a_restart(tmp_path: Path, fi
 def test_a_pacs_that_counts_more_than_it_gives_is_asked_once(
     tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every look at such a series fetched it anew and took its finished label away."""
+    """Each time such a series was opened, it was fetched again and lost its finished label."""
     pacs = Pacs(files)
     given = pacs.series["2.25.70001.1"]
     monkeypatch.setattr(pacs, "retrieve_series", lambda study, series: pacs.fetched.append(series) or given[:-1])
@@ -271,7 +258,7 @@ def test_what_is_here_is_used_when_the_pacs_does_not_answer(
 def test_a_broken_download_leaves_nothing(
     tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch, fault: BaseException, seen: type[BaseException]
 ) -> None:
-    """A fault that was none of the file system left a folder, which the next start took a day to remove."""
+    """A fault that was not one of the file system left a folder, which the next start removed only after a day."""
     pacs = Pacs(files)
     store = datastore(pacs, tmp_path)
 
@@ -289,7 +276,7 @@ def test_a_broken_download_leaves_nothing(
 
 
 def test_two_who_need_the_files_of_a_series_do_not_stumble_over_each_other(tmp_path: Path, files: Path) -> None:
-    """The second download found the folder of the first and failed."""
+    """The second download found the folder of the first one and failed."""
     pacs = Pacs(files)
     store = datastore(pacs, tmp_path)
     folder = store.series_folder("2.25.70001.1")
@@ -301,7 +288,7 @@ def test_two_who_need_the_files_of_a_series_do_not_stumble_over_each_other(tmp_p
 
 
 def test_a_patient_s_series_are_one_subject(tmp_path: Path, files: Path) -> None:
-    """One series of a patient could train and another judge."""
+    """One series of a patient could be used for training and another for comparison."""
     pacs = Pacs(files)
     for instance in pacs.series["2.25.70002.1"]:
         instance.PatientID = "P1"
@@ -316,7 +303,7 @@ def test_a_patient_s_series_are_one_subject(tmp_path: Path, files: Path) -> None
 
 @pytest.mark.parametrize(("frame", "shared"), [("2.25.70001.9", True), ("2.25.70001.8", False), ("", True)])
 def test_a_patient_laid_down_anew_has_other_coordinates(tmp_path: Path, files: Path, frame: str, shared: bool) -> None:
-    """A finished label of before the break named the levels of after it, with certainty, by where they lay."""
+    """A finished label from before a break named the levels after it by their position, with certainty."""
     pacs = Pacs(files)
     for instance in pacs.series["2.25.70002.1"]:
         instance.StudyInstanceUID, instance.FrameOfReferenceUID = "2.25.70001", frame
@@ -358,7 +345,7 @@ def test_finished_labels_go_to_the_pacs_unless_they_came_from_there(
 
 
 def test_what_was_counted_is_said_to_be_although_the_pacs_takes_nothing_back(tmp_path: Path, files: Path) -> None:
-    """A correction that was kept and counted was reported as not counted."""
+    """A correction that was stored and counted was reported as not counted."""
 
     def publisher(*_: object) -> None:
         raise requests.ConnectionError("no answer")
@@ -374,7 +361,7 @@ def test_what_was_counted_is_said_to_be_although_the_pacs_takes_nothing_back(tmp
         findings=(),
         renumbered={"message": "The others follow."},
     )
-    history, file = CorrectionStore(tmp_path / "history"), tmp_path / "label.dcm"
+    history, file = CorrectionStore(tmp_path / "history"), tmp_path / "label.nii.gz"
     file.write_bytes(b"label")
 
     def submit(series: str, *_: object) -> Any:

@@ -1,4 +1,4 @@
-"""Tests that nobody loses work if a PACS is down, slow or still being filled."""
+"""Tests that nobody loses work if a PACS is down, slow or still receiving images."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def labeled(shown: PacsDatastore, folder: Path, *series: str) -> None:
-    """Save a finished label of a client that does not speak DICOM."""
+    """Save a finished label from a client that does not speak DICOM."""
     label = folder / "label.nii.gz"
     label.write_bytes(b"label")
     for uid in series:
@@ -54,7 +54,7 @@ def labeled(shown: PacsDatastore, folder: Path, *series: str) -> None:
 
 
 def cut(pacs: Pacs, series: str, last: int = 40) -> list[Any]:
-    """Take the last images of a series away; returns all of them."""
+    """Remove the last images of a series, and return all of them."""
     whole = pacs.series[series]
     pacs.series[series] = [image for image in whole if image.InstanceNumber <= last]
     return whole
@@ -63,7 +63,7 @@ def cut(pacs: Pacs, series: str, last: int = 40) -> list[Any]:
 def test_a_series_that_cannot_be_fetched_anew_stays(
     tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The image and its label were dropped before the PACS was asked for more, and it did not answer."""
+    """The image and its label were removed before the PACS was asked for more, and it did not answer."""
     pacs, sent = Pacs(files), list[str]()
     shown = datastore(pacs, tmp_path, sent)
     whole = cut(pacs, FIRST)
@@ -108,7 +108,7 @@ def test_a_series_with_a_gap_replaces_nothing(tmp_path: Path, files: Path) -> No
 def test_the_index_is_free_while_the_pacs_is_asked_for_its_list(
     tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Who asked how many images there are kept everybody from submitting."""
+    """A request for the number of images kept everybody from submitting."""
     pacs, go_on, free = Pacs(files), threading.Event(), threading.Event()
     shown = datastore(pacs, tmp_path)
     labeled(shown, tmp_path, FIRST)
@@ -142,7 +142,7 @@ def test_what_a_crash_left_of_a_download_goes(tmp_path: Path, files: Path) -> No
 
 
 def test_labels_wait_for_the_pacs(tmp_path: Path, files: Path) -> None:
-    """The annotator saw an error, although the label was kept and counted."""
+    """The reader saw an error, although the label was stored and counted."""
     pacs, sent = Pacs(files), list[str]()
     shown = datastore(pacs, tmp_path, sent)
     for uid in (FIRST, SECOND):
@@ -176,7 +176,7 @@ def test_a_pacs_that_is_still_down_is_asked_once(tmp_path: Path, files: Path) ->
 
 
 def test_a_label_that_is_no_dicom_does_not_wait(tmp_path: Path, files: Path) -> None:
-    """It would keep all others from the PACS for ever."""
+    """The label would keep all others from the PACS forever."""
 
     def publisher(series: str, file: Path, info: Mapping[str, Any]) -> None:
         raise EmptySegmentationError("The label has no voxels. Draw one.")
@@ -192,7 +192,7 @@ def test_a_label_that_is_no_dicom_does_not_wait(tmp_path: Path, files: Path) -> 
     [StorageError("disk full"), MemoryShortageError("too little memory"), RuntimeError("a fault")],
 )
 def test_a_label_that_the_server_could_not_write_waits(tmp_path: Path, files: Path, fault: Exception) -> None:
-    """It was noted as sent, never came into the PACS, and kept the labels after it waiting."""
+    """The label was recorded as sent, never reached the PACS, and kept later labels waiting."""
     faults, sent = {FIRST: fault, SECOND: StorageError("disk full")}, list[str]()
 
     def publisher(series: str, file: Path, info: Mapping[str, Any]) -> None:
@@ -217,7 +217,7 @@ def test_a_label_that_the_server_could_not_write_waits(tmp_path: Path, files: Pa
 
 
 def test_who_waited_for_a_silent_pacs_does_not_ask_again(files: Path) -> None:
-    """Each of many requests waited until the connection timed out, one after the other."""
+    """Many requests waited one after the other, each until the connection timed out."""
     pacs = Pacs(files)
     pacs.down = True
     listing = Listing(pacs, {"Modality": "MR"})
@@ -236,7 +236,7 @@ def unreachable(*_: object) -> Any:
 
 @pytest.mark.slow
 def test_slicer_submits_while_the_pacs_is_down(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It saw "a server behind this one did not answer", and nobody knew whether the label counted."""
+    """The reader saw "a server behind this one did not answer", and nobody knew whether the label counted."""
     pacs, grid = Pacs(files), Grid(CODES.shape, PIR)
     work = tmp_path / "work"
     app = pacs_app(pacs, tmp_path, monkeypatch)
@@ -285,7 +285,7 @@ def test_a_work_folder_without_series(tmp_path: Path) -> None:
 
 @contextmanager
 def http_server(answer: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
-    """Address of a server that answers every GET as it is told."""
+    """Address of a server that answers every GET as the test says."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -306,7 +306,7 @@ def search(url: str) -> Any:
 
 
 def test_an_overloaded_pacs_is_said_to_be_at_once() -> None:
-    """After half a minute an error came that was taken for this server's own fault."""
+    """After half a minute there was an error that looked like this server's own fault."""
     asked: list[str] = []
 
     def overloaded(request: BaseHTTPRequestHandler) -> None:

@@ -1,4 +1,4 @@
-"""Segmentations of a viewer as submissions, and series of a PACS as scored images."""
+"""Tests of segmentations from a viewer as submissions, and of scores for the series of a PACS."""
 
 from io import BytesIO
 from pathlib import Path
@@ -28,7 +28,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def drawn(files: Path) -> bytes:
-    """A segmentation of FIRST as another program's reader stores it."""
+    """Return a segmentation of FIRST as a reader with another program stores it."""
     seg = write_seg(Volume(CODES, PIR), files / "1-sagittal", model="x", version="1", corrected_by="")
     seg.Manufacturer = "A viewer"
     return seg_bytes(seg)
@@ -64,7 +64,8 @@ def test_one_instance_counts_once_however_it_is_encoded_and_other_content_again(
 def test_a_segmentation_that_reached_the_pacs_another_way_counts_once_it_is_sent(
     app: Any, tmp_path: Path, drawn: bytes
 ) -> None:
-    """What the server finds in the PACS by itself does not count: nobody knows whether a reader finished it."""
+    """A segmentation that the server finds in the PACS does not count, because nobody knows whether a reader finished
+    it."""
     file, seg = tmp_path / "label.dcm", read(drawn)
     app.datastore()._client.add(seg)
     assert app.next_sample({"strategy": "first"})["id"] == FIRST
@@ -77,7 +78,7 @@ def test_a_segmentation_that_reached_the_pacs_another_way_counts_once_it_is_sent
 
 
 def export(app: Any, seg: Dataset, folder: Path) -> Outcome:
-    """As the viewer stores it."""
+    """Store a segmentation as the viewer does."""
     file = folder / "exported.dcm"
     seg.save_as(file, write_like_original=False)
     outcome: Outcome = app.submit_segmentation(

@@ -29,7 +29,7 @@ def load(case: str, name: str) -> Volume:
 
 
 class Knows:
-    """A predictor whose answer is fixed; it keeps the channels it was given."""
+    """A predictor with a fixed answer, which keeps the channels that it got."""
 
     version = "test"
 
@@ -62,7 +62,7 @@ def test_clean_maps_give_the_reference_result(case: str, method: str) -> None:
 
 @pytest.mark.parametrize(("case", "missed"), [("cervicothoracic_clean", "T1-T2"), ("thoracolumbar_clean", "L1-L2")])
 def test_discs_below_a_missed_one_are_marked_by_their_place(case: str, missed: str) -> None:
-    """Step 1 took one disc for bone: every vertebra below got its neighbor's name, and all of it was called certain."""
+    """Step 1 read one disc as bone: every vertebra below got its neighbor's name, and all names were certain."""
     raw, truth = load(case, "step1_raw"), load(case, "step1_output")
     hole = truth.data == CODE_OF[missed]
     scan = prepare(Volume(np.random.default_rng(0).random(raw.data.shape, np.float32), raw.affine))
@@ -76,7 +76,8 @@ def test_discs_below_a_missed_one_are_marked_by_their_place(case: str, missed: s
 
 
 def test_levels_have_the_names_of_the_result() -> None:
-    """Step 1 was one level off, step 2 certain of the right names: what reads the points measured the wrong levels."""
+    """Step 1 was one level off and step 2 certain of the right names, but programs that read the points measured the
+    wrong levels."""
     case = columns.build(np.random.default_rng(3), fov="cervicothoracic", spacing=1.0)
     right, raw = columns.classes(case, 1).raw, columns.classes(case, 1).raw
     raw[(case.truth == CODE_OF["C2-C3"]) | (raw == Step1.C1.value)] = Step1.VERTEBRAE.value
@@ -95,7 +96,7 @@ def test_levels_have_the_names_of_the_result() -> None:
 
 
 def turned(volume: Volume, codes: str, target: tuple[float, float, float]) -> Grid:
-    """A grid over the same box in another orientation and spacing."""
+    """Return a grid over the same box with another orientation and spacing."""
     ornt = nib.orientations.ornt_transform(
         nib.orientations.io_orientation(volume.affine), nib.orientations.axcodes2ornt(tuple(codes))
     )
@@ -144,7 +145,7 @@ def test_soft_maps_stay_around_their_label() -> None:
 
 
 def test_a_corrected_step_1_steers_step_2() -> None:
-    """The annotator moves the discs by one level; the odd discs must follow the correction."""
+    """A reader moves the discs by one level, and the odd discs must follow the correction."""
     raw = load("lower_lumbar_clean", "step1_raw")
     expected = load("lower_lumbar_clean", "step1_output").data
     scan = prepare(Volume(raw.data.astype(np.float32), raw.affine))
@@ -175,7 +176,7 @@ def test_a_scan_without_a_spine_is_an_error_and_no_empty_success(missing: str) -
 
 @pytest.mark.parametrize("given", ["localizer", "sibling", "pin"])
 def test_what_came_from_elsewhere_is_weighed_once(given: str) -> None:
-    """Step 1 named by a localizer one level off, and step 2 by both, was certain of wrong names."""
+    """Step 1 named by a localizer that is one level off, and step 2 by both, was certain of wrong names."""
     codes, (l3, l4) = lumbar_codes(), LUMBAR[2:4]
     scan = prepare(Volume(image_of(codes), np.eye(4)))
     one, two = CodeReader(1), CodeReader(2)

@@ -1,4 +1,4 @@
-"""Tests that labels that are partial, upside down or in another numbering train nothing and name nothing."""
+"""Tests that nothing is learned from, or named by, labels that are partial, upside down or in another numbering."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ UPSIDE_DOWN = {"flipped": np.ascontiguousarray(LUMBAR[:, :, ::-1]), "another tab
 
 @pytest.mark.parametrize(("labels", "missing"), INCOMPLETE.values(), ids=INCOMPLETE)
 def test_a_part_of_the_spine_is_not_taught_as_all_there_is(labels: np.ndarray, missing: tuple[str, ...]) -> None:
-    """A result of some structures, submitted as finished, taught that there are no others."""
+    """A result with some structures, submitted as finished, taught that the others do not exist."""
     assert missing_kinds(labels) == missing
     with pytest.raises(LabelError, match=f"disc|There is no {' and no '.join(missing)} in the label"):
         check_codes(labels, step=2)
@@ -69,7 +69,7 @@ def test_a_whole_label_is_taught(labels: np.ndarray) -> None:
 
 
 def test_a_slip_of_the_brush_is_no_region_that_nobody_reviewed() -> None:
-    """One voxel called unreviewed, and a neck without a cord taught that there is none."""
+    """With one voxel marked as unreviewed, a neck without a cord taught that there is none."""
     labels = without(CERVICAL, CORD)
     labels[0, 0, :10] = UNREVIEWED
     assert missing_kinds(labels) == ("cord",)
@@ -77,7 +77,7 @@ def test_a_slip_of_the_brush_is_no_region_that_nobody_reviewed() -> None:
 
 @pytest.mark.parametrize("labels", UPSIDE_DOWN.values(), ids=UPSIDE_DOWN)
 def test_levels_that_run_upward_neither_teach_nor_name(tmp_path: Path, labels: np.ndarray) -> None:
-    """A lumbar label of TotalSegmentator taught L5 as T7 and the cord as a disc, judged so, and named another scan."""
+    """A lumbar label of TotalSegmentator taught L5 as T7 and the cord as a disc, and named another scan."""
     assert is_upside_down(labels)
     with pytest.raises(LabelError, match="superior to inferior"):
         check_codes(labels, step=2)

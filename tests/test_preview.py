@@ -19,7 +19,9 @@ from totalspineseg_server.preview import (
     course_of,
     mid_sagittal,
     save_picture,
+    sheet_svg,
 )
+from totalspineseg_server.preview.axial import WIDTH_MM, Cut, axial_cuts
 from totalspineseg_server.tags import DOUBTFUL_COLOR, LINE_PX, Tag, add_tags, spaced
 
 SHAPE = (40, 60, 120)
@@ -27,7 +29,7 @@ L4, L5, DISC = CODE_OF["L4"], CODE_OF["L5"], CODE_OF["L4-L5"]
 
 
 def curved_spine() -> np.ndarray:
-    """Canal that moves from x = 10 below to x = 30 above; L4, disc, L5 in front of it."""
+    """A canal that moves from x = 10 at the bottom to x = 30 at the top, with L4, disc and L5 in front of it."""
     labels = np.zeros(SHAPE, dtype=np.uint8)
     for z in range(SHAPE[2]):
         x = 10 + 20 * z // (SHAPE[2] - 1)
@@ -54,7 +56,7 @@ def color_share(picture: np.ndarray, color: tuple[int, int, int], tolerance: flo
 
 
 def test_sagittal_plane_follows_the_canal() -> None:
-    """In a scoliotic spine the array's middle plane shows the cord in one slice only."""
+    """In a scoliotic spine, the middle plane of the array shows the cord in one slice only."""
     labels = curved_spine()
     picture = drawn(image_like(labels), palette={}, labels=labels, tags=())
     cord_rows = (picture[..., 0] > 200).any(axis=1).mean()
@@ -95,14 +97,14 @@ def test_patients_right_is_left_in_the_coronal_picture() -> None:
 
 @pytest.mark.parametrize("spacing", [(1, 1, 1), (4, 0.6, 1.2), (1, 2, 0.5)], ids=str)
 def test_pixels_are_square_millimeters(spacing: tuple[float, float, float]) -> None:
-    """Anisotropic scans came out squeezed."""
+    """Anisotropic scans looked squeezed."""
     volume = Volume(np.random.default_rng(0).random((20, 60, 90)), np.diag([*spacing, 1.0]))
     picture = mid_sagittal(volume)
     assert picture.shape[0] / picture.shape[1] == pytest.approx(90 * spacing[2] / (60 * spacing[1]), rel=0.02)
 
 
 def test_wide_scans_are_cut_to_the_spine_and_its_margin() -> None:
-    """In a scan of 300 mm from front to back the spine was a third of the picture."""
+    """In a scan of 300 mm from front to back, the spine was a third of the picture."""
     labels = np.zeros((40, 300, 120), dtype=np.uint8)
     labels[:, 100:160] = curved_spine()
     points = np.zeros_like(labels)
@@ -209,7 +211,7 @@ def test_spread(wanted: list[float], expected: list[float]) -> None:
 
 @pytest.mark.parametrize("height", [40, 300, 2000])
 def test_tags_never_overlap(height: int) -> None:
-    """24 vertebrae beside a low picture were printed over each other."""
+    """The tags of 24 vertebrae beside a low picture were printed over each other."""
     picture = np.zeros((height, 50, 3), dtype=np.uint8)
     rng = np.random.default_rng(height)
     for count in (1, 7, 24):
@@ -244,3 +246,72 @@ def test_other_endings_and_full_disks_are_refused(tmp_path: Path) -> None:
         save_picture(tmp_path / "a.gif", picture)
     with pytest.raises(StorageError):
         save_picture(tmp_path / "nowhere" / "a.png", picture)
+
+
+# --- axial cuts, and the sheet with all of a scan
+
+
+def cuts_of(volume: Volume, labels: np.ndarray, size_px: int = 76) -> dict[str, Cut]:
+    return {cut.name: cut for cut in axial_cuts(volume, labels, course_of(labels, volume.grid), size_px=size_px)}
+
+
+def test_each_level_is_cut_from_top_to_bottom_at_right_angles_to_the_canal() -> None:
+    """A canal that leans by 10 degrees was wider in every cut."""
+    labels = curved_spine()
+    cuts = cuts_of(image_like(labels), labels, size_px=round(WIDTH_MM))
+    assert list(cuts) == ["L4", "L4-L5", "L5"]
+    for name, code in (("L4", L4), ("L4-L5", DISC), ("L5", L5)):
+        codes = cuts[name].codes
+        assert set(np.unique(codes)) == {0, CORD, CANAL, code}
+        rows, columns = np.nonzero(codes == code)
+        assert rows.max() < np.nonzero(codes == CANAL)[0].min(), "anterior is up"
+        assert 10 <= np.ptp(columns) + 1 <= 12
+        canal = np.nonzero((codes == CANAL) | (codes == CORD))
+        assert (np.ptp(canal[0]) + 1, np.ptp(canal[1]) + 1) == (pytest.approx(8, abs=1), pytest.approx(7, abs=1))
+
+
+def test_a_canal_half_as_wide_as_the_sac_shows_in_the_cut() -> None:
+    """From the side it looks right: it is as deep as the sac, only not as wide."""
+    labels = curved_spine()
+    image = image_like(labels)
+    bright = Volume(np.where(labels == CANAL, 90.0, image.data).astype(np.float32), image.affine)
+    half = labels.copy()
+    for z in range(SHAPE[2]):
+        middle = 10 + 20 * z // (SHAPE[2] - 1)
+        half[middle - 3 : middle, :, z][half[middle - 3 : middle, :, z] == CANAL] = 0
+    cut = cuts_of(bright, half)["L4"]
+    sac, canal = cut.gray > 85, np.isin(cut.codes, (CANAL, CORD))
+    assert 0.4 < (sac & canal).sum() / sac.sum() < 0.8
+
+
+def test_the_patients_right_is_left_in_the_cut() -> None:
+    labels = curved_spine()
+    volume = image_like(labels)
+    data = volume.data.copy()
+    data[30:] = 200.0  # the patient's right
+    cut = cuts_of(Volume(data, volume.affine), labels)["L4-L5"]
+    assert cut.gray[:, :20].mean() > 2 * cut.gray[:, -20:].mean()
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 2, 0), (2, 0, 1)])
+def test_cuts_do_not_depend_on_how_the_scan_is_stored(axes: tuple[int, int, int]) -> None:
+    labels = curved_spine()
+    volume = image_like(labels)
+    flipped = np.ascontiguousarray(volume.data.transpose(axes)[::-1])
+    affine = volume.affine[:, [*axes, 3]].copy()
+    affine[:3, 3] += affine[:3, 0] * (flipped.shape[0] - 1)
+    affine[:3, 0] *= -1
+    stored = cuts_of(Volume(flipped, affine), np.ascontiguousarray(labels.transpose(axes)[::-1]))
+    for name, cut in cuts_of(volume, labels).items():
+        np.testing.assert_array_equal(stored[name].codes, cut.codes)
+
+
+@pytest.mark.parametrize("code", [0, CANAL, DISC])
+def test_a_sheet_of_hardly_any_label_has_its_layers(code: int) -> None:
+    labels = np.zeros((3, 4, 1), np.uint8)
+    labels[1, 1, 0] = code
+    volume = Volume(np.arange(12, dtype=np.float32).reshape(3, 4, 1), np.eye(4))
+    sheet = sheet_svg(volume, labels, course_of(labels, volume.grid), doubtful=(DISC,))
+    for layer in ("scan", "labels", "names"):
+        assert f'<g class="{layer}">' in sheet
+    assert sheet.count("L4-L5 ?") == (2 if code == DISC else 0)

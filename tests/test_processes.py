@@ -94,7 +94,7 @@ time.sleep(1000)
 
 
 def test_a_tied_program_ends_with_whoever_started_it() -> None:
-    """After kill -9 of `make serve-ohif` its Orthanc held the folder, and the next one could not start."""
+    """After kill -9 of `make serve-ohif`, Orthanc kept its folder locked, and the next one could not start."""
     command = [sys.executable, "-c", TYING, sys.executable, "-c", WILLING]
     lib = str(Path(processes.__file__).parents[1])
     with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": lib}) as mother:
@@ -109,7 +109,7 @@ def test_a_tied_program_ends_with_whoever_started_it() -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and waits for somebody to notice does not."""
+    """Return whether a process runs; a process that has ended but was not collected yet does not."""
     with suppress(psutil.NoSuchProcess):
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     return False

@@ -1,4 +1,5 @@
-"""Tests that nnU-Net's raw datasets have exactly the complete cases of the last call, and keep files of others."""
+"""Tests that nnU-Net's raw datasets have exactly the complete cases of the last call, and that foreign files are
+kept."""
 
 import json
 import re
@@ -44,7 +45,7 @@ ODD, EVEN = 7, 8
 
 
 def block_scan(number: int, name: str = "") -> LabeledScan:
-    """Two vertebrae, their disc, canal and cord as blocks, small enough for a network of nnU-Net's own size."""
+    """Two vertebrae, their disc, canal and cord as blocks, small enough for a network of nnU-Net's usual size."""
     codes = np.zeros((16, 24, 32), np.uint8)
     for code, (low, high) in {LUMBAR[4]: (4, 12), DISC_L4_L5: (12, 16), LUMBAR[3]: (16, 24)}.items():
         codes[4:12, 4:14, low:high] = code
@@ -65,7 +66,7 @@ def write(raw: Path, scans: Sequence[LabeledScan], options: RawOptions | None = 
 
 
 def files(raw: Path, step: int) -> dict[str, int]:
-    """Name -> time of every file that nnU-Net reads, hidden ones too."""
+    """Return name -> time of every file that nnU-Net reads, including hidden ones."""
     folder = raw / dataset_name(step)
     found = [path for name in ("imagesTr", "labelsTr") for path in (folder / name).iterdir()]
     return {path.name: path.stat().st_mtime_ns for path in found}
@@ -77,7 +78,7 @@ def names(*cases: str, channels: int) -> set[str]:
 
 
 def test_both_steps_and_both_variants(tmp_path: Path) -> None:
-    """Training from scratch with nnU-Net's own tools starts from these files."""
+    """Training from scratch with nnU-Net's own tools starts with these files."""
     scan = block_scan(1)
     scan.codes.data[4:12, 4:14, 24:28] = DISC_L3_L4
     written = write(tmp_path, [scan])
@@ -97,7 +98,7 @@ def test_both_steps_and_both_variants(tmp_path: Path) -> None:
 
 
 def test_with_one_disc_in_view_both_variants_teach_the_same(tmp_path: Path) -> None:
-    """They showed the same marked disc, and asked for opposite classes."""
+    """The variants showed the same marked disc, but had opposite classes as the target."""
     write(tmp_path, [reviewed_scan(1)], RawOptions((2,), disturbed_share=0))
     one, other = (
         [read_labels(tmp_path / dataset_name(2) / f"{folder}/sub-1_T2w{ending}.nii.gz").data for folder, ending in pair]
@@ -111,7 +112,7 @@ def test_with_one_disc_in_view_both_variants_teach_the_same(tmp_path: Path) -> N
 
 
 def test_the_same_call_changes_no_file(tmp_path: Path) -> None:
-    """nnU-Net's plan is kept as long as the files are the same."""
+    """nnU-Net's plan is used again as long as the files are the same."""
     write(tmp_path, [block_scan(1), block_scan(2)])
     before = files(tmp_path, 2)
     assert write(tmp_path, [block_scan(1), block_scan(2)])[2].removed == ()
@@ -130,7 +131,7 @@ def test_the_same_call_changes_no_file(tmp_path: Path) -> None:
 def test_nothing_of_an_earlier_call_stays(
     tmp_path: Path, second: list[LabeledScan], options: RawOptions, removed: set[str]
 ) -> None:
-    """Cases of the call before lay beside the new ones and were trained on."""
+    """Cases of an earlier call stayed beside the new ones and were used for training."""
     write(tmp_path / "again", [block_scan(1), block_scan(2)])
     write(tmp_path / "fresh", second, options)
     written = write(tmp_path / "again", second, options)
@@ -143,7 +144,7 @@ def test_nothing_of_an_earlier_call_stays(
 
 
 def test_a_case_follows_its_label_its_image_and_the_options(tmp_path: Path) -> None:
-    """A label that was corrected since stayed as it was written first."""
+    """A label that was corrected later stayed as it had been written first."""
     first = block_scan(1)
     codes = np.where(first.codes.data == LUMBAR[3], 0, first.codes.data).astype(np.uint8)
     corrected = replace(first, codes=Volume(codes, first.codes.affine))
@@ -164,14 +165,15 @@ def test_a_case_follows_its_label_its_image_and_the_options(tmp_path: Path) -> N
 
 
 class PowerCut(BaseException):
-    """Ends a call wherever it is, as a kill does."""
+    """Ends a call anywhere, like a kill."""
 
 
 @pytest.mark.parametrize("files_written", range(8))
 def test_an_interrupted_call_is_gone_on_with(
     tmp_path: Path, files_written: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is there under a final name is whole; half a dataset is not trained on; the next call ends it."""
+    """Every file under its final name is whole, half a dataset is not used for training, and the next call finishes
+    it."""
     scans = [block_scan(1), block_scan(2)]
     write(tmp_path, [block_scan(1), block_scan(3)], RawOptions(disturbed_share=0))
     written: list[Path] = []
@@ -224,14 +226,14 @@ def test_a_damaged_record_is_no_license_to_wipe(tmp_path: Path) -> None:
 
 
 def reviewed_scan(number: int) -> LabeledScan:
-    """``block_scan`` without the strip nobody reviewed."""
+    """Return ``block_scan`` without the strip that nobody reviewed."""
     scan = block_scan(number)
     codes = np.where(scan.codes.data == UNREVIEWED, 0, scan.codes.data).astype(np.uint8)
     return replace(scan, codes=Volume(codes, scan.codes.affine))
 
 
 class Finder:
-    """A step-1 network that finds the disc of ``block_scan`` a voxel too far back, if it finds any."""
+    """A step-1 network that finds the disc of ``block_scan`` a voxel too far back, or nothing."""
 
     def __init__(self, version: str = "finder-1", *, finds: bool = True) -> None:
         self.version = version
@@ -253,7 +255,7 @@ def second_channel(raw: Path, case: str) -> Any:
 
 
 def test_a_stated_share_shows_what_step_one_found(tmp_path: Path) -> None:
-    """From-scratch training saw true discs and simulated errors alone, and never what its own step 1 finds."""
+    """Training from scratch saw only true discs and simulated errors, and never what its own step 1 finds."""
     scans = [reviewed_scan(k) for k in range(40)]
     write(tmp_path, scans, RawOptions((2,), finder=Finder()))
     discs = discs_of(tmp_path)
@@ -292,7 +294,7 @@ def test_the_network_runs_only_where_its_discs_are_shown(tmp_path: Path) -> None
 def test_where_the_network_finds_nothing_errors_are_simulated_and_it_is_said(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """An empty channel would teach step 2 a guide that inference never gives it."""
+    """An empty channel would teach step 2 what it never sees at inference."""
     options = RawOptions((2,), disturbed_share=1, finder=Finder(finds=False))
     write(tmp_path, [reviewed_scan(k) for k in range(6)], options)
     assert set(discs_of(tmp_path).values()) == {SIMULATED}
@@ -384,7 +386,8 @@ def test_the_command_says_what_it_removed_and_left_out(tmp_path: Path, capsys: p
 
 
 def test_the_command_takes_the_discs_of_a_trained_step_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """prepare 101, train 101, prepare 102 with what that finds: here nnU-Net's results are a random network."""
+    """This is prepare 101, train 101, prepare 102 with the discs that step 1 finds; a random network stands for
+    nnU-Net's results."""
     bids(tmp_path / "bids", *(reviewed_scan(k) for k in range(4)))
     model = ModelFolder.open(write_model_folder(tmp_path / "results", 1), step=1)
     words = ["prepare", str(tmp_path / "bids"), str(tmp_path / "raw"), "--step", "2", "--disturbed-share", "1"]
@@ -426,7 +429,7 @@ def test_a_share_is_from_0_to_1(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_corrections_are_prepared_and_damaged_ones_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A correction whose record cannot be read was left out without a word."""
+    """A correction with an unreadable record was left out without a word."""
     site = make_site(tmp_path, scans=0)
     words = ["prepare", str(tmp_path / "studies"), str(tmp_path / "raw"), "--step", "1"]
     site.history.mkdir(parents=True)

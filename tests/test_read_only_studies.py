@@ -13,13 +13,13 @@ from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 from monailabel.config import settings
 
 from pacs_serving import wait_for
-from real_app import RealApp
 from serving import Server
 from totalspineseg_server import cli
+from totalspineseg_server.app import App as RealApp
 from totalspineseg_server.cli.site_folder import has_corrections, site_of
-from totalspineseg_server.corrections import datastore
-from totalspineseg_server.corrections.datastore import StudiesDatastore
+from totalspineseg_server.corrections import image_records
 from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.geometry import Grid
 from totalspineseg_server.processes import free_port
@@ -45,10 +45,11 @@ def volume(file: Path, values: int = 64) -> Path:
 
 @contextmanager
 def unwritable(server: Server) -> Iterator[None]:
-    """A server that can neither lock its index nor record anything; root may write to any folder, but not in a file."""
+    """A server that can neither lock its index nor record anything; even root cannot write where a file lies in place
+    of a folder."""
     lock, history = server.studies / ".lock", server.studies / ".totalspineseg"
     away = server.studies.parent / "away"
-    lock.unlink()
+    lock.unlink(missing_ok=True)
     lock.mkdir()
     history.rename(away)
     history.touch()
@@ -61,7 +62,7 @@ def unwritable(server: Server) -> Iterator[None]:
 
 
 def test_what_cannot_be_recorded_is_answered_with_a_warning(server: Server, tmp_path: Path) -> None:
-    """On a full disk or a read-only folder nobody could even look at a scan, or at a result that was computed."""
+    """On a full disk or a read-only folder, nobody could look at a scan or at a computed result."""
     client = MONAILabelClient(server.url, tmpdir=str(tmp_path))
     client.infer("totalspineseg", "z-last", {})
     with unwritable(server):
@@ -96,7 +97,7 @@ def test_a_work_folder_that_cannot_be_written_is_one_sentence(
 def test_a_mistyped_studies_folder_is_not_made(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, more: list[str]
 ) -> None:
-    """It was made and filled with demo studies, which a reader took for his own."""
+    """The folder was made and filled with demo studies, which a reader took for real ones."""
     monkeypatch.chdir(tmp_path)
     assert cli.main(["serve", "--port", str(free_port()), "--studies", "stduies", *more]) == cli.EXIT_USAGE
     said = capsys.readouterr().err
@@ -112,7 +113,7 @@ def test_a_mistyped_studies_folder_is_not_made(
 def test_a_folder_that_is_not_mounted_is_not_filled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, name: str, more: list[str]
 ) -> None:
-    """With --work, an archive that was not mounted was served as one without images."""
+    """With --work, an archive that was not mounted looked like a folder without images."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("uvicorn.Server.run", pytest.fail)
     (tmp_path / name).mkdir()
@@ -141,7 +142,7 @@ def test_a_full_disk_does_not_keep_the_server_from_starting(tmp_path: Path, monk
         raise StorageError("no space left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(datastore, "write_json", full)
+        patch.setattr(image_records, "write_json", full)
         studies = StudiesDatastore(str(tmp_path), auto_reload=False)
     assert studies.list_images() == ["one"]
     studies.update_image_info("one", {"seen": True})
@@ -150,18 +151,16 @@ def test_a_full_disk_does_not_keep_the_server_from_starting(tmp_path: Path, monk
 
 @pytest.fixture
 def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The app on studies that may only be read, with another folder for what comes of them."""
+    """The app on read-only studies, with another folder for what it writes."""
     volume(tmp_path / "studies" / "one.nii.gz")
     volume(tmp_path / "studies" / "two.nii.gz")
     monkeypatch.setattr(settings, "MONAI_LABEL_SESSION_PATH", str(tmp_path / "sessions"))
     conf = {"weights": str(tmp_path / "none"), "work": str(tmp_path / "work")}
-    app = RealApp(app_dir=str(tmp_path), studies=str(tmp_path / "studies"), conf=conf)
-    yield app
-    app.datastore()._watch.stop()
+    return RealApp(app_dir=str(tmp_path), studies=str(tmp_path / "studies"), conf=conf)
 
 
 def test_nothing_is_written_to_studies_that_have_a_work_folder(app: Any, tmp_path: Path) -> None:
-    """An archive could not be mounted read-only: labels, index and history lay in it."""
+    """An archive could not be mounted read-only, because labels, index and history were stored in it."""
     studies, work = tmp_path / "studies", tmp_path / "work"
     app.submit_label("one", volume(tmp_path / "label.nii.gz", 2), "final", L4, SENDER)
     assert sorted(path.name for path in studies.rglob("*")) == ["one.nii.gz", "two.nii.gz"]
@@ -176,7 +175,7 @@ def test_nothing_is_written_to_studies_that_have_a_work_folder(app: Any, tmp_pat
 
 
 def test_an_archive_that_is_away_for_a_moment_costs_nothing(app: Any, tmp_path: Path) -> None:
-    """Whatever was known of its labels was gone from the index when it came back."""
+    """Everything known about its labels was missing in the index when it came back."""
     store = app.datastore()
     kept = app.submit_label("one", volume(tmp_path / "label.nii.gz", 2), "final", L4, SENDER)
     shutil.move(tmp_path / "studies", tmp_path / "away")
@@ -190,12 +189,12 @@ def test_an_archive_that_is_away_for_a_moment_costs_nothing(app: Any, tmp_path: 
 
 
 def test_studies_that_moved_keep_their_labels(app: Any, tmp_path: Path) -> None:
-    """The index of the work folder knows where they lay before."""
+    """The work folder knows where they lay before."""
     app.submit_label("one", volume(tmp_path / "label.nii.gz", 2), "final", L4, SENDER)
     shutil.move(tmp_path / "studies", tmp_path / "moved")
     again = StudiesDatastore(str(tmp_path / "work" / "studies"), images=str(tmp_path / "moved"), auto_reload=False)
     assert again.get_labeled_images() == ["one"]
     assert Path(again.get_image_uri("two")) == tmp_path / "moved" / "two.nii.gz"
     again.update_image_info("two", {"seen": True})
-    index = json.loads((tmp_path / "work" / "studies" / "datastore_v2.json").read_text(encoding="utf-8"))
+    index = json.loads((tmp_path / "work" / "studies" / "images.json").read_text(encoding="utf-8"))
     assert index["images_dir"] == str(tmp_path / "moved")

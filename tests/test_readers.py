@@ -1,12 +1,30 @@
-"""Tests of what labels of several readers say beside each other, and beside the results they corrected."""
+"""Tests of comparing the labels of several readers with each other, and with the results that they corrected."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
-from test_untouched import EVERY, TRUTH, edited, submitted
-from totalspineseg_server.corrections.correction_store import CorrectionStore
+from test_untouched import EVERY, GRID, L3, L4, TRUTH, edited, inbox_of, submitted
+from totalspineseg_server.anatomy import UNREVIEWED
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.errors import ConflictError, LabelError
+from totalspineseg_server.worklist.choice import Choice, choose
 from totalspineseg_server.worklist.readers import agreements, corrected
+
+CHIEF = Sender("chief", "chief", "lab-page.nii.gz")
+
+
+def chosen(root: Path, choice: Choice) -> Correction:
+    """What becomes of a choice of an administrator."""
+
+    def submit(image_id: str, file: Path, tag: str, params: Mapping[str, Any], sender: Sender) -> Correction:
+        return inbox_of(root).submit(image_id, file, tag=tag, sender=sender, params=params)
+
+    return choose(CorrectionStore(root), submit, "img", GRID, choice, CHIEF)
 
 
 def test_two_readers_of_one_scan_are_compared_by_outline_and_name(tmp_path: Path) -> None:
@@ -69,8 +87,53 @@ def test_corrections_are_counted_by_structure_month_and_reader(tmp_path: Path) -
 
 
 def test_a_structure_that_a_reader_accepted_as_it_was_is_not_counted_as_corrected(tmp_path: Path) -> None:
-    """Structures that were checked are not listed as left as predicted, though nobody changed them."""
+    """Checked structures are not listed as left as predicted, although nobody changed them."""
     record = submitted(tmp_path, TRUTH, accepted="all")
     assert record.untouched == ()
     (reader,) = corrected(CorrectionStore(tmp_path))["readers"]
     assert (reader["corrected"], reader["dice"]) == (0, 1)
+
+
+def test_the_label_that_was_chosen_counts_and_the_others_can_still_be(tmp_path: Path) -> None:
+    """The newest label always trained, whatever an administrator thought of it."""
+    ben = submitted(tmp_path, edited(0.5), reader="ben", accepted=["L4"])
+    submitted(tmp_path, TRUTH, reader="ada")
+    record, store = chosen(tmp_path, Choice(ben.id)), CorrectionStore(tmp_path)
+    assert store.latest_accepted("img") == record
+    assert (record.reader, record.chosen, record.prediction) == ("chief", (ben.id,), ben.prediction)
+    np.testing.assert_array_equal(store.codes(record), store.codes(ben))
+    assert (set(record.untouched), record.present) == (EVERY - {L3, L4}, ben.present)
+    assert {one["reader"]: one["mean"] == 1 for one in agreements(store, "img")} == {"ben": True, "ada": False}
+    assert {one["reader"] for one in corrected(store)["readers"]} == {"ben", "ada"}
+    submitted(tmp_path, edited(0.2), reader="ben")
+    assert {one["reader"] for one in agreements(store, "img")} == {"ada"}
+
+
+def test_a_result_that_was_accepted_unchanged_stays_one_when_it_is_chosen(tmp_path: Path) -> None:
+    accepted = submitted(tmp_path, TRUTH, reader="ben", accepted="all", unchanged=True)
+    submitted(tmp_path, edited(0.5), reader="ada")
+    record = chosen(tmp_path, Choice(accepted.id))
+    assert (accepted.unchanged, record.unchanged, record.untouched) == (True, True, ())
+
+
+def test_a_structure_of_another_reader_is_merged_into_the_label(tmp_path: Path) -> None:
+    ben, store = submitted(tmp_path, edited(0.5), reader="ben"), CorrectionStore(tmp_path)
+    without_l4 = np.where(TRUTH == L4, 0, TRUTH).astype(np.uint8)
+    ada = submitted(tmp_path, without_l4, reader="ada")
+    record = chosen(tmp_path, Choice(ben.id, {"L3": ada.id}))
+    np.testing.assert_array_equal(store.codes(record), TRUTH)
+    assert record.chosen == (ben.id, ada.id)
+    with pytest.raises(LabelError, match="'L4' is not in"):
+        chosen(tmp_path, Choice(ben.id, {"L4": ada.id}))
+    with pytest.raises(ConflictError, match="'nothing'"):
+        chosen(tmp_path, Choice("nothing"))
+
+
+def test_what_two_readers_draw_differently_is_left_out_of_training(tmp_path: Path) -> None:
+    ben, store = submitted(tmp_path, edited(0.5), reader="ben"), CorrectionStore(tmp_path)
+    ada = submitted(tmp_path, TRUTH, reader="ada")
+    record = chosen(tmp_path, Choice(ada.id, leave_out=(ben.id,)))
+    codes = store.codes(record)
+    np.testing.assert_array_equal(codes == UNREVIEWED, edited(0.5) != TRUTH)
+    np.testing.assert_array_equal(codes[codes != UNREVIEWED], TRUTH[edited(0.5) == TRUTH])
+    assert L3 in record.present

@@ -63,7 +63,7 @@ def by_half_a_voxel(axis: int) -> Callable[[npt.NDArray[np.float32]], npt.NDArra
 
 
 def renamed(before: LabelArray, after: LabelArray) -> dict[str, str]:
-    """Return each level of either map that mostly bears another name in the other one, or none."""
+    """Return each level of either map that mostly has another name in the other one."""
     changes = {}
     for one, other in ((before, after), (after, before)):
         for code in set(np.unique(one).tolist()) & {*VERTEBRAE, *DISCS}:
@@ -86,7 +86,7 @@ def test_no_level_of_a_neck_changes_its_name_without_doubt_when_the_scan_is_shif
     move: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
     back: slice,
 ) -> None:
-    """Where the voxels begin, and which side is which, is no reason to name a level otherwise; a guess is doubtful."""
+    """Where the voxels begin, and which side is which, must not change a name; a guess is doubtful."""
     image = to_ras(read_image(SCAN / "t2.nii.gz"))
     scan = pipeline.prepare(Volume(move(image.data.astype(np.float32)), image.affine))
     moved = pipeline.finish(pipeline.locate(scan, networks[1]), networks[2])

@@ -27,7 +27,7 @@ SPACING = (3.0, 2.0, 2.0)
 
 @pytest.fixture(scope="module")
 def case() -> RealSpine:
-    """A drawn spine in the part of a scan: the sacrum not looked at, the cord unknown, nothing known at the top."""
+    """A drawn spine in a part of a scan: the sacrum is unchecked, the cord unknown, and nothing is known at the top."""
     rng = np.random.default_rng(5)
     options = SpineOptions(field=Field.LUMBAR, thoracic=12, lumbar=5, spacing_mm=SPACING, width_mm=60, depth_mm=120)
     spine = random_spine(rng, options)
@@ -47,7 +47,7 @@ def channels_of(step: int) -> dict[str, int]:
 
 
 def whole(case: RealSpine, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Shares and hidden shares of a patch that holds all of the case."""
+    """Shares and hidden shares of a patch that contains all of the case."""
     patch = tuple(n + 2 for n in case.labels.shape[::-1])
     for seed in range(50):
         sample = draw_sample(np.random.default_rng(seed), case, step, patch, with_hidden=True)
@@ -59,7 +59,7 @@ def whole(case: RealSpine, step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_region_is_hidden_where_the_readings_differ_and_known_elsewhere(case: RealSpine, step: int) -> None:
-    """The front of the sacrum was taught as background, and the cord inside the canal as canal."""
+    """The front of the sacrum was learned as background, and the cord inside the canal as canal."""
     shares, hidden = whole(case, step)
     at = channels_of(step)
     sacrum, canal = "sacrum" if step == 2 else "vertebrae", at["canal"]

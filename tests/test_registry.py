@@ -135,7 +135,7 @@ def test_version_names_are_checked(tmp_path, name):
 
 
 def test_killed_writer_leaves_the_old_pointer_and_no_lock(model_dir):
-    """A server killed while it published kept everybody else waiting, or left half a pointer."""
+    """A server that was killed while it published kept all others waiting, or left half a pointer."""
     store = ModelStore(model_dir)
     store.activate("site-2")
     code = (
@@ -152,7 +152,7 @@ def test_killed_writer_leaves_the_old_pointer_and_no_lock(model_dir):
 
 
 def test_a_half_written_change_does_not_swallow_the_next(model_dir):
-    """After a power cut while the list of changes was written, going back went back too far."""
+    """After a power cut while the list of changes was written, a rollback went back too far."""
     store = ModelStore(model_dir)
     store.activate("site-2")
     with (model_dir / "activations.jsonl").open("a", encoding="utf-8") as stream:
@@ -164,7 +164,7 @@ def test_a_half_written_change_does_not_swallow_the_next(model_dir):
 
 
 def test_an_earlier_version_chosen_by_name_is_no_going_back(model_dir):
-    """Back from it went on past what had been in use before, to the starter weights."""
+    """A rollback went past the previous version, to the starter weights."""
     store = ModelStore(model_dir)
     for name in ("site-2", "official-r20251124", "site-2"):
         store.activate(name)
@@ -177,7 +177,7 @@ def test_an_earlier_version_chosen_by_name_is_no_going_back(model_dir):
 
 
 def test_where_nothing_was_changed_yet_going_back_says_so(model_dir):
-    """The first thing somebody tried on a new installation ended in a traceback."""
+    """A rollback on a new installation ended in a traceback."""
     with pytest.raises(WeightsError, match="nothing to roll back to"):
         ModelStore(model_dir).go_back()
 
@@ -193,7 +193,8 @@ def test_going_back_forgets_no_change_when_a_crash_prevents_it(model_dir, monkey
 
 
 def test_a_version_takes_the_place_of_what_it_was_compared_with_alone(model_dir):
-    """What an operator had put into use during a training was replaced by a model nobody had compared it with."""
+    """Weights that an operator had put into use during a training were replaced by a model that was never compared with
+    them."""
     store = ModelStore(model_dir)
     compared = {step: store.resolve(step) for step in (1, 2)}
     store.activate("official-r20251124", steps=[2])
@@ -214,7 +215,7 @@ def test_weights_of_a_folder_are_not_the_version_of_the_same_name(model_dir, tmp
 
 
 def test_a_network_has_seen_what_its_own_ancestors_learned_from(model_dir):
-    """After a training of step 1 alone, step 2 took for known what it had never seen."""
+    """After a training of step 1 alone, step 2 counted as having seen what it had never seen."""
     store = ModelStore(model_dir)
 
     def trained(name: str, steps: list[int], parents: dict[int, str], **training: list[int]) -> None:
@@ -241,7 +242,7 @@ def test_two_publishers_lose_nothing(model_dir):
 
 
 def test_going_back_loses_no_publication_that_comes_meanwhile(model_dir, monkeypatch):
-    """A version published while somebody went back was replaced by what had been in use before it."""
+    """A version that was published during a rollback was replaced by an earlier one."""
     store = ModelStore(model_dir)
     store.activate("site-2")
     publication = Thread(target=lambda: ModelStore(model_dir).activate("official-r20251124"))
@@ -301,7 +302,7 @@ def test_a_folder_that_another_one_holds_is_not_waited_for_without_end(
 
 
 def test_versions_published_at_the_same_time_are_all_there(tmp_path: Path) -> None:
-    """The sweep of leftovers stumbled over what others renamed: a finished training could not be published."""
+    """Cleaning up failed on a folder that another process renamed, and a finished training could not be published."""
     store, count = ModelStore(tmp_path), 40
 
     def publish(thread: int) -> None:
@@ -315,7 +316,7 @@ def test_versions_published_at_the_same_time_are_all_there(tmp_path: Path) -> No
 
 
 def test_of_two_of_one_name_at_the_same_time_one_is_refused(tmp_path: Path) -> None:
-    """The later one heard that the folder could not be written, and to check its permissions."""
+    """The second publisher was told that the folder cannot be written and to check its permissions."""
     store = ModelStore(tmp_path)
     with pytest.raises(StorageError, match=r"'site-3' exists already.*another name"), store.publish("site-3") as late:
         (late / "a").write_text("late", encoding="utf-8")

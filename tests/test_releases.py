@@ -40,7 +40,7 @@ def train(
     releases: dict[str, str] | None = None,
     corrections: Sequence[str] = (),
 ) -> None:
-    """Publish what was trained from some versions."""
+    """Publish a version that was trained from some versions."""
     origin = {str(step): {"name": parent, "version": ""} for step, parent in parents.items()}
     with store.publish(name) as staging:
         for step in parents:
@@ -60,7 +60,7 @@ def test_release_of_what_was_trained_from_it(store: ModelStore) -> None:
 
 
 def test_steps_of_two_releases_are_refused_by_name(store: ModelStore, capsys: pytest.CaptureFixture[str]) -> None:
-    """A step 1 trained from one release ran with the other release's step 2, which nobody ever judged as a pair."""
+    """A step 1 that was trained from one release ran with the step 2 of another, a pair that was never judged."""
     train(store, "site-1", {1: f"official-{OLDER}"})
     store.activate(f"official-{NEWER}")
     before = store.active()
@@ -74,7 +74,7 @@ def test_steps_of_two_releases_are_refused_by_name(store: ModelStore, capsys: py
 
 
 def test_an_imported_zip_tells_its_release(store: ModelStore, tmp_path: Path) -> None:
-    """A single step that came in by ``models import`` ran with the other release's step."""
+    """A single step from ``models import`` ran with the other step of another release."""
     write_model_folder(tmp_path / "old", 1, seed=4)
     archive = shutil.make_archive(str(tmp_path / f"Dataset101_TotalSpineSeg_step1_{OLDER}"), "zip", tmp_path / "old")
     assert main(["models", "import", archive, "--name", "mine", "--data-dir", str(store.model_dir)]) == 0
@@ -104,7 +104,7 @@ def test_the_starter_weights_are_known_by_their_version(
 
 @pytest.mark.parametrize("ending", ["", "-1a2b3c4d", "-1a2b3c4d@openvino-2026.4.1"])
 def test_what_was_trained_from_the_starter_weights_says_so(store: ModelStore, ending: str) -> None:
-    """After one training nothing warned any more that the weights know synthetic spines only."""
+    """After one training, nothing warned anymore that the weights know only synthetic spines."""
     train(store, "site-1", {1: "starter", 2: "starter"}, corrections=("a", "b"))
     train(store, "site-1a2b3c4d", {2: "site-1"}, corrections=("b", "c"))
     train(store, "other", {1: f"official-{OLDER}", 2: f"official-{OLDER}"}, corrections=("d",))

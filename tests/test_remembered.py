@@ -1,4 +1,4 @@
-"""Tests of weights that were never trained on synthetic spines: what is used against forgetting, and what judges."""
+"""Tests of weights that were never trained on synthetic spines: what is replayed, and what they are compared on."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -15,8 +15,7 @@ from test_gate import many, scores
 from tiny_models import write_model_folder
 from totalspineseg_server.agreement import CaseScore
 from totalspineseg_server.anatomy import DISCS
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
-from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.gate.compare import OWN_ANSWER_MARGINS, SubjectScores
 from totalspineseg_server.gate.scoring import Model
@@ -43,7 +42,7 @@ WHOLE, LUMBAR, PART = block_spine(), lumbar_codes(), block_spine("T11")
 
 
 def scan(site: Site, root: Path, name: str, codes: LabelArray = WHOLE, *, certainty: str = "certain") -> str:
-    """Add an image that the server was asked about; returns its hash."""
+    """Add an image that the server has predicted; return its hash."""
     path, grid = root / "studies" / f"{name}.nii.gz", Grid(codes.shape, np.eye(4))
     # No two images are the same.
     number = len(list(path.parent.iterdir()))
@@ -59,7 +58,7 @@ def scan(site: Site, root: Path, name: str, codes: LabelArray = WHOLE, *, certai
 
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
-    """Four people who may judge and three who may train, all named without doubt, and others who are not."""
+    """Four people who are held out and three to train on, all named without doubt, and others with doubtful names."""
     made = make_site(tmp_path, scans=0)
     for name in ("hold-1", "hold-2", "hold-3", "hold-4", "train-1", "train-2"):
         scan(made, tmp_path, name)
@@ -72,7 +71,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
 
 
 def spines(count: int) -> tuple[ScanSource, ...]:
-    """Small synthetic scans for the large ones of the replay."""
+    """Small synthetic scans instead of the large ones of the replay."""
     return tuple(replace(tiny_replay()[0], name=f"synthetic-{number}") for number in range(count))
 
 
@@ -81,7 +80,7 @@ def names(answers: Iterable[Any]) -> list[str]:
 
 
 def answering(monkeypatch: pytest.MonkeyPatch, right: Callable[[int], bool]) -> list[str]:
-    """Let weights draw a synthetic spine rightly, or nothing; returns the scans they were asked about."""
+    """Let weights draw a synthetic spine correctly, or not at all; return the scans that they predicted."""
     asked: list[str] = []
     truth = tiny_replay()[0].read().codes.data
 
@@ -117,7 +116,7 @@ def test_a_damaged_record_of_what_was_measured_is_made_again(site: Site, monkeyp
 
 
 def test_foreign_weights_are_held_to_their_own_answers(site: Site) -> None:
-    """Weights trained on real scans alone were taught synthetic spines, on which they are weak, against forgetting."""
+    """Weights that were trained on real scans only were trained on synthetic spines, on which they are weak."""
     replay = replay_of(site, FOREIGN, 4)
     assert names(replay) == ["train-0", "train-1", "train-2"]
     for source in replay:
@@ -138,7 +137,7 @@ def test_no_scan_is_its_own_answer_once_it_is_corrected_replaced_or_learned_from
 
 
 def test_no_more_scans_are_asked_about_than_are_worth_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that name none of a thousand scans for sure would have been asked about all of them."""
+    """Weights that name none of a thousand scans with certainty would have predicted all of them."""
     assert len(names(own_answers(site, FOREIGN, 3, judges=True))) == 3
     asked: list[Any] = []
     monkeypatch.setattr(remembered, "predict_named", lambda image, _: (asked.append(image) or WHOLE, "doubtful"))
@@ -147,7 +146,7 @@ def test_no_more_scans_are_asked_about_than_are_worth_it(site: Site, monkeypatch
 
 
 def test_who_trains_does_not_judge_by_own_answers(site: Site) -> None:
-    """The hold-out list goes before the rule that it follows for others."""
+    """The hold-out list counts more than the rule, which is for people who are not in it."""
     content = {"salt": "totalspineseg hold-out 1", "role": {"hold-1": "train", "train-1": "hold-out"}}
     site.holdout_file.write_text(json.dumps(content), encoding="utf-8")
     assert names(own_answers(site, FOREIGN, 9, judges=True)) == ["hold-2", "hold-3", "hold-4", "train-1"]
@@ -158,7 +157,7 @@ def test_who_trains_does_not_judge_by_own_answers(site: Site) -> None:
 
 
 class Wrong(CodeReader):
-    """Finds a third of the discs alone."""
+    """Finds only a third of the discs."""
 
     def predict(self, channels: Any, *, soft: object = ()) -> Prediction:
         found = super().predict(channels, soft=soft)
@@ -177,7 +176,7 @@ class Nothing(CodeReader):
 
 @pytest.fixture
 def gate(site: Site, monkeypatch: pytest.MonkeyPatch) -> Callable[[type[CodeReader], bool], Any]:
-    """``gate(kind, with_site)`` judges a version of such networks beside foreign weights in use."""
+    """``gate(kind, with_site)`` judges a version of such networks against the foreign weights in use."""
     with site.models.publish("theirs") as staging:
         for step in (1, 2):
             write_model_folder(staging, step, spacing=SPACING_MM, seed=3)
@@ -194,12 +193,12 @@ def gate(site: Site, monkeypatch: pytest.MonkeyPatch) -> Callable[[type[CodeRead
 
 
 def test_foreign_weights_are_judged_by_what_they_can_do(gate: Callable[[type[CodeReader], bool], Any]) -> None:
-    """Weights that draw nothing passed: those in use draw nothing on synthetic spines either."""
+    """Weights that draw nothing passed, because those in use draw nothing on synthetic spines either."""
     same = gate(CodeReader, True)
     assert same.passed, same.verdict
     assert same.report["judged_by"] == {REFERENCE: 0, HOLDOUT: 0, OWN_ANSWERS: 3}
-    assert "served on the own answers alone" in same.report["reason"]
-    assert "3 synthetic spines did not judge" in same.report["reason"]
+    assert "passed on the own answers alone" in same.report["reason"]
+    assert "3 synthetic spines were not counted" in same.report["reason"]
     assert not gate(Nothing, True).passed
     worse = gate(Wrong, True)
     assert not worse.passed

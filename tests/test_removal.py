@@ -23,7 +23,7 @@ MODEL = "step1/fold_0/checkpoint_final.pth"
 
 
 def add(store: ModelStore, name: str, parent: str) -> None:
-    """A version that learned from a correction named after it; without a parent it came from elsewhere."""
+    """Add a version that learned from a correction named after it; without a parent it is from elsewhere."""
     parents = {str(step): {"name": parent, "version": parent} for step in (1, 2) if parent}
     training = [{"correction": f"of-{name}", "taught": [1, 2]}]
     with store.publish(name) as staging:
@@ -34,7 +34,7 @@ def add(store: ModelStore, name: str, parent: str) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path) -> ModelStore:
-    """Versions a, b, c, each made from the one before and in use in turn."""
+    """Versions a, b and c, each made from the one before, which were in use one after the other."""
     made = ModelStore(tmp_path / "model")
     (made.model_dir / "starter").mkdir(parents=True)
     for name, parent in (("a", "starter"), ("b", "a"), ("c", "b")):
@@ -50,7 +50,8 @@ def run(store: ModelStore, capsys: pytest.CaptureFixture[str], *words: str) -> t
 
 
 def test_a_removed_ancestor_is_still_known(store: ModelStore, capsys: pytest.CaptureFixture[str]) -> None:
-    """A version deleted to make room took along what its descendants had learned: their labels were fresh again."""
+    """With a version that was deleted to make room, its training data were forgotten: its labels counted as new
+    again."""
     code, out, _ = run(store, capsys, "remove", "a")
     assert (code, out[:16]) == (0, "removed a: 3 MiB")
     assert not list(store.versions_dir.rglob("a/*")) and not list(store.versions_dir.glob(f"{removal.LEAVING}*"))
@@ -92,7 +93,7 @@ def test_what_is_needed_is_not_removed(
 def test_the_weights_that_the_gate_compares_with_are_not_removed(
     store: ModelStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Small falls could add up again once the weights that the trainings began with were gone."""
+    """Small falls could add up again after the weights from which the trainings began were removed."""
     add(store, "first", "")
     add(store, "second", "first")
     for name in ("second", "c", "second"):
@@ -105,7 +106,7 @@ def test_the_weights_that_the_gate_compares_with_are_not_removed(
 def test_going_back_passes_over_what_was_removed(
     store: ModelStore, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Going back ended in an error for ever once a version in between was gone."""
+    """Every rollback failed after a version in between was removed."""
     assert run(store, capsys, "remove", "b", "--force")[0] == 0
     assert store.go_back() == {1: "a", 2: "a"}
     assert "no longer exist: b" in caplog.text
@@ -115,7 +116,7 @@ def test_going_back_passes_over_what_was_removed(
 
 
 def test_no_version_is_put_into_use_while_it_is_removed(store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights in use were gone: a version was looked for before, and named after, its removal."""
+    """The weights in use were gone, because a version was looked up before its removal and put into use after it."""
     refused: list[WeightsError] = []
 
     def activate() -> None:
@@ -192,7 +193,7 @@ def test_kill_9_leaves_a_version_whole_or_gone(store: ModelStore, arrange: Calla
 
 
 def test_a_version_that_was_installed_again_is_removed_again(store: ModelStore) -> None:
-    """The half that a killed removal had left stood in the way of the next one of the same version."""
+    """The remains of a killed removal prevented the next removal of the same version."""
     (store.versions_dir / f"{removal.LEAVING}a" / "zip0").mkdir(parents=True)
     assert remove_versions(store, ["a"]) >= 3 << 20
     add(store, "a", "starter")

@@ -11,8 +11,8 @@ from block_spines import block_spine, classes_of, step1_answer
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, SACRUM, WIRE_LABELS
 from totalspineseg_server.certainty import certainty_of
 from totalspineseg_server.corrections import renames
-from totalspineseg_server.corrections.drawn_maps import KeptMaps
 from totalspineseg_server.corrections.names import map_names
+from totalspineseg_server.corrections.predictions import KeptMaps
 from totalspineseg_server.corrections.renames import Followed, compare, follow_rename
 from totalspineseg_server.corrections.wire import VERTEBRAE_NAME, to_wire
 from totalspineseg_server.geometry import Grid, Volume
@@ -24,7 +24,7 @@ GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
 
 
 def kept(step: int) -> KeptMaps:
-    """A prediction that calls L4-L5 L5-L6."""
+    """A prediction in which L4-L5 has the name L5-L6."""
     labels = TRUTH if step == 2 else step1_answer(TRUTH)
     labels = np.where(labels == CODE_OF["L4-L5"], CODE_OF["L5-L6"], labels).astype(np.uint8)
     drawn = NamedMap(Volume(classes_of(TRUTH, step), GRID.affine), labels, 1 if step == 1 else 2)
@@ -46,7 +46,7 @@ def follow(submission: Submission, prediction: KeptMaps) -> Followed | None:
 
 @pytest.mark.parametrize(("predicted", "submitted"), [(1, 1), (2, 2), (1, 2), (2, 1)])
 def test_levels_follow_within_one_step_alone(predicted: int, submitted: int) -> None:
-    """A full label was renumbered as if it had corrected the step-1 map that somebody had looked at last."""
+    """A full label was renumbered as if it had corrected a step-1 map that somebody had opened last."""
     followed = follow(sent(submitted), kept(predicted))
     assert (followed is not None) is (predicted == submitted)
     if followed is not None:
@@ -54,7 +54,7 @@ def test_levels_follow_within_one_step_alone(predicted: int, submitted: int) -> 
 
 
 def test_names_counted_after_a_rename_are_not_called_doubtful(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What followed a rename said only whether it was certain, so counted names read as doubtful."""
+    """The answer to a rename knew only certain and doubtful, so that counted names read as doubtful."""
 
     def counted(*arguments: Any) -> Any:
         codes, _ = renumber(*arguments) or ({}, None)
@@ -67,7 +67,8 @@ def test_names_counted_after_a_rename_are_not_called_doubtful(monkeypatch: pytes
 
 
 def test_several_renamed_levels_are_taken_as_named_in_a_scene_of_3d_slicer() -> None:
-    """Each published name that no level has any more comes as an empty segment, which was taken for a second one."""
+    """Each published name without a level comes as an empty segment, which counted as a second segment with that
+    name."""
     renamed = {"L4-L5": "L5-L6", "L3-L4": "L4-L5", "L2-L3": "L3-L4"}
     segments = tuple(Segment(renamed.get(name, name), value) for name, value in WIRE_LABELS.items())
     scene = Submission((to_wire(TRUTH),), GRID, segments)
@@ -81,7 +82,7 @@ def test_several_renamed_levels_are_taken_as_named_in_a_scene_of_3d_slicer() -> 
 def test_levels_do_not_follow_where_two_would_have_one_name(
     monkeypatch: pytest.MonkeyPatch, codes: dict[int, int], follows: bool
 ) -> None:
-    """A reader's own segments, which are no structures, counted as two of one name."""
+    """A reader's own segments, which are not structures, counted as two with the same name."""
     numbering = SimpleNamespace(probability=0.9, certainty="counted")
     monkeypatch.setattr(renames, "renumber", lambda *_: (codes, numbering))
     submission = sent(2)
@@ -94,7 +95,8 @@ def test_levels_do_not_follow_where_two_would_have_one_name(
 
 
 def test_names_left_as_predicted_follow_in_any_spelling() -> None:
-    """Spelled otherwise than the segment, what nobody had checked was taught and what somebody had was not."""
+    """If a name was spelled differently from its segment, unchecked structures were learned, and checked ones were
+    not."""
     followed = follow(sent(2), kept(2))
     assert followed is not None
     shifted = replace(followed, names={"L1-L2": "L2-L3"})

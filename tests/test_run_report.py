@@ -1,55 +1,61 @@
-"""Tests of the HTML page of a run: well-formed, escaped, sortable."""
+"""Tests of the HTML page of a run: well-formed, escaped, in the order to look, and small."""
 
+import re
 from html.parser import HTMLParser
 
-import pytest
+import numpy as np
+from scipy import ndimage
 
-from totalspineseg_server.run_report import HEADINGS, ScanRow, report_html
+from block_spines import block_spine
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.preview import course_of, sheet_svg
+from totalspineseg_server.run_report import ScanRow, report_html
 
-VOID = {"meta", "img"}
+VOID = {"meta", "input"}
 ROWS = [
-    ScanRow("sub-01", "T11 - sacrum", "certain", 0.99, (), "starter-1", 12.34, "QUJD"),
-    ScanRow("sub-02", "C2 - T4", "doubtful", 0.61, ("send a localizer", "L6?"), "starter-1", 2.0, "REVG"),
+    ScanRow("sub-01", "T11 - sacrum", "certain", 0.99, (), "starter-1", 12.34, "<svg></svg>"),
+    ScanRow("sub-02", "C2 - T4", "doubtful", 0.61, ("send a localizer", "L6?"), "starter-1", 2.0),
     ScanRow("sub-03", failure="an image is required"),
     ScanRow('<script>"x"</script>', "L1", None, None),
+    ScanRow("sub-05", "L1 - L5", "counted", 0.97, ("a fragment",)),
 ]
+MOST_SCANS, MOST_BYTES = 500, 50_000_000
+"""What a page may hold that is sent by mail, and opens."""
 
 
-class Cells(HTMLParser):
-    """Collects the table and checks that every tag is closed."""
+class Cards(HTMLParser):
+    """Collects the scans and checks that every tag is closed."""
 
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
-        self.rows: list[list[dict[str, str]]] = []
+        self.scans: list[str] = []
+        self.checked: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         if tag not in VOID:
             self.open.append(tag)
-        if tag == "tr":
-            self.rows.append([])
-        if tag == "td":
-            self.rows[-1].append({"text": "", **{k: v or "" for k, v in attrs}})
+        known = dict(attrs)
+        if tag == "article":
+            self.scans.append(known["data-scan"] or "")
+        if tag == "input" and "checked" in known:
+            self.checked.append(self.scans[-1])
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
 
-    def handle_data(self, data: str) -> None:
-        if "td" in self.open:
-            self.rows[-1][-1]["text"] += data
 
-
-@pytest.fixture
-def cells() -> list[list[dict[str, str]]]:
-    parser = Cells()
+def cards() -> Cards:
+    parser = Cards()
     parser.feed(report_html(ROWS, title="a & b", note="Not <validated>."))
     assert parser.open == []
-    return [row for row in parser.rows if row]
+    return parser
 
 
-def test_one_row_per_scan_with_all_columns(cells: list[list[dict[str, str]]]) -> None:
-    assert [len(row) for row in cells] == [len(HEADINGS)] * 4
-    assert [row[1]["text"] for row in cells] == [row.scan for row in ROWS]
+def test_what_failed_or_is_doubtful_comes_first_and_is_to_be_checked() -> None:
+    found = cards()
+    assert found.scans == ["sub-03", "sub-02", "sub-05", "sub-01", '<script>"x"</script>']
+    assert found.checked == ["sub-03", "sub-02"]
 
 
 def test_names_from_files_are_no_markup() -> None:
@@ -59,21 +65,34 @@ def test_names_from_files_are_no_markup() -> None:
     assert "Not &lt;validated&gt;." in page
 
 
-def test_confidence_sorts_failed_then_doubtful_then_certain(cells: list[list[dict[str, str]]]) -> None:
-    keys = [float(row[3]["data-key"]) for row in cells]
-    assert sorted(range(4), key=lambda k: keys[k]) == [2, 1, 0, 3]
-    assert cells[1][3]["text"] == "doubtful"
-    assert cells[2][4]["text"] == "An image is required"
-    assert cells[1][4]["data-key"] == "2"
-
-
 def test_the_page_counts() -> None:
-    assert "4 scans, 1 failed; names: 1 certain, 0 counted, 1 doubtful" in report_html(ROWS, title="t")
+    assert "5 scans, 1 failed; names: 1 certain, 1 counted, 1 doubtful" in report_html(ROWS, title="t")
     assert "0 scans" in report_html([], title="t")
 
 
 def test_a_warning_stands_before_everything_else() -> None:
     """Whoever opened a report of the starter weights did not read that they are not for patients."""
     page = report_html(ROWS, title="t", warning="Not for <patients>.")
-    assert page.index("Not for &lt;patients&gt;.") < page.index("4 scans")
+    assert page.index("Not for &lt;patients&gt;.") < page.index("5 scans")
     assert 'role="alert"' not in report_html(ROWS, title="t")
+
+
+def noisy(first: str, last: str, seed: int) -> str:
+    """The sheet of a spine with as much noise as a bad scan has."""
+    codes = np.pad(block_spine(first, last).repeat(2, 0).repeat(2, 1), ((20, 20), (10, 30), (20, 20)))
+    noise = np.random.default_rng(seed).normal(0, 15, codes.shape)
+    data = ndimage.gaussian_filter(codes.astype(np.float32), 1) + noise.astype(np.float32)
+    volume = Volume(data, np.diag([0.8, 0.8, 1, 1]))
+    return sheet_svg(volume, codes, course_of(codes, volume.grid), doubtful=np.unique(codes[codes > 0]).tolist())
+
+
+def test_a_page_of_500_noisy_whole_spines_stays_below_50_mb() -> None:
+    sheets = [noisy("C1", "S", 0), noisy("T10", "S", 1)]
+    assert "L4 ?" in sheets[1]
+    names = re.findall(r">([CTL]\d+)(?: \?)?<", sheets[0])
+    assert len(set(names)) == 24
+    warnings = tuple(f"A piece segmented as a disc ({k} voxels) fits no level and was left out." for k in range(10))
+    rows = [ScanRow(f"sub-{k:04d}", "C1 - S", "doubtful", 0.5, warnings, "v", 20, sheets[0]) for k in range(MOST_SCANS)]
+    page = report_html(rows, title="t").encode()
+    assert len(page) < MOST_BYTES
+    assert page.count(b"data:image/webp") == 2 * MOST_SCANS

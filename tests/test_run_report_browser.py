@@ -1,93 +1,114 @@
-"""Tests of the page of a run in Chromium: sorting, folding, enlarging."""
+"""Tests of the page of a run in Chromium: opened from disk, looked through by keys, and its list taken along."""
 
-import json
-import re
-import subprocess
+import csv
+import io
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
+from playwright.sync_api import Page
 
-from totalspineseg_server.run_report import HEADINGS, ScanRow, report_html
+from page_faults import faults
+from phantom import RAS, image_of, lumbar_codes
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.preview import course_of, sheet_svg
+from totalspineseg_server.run_report import ScanRow, report_html
+from viewer import window
 
-ROWS = [
-    ScanRow("scan 10", "L1 - L5", "certain", 0.999, tuple("abcde"), "starter-1", 9.5, "QUJD", "preview/none.jpg"),
-    ScanRow("scan 2", "C1 - T7", "doubtful", 0.61, ("a",), "starter-1", 12.0, "REVG"),
-    ScanRow("scan 1", failure="an image is required"),
-    ScanRow("scan 3", "T4", None, None, (), "starter-2", 100.0),
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
-PROBE = """
-<script>
-const names = () => [...document.querySelectorAll('td.scan')].map(cell => cell.textContent);
-const found = { before: names() };
-for (const head of document.querySelectorAll('th')) {
-  const button = head.querySelector('button');
-  if (!button) continue;
-  button.click();
-  const up = names();
-  button.click();
-  found[head.textContent] = [up, names(), head.getAttribute('aria-sort')];
-}
-document.querySelector('td img').click();
-found.open = document.querySelector('dialog').open;
-found.full = document.querySelector('dialog img').src.endsWith('preview/none.jpg');
-found.folded = document.querySelector('summary').textContent;
-setTimeout(() => {
-  // The full picture does not exist here.
-  found.small = document.querySelector('dialog img').src.startsWith('data:');
-  const note = document.createElement('pre');
-  note.id = 'found';
-  note.textContent = JSON.stringify(found);
-  document.body.append(note);
-}, 1000);
-</script>
-"""
+CODES = lumbar_codes()
+VOLUME = Volume(image_of(CODES), RAS.affine)
+SHEET = sheet_svg(VOLUME, CODES, course_of(CODES, VOLUME.grid))
+REASONS = tuple(f"{letter} is odd" for letter in "abcdefgh")
+ROWS = [
+    ScanRow("scan 10", "L1 - L5", "certain", 0.999, REASONS, "starter-1", 9.5, SHEET, "preview/none.jpg"),
+    ScanRow("scan 2", "C1 - T7", "doubtful", 0.61, ('a, "b"',), "starter-1", 12.0, SHEET),
+    ScanRow("scan 1", failure="an image is required"),
+    ScanRow("scan 3", "T4", None, None, (), "starter-2", 100.0, SHEET),
+]
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a reader who clicks everything sees."""
-    folder: Path = tmp_path_factory.mktemp("page")
-    page = report_html(ROWS, title="run").replace("</body>", f"{PROBE}</body>")
-    (folder / "report.html").write_text(page, encoding="utf-8")
-    words = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000", "--dump-dom"]
-    words += [f"--user-data-dir={folder / 'profile'}", (folder / "report.html").as_uri()]
-    dumped = subprocess.run(words, capture_output=True, encoding="utf-8", check=True, timeout=200).stdout
-    match = re.search(r'<pre id="found">(.*?)</pre>', dumped, flags=re.DOTALL)
-    assert match, dumped[-2000:]
-    content: dict[str, Any] = json.loads(match[1])
-    return content
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Page]:
+    """The report, opened from disk with no server."""
+    (tmp_path / "report.html").write_text(report_html(ROWS, title="run"), encoding="utf-8")
+    with window({"width": 1366, "height": 768}) as opened:
+        asked: list[str] = []
+        opened.on("request", lambda request: asked.append(request.url))
+        opened.on("pageerror", lambda error: asked.append(str(error)))
+        opened.goto((tmp_path / "report.html").as_uri())
+        yield opened
+        others = [url for url in asked if not url.startswith(("data:", "blob:"))]
+        assert others == [(tmp_path / "report.html").as_uri()]
 
 
-SORTED = {
-    "Scan": ["scan 1", "scan 2", "scan 3", "scan 10"],
-    "Levels in view": ["scan 1", "scan 2", "scan 10", "scan 3"],
-    "Names": ["scan 1", "scan 2", "scan 10", "scan 3"],
-    "Warnings": ["scan 3", "scan 2", "scan 1", "scan 10"],
-    "Seconds": ["scan 1", "scan 10", "scan 2", "scan 3"],
-    "Model": ["scan 1", "scan 10", "scan 2", "scan 3"],
-}
+def names(page: Page) -> list[str]:
+    return page.locator("article:visible h2").all_inner_texts()
 
 
-@pytest.mark.browser
-@pytest.mark.parametrize("heading", HEADINGS[1:])
-def test_a_click_sorts_and_another_turns_the_order(found: dict[str, Any], heading: str) -> None:
-    up, down, state = found[heading]
-    assert found["before"] == [row.scan for row in ROWS]
-    assert up[0] == SORTED[heading][0]
-    assert state == "descending"
-    assert down == up[::-1]
-    if heading not in ("Warnings", "Model"):  # two scans have the same
-        assert up == SORTED[heading]
+def colors(page: Page) -> int:
+    """How colorful the second card's picture is."""
+    pixels = page.locator("article[data-scan='scan 2'] svg").screenshot()
+    rgb = np.asarray(Image.open(io.BytesIO(pixels)).convert("RGB"), np.int16)
+    return int((np.ptp(rgb, axis=-1) > 40).sum())
 
 
-@pytest.mark.browser
-def test_a_picture_is_enlarged_from_the_full_one_or_else_itself(found: dict[str, Any]) -> None:
-    assert found["open"] is True
-    assert found["full"] is True
-    assert found["small"] is True
+def test_a_reader_goes_through_a_run_by_keys_and_takes_the_list_along(page: Page, tmp_path: Path) -> None:
+    assert names(page) == ["scan 1", "scan 2", "scan 10", "scan 3"]
+    assert "2 to check" in page.locator("#count").inner_text()
+    keys = page.keyboard
+    keys.press("j")
+    keys.press("j")
+    assert page.evaluate("document.activeElement.dataset.scan") == "scan 2"
+    before = colors(page)
+    keys.press("b")
+    assert colors(page) < before / 4
+    keys.press("b")
+    assert colors(page) == before
+    keys.press("Enter")
+    assert page.locator("dialog svg").is_visible()
+    keys.press("Escape")
+    keys.press("n")
+    keys.type("canal is narrow")
+    keys.press("Escape")
+    keys.press("j")
+    keys.press("c")
+    assert "3 to check" in page.locator("#count").inner_text()
+    with page.expect_download() as taken:
+        keys.press("e")
+    file = tmp_path / "list.csv"
+    taken.value.save_as(file)
+    with file.open(encoding="utf-8", newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert [line["scan"] for line in lines] == ["scan 1", "scan 2", "scan 10"]
+    assert (lines[1]["note"], lines[1]["reasons"]) == ("canal is narrow", 'A, "b"')
 
 
-@pytest.mark.browser
-def test_many_warnings_are_folded(found: dict[str, Any]) -> None:
-    assert found["folded"] == "2 more"
+def test_a_page_opened_again_knows_what_was_marked(page: Page) -> None:
+    page.locator("article[data-scan='scan 3'] input[type=checkbox]").check()
+    page.reload()
+    assert page.locator("article[data-scan='scan 3'] input[type=checkbox]").is_checked()
+
+
+def test_scans_are_ordered_searched_and_filtered(page: Page) -> None:
+    page.get_by_label("Order").select_option("scan")
+    assert names(page) == ["scan 1", "scan 2", "scan 3", "scan 10"]
+    page.get_by_label("Order").select_option("seconds")
+    assert names(page)[0] == "scan 3"
+    page.get_by_label("Show").select_option("check")
+    assert sorted(names(page)) == ["scan 1", "scan 2"]
+    page.get_by_label("Show").select_option("")
+    page.get_by_label("Search").fill("odd")
+    assert names(page) == ["scan 10"]
+    assert page.locator("article:visible details summary").inner_text() == "2 more"
+
+
+def test_the_report_can_be_used_by_everybody_in_both_colors(page: Page) -> None:
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme="light" if scheme == "light" else "dark")
+        assert faults(page) == []

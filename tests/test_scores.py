@@ -9,8 +9,7 @@ import pytest
 
 from totalspineseg_server.activelearning.doubt import DOUBTFUL, Parts, parts_of
 from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Score, Scores
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
 
 IN_USE = {"step1": "new-1", "step2": "new-2"}
 NUMBERING = {"certainty": "counted", "probability": 0.96, "findings": [], "levels": [{"code": 44}, {"code": 45}]}

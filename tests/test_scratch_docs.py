@@ -25,7 +25,7 @@ from totalspineseg_server.volume_io import read_labels, write_volume
 from training_site import SPACING_MM, tiny_scan
 
 ROOT = Path(__file__).parents[1]
-PAGE = (ROOT / "docs" / "from-scratch.md").read_text(encoding="utf-8")
+PAGE = "".join((ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in ("from-scratch", "prepare"))
 SETS = (ROOT / "docs" / "training-sets.md").read_text(encoding="utf-8")
 # Fences alternate; a block that names a language ("sh") needs the network.
 BLOCKS = [block.removeprefix("\n") for block in PAGE.split("```")[1::2] if block.startswith("\n")]

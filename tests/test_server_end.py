@@ -13,8 +13,9 @@ import requests
 from phantom import RAS, image_of, lumbar_codes
 from serving import Server, running_server
 from totalspineseg_server.anatomy import WIRE_LABELS
+from totalspineseg_server.corrections.inbox import Ongoing
+from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.corrections.wire import to_wire
-from totalspineseg_server.locks import Ongoing
 from totalspineseg_server.processes import STOP_SECONDS
 from totalspineseg_server.server import REQUEST_SECONDS, REST_SECONDS, SUBMISSION_SECONDS
 from totalspineseg_server.volume_io import write_volume
@@ -68,8 +69,8 @@ def test_a_hanging_request_does_not_hold_up_the_end_and_a_submission_is_finished
         server.process.wait(LABEL_SECONDS + REST_SECONDS + 20)
         assert server.process.returncode in (0, -number)
         assert not asked.result(10)
-    index = json.loads((server.studies / "datastore_v2.json").read_text(encoding="utf-8"))
-    assert list(index["objects"]["one"]["labels"]) == ["final"], "the submission was cut off"
+    studies = StudiesDatastore(str(server.studies), auto_reload=False)
+    assert list(studies.json()["objects"]["one"]["labels"]) == ["final"], "the submission was cut off"
 
 
 def test_the_end_comes_before_whoever_waits_for_it_kills() -> None:

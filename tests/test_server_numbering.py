@@ -65,6 +65,43 @@ def test_a_fixed_level_is_answered_without_the_networks(server: Server, client: 
     assert named(file, report)["L2-L3"] == "L2-L3"
 
 
+def test_a_level_is_pinned_by_what_it_was_called(server: Server, client: MONAILabelClient) -> None:
+    """Nobody reads coordinates off a picture; and pressing Run again would have moved every level once more."""
+    image = add_image(server, "pinned-by-name", image_of(MIDDLE))
+    setting = {"result_extension": ".nii", "pin": "L2 -> L3"}
+    refused = infer(server, "totalspineseg", image=image, params=setting)
+    assert (refused.status_code, "without 'pin'" in refused.text) == (422, True)
+    before = named(*client.infer("totalspineseg", image, {"result_extension": ".nii"}))
+    was = before["L3"]
+    setting["pin"] = f"{was} -> L3"
+    for _ in range(2):
+        file, report = client.infer("totalspineseg", image, setting)
+        assert named(file, report) == {name: name for name in before}
+        assert not any("network" in stage and "wait" not in stage for stage in report["latencies"])
+    unknown = infer(server, "totalspineseg", image=image, params={"pin": "C3 -> C4"})
+    assert (unknown.status_code, "Its levels are" in unknown.text) == (422, True)
+
+
+def test_doubtful_levels_are_marked_in_the_reply_unless_the_request_says_otherwise(
+    server: Server, client: MONAILabelClient
+) -> None:
+    """Doubt was only in the console of 3D Slicer."""
+    image = add_image(server, "marked", image_of(MIDDLE))
+    certain = client.infer("totalspineseg", add_image(server, "unmarked", image_of(CODES)), {})[1]
+    assert certain["marked"] == []
+    assert not any("?" in name for name in certain["label_names"])
+    file, report = client.infer("totalspineseg", image, {"result_extension": ".nii"})
+    assert next(iter(report)) == "message"
+    assert "doubtful" in report["message"]
+    assert (
+        {f"{name} ?" for name in report["marked"]} == {name for name in report["label_names"] if "?" in name} != set()
+    )
+    drawn = named(file, report)
+    plain = client.infer("totalspineseg", image, {"result_extension": ".nii", "doubtful_names": "plain"})
+    assert list(plain[1]["label_names"])[:5] == ["canal", "cord", "L5", "L4-L5", "L4"]
+    assert named(*plain) == drawn
+
+
 def test_the_review_runs_no_network_again_and_its_record_is_kept(server: Server, client: MONAILabelClient) -> None:
     image = add_image(server, "reviewed", image_of(MIDDLE))
     client.infer("totalspineseg", image, {})

@@ -10,8 +10,7 @@ from monailabel.config import settings
 
 from serving import Server
 from totalspineseg_server.front.failures import without_folders
-from totalspineseg_server.front.guard import foreign_host
-from totalspineseg_server.front.host_names import own_names
+from totalspineseg_server.front.guard import foreign_host, own_names
 
 
 @pytest.mark.parametrize(

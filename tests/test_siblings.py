@@ -10,7 +10,7 @@ import pytest
 
 from block_spines import block_spine, classes_of
 from totalspineseg_server.anatomy import CODE_OF
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
+from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.infers.siblings import siblings_of

@@ -27,6 +27,7 @@ from totalspineseg_server.corrections.correction_store import CODES_FILE, Correc
 from totalspineseg_server.dicom.headers import uid_from
 from totalspineseg_server.dicom.mr_object import mr_slices
 from totalspineseg_server.geometry import Grid, Volume
+from totalspineseg_server.spellings import code_of_name, with_mark
 from totalspineseg_server.volume_io import read_image, read_labels, write_volume
 
 pytestmark = pytest.mark.slicer
@@ -119,7 +120,8 @@ def expected(sitting: Sitting, image: Grid) -> npt.NDArray[np.uint8]:
     assert np.abs(found - place).max() < 0.25
     codes = np.zeros(image.shape, dtype=np.uint8)
     for name, data in sitting.drawn.items():
-        code = CODE_OF[names.get(name, name)]
+        code = code_of_name(names.get(name, name))
+        assert code is not None
         there = data[tuple(place)].reshape(image.shape)
         codes[there & ((codes == 0) | (code == CANAL))] = code
     return codes
@@ -223,12 +225,43 @@ def test_overlapping_segments_are_kept(server: Server, tmp_path: Path) -> None:
     assert sitting.answer["overlap_voxels"] == (claimed > 1).sum() > 0
 
 
-def test_marks_of_the_review_are_removed_before_submit(server: Server, tmp_path: Path) -> None:
-    runs = [["totalspineseg", {}], ["totalspineseg_review", {}]]
+def without_landmarks() -> Volume:
+    """A few levels of the phantom, whose names are doubtful."""
     whole = GEOMETRIES["left-handed"]
     middle = [CODE_OF[name] for name in ("L2", "L3", "L2-L3", "L3-L4", "cord", "canal")]
-    doubtful = Volume(np.where(np.isin(np.rint(whole.data / 10), middle), whole.data, 0), whole.affine)
-    grid = offered(server, doubtful, "reviewed")
+    return Volume(np.where(np.isin(np.rint(whole.data / 10), middle), whole.data, 0), whole.affine)
+
+
+def test_doubt_is_seen_in_the_rows_and_what_is_confirmed_is_kept_as_such(server: Server, tmp_path: Path) -> None:
+    """Doubt was printed to the console of 3D Slicer, which no reader opens."""
+    grid = offered(server, without_landmarks(), "marked")
+    sitting = sit_down(server, tmp_path, wanted="marked", rename={"L2 ?": "L2"})
+    marked = ["L2 ?", "L2-L3 ?", "L3 ?", "L3-L4 ?"]
+    assert [row["name"] for row in sitting.report["predicted"]] == ["canal", "cord", *marked]
+    np.testing.assert_array_equal(stored_codes(server, sitting.answer), expected(sitting, grid))
+    kept = CorrectionStore(server.studies / ".totalspineseg").latest_accepted("marked")
+    assert kept is not None
+    assert {with_mark(NAME_OF[code]) for code in kept.unconfirmed} == set(marked[1:])
+    assert CODE_OF["L2"] in kept.renamed
+    assert "marked as doubtful" in sitting.answer["message"]
+
+
+def test_a_level_is_pinned_by_what_it_was_called_and_no_marked_row_keeps_its_voxels(
+    server: Server, tmp_path: Path
+) -> None:
+    """In 3D Slicer's options a pin needed coordinates; and "L3 ?" stayed below the "L3" of the next result."""
+    grid = offered(server, without_landmarks(), "pinned-by-name")
+    pinned = ["totalspineseg", {"pin": "L2-L3 -> L3-L4"}]
+    sitting = sit_down(server, tmp_path, wanted="pinned-by-name", runs=[["totalspineseg", {}], pinned, pinned])
+    rows = {row["name"]: row["voxels"] for row in sitting.report["predicted"]}
+    assert {name for name, voxels in rows.items() if voxels} == {"canal", "cord", "L3", "L3-L4", "L4", "L4-L5"}
+    assert {"L2 ?", "L3 ?"} < set(rows), "listed to be cleared"
+    np.testing.assert_array_equal(stored_codes(server, sitting.answer), expected(sitting, grid))
+
+
+def test_marks_of_the_review_are_removed_before_submit(server: Server, tmp_path: Path) -> None:
+    runs = [["totalspineseg", {}], ["totalspineseg_review", {}]]
+    grid = offered(server, without_landmarks(), "reviewed")
     (tmp_path / "first").mkdir()
     refused = sit_down(server, tmp_path / "first", wanted="reviewed", runs=runs)
     marks = [row["name"] for row in refused.report["rows"] if row["name"].startswith("review")]

@@ -1,12 +1,9 @@
 """Tests of what the server removes from the studies folder, and what it keeps."""
 
 import errno
-import itertools
 import shutil
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +14,9 @@ from monailabel.interfaces.exception import ImageNotFoundException
 from pacs_serving import wait_for
 from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
-from totalspineseg_server.corrections import datastore, watch
-from totalspineseg_server.corrections.datastore import StudiesDatastore
-from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON
+from totalspineseg_server.corrections import studies_folder
+from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid
@@ -72,7 +69,7 @@ def test_the_list_is_free_while_a_large_image_is_copied(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: bool
 ) -> None:
     """Every request for the list waited until a gigabyte was copied to a slow disk."""
-    folder, copy = tmp_path / "studies", datastore.copy_file
+    folder, copy = tmp_path / "studies", studies_folder.copy_file
     studies, begun, go_on = StudiesDatastore(str(folder), auto_reload=False), threading.Event(), threading.Event()
     refused: list[FileExistsError] = []
 
@@ -87,7 +84,7 @@ def test_the_list_is_free_while_a_large_image_is_copied(
         except FileExistsError as error:
             refused.append(error)
 
-    monkeypatch.setattr(datastore, "copy_file", slow)
+    monkeypatch.setattr(studies_folder, "copy_file", slow)
     adding, asking = threading.Thread(target=add), threading.Thread(target=studies.list_images)
     adding.start()
     assert begun.wait(20)
@@ -145,7 +142,7 @@ def test_no_label_of_a_removed_image_finishes_another_one(tmp_path: Path) -> Non
     image = volume(tmp_path / "one.nii.gz")
     studies = StudiesDatastore(str(tmp_path), auto_reload=False)
     for tag in ("final", "step1"):
-        (tmp_path / "labels" / tag).mkdir(exist_ok=True)
+        (tmp_path / "labels" / tag).mkdir(parents=True)
     studies.save_label("one", str(image), "final", {DRAWN_ON: sha256_of(image)})
     for file in ("final/one.nrrd", "step1/one.nii"):
         shutil.copy(image, tmp_path / "labels" / file)
@@ -190,77 +187,67 @@ def test_of_a_link_the_link_alone_is_removed(server: Server) -> None:
 
 
 @pytest.fixture
-def watched(tmp_path: Path) -> Iterator[StudiesDatastore]:
-    store = StudiesDatastore(str(tmp_path))
-    assert store._watch is not None
-    yield store
-    store._watch.stop()
+def followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudiesDatastore:
+    monkeypatch.setattr(studies_folder, "LISTED_SECONDS", 0.05)
+    return StudiesDatastore(str(tmp_path))
 
 
-def test_of_many_files_the_folder_is_looked_through_once(
-    watched: StudiesDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_many_who_ask_at_once_list_the_folder_once(
+    followed: StudiesDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each file had the whole folder looked through: a copy of thousands kept the server busy for good."""
-    looks, look = [], watched._reconcile_datastore
-    monkeypatch.setattr(watched, "_reconcile_datastore", lambda: (looks.append(1), look()))
+    """Each file of a copy of thousands had the whole folder looked through, which kept the server busy for good."""
+    lists, listed = [], studies_folder.image_files
+    monkeypatch.setattr(studies_folder, "image_files", lambda folder: (lists.append(1), listed(folder))[1])
     for number in range(200):
         (tmp_path / f"{number}.nii.gz").touch()
-    wait_for(lambda: len(watched.list_images()) == 200)
-    assert len(looks) < 3
-    watched.update_image_info("7", {"strategy": {}})
-    watched.save_label("7", str(volume(tmp_path / ".new" / "7.nii.gz")), "final", {})
-    wait_for(lambda: len(looks) > 1)
-    assert len(looks) < 4
+    wait_for(lambda: len(followed.list_images()) == 200)
+    lists.clear()
+    monkeypatch.setattr(studies_folder, "LISTED_SECONDS", 3600)
+    for number in range(200):
+        followed.get_image_info(f"{number}")
+    assert lists == []
 
 
-def test_files_that_keep_coming_are_offered_meanwhile(
-    watched: StudiesDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_nobody_waits_for_a_folder_that_is_slow_to_list(
+    followed: StudiesDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "QUIET_SECONDS", 0.1)
-    monkeypatch.setattr(watch, "MOST_SECONDS", 0.3)
-    coming = itertools.count()
+    """Every request waited while a network drive was listed."""
+    (tmp_path / "one.nii.gz").touch()
+    wait_for(lambda: followed.list_images() == ["one"])
+    listed, begun, go_on = studies_folder.image_files, threading.Event(), threading.Event()
 
-    def one_more() -> bool:
-        (tmp_path / f"{next(coming)}.nii.gz").touch()
-        time.sleep(0.02)
-        return len(watched.list_images()) > 0
+    def slow(folder: Path) -> list[str]:
+        begun.set()
+        assert go_on.wait(20)
+        return listed(folder)
 
-    assert any(one_more() for _ in range(200))
+    monkeypatch.setattr(studies_folder, "image_files", slow)
+    time.sleep(0.1)
+    first = threading.Thread(target=followed.list_images)
+    first.start()
+    assert begun.wait(20)
+    others: list[list[str]] = []
+    other = threading.Thread(target=lambda: others.append(followed.list_images()))
+    other.start()
+    other.join(10)
+    go_on.set()
+    first.join(20)
+    assert others == [["one"]]
 
 
-def test_an_index_that_cannot_be_read_for_a_moment_does_not_end_the_watch(
-    watched: StudiesDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_folder_that_cannot_be_read_for_a_moment_costs_nothing(
+    followed: StudiesDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After one fault of a network drive no file that came was offered any more, until the server was started anew."""
-    other, asked = StudiesDatastore(str(tmp_path), auto_reload=False), threading.Event()
+    (tmp_path / "one.nii.gz").touch()
+    wait_for(lambda: followed.list_images() == ["one"])
 
-    def stale() -> None:
-        asked.set()
+    def stale(folder: Path) -> list[str]:
         raise OSError(errno.ESTALE, "Stale file handle")
 
     with monkeypatch.context() as patch:
-        patch.setattr(watched, "_reload_index", stale)
-        other.add_image("one", str(volume(tmp_path / ".new" / "one.nii.gz")), {})
-        wait_for(asked.is_set)
+        patch.setattr(studies_folder, "image_files", stale)
+        time.sleep(0.1)
+        assert followed.list_images() == ["one"]
     (tmp_path / "two.nii.gz").touch()
-    wait_for(lambda: set(watched.list_images()) == {"one", "two"})
-
-
-@pytest.mark.skipif(not Path("/proc/self/fdinfo").is_dir(), reason="Linux tells of its watches")
-def test_what_is_recorded_costs_no_watch_of_the_system(watched: StudiesDatastore, tmp_path: Path) -> None:
-    """Every prediction and submission took one of a limited number, for good; none left, no image was offered."""
-
-    def watches() -> int:
-        total = 0
-        for file in Path("/proc/self/fdinfo").iterdir():
-            # The list itself is closed by now.
-            with suppress(FileNotFoundError):
-                total += file.read_text(encoding="utf-8").count("inotify wd:")
-        return total
-
-    before = watches()
-    for number in range(20):
-        (tmp_path / ".totalspineseg" / "predictions" / f"{number}").mkdir(parents=True)
-    (tmp_path / "one.nii.gz").touch()
-    wait_for(lambda: watched.list_images() == ["one"])
-    assert watches() == before
+    wait_for(lambda: followed.list_images() == ["one", "two"])

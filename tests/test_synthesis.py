@@ -368,11 +368,11 @@ def test_usual_counts_give_the_published_sizes_and_extra_levels_stay_between_the
 @pytest.mark.parametrize(
     ("make_it", "message"),
     [
-        pytest.param(lambda: SpineOptions(spacing_mm=(0, 1, 1)), "spacing_mm must be", id="spacing"),
-        pytest.param(lambda: SpineOptions(width_mm=-5), "width_mm must be", id="width"),
-        pytest.param(lambda: SpineOptions(jitter=-1), "jitter must be", id="jitter"),
-        pytest.param(lambda: RenderOptions(contrast="CT"), "contrast must be", id="contrast"),
-        pytest.param(lambda: RenderOptions(strength=-1), "strength must be", id="strength"),
+        pytest.param(lambda: SpineOptions(spacing_mm=(0, 1, 1)), "expected spacing_mm", id="spacing"),
+        pytest.param(lambda: SpineOptions(width_mm=-5), "expected width_mm", id="width"),
+        pytest.param(lambda: SpineOptions(jitter=-1), "expected jitter", id="jitter"),
+        pytest.param(lambda: RenderOptions(contrast="CT"), "expected contrast", id="contrast"),
+        pytest.param(lambda: RenderOptions(strength=-1), "expected strength", id="strength"),
     ],
 )
 def test_wrong_options_are_refused(make_it: object, message: str) -> None:

@@ -156,7 +156,7 @@ def test_a_worse_model_is_kept_with_its_report_and_not_served(tmp_path: Path, ju
     assert site.models.resolve(1).name == STARTER
     listed = {entry.name: entry for entry in list_versions(site.models)}
     assert listed[STARTER].active_steps == (1, 2)
-    assert listed[result.version].verdict.startswith("not served")
+    assert listed[result.version].verdict.startswith("refused")
     with pytest.raises(WeightsError, match="gate"):
         require_served(site.models, result.version)
     state = state_of(site.training_dir)

@@ -12,6 +12,7 @@ import requests
 from phantom import RAS, image_of, lumbar_codes
 from serving import MAX_UPLOAD_MB, Server, phantom_server
 from totalspineseg_server.anatomy import WIRE_LABELS
+from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.volume_io import read_labels, write_volume
 
@@ -99,8 +100,7 @@ def test_submissions_to_two_servers_at_once_are_all_kept_and_shown(
     history = studies / ".totalspineseg" / "corrections"
     for (_, image, _, _), name in zip(jobs, ids, strict=True):
         assert (history / image / name).is_dir()
-    index = json.loads((studies / "datastore_v2.json").read_text(encoding="utf-8"))
-    assert {image for image, entry in index["objects"].items() if "final" in entry["labels"]} == set(IMAGES)
+    assert set(StudiesDatastore(str(studies), auto_reload=False).get_labeled_images()) == set(IMAGES)
 
     def all_finished(server: Server) -> bool:
         return bool(requests.get(f"{server.url}/datastore/", timeout=120).json()["completed"] == len(IMAGES))

@@ -14,13 +14,12 @@ from tiny_models import write_model_folder
 from totalspineseg_server.agreement import GROUPS, CaseScore, Left, score_case
 from totalspineseg_server.anatomy import CANAL, CODE_OF, CORD, DISC_L5_S, NAME_OF, SACRUM, UNREVIEWED, Step1
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
 from totalspineseg_server.corrections.inbox import Inbox, Studies
 from totalspineseg_server.corrections.names import Mapped, map_names
-from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
 from totalspineseg_server.corrections.renames import compare
-from totalspineseg_server.corrections.untouched import with_untouched
+from totalspineseg_server.corrections.unreviewed import with_untouched
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.gate.compare import SubjectScores
@@ -112,6 +111,18 @@ def test_nothing_counts_as_left_where_the_prediction_is_not_known() -> None:
     assert with_untouched(map_names(sent(TRUTH), GRID), None, None).untouched == ()
 
 
+def inbox_of(root: Path) -> Inbox:
+    """Takes labels of one image, whose prediction is kept."""
+    predictions, maps = PredictionStore(root), DrawnMaps(root)
+    image = root / "img.nii.gz"
+    write_volume(image, TRUTH.astype(np.float32), GRID)
+    if predictions.find("img", "p") is None:
+        predictions.keep(PredictionRecord("p", "img", "totalspineseg", dict(KEPT.versions), {}, {}, None, "slicer"))
+        maps.keep(sha256_of(image), replace(KEPT, image="img"))
+    studies = Studies(lambda _: image, lambda *_: None)
+    return Inbox(Receipts(root), CorrectionStore(root), predictions, lambda *_: (), maps, studies)
+
+
 def submitted(
     root: Path,
     labels: LabelArray,
@@ -122,15 +133,8 @@ def submitted(
     **params: Any,
 ) -> Correction:
     """What the record says of a label whose prediction is kept; 3D Slicer names empty segments, too."""
-    store, predictions, maps = CorrectionStore(root), PredictionStore(root), DrawnMaps(root)
-    image, label = root / "img.nii.gz", root / "label.nii.gz"
-    write_volume(image, TRUTH.astype(np.float32), GRID)
+    inbox, label = inbox_of(root), root / "label.nii.gz"
     write_volume(label, labels, GRID)
-    if predictions.find("img", "p") is None:
-        predictions.keep(PredictionRecord("p", "img", "totalspineseg", dict(KEPT.versions), {}, {}, None, "slicer"))
-        maps.keep(sha256_of(image), replace(KEPT, image="img"))
-    studies = Studies(lambda _: image, lambda *_: None)
-    inbox = Inbox(Receipts(root), store, predictions, lambda *_: (), maps, studies)
     segments = [{"name": segment.name, "idx": segment.value} for segment in sent(labels, names).segments]
     # Values 1, 2 .. in the order of the segments, as clients send them.
     values = np.zeros(256, np.uint8)

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pytest
 
 from totalspineseg_server.corrections import uploads as module
-from totalspineseg_server.corrections.uploads import Claims, Uploads, resolve_image
+from totalspineseg_server.corrections.attribution import Uploads, resolve_image
+from totalspineseg_server.corrections.receipts import Claims
 from totalspineseg_server.errors import LabelError, UnknownImageError
 
 READER, OTHER = "user-xyz", "script"

@@ -1,10 +1,8 @@
 """Tests that a server loads its networks at the start, in the background, and reports it if it cannot."""
 
-import importlib.util
 import logging
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,12 +11,11 @@ from server_process import START_SECONDS
 import totalspineseg_server.nnunet.predictor as predictor_module
 from serving import Server
 from tiny_models import write_model_folder
+from totalspineseg_server.app import App
 from totalspineseg_server.errors import TotalSpineSegError, WeightsError
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.nnunet.runtimes import require
-
-APP_MAIN = Path(__file__).parents[1] / "apps" / "totalspineseg" / "main.py"
 
 
 def test_a_started_server_warms_up_without_a_request(server: Server):
@@ -30,10 +27,6 @@ def test_a_started_server_warms_up_without_a_request(server: Server):
 
 
 def test_without_usable_weights_the_server_still_starts(tmp_path, caplog):
-    spec = importlib.util.spec_from_file_location("app_under_test", APP_MAIN)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-
     class NoWeights:
         def warm_up(self):
             raise WeightsError("There is no model folder. Install weights.")
@@ -41,7 +34,7 @@ def test_without_usable_weights_the_server_still_starts(tmp_path, caplog):
         def folder(self, step):
             self.warm_up()
 
-    app = module.App.__new__(module.App)
+    app = App.__new__(App)
     app._networks = NoWeights()
     with caplog.at_level(logging.WARNING):
         app.warm_up()

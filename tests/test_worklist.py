@@ -11,8 +11,7 @@ from totalspineseg_server.activelearning.offers import Offer
 from totalspineseg_server.activelearning.scores import Score, Scores
 from totalspineseg_server.anatomy import CODE_OF
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.corrections.rejections import Rejection, Rejections
 from totalspineseg_server.worklist.query import Query, select
@@ -156,7 +155,7 @@ def test_only_a_scan_that_changed_is_read_again(tmp_path: Path) -> None:
     """With 5000 scans every look at the page would have read 10 000 files."""
     predictions, seconds, studies = PredictionStore(tmp_path), [0.0], Folder(5000)
     scores, rejections = CountingScores(tmp_path, predictions, DrawnMaps(tmp_path)), Rejections(tmp_path)
-    records = Records(tmp_path, scores, predictions, CorrectionStore(tmp_path), rejections, lambda image: "1")
+    records = Records(tmp_path, scores, CorrectionStore(tmp_path), rejections, lambda image: "1")
     worklist = Worklist(lambda: studies, records, lambda: seconds[0])
 
     def later() -> tuple[Row, ...]:
@@ -182,3 +181,22 @@ def test_only_a_scan_that_changed_is_read_again(tmp_path: Path) -> None:
     rejections.add("scan-00009", "", SENDER)
     worklist.update("scan-00009")
     assert next(row for row in worklist.rows() if row.id == "scan-00009").status == "new"
+
+
+def test_a_result_recorded_under_another_name_is_found_without_looking_through_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each scan whose record was gone, the first look at the page listed the folders of all scans."""
+    predictions, studies = PredictionStore(tmp_path), Folder(2)
+    scores = Scores(tmp_path, predictions, DrawnMaps(tmp_path))
+    levels = [{"code": CODE_OF["L4"], "probability": 1.0}]
+    numbering = {"certainty": "certain", "probability": 1.0, "levels": levels}
+    predictions.keep(PredictionRecord("p", "before", "totalspineseg", {"step1": "v1"}, {}, {}, numbering, "", "s"))
+    for name, other in (("scan-00000", "before"), ("scan-00001", None)):
+        scores.keep(Score(name, "1", "s", {"step1": "v1"}, prediction="p", predicted_as=other))
+    records = Records(tmp_path, scores, CorrectionStore(tmp_path), Rejections(tmp_path), lambda image: "1")
+    worklist = Worklist(lambda: studies, records)
+    monkeypatch.setattr(PredictionStore, "anywhere", lambda *_: pytest.fail("every folder was listed"))
+    assert [row.certainty for row in worklist.rows()] == ["certain", ""]
+    found, gone = (worklist.record(row) for row in worklist.rows())
+    assert (found is None, gone) == (False, None)

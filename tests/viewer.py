@@ -2,7 +2,7 @@
 
 import io
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,10 +97,11 @@ class Viewer:
             # A notice may cover the button, and stays while the mouse is on it.
             hide.dispatch_event("click")
 
-    def run(self, model: str = "totalspineseg") -> None:
-        """Run a model and wait for its segments."""
+    def run(self, model: str = "totalspineseg", during: Callable[[], object] = lambda: None) -> None:
+        """Run a model, do something during that, and wait for its segments."""
         self.page.locator("select.selectBox").first.select_option(model)
         self.page.locator("button[title='Run Segmentation']").click()
+        during()
         self.page.get_by_text("Running Segmentation - Successful").first.wait_for()
         self.page.wait_for_function(f"() => Object.keys(({COUNTS})()).length > 0")
         self.settle()
@@ -133,6 +134,28 @@ class Viewer:
         message: str = answer.value.json()["message"]
         self.page.get_by_text(message).first.wait_for()
         return message
+
+    def name_at(self, box: Rectangle) -> str:
+        """Hold the mouse over the middle of a box, and return the name beside it."""
+        x, y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
+        self.page.mouse.move(x - 2, y)
+        self.page.mouse.move(x, y)
+        label = self.page.locator("#totalspineseg-hover")
+        label.wait_for()
+        return label.inner_text()
+
+    def rename(self, name: str, new: str) -> None:
+        """Rename a segment in the panel of segments."""
+        self.panel("panelSegmentationWithTools")
+        row = self.page.get_by_text(name, exact=True).first
+        row.hover()
+        row.locator("xpath=ancestor::*[.//button[@aria-haspopup='menu']][1]").locator(
+            "button[aria-haspopup='menu']"
+        ).first.click()
+        self.page.get_by_text("Rename").click()
+        self.page.get_by_role("textbox").last.fill(new)
+        self.page.get_by_role("button", name="Save").click()
+        self.page.get_by_text(new, exact=True).first.wait_for()
 
     def erase(self, name: str, box: Rectangle) -> None:
         """Stroke with the eraser through the middle of a structure.

@@ -30,6 +30,7 @@ from totalspineseg_server.corrections.wire import from_names, from_wire  # noqa:
 from totalspineseg_server.geometry import Volume  # noqa: E402
 from totalspineseg_server.preview import mid_sagittal, save_picture  # noqa: E402
 from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
+from totalspineseg_server.spellings import without_mark  # noqa: E402
 from totalspineseg_server.synthesis import demo_studies  # noqa: E402
 from totalspineseg_server.volume_io import read_image, read_labels, write_volume  # noqa: E402
 
@@ -147,7 +148,8 @@ def as_slicer_sends(path: Path, wire: Volume, names: Mapping[str, int]) -> list[
     for value, name in enumerate(scene, start=1):
         data[wire.data == names[name]] = value
     write_volume(path, data, wire.grid)
-    return [{"name": name, "idx": value} for value, name in enumerate(scene, start=1)]
+    # The reader confirms the names: no mark of doubt stays.
+    return [{"name": without_mark(name), "idx": value} for value, name in enumerate(scene, start=1)]
 
 
 def picture(image: Path, codes: npt.NDArray[np.uint8], report: Mapping[str, Any], path: Path) -> None:

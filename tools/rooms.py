@@ -28,10 +28,5 @@ def layers() -> dict[str, int]:
 
 
 def room_of(path: Path) -> str:
-    """Return the room of a file of the app.
-
-    Args:
-        path: A file of ``totalspineseg_server``, or ``main.py``.
-    """
-    relative = path.relative_to(APP)
-    return relative.parts[1 if relative.parts[0] == "totalspineseg_server" else 0].removesuffix(".py")
+    """Return the room of a file of ``totalspineseg_server``."""
+    return path.relative_to(LIB).parts[0].removesuffix(".py")

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Final
+from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / part) for part in ("apps/totalspineseg", "tests", "tools")]
 os.environ.setdefault("OMP_NUM_THREADS", "2")
@@ -26,7 +26,6 @@ from rooms import APP, LIB, layers, room_of  # noqa: E402
 
 from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
 
-MAIN: Final = APP / "main.py"
 Function = tuple[str, str, int]
 """File, name and first line."""
 
@@ -53,9 +52,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self._layer = layers()
-        self._room = {str(path): room_of(path) for path in (*LIB.rglob("*.py"), MAIN)}
-        # The served app folder has a link to main.
-        self._file: dict[str, str] = {}
+        self._room = {str(path): room_of(path) for path in LIB.rglob("*.py")}
         self._walk: Walk | None = None
         threading.setprofile(self._hear)
         sys.setprofile(self._hear)
@@ -94,10 +91,7 @@ class Recorder:
 
     def _function(self, frame: FrameType) -> Function:
         code = frame.f_code
-        file = self._file.get(code.co_filename)
-        if file is None:
-            file = self._file[code.co_filename] = os.path.realpath(code.co_filename)
-        return file, code.co_qualname, code.co_firstlineno
+        return code.co_filename, code.co_qualname, code.co_firstlineno
 
 
 def walks(folder: Path) -> dict[str, Walk]:

@@ -1,34 +1,22 @@
 """The real app with trainings that publish without judging, and wait during that until their server has been killed."""
 
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from real_app import RealApp
-from totalspineseg_server.agreement import GROUPS, CaseScore
-from totalspineseg_server.gate.compare import SubjectScores
+from short_trainings import BEFORE, shorten_trainings
+from totalspineseg_server.app import App as RealApp
 from totalspineseg_server.processes import parent_is_gone
-
-
-def unjudged(cases: Iterable[Any], **_: Any) -> tuple[SubjectScores, ...]:
-    """Return five subjects on which nothing has changed."""
-    score = CaseScore(dict.fromkeys(GROUPS, 0.8), 10, 9, 9)
-    return tuple(SubjectScores(f"s{k}", (score,), (score,)) for k in range(5)) if list(cases) else ()
 
 
 class MONAILabelApp(RealApp):  # type: ignore[misc]
     """Named so that the host, which looks for a direct child of this name, finds the class below."""
 
     def train(self, request: dict[str, Any]) -> Any:
-        from totalspineseg_server.nnunet.training_log import TrainingLog
         from totalspineseg_server.registry import model_store as store
-        from totalspineseg_server.trainers import judging, publication
-        from totalspineseg_server.trainers import retraining as retrain
+        from totalspineseg_server.trainers import publication
 
-        judging.score_models = unjudged
-        retrain.reference_cases = range
-        TrainingLog.draw = lambda self: None
+        shorten_trainings(BEFORE)
         self._hold("copying", publication.shutil, "copytree", call=2)
         self._hold("activating", store, "write_json", call=1)
         return super().train(request)

@@ -1,10 +1,10 @@
 """The app with the work of the official networks on every tile, and the labels of the starter networks."""
 
-import importlib.util
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from totalspineseg_server.app import App as RealApp
 from totalspineseg_server.geometry import FloatArray
 from totalspineseg_server.nnunet.networks import Networks
 from totalspineseg_server.nnunet.predictor import WarmPredictor
@@ -12,12 +12,6 @@ from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.registry.model_store import STARTER, ModelStore
 
 _APP = Path(__file__).resolve().parents[2] / "apps" / "totalspineseg"
-_spec = importlib.util.spec_from_file_location("totalspineseg_app", _APP / "main.py")
-assert _spec is not None
-assert _spec.loader is not None
-_module = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_module)
-RealApp: Any = _module.App
 
 
 class Both:
@@ -51,7 +45,7 @@ class Pairs(Networks):
         """Load the networks at the first request, which is what is measured."""
 
 
-class MONAILabelApp(RealApp):  # type: ignore[misc]
+class MONAILabelApp(RealApp):
     """Named so that the host, which looks for a direct child of this name, finds the class below."""
 
     def make_networks(self, app_dir: Path, conf: dict[str, str]) -> Pairs:

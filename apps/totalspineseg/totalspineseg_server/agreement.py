@@ -1,4 +1,4 @@
-"""Measure how well a named segmentation agrees with its truth: Dice by group of structures, and level names."""
+"""Measure how well a named segmentation agrees with its truth: Dice for groups of structures, and level names."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -13,27 +13,29 @@ from totalspineseg_server.errors import GridError
 from totalspineseg_server.geometry import LabelArray
 
 Counts = np.ndarray[tuple[int, int], np.dtype[np.int64]]
-"""Voxels by (true value, predicted value)."""
+"""Number of voxels for each (true value, predicted value)."""
 
 GROUPS: Final[Mapping[str, tuple[int, ...]]] = MappingProxyType(
     {"vertebrae": VERTEBRAE, "discs": DISCS, "sacrum": (SACRUM,), "canal": (CANAL, CORD), "cord": (CORD,)}
 )
-"""Groups whose outlines are compared without regard to the names of levels; the canal includes the cord."""
+"""Groups of structures whose outlines are compared, whatever the names of levels; the canal includes the cord."""
 LEVELS: Final = "levels"
-"""Name of the measure that counts rightly named levels."""
+"""Name of the measure for the share of correctly named levels."""
 MEASURES: Final = (*GROUPS, LEVELS)
-"""Every measure, in the order of tables."""
+"""All measures, in the order of tables."""
 MIN_MM3: Final = 300.0
-"""Volume in truth below which a level or a group is a sliver at the edge of the scan: its name and its Dice are luck,
-and would outweigh every outline. A group counts anyway where a prediction has twice as much.
+"""Smallest volume in the truth of a level or group that counts. Less is a sliver at the edge of the scan, whose name
+and Dice are luck. A group counts all the same if a prediction has twice as much.
 """
 LEVEL_OVERLAP: Final = 0.25
-"""Share of a level's true voxels with a name of its kind from which it counts as found; less is a chance touch."""
+"""A level counts as found if at least this share of its true voxels has the name of a level of its kind; less is
+chance."""
 
 
 @dataclass(frozen=True)
 class Left:
-    """Structures that a truth shows as a model predicted them: they count neither for nor against a model of its line.
+    """Structures of a truth that were left as a model predicted them. They count neither for nor against that model and
+    its descendants.
 
     Attributes:
         untouched: Codes whose outline and name are the prediction's.
@@ -57,10 +59,10 @@ class CaseScore:
     """Agreement of one prediction with its truth.
 
     Attributes:
-        dice: Group -> Dice, 0..1; nan when there was nothing to find (see ``MIN_MM3``) and nothing was.
-        levels: Vertebrae and discs of the truth in view (see ``MIN_MM3``).
+        dice: Group -> Dice, 0..1; nan if there was nothing to find (see ``MIN_MM3``) and nothing was found.
+        levels: Number of vertebrae and discs of the truth in view (see ``MIN_MM3``).
         levels_found: Number of these named as some level of their kind (see ``LEVEL_OVERLAP``).
-        levels_right: Number of the found ones that carry their own name more than any other of their kind.
+        levels_right: Number of the found levels that have their own name more than any other of their kind.
     """
 
     dice: Mapping[str, float]
@@ -69,7 +71,7 @@ class CaseScore:
     levels_right: int
 
     def value(self, measure: str) -> float:
-        """Return one of ``MEASURES`` as a number 0..1, nan when it does not apply."""
+        """Return one of ``MEASURES`` as a number 0..1; nan if it does not apply."""
         if measure == LEVELS:
             return self.levels_right / self.levels if self.levels else float("nan")
         return self.dice[measure]
@@ -81,13 +83,13 @@ def score_case(
     """Compare two label maps of codes.
 
     Args:
-        truth: (X, Y, Z) uint8 codes, ``UNREVIEWED`` where nobody has looked. Not modified.
-        predicted: The same shape; all 0 when the model found no spine. Not modified.
+        truth: (X, Y, Z) uint8 codes, ``UNREVIEWED`` where nobody checked. Not modified.
+        predicted: The same shape; all 0 if the model found no spine. Not modified.
         voxel_mm3: Volume of a voxel.
         left: Structures of the truth that do not count.
 
     Returns:
-        The score; an empty truth gives nan, or 0 for groups that were predicted into it.
+        The score. For an empty truth all Dice are nan, but 0 for groups that were predicted.
 
     Raises:
         GridError: The shapes differ.
@@ -114,13 +116,13 @@ def dice_by_group(
     """Return the Dice of ``score_case`` for other groups, such as a network's regions.
 
     Args:
-        truth: (X, Y, Z) uint8 values, ``UNREVIEWED`` where nobody has looked. Not modified.
+        truth: (X, Y, Z) uint8 values, ``UNREVIEWED`` where nobody checked. Not modified.
         predicted: The same shape. Not modified.
         groups: Name -> values.
         voxel_mm3: Volume of a voxel.
 
     Returns:
-        Group -> Dice, 0..1; nan when there was nothing to find (see ``MIN_MM3``) and nothing was.
+        Group -> Dice, 0..1; nan if there was nothing to find (see ``MIN_MM3``) and nothing was found.
 
     Raises:
         GridError: The shapes differ.
@@ -131,7 +133,8 @@ def dice_by_group(
 def levels_apart(
     one: LabelArray, other: LabelArray, codes: tuple[int, ...] = DISCS, *, voxel_mm3: float = 1.0
 ) -> float | None:
-    """Return the share of levels that differ between two maps of a scan: in one alone, elsewhere, or with another name.
+    """Return the share of levels that differ between two maps of a scan: in one map only, elsewhere, or named
+    differently.
 
     Args:
         one: (X, Y, Z) uint8 codes. Not modified.
@@ -140,8 +143,8 @@ def levels_apart(
         voxel_mm3: Volume of a voxel.
 
     Returns:
-        0..1, where a level that both show alike (see ``LEVEL_OVERLAP``, of the smaller one) counts twice; None where
-        neither map shows one (see ``MIN_MM3``).
+        0..1. A level that both maps show alike (see ``LEVEL_OVERLAP``, of the smaller one) counts twice. None if
+        neither map shows a level (see ``MIN_MM3``).
 
     Raises:
         GridError: The shapes differ.
@@ -158,7 +161,7 @@ def levels_apart(
 def named_apart(
     one: LabelArray, other: LabelArray, kinds: Collection[tuple[int, ...]] = (VERTEBRAE, DISCS)
 ) -> dict[int, int]:
-    """Return the levels of one map that another map of the same scan calls otherwise.
+    """Return the levels of one map that have another name in another map of the same scan.
 
     Args:
         one: (X, Y, Z) uint8 codes. Not modified.
@@ -166,7 +169,7 @@ def named_apart(
         kinds: Levels among which names can be confused.
 
     Returns:
-        Code in the first map -> code in the other of what lies there (see ``LEVEL_OVERLAP``).
+        Code in the first map -> code of what lies there in the other map (see ``LEVEL_OVERLAP``).
 
     Raises:
         GridError: The shapes differ.
@@ -188,7 +191,7 @@ def _joint_counts(truth: LabelArray, predicted: LabelArray) -> Counts:
     size = np.iinfo(np.uint8).max + 1
     pairs = truth.ravel().astype(np.int32) * size + predicted.ravel()
     counts = np.bincount(pairs, minlength=size * size).reshape(size, size)
-    # Nothing is right or wrong where nobody has looked.
+    # Nothing is right or wrong where nobody checked.
     counts[UNREVIEWED] = 0
     return counts
 
@@ -196,10 +199,10 @@ def _joint_counts(truth: LabelArray, predicted: LabelArray) -> Counts:
 def _counts_beside(
     truth: LabelArray, predicted: LabelArray, group: tuple[int, ...], outlines: frozenset[int]
 ) -> Counts:
-    """Joint counts of a group without what is next to one of its structures that do not count.
+    """Return the joint counts of a group without the voxels at those of its structures that do not count.
 
-    A voxel belongs to the structure of the group that is nearest, so that one drawn too wide beside its truth is held
-    against nobody either.
+    Each voxel belongs to the nearest structure of the group, so that drawing such a structure too wide does not count
+    either.
     """
     true = np.isin(truth, group)
     places = ndimage.find_objects((true | np.isin(predicted, group)).astype(np.uint8))[0]
@@ -222,7 +225,7 @@ def _dice_of(counts: Counts, rows: list[int], least: float) -> float:
 
 
 def _levels(counts: Counts, least: float, *, without: frozenset[int] = frozenset()) -> tuple[int, int, int]:
-    """Levels in view, found, and under their own name; some do not count."""
+    """Return how many levels are in view, found, and found under their own name, without those that do not count."""
     total = found = right = 0
     for kind in (VERTEBRAE, DISCS):
         for code in kind:

@@ -16,17 +16,22 @@ def no_clock(stage: str) -> AbstractContextManager[None]:
 class Stopwatch:
     """A ``Clock`` that adds up seconds by stage; one for each scan or request, used by one thread at a time.
 
+    Args:
+        on_stage: Called with each stage as it begins.
+
     Attributes:
         seconds: Stage -> seconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_stage: Callable[[str], None] = lambda stage: None) -> None:
         self._start = time.perf_counter()
+        self._on_stage = on_stage
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         """Measure a stage; a stage entered twice adds up."""
+        self._on_stage(stage)
         start = time.perf_counter()
         try:
             yield

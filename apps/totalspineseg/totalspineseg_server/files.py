@@ -1,6 +1,7 @@
 """Write files and folders so that a crash at any moment leaves the old state or the new one; read JSON; hash files.
 
-Text is UTF-8 whatever the locale says: a native library may set that to "C" at any time.
+Records are read as dataclasses, including those that another version of this software wrote. Text is UTF-8 whatever the
+locale says: a native library may set that to "C" at any time.
 """
 
 import errno
@@ -8,12 +9,15 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from totalspineseg_server.errors import StorageError
 
@@ -308,6 +312,9 @@ def sync_folder(folder: Path) -> None:
     Raises:
         OSError: It cannot be synced.
     """
+    if sys.platform == "win32":
+        # Windows opens no folder as a file, and writes renames by itself.
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -319,7 +326,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def _sync_file(path: Path) -> None:
-    with path.open("rb") as stream:
+    # Windows syncs only files that are open for writing.
+    with path.open("rb+" if sys.platform == "win32" else "rb") as stream:
         os.fsync(stream.fileno())
 
 
@@ -342,3 +350,57 @@ def remove_leftovers(folder: Path, older_than_s: float = DAY_S) -> None:
                     shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink()
+
+
+def from_fields(kind: type[T], content: object, source: str) -> T:
+    """Build a dataclass from a JSON object.
+
+    Args:
+        kind: A dataclass of JSON native values; its tuples are lists in JSON.
+        content: The JSON value. Fields that ``kind`` does not have are ignored. Not modified.
+        source: Name of its source, for the message.
+
+    Raises:
+        StorageError: It is not an object, lacks a field that has no default, or a value has another type.
+    """
+    if not isinstance(content, Mapping):
+        raise StorageError(f"The record {source} is damaged: it holds no fields. Restore it from a backup.")
+    hints = get_type_hints(kind)
+    values: dict[str, Any] = {}
+    missing, wrong = [], []
+    for field in fields(kind):  # type: ignore[arg-type]
+        if field.name in content:
+            value, hint = content[field.name], hints[field.name]
+            if not _fits(value, hint):
+                wrong.append(field.name)
+            values[field.name] = tuple(value) if get_origin(hint) is tuple and not wrong else value
+        elif field.default is MISSING and field.default_factory is MISSING:
+            missing.append(field.name)
+    if missing or wrong:
+        faults = (("it lacks", missing), ("it has unusable values of", wrong))
+        listed = " and ".join(f"{fault} {', '.join(names)}" for fault, names in faults if names)
+        raise StorageError(f"The record {source} is damaged: {listed}. Restore it from a backup.")
+    return kind(**values)
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Return whether a JSON value has the type of a field; the contents of collections are not checked."""
+    origin, kinds = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (Union, UnionType):
+        return any(_fits(value, kind) for kind in kinds)
+    if origin is Literal:
+        return value in kinds
+    if hint in (None, NoneType):
+        return value is None
+    base = origin or hint
+    if issubclass(base, str):
+        return isinstance(value, str)
+    if issubclass(base, Mapping):
+        return isinstance(value, Mapping)
+    if issubclass(base, Sequence):
+        return isinstance(value, Sequence) and not isinstance(value, str)
+    if base in (int, float):
+        return isinstance(value, int if base is int else (int, float)) and not isinstance(value, bool)
+    return isinstance(value, base)

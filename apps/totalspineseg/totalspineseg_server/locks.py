@@ -1,8 +1,7 @@
 """Locks, so that only one at a time does something: files between processes, and names within a process."""
 
-import asyncio
-import fcntl
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,10 +19,38 @@ LOCK_SECONDS: Final = 60.0
 LOOK_SECONDS: Final = 0.05
 LOCKS: Final = Path("/proc/locks")
 
+if sys.platform == "win32":
+    import msvcrt
+
+    LOCKED_BYTE: Final = 1 << 30
+    """Byte that stands for the file: Windows locks ranges of bytes, also far behind the end."""
+
+    def _take(stream: IO[str], *, shared: bool) -> None:
+        """Lock an open file; Windows has no lock that several can share, and a child process does not inherit it.
+
+        Raises:
+            BlockingIOError: Another one holds the lock.
+        """
+        os.lseek(stream.fileno(), LOCKED_BYTE, os.SEEK_SET)
+        try:
+            msvcrt.locking(stream.fileno(), msvcrt.LK_NBLCK, 1)
+        except PermissionError as error:
+            raise BlockingIOError(error.errno, error.strerror) from error
+else:
+    import fcntl
+
+    def _take(stream: IO[str], *, shared: bool) -> None:
+        """Lock an open file, alone or with others that share it.
+
+        Raises:
+            BlockingIOError: Another one holds the lock.
+        """
+        fcntl.flock(stream, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+
 
 @contextmanager
 def file_lock(file: Path, seconds: float) -> Iterator[IO[str] | None]:
-    """Hold a lock on a file (``flock``) against other threads and processes; a killed process leaves none behind.
+    """Hold a lock on a file against other threads and processes; a killed process leaves none behind.
 
     Args:
         file: What is locked; made when missing, like the folder it lies in.
@@ -49,7 +76,7 @@ def _wait(stream: IO[str], seconds: float) -> bool:
     deadline = time.monotonic() + seconds
     while True:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(stream, shared=False)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 return False
@@ -86,7 +113,7 @@ def is_locked(file: Path) -> bool:
         return False
     with file.open("a", encoding="utf-8") as stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            _take(stream, shared=True)
         except OSError:
             return True
     return False
@@ -120,36 +147,3 @@ class NamedLocks:
         """Return the lock of a name, for a ``with`` statement."""
         with self._guard:
             return self._locks.setdefault(name, threading.Lock())
-
-
-POLL_SECONDS: Final = 0.1
-
-
-class Ongoing:
-    """Counts the submissions in progress in all threads."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._count = 0
-
-    @contextmanager
-    def one(self) -> Iterator[None]:
-        """Count one more submission while this block runs."""
-        with self._lock:
-            self._count += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._count -= 1
-
-    async def finish(self, seconds: float) -> bool:
-        """Wait until no submission is in progress, at most for these seconds.
-
-        Returns:
-            Whether none is in progress.
-        """
-        deadline = time.monotonic() + seconds
-        while self._count and time.monotonic() < deadline:
-            await asyncio.sleep(POLL_SECONDS)
-        return not self._count

@@ -1,7 +1,7 @@
-"""The stages from an image to a named segmentation, each a type that only the next stage accepts.
+"""Turn an image into a named segmentation, in stages whose types only the next stage accepts.
 
-``prepare -> locate -> step2_input -> segment``; arrays in memory all the way, networks only as
-``Predictor``. All arrays of the result types are on ``scan.iso``'s grid (1 mm, nearest RAS).
+The stages are ``prepare -> locate -> step2_input -> segment``. Arrays stay in memory, and networks appear only as
+``Predictor``. All arrays of the result types are on the grid of ``scan.iso`` (1 mm, nearest RAS).
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -43,7 +43,7 @@ from totalspineseg_server.trust import UNMEASURED, Trust
 
 @dataclass(frozen=True)
 class Scan:
-    """An image ready for the networks.
+    """An image that is ready for the networks.
 
     Attributes:
         iso: float32 image at 1 mm, nearest RAS.
@@ -75,7 +75,7 @@ class Sibling:
 
     Attributes:
         labels: Its codes, on any grid.
-        names: Code -> probability of each code for the structure that carries it (see ``Localizer``).
+        names: Code -> probability of each code for the structure with that code (see ``Localizer``).
         source: Its name in a report.
         by_reader: Whether a reader finished it.
     """
@@ -93,8 +93,8 @@ class Options:
     Attributes:
         method: "chain" weighs all evidence and reports doubts; "iterative" is the reference's rule.
         localizer: Label map (codes) of another series of the same patient, on any grid.
-        siblings: Further series of the patient whose geometry may overlap; only the chain uses them.
-        pins: Levels a reader has pinned.
+        siblings: Other series of the patient that may overlap the scan; only the chain model uses them.
+        pins: Levels that a reader has pinned.
     """
 
     method: Method = "chain"
@@ -110,12 +110,12 @@ class Located:
     Attributes:
         scan: The scan.
         raw: Step-1 classes from the network.
-        labels: Codes: discs by level, C1, canal, cord; every other vertebra as the sacrum's code.
+        labels: Codes of discs by level, C1, canal and cord; all other vertebrae have the sacrum's code.
         numbering: Levels and their certainty from the chain model; None with the iterative method.
         soft_cord: Probability of the cord around its label, float32 0..1.
         soft_canal: Probability of the canal (cord included) around its label, float32 0..1.
         levels: SCT disc points.
-        trust: What is known of the network that drew it.
+        trust: How far the network is trusted.
         mirror_difference: See ``Prediction``.
     """
 
@@ -138,7 +138,7 @@ class Step2Input:
         scan: The scan.
         box: Position of the crop in the scan.
         channels: (2, X, Y, Z) float32 crop: image, odd discs (0 / 1).
-        step1: Names of step 1 on the crop; None where their doubts are not known.
+        step1: Names of step 1 on the crop; None if their doubts are not known.
     """
 
     scan: Scan
@@ -156,10 +156,10 @@ class Segmentation:
         raw: Step-2 classes from the network.
         labels: Codes.
         numbering: What the chain model knows about the levels; None with the iterative method.
-        box: The part of the scan the network looked at.
-        step1: What step 1 had named there, as far as it was known.
-        trust: What is known of the network that drew it.
-        mirror_difference: See ``Prediction``; None for a map that was drawn before.
+        box: The part of the scan that the network saw.
+        step1: Names of step 1 in that part, as far as they are known.
+        trust: How far the network is trusted.
+        mirror_difference: See ``Prediction``; None for a map that was made earlier.
     """
 
     scan: Scan
@@ -173,7 +173,7 @@ class Segmentation:
 
 
 def prepare(image: Volume, *, warnings: tuple[str, ...] = (), clock: Clock = no_clock) -> Scan:
-    """Bring an image to nearest RAS and 1 mm.
+    """Resample an image to nearest RAS and 1 mm.
 
     Args:
         image: 3D image in any orientation and spacing. Not modified.
@@ -222,18 +222,19 @@ def step2_input(
     missed: Collection[int] = (),
     clock: Clock = no_clock,
 ) -> Step2Input:
-    """Return the crop around the step-1 result with its odd discs.
+    """Return the crop around the step-1 result, with its odd discs as the second channel.
 
     Args:
         scan: From ``prepare``.
         labels: Step-1 result in codes on ``scan.iso``'s grid, predicted or corrected. Not modified.
-        step1: Names of step 1 on that grid, with their doubts or from a reader: evidence for the names of step 2.
+        step1: Names of step 1 on that grid, with their doubts or from a reader; they are evidence for the names of step
+            2.
         missed: Discs in view that the labels do not show, see ``odd_discs``.
         clock: Measures the stage.
 
     Raises:
         GridError: The labels do not have the shape of the scan.
-        NoSpineError: The labels hold no disc.
+        NoSpineError: The labels have no disc.
     """
     if labels.shape != scan.iso.data.shape:
         raise GridError(f"expected step-1 labels of shape {scan.iso.data.shape}, got {labels.shape}")
@@ -279,7 +280,8 @@ def segment(
 def finish(
     located: Located, predictor: Predictor, options: Options | None = None, *, clock: Clock = no_clock
 ) -> Segmentation:
-    """Run step 2 on the result of step 1, whose names count with their doubts: ``step2_input``, then ``segment``.
+    """Run step 2 on the result of step 1 (``step2_input``, then ``segment``); the names of step 1 count with their
+    doubts.
 
     Args:
         located: From ``locate``.
@@ -297,21 +299,21 @@ def finish(
 
 
 def named_levels(located: Located, segmentation: Segmentation) -> LabelArray:
-    """Return the level points of step 1 with the names of the final result, which may be better.
+    """Return the level points of step 1 under the names of the final result, which may be better.
 
     Args:
         located: From ``locate``.
         segmentation: Result of ``finish`` for it.
 
     Returns:
-        SCT disc points, see ``level_points``; those of step 1 itself where the names agree.
+        SCT disc points, see ``level_points``; those of step 1 itself if the names agree.
     """
     discs = discs_named_as(located.labels, segmentation.labels)
     return located.levels if discs is located.labels else level_points(discs)
 
 
 def _own_names(located: Located, options: Options, clock: Clock) -> Step1Names | None:
-    """Return the names of step 1 from its map only: other series and pins are weighed once, with step 2's map."""
+    """Return the names of step 1 from its map alone; other series and pins are weighed only with the map of step 2."""
     labels, numbering = located.labels, located.numbering
     if options.localizer is not None or options.siblings or options.pins:
         bare = Options(options.method)
@@ -330,7 +332,7 @@ def rename(
     trust: Trust = UNMEASURED,
     clock: Clock = no_clock,
 ) -> Segmentation:
-    """Return name the map of a network: the end of ``segment``, also for a map made before.
+    """Name the map of a network, as ``segment`` does at its end; the map may have been made earlier.
 
     Args:
         scan: From ``prepare``.
@@ -360,7 +362,7 @@ def rename(
 
 @contextmanager
 def _explained(scan: Scan) -> Iterator[None]:
-    """Add possible causes in the image to the message that no spine was found."""
+    """Add possible causes that lie in the image to the message that no spine was found."""
     try:
         yield
     except NoSpineError as error:
@@ -368,10 +370,10 @@ def _explained(scan: Scan) -> Iterator[None]:
 
 
 def _require_named(labels: LabelArray, step: Literal[1, 2]) -> None:
-    """Check that something has the name of a level.
+    """Check that at least one structure has the name of a level.
 
     Raises:
-        NoSpineError: Nothing has.
+        NoSpineError: No structure has one.
     """
     levels = DISCS if step == 1 else (*VERTEBRAE, SACRUM, *DISCS)
     if not np.isin(labels, levels).any():
@@ -386,7 +388,7 @@ def image_findings(scan: Scan, numbering: Numbering | None) -> tuple[Finding, ..
 
     Args:
         scan: The scan.
-        numbering: Its levels. Where they are doubtful, the image may be the reason.
+        numbering: Its levels. If they are doubtful, the image may be the reason.
 
     Returns:
         Findings without a position; none for a sound image.
@@ -406,7 +408,7 @@ def _name(
     *,
     trust: Trust,
 ) -> tuple[LabelArray, Numbering | None]:
-    """Call ``name_map`` with the pipeline's options."""
+    """Return the names of a map from ``name_map``, called with the options of the pipeline."""
     localizer = None if options.localizer is None else labels_on_grid(options.localizer, grid)
     siblings = [Localizer(labels_on_grid(s.labels, grid), s.names, s.source, s.by_reader) for s in options.siblings]
     return name_map(

@@ -20,25 +20,25 @@ from totalspineseg_server.geometry import LabelArray
 
 BONES: Final = (*VERTEBRAE, SACRUM)
 WITH_CORD: Final = frozenset(CERVICAL + THORACIC[:10])
-"""Vertebrae beside which everybody has a cord: it ends at T11 or below."""
+"""Vertebrae beside which everybody has a cord, which ends at T11 or below."""
 
 UNREVIEWED_SHARE: Final = 0.05
-"""Share of the labeled voxels below which unreviewed ones are a slip of the brush, and cannot hide a cord, canal or
-discs.
+"""If less than this share of the labeled voxels is unreviewed, that was a slip of the brush, and cannot hide a cord,
+canal or discs.
 """
 
 
 def missing_kinds(labels: LabelArray) -> tuple[str, ...]:
-    """Return the kinds that must be in view beside the structures of a label map, but are missing from it.
+    """Return the kinds of structures that must be in view with those of a label map, but are missing from it.
 
-    A network that is trained on such a map learns that there is none.
+    A network that is trained on such a map would learn that they do not exist.
 
     Args:
         labels: uint8 codes, any shape; in a step-1 map the sacrum's code stands for every vertebra. Not modified.
 
     Returns:
-        Some of "disc", "vertebra", "canal", "cord"; none for a map of the whole spine in view, or where ``UNREVIEWED``
-        marks a part that nobody has looked at.
+        Some of "disc", "vertebra", "canal", "cord"; none if the map shows all of the spine in view, or if
+        ``UNREVIEWED`` marks a part that nobody checked.
     """
     counts = np.bincount(labels.ravel(order="K"), minlength=256)
     codes = frozenset(np.flatnonzero(counts).tolist())
@@ -54,7 +54,7 @@ def missing_kinds(labels: LabelArray) -> tuple[str, ...]:
 
 
 def is_upside_down(labels: LabelArray) -> bool:
-    """Return whether most levels lie above those that should be above them.
+    """Return whether most levels lie above the levels that should be above them.
 
     This is true for labels in another numbering scheme (TotalSegmentator counts upward) and for flipped volumes.
 
@@ -75,19 +75,19 @@ def is_upside_down(labels: LabelArray) -> bool:
 
 
 def require_plausible(labels: LabelArray) -> None:
-    """Check that a finished label can be used for training or judging.
+    """Check that a finished label can be used to train or to compare models.
 
     Args:
-        labels: As in ``is_upside_down``; ``UNREVIEWED`` where nobody has looked.
+        labels: As in ``is_upside_down``; ``UNREVIEWED`` where nobody checked.
 
     Raises:
-        LabelError: It is upside down, or lacks what is in view of every spine although all of it is marked as
-            reviewed.
+        LabelError: It is upside down, or lacks a kind of structure that must be in view, although nothing is marked as
+            unreviewed.
     """
     if is_upside_down(labels):
         raise LabelError(
-            "The levels are not named from superior to inferior: most run the other way round. If the label is "
-            "upside down, turn it. If it uses another table's numbers, convert it."
+            "Most levels are named from bottom to top instead of from top to bottom. If the label is upside down, turn "
+            "it. If it uses another table's numbers, convert it."
         )
     if missing := missing_kinds(labels):
         raise LabelError(

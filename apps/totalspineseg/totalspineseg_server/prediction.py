@@ -1,4 +1,4 @@
-"""Types that networks and the pipeline share."""
+"""Define the types that networks and the pipeline share."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -16,11 +16,11 @@ class Prediction:
 
     Attributes:
         labels: (X, Y, Z) uint8 network classes (``anatomy.Step1`` or ``anatomy.Step2``), 0 = background, on the
-            grid of the channels that were given.
-        soft: Region name -> (X, Y, Z) float32 probability in 0..1, only for the regions that were asked for.
-        trust: What is known of the network's errors.
-        mirror_difference: Share of the regions, 0..1, that the image and its left-right mirror do not show alike (1 -
-            Dice of all regions together); None where the network saw the image alone.
+            grid of the channels.
+        soft: Region name -> (X, Y, Z) float32 probability in 0..1, only for the requested regions.
+        trust: How far the network is trusted: its measured errors.
+        mirror_difference: Share of the regions, 0..1, that differ between the image and its left-right mirror image (1
+            - Dice of all regions together); None if the network did not see the mirror image.
     """
 
     labels: npt.NDArray[np.uint8]

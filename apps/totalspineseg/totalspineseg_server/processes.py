@@ -18,8 +18,8 @@ LOOK_SECONDS: Final = 1.0
 """Interval at which a background process checks its parent."""
 GRACE_SECONDS: Final = 20.0
 """Time for a background process to save its data once its parent is gone, such as a training its state."""
-ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Signals that ask a program to end."""
+ENDING: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Signals that ask a program to end; Windows has no SIGHUP."""
 SIGNALED: Final = 128
 """Exit status of a process ended by a signal, less the signal's number, as in a shell."""
 TIED: Final = """
@@ -65,6 +65,8 @@ def tied(command: Sequence[str]) -> list[str]:
         command: A program's path and its arguments. The thread that starts it must live as long as the program shall,
             because Linux takes the thread for the parent.
     """
+    if sys.platform == "win32":
+        return list(command)
     return [sys.executable, "-I", "-S", "-c", TIED, str(os.getpid()), *command]
 
 
@@ -93,6 +95,8 @@ def become_parent() -> None:
 
 def parent_is_gone() -> bool:
     """Return whether the parent of this process called ``become_parent`` and has ended, even by SIGKILL.
+
+    Windows does not tell it: there a process keeps the number of a parent that has ended.
 
     It is not for processes further down: for them their grandparent always counts as gone.
     """

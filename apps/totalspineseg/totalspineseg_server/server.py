@@ -18,16 +18,18 @@ from urllib.parse import urlsplit
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from totalspineseg_server import places
 from totalspineseg_server.corrections.history import HISTORY_DIR
 from totalspineseg_server.errors import AddressError, StorageError
-from totalspineseg_server.front.host_names import LOOPBACK, own_names
+from totalspineseg_server.files import storage_errors, write_text
+from totalspineseg_server.front.guard import LOOPBACK, own_names
 from totalspineseg_server.front.sockets import listening
 from totalspineseg_server.nnunet.runtimes import RUNTIMES
 from totalspineseg_server.processes import become_parent, end_within
 
 logger = logging.getLogger(__name__)
 
-APP_DIR: Final = Path(__file__).resolve().parents[1]
+MAIN_FILE: Final = "main.py"
 DEFAULT_HOST: Final = "127.0.0.1"
 DEFAULT_PORT: Final = 8000
 MAX_UPLOAD_MB: Final = 4096
@@ -132,13 +134,13 @@ def create_app(
     return app
 
 
-def configure(studies: str, *, host: str, port: int, conf: dict[str, str], app_dir: Path = APP_DIR) -> None:
+def configure(studies: str, *, host: str, port: int, conf: dict[str, str], app_dir: Path) -> None:
     """Set the host's settings, in this process and in those it starts."""
     become_parent()
     # The app must share the front's classes: the host would import a second copy of ``totalspineseg_server``.
     os.environ["MONAI_LABEL_RELOAD_APP_LIB"] = "false"
     # Background tasks import ``totalspineseg_server`` from there; dcmqi's programs are beside the interpreter.
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH", ""), str(APP_DIR)]))
+    os.environ["PYTHONPATH"] = places.python_path()
     os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     from monailabel.config import settings
     from monailabel.main import Main
@@ -164,12 +166,13 @@ def serve(
     weights: str = "",
     device: str = "",
     runtime: str = "",
+    doubtful_names: str = "",
     work: str = "",
     cache_gb: float | None = None,
     max_upload_mb: float = MAX_UPLOAD_MB,
     log_level: str = "INFO",
     demo: bool = True,
-    app_dir: Path = APP_DIR,
+    app_dir: Path | None = None,
     request_seconds: int = REQUEST_SECONDS,
 ) -> None:
     """Run the server until it is stopped; a signal ends it within a minute, even if something hangs.
@@ -182,6 +185,8 @@ def serve(
         weights: Weights to use: "" for the active model, "starter", "official", a version, or a folder.
         device: "" for a GPU if there is one, "cpu", "cuda", "cuda:1".
         runtime: "" or "torch" for PyTorch, "openvino" for OpenVINO on the CPU.
+        doubtful_names: "" or "marked" for names such as "L4 ?", "plain" for names without a mark; a request may say
+            otherwise.
         work: Folder for everything the server writes: corrections, labels, fetched series. "" for the folder of images,
             which otherwise is only read; for a DICOMweb server, the user's data folder.
         cache_gb: Disk space for the fetched series of a DICOMweb server, GB; None for ``pacs.cache.MAX_GB``.
@@ -189,7 +194,7 @@ def serve(
         log_level: "DEBUG", "INFO", "WARNING" or "ERROR".
         demo: Whether to fill ``DEFAULT_STUDIES`` with synthetic demo studies when it is empty, and to refuse another
             empty folder.
-        app_dir: The app to serve.
+        app_dir: The app to serve; None for that of this installation.
         request_seconds: Grace period for requests in progress when the server stops.
 
     Raises:
@@ -200,6 +205,7 @@ def serve(
 
     from totalspineseg_server.nnunet.runtimes import require, runtime_of
 
+    app_dir = app_dir or places.app_dir()
     # Find everything that can be wrong before anything is written.
     with listening(host, port) as sockets:
         require(device or "auto", runtime_of(runtime))
@@ -210,8 +216,10 @@ def serve(
             studies = str(studies_folder(_folder(studies, "--studies"), demo=demo, read_only=bool(work)))
         work = str(_writable(_folder(work, "--work"))) if work else ""
         asked = {"weights": weights, "device": device, "runtime": runtime, "work": work}
+        asked["doubtful_names"] = doubtful_names
         asked["cache_gb"] = "" if cache_gb is None else str(cache_gb)
         conf = {name: value for name, value in asked.items() if value}
+        _complete_app_folder(app_dir)
         configure(studies, host=host, port=port, conf=conf, app_dir=app_dir)
         from monailabel.config import settings
         from monailabel.utils.others.generic import init_log_config
@@ -236,6 +244,19 @@ def serve(
                 uvicorn.Server(config).run(sockets)
         finally:
             end_within(REST_SECONDS)
+
+
+def _complete_app_folder(folder: Path) -> None:
+    """Write the file that MONAI Label loads into an app folder that has none: that of a wheel is the user's.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    file = folder / MAIN_FILE
+    if not file.exists():
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_text(file, (places.SHIPPED / MAIN_FILE).read_text(encoding="utf-8"))
 
 
 def studies_folder(folder: Path, *, demo: bool, read_only: bool) -> Path:
@@ -335,7 +356,7 @@ def _folder(text: str, option: str) -> Path:
         raise StorageError(f"{text!r} cannot be a folder ({error}). Correct {option}.") from error
 
 
-def require_weights(weights: str, *, app_dir: Path = APP_DIR) -> None:
+def require_weights(weights: str, *, app_dir: Path) -> None:
     """Check the weights that the owner chose; "" chooses none, and the server reports later if it has none to use.
 
     Raises:
@@ -403,6 +424,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--runtime", default="", choices=RUNTIMES, help="software that runs the networks (default: torch)"
+    )
+    parser.add_argument(
+        "--doubtful-names",
+        default="",
+        choices=("marked", "plain"),
+        help="how results name doubtful levels: 'L4 ?' or 'L4' (default: marked)",
     )
     parser.add_argument(
         "--work",

@@ -40,8 +40,13 @@ KIND_WORDS: Final[Mapping[str, Kind]] = MappingProxyType(
 THORACIC: Final = re.compile(r"th(?=\d)")
 """Beginning of "Th12"."""
 NUMBER: Final = re.compile(r"\d+")
+DOUBT_MARK: Final = "?"
+"""The mark behind the name of a doubtful level, until a reader confirms it."""
+MARKS: Final = re.compile(r"[\s?]+$")
 S1: Final = "s1"
 """The first segment of the sacrum, which is one piece in the label table; some people mean all of it, some do not."""
+ARROW: Final = re.compile(r"->|\u2192")
+"""Sign between what a level was called and its right name."""
 POINT_SEPARATORS: Final = re.compile(r"[\s@,]+")
 """Separators between a level and the coordinates of a point in it."""
 SIMILAR: Final = 0.8
@@ -59,13 +64,28 @@ _CODE_OF: Final[Mapping[str, int]] = MappingProxyType({**_PUBLISHED, **_SPINAL, 
 def code_of_name(name: str) -> int | None:
     """Return the code a segment name stands for, or None when the name is unknown.
 
-    Case, surrounding space and separators do not matter. The usual spellings of the field are recognized
-    ("L4", "vertebrae_L4", "Th12", "disc L4-L5", "L5/S1", "spinal cord"), and so are the names of the last discs below a
-    missing or an extra vertebra ("L6-S1" is the disc on the sacrum, "L5-S").
+    Case, surrounding space, separators and the mark of doubt do not matter. The usual spellings of the field are
+    recognized ("L4", "vertebrae_L4", "Th12", "disc L4-L5", "L5/S1", "spinal cord"), and so are the names of the last
+    discs below a missing or an extra vertebra ("L6-S1" is the disc on the sacrum, "L5-S").
     """
     key, kinds = _read(name)
     code = _CODE_OF.get(key)
     return None if code is None or kinds - {BY_CODE[code].kind} else code
+
+
+def with_mark(name: str) -> str:
+    """Return the name of a doubtful level as clients show it, such as "L4 ?"."""
+    return f"{name} {DOUBT_MARK}"
+
+
+def is_marked(name: str) -> bool:
+    """Return whether a name ends with the mark of doubt."""
+    return name.rstrip().endswith(DOUBT_MARK)
+
+
+def without_mark(name: str) -> str:
+    """Return a name without the mark of doubt; other names are returned as they are."""
+    return MARKS.sub("", name) if is_marked(name) else name
 
 
 def meant_by(name: str) -> str | None:
@@ -87,18 +107,35 @@ def level_at(text: str) -> tuple[int, tuple[float, float, float]] | None:
         None where the text names no vertebra, disc or sacrum, or no point.
     """
     *words, x, y, z = ["", "", "", *POINT_SEPARATORS.split(text.strip())]
-    code = code_of_name(" ".join(words))
+    code = _level(" ".join(words))
     try:
         point = float(x), float(y), float(z)
     except ValueError:
         return None
-    if code is None or BY_CODE[code].kind in (Kind.CORD, Kind.CANAL) or not all(map(math.isfinite, point)):
+    return None if code is None or not all(map(math.isfinite, point)) else (code, point)
+
+
+def renamed_level(text: str) -> tuple[int, int] | None:
+    """Return the codes of a level and of its right name, of ``L1 -> T12``.
+
+    Returns:
+        None where the text does not name two vertebrae (or the sacrum), or two discs.
+    """
+    codes = [_level(part) for part in ARROW.split(text)]
+    if len(codes) != 2 or codes[0] is None or codes[1] is None:
         return None
-    return code, point
+    was, now = codes[0], codes[1]
+    return (was, now) if (BY_CODE[was].kind is Kind.DISC) == (BY_CODE[now].kind is Kind.DISC) else None
+
+
+def _level(name: str) -> int | None:
+    """Return the code of a vertebra, a disc or the sacrum; None for other names."""
+    code = code_of_name(name)
+    return None if code is None or BY_CODE[code].kind in (Kind.CORD, Kind.CANAL) else code
 
 
 def _read(name: str) -> tuple[str, set[Kind]]:
     """Return a name as spelled in ``_CODE_OF``, and the kinds that its words state."""
-    words = [THORACIC.sub("t", word) for word in SEPARATORS.split(name.strip().casefold())]
+    words = [THORACIC.sub("t", word) for word in SEPARATORS.split(without_mark(name).strip().casefold())]
     kinds = {KIND_WORDS[word] for word in words if word in KIND_WORDS}
     return "-".join(word for word in words if word not in KIND_WORDS), kinds

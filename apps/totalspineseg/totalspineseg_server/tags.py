@@ -71,6 +71,17 @@ def spaced(wanted: Sequence[float], gap: float) -> list[float]:
     return [value + k * gap for k, value in enumerate(flat)]
 
 
+def rows_of(wanted: Sequence[float], height: float, gap: float) -> list[float]:
+    """Return where names stand beside a picture: as near as possible to what they name, and not over each other.
+
+    Args:
+        wanted: Rows of what they name, rising.
+        height: Of the picture, the same unit.
+        gap: Minimum distance of two names.
+    """
+    return _within(spaced(wanted, gap), height, gap)
+
+
 def _within(positions: list[float], height: float, gap: float) -> list[float]:
     """Move positions into 0..height without bringing any two closer, if there is room."""
     lower = [max(value, gap / 2 + k * gap) for k, value in enumerate(positions)]
@@ -102,7 +113,7 @@ def add_tags(rgb: npt.NDArray[np.uint8], tags: Sequence[Tag]) -> npt.NDArray[np.
     draw = ImageDraw.Draw(image, "RGBA")
     for side, edge, way in ((left, margins[0], -1), (right, margins[0] + rgb.shape[1], 1)):
         ordered = sorted(side, key=lambda tag: tag.target[1])
-        rows = _within(spaced([tag.target[1] + top for tag in ordered], LINE_PX), height, LINE_PX)
+        rows = rows_of([tag.target[1] + top for tag in ordered], height, LINE_PX)
         for tag, row in zip(ordered, rows, strict=True):
             _draw(draw, tag, (tag.target[0] + margins[0], tag.target[1] + top), (edge, row), way, font)
     return np.asarray(image)

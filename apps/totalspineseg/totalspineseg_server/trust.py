@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from totalspineseg_server.anatomy import DISC_L4_L5, DISC_L5_S, LANDMARK_DISCS, NAME_OF
 from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.places import COMMAND
 
 FORMAT: Final = 1
 PRIOR_SCANS: Final = 12.0
@@ -196,7 +197,7 @@ def trust_from_json(content: Mapping[str, Any], *, source: str) -> Trust:
         _require_possible(trust)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(
-            f"{source!r} is not a file of 'totalspineseg calibrate' ({error!r}). Calibrate again, or delete the file."
+            f"{source!r} is not a file of '{COMMAND} calibrate' ({error!r}). Calibrate again, or delete the file."
         ) from error
     return trust
 

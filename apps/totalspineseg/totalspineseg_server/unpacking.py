@@ -12,6 +12,13 @@ MAX_RATIO: Final = 1040
 """Maximum bytes that one byte of zlib can hold, rounded up: its format allows no more than 1032."""
 
 
+MAX_POINTER_BYTES: Final = 1024
+"""Maximum size of a pointer; both kinds are a few lines."""
+LFS_START: Final = b"version https://git-lfs.github.com/spec/"
+ANNEX_START: Final = b"/annex/objects/"
+ANNEX_TARGET: Final = ".git/annex/objects"
+
+
 def require_bounded(path: Path, content_bytes: int) -> None:
     """Check that a file can hold as much as it states, and no more than fits into memory.
 
@@ -33,13 +40,6 @@ def require_bounded(path: Path, content_bytes: int) -> None:
             f"The compressed image {path.name!r} unpacks to {content_bytes >> 20} MiB of voxels (limit "
             f"{MAX_BYTES >> 20} MiB). Send one volume of it, or a file that is not compressed."
         )
-
-
-MAX_POINTER_BYTES: Final = 1024
-"""Maximum size of a pointer; both kinds are a few lines."""
-LFS_START: Final = b"version https://git-lfs.github.com/spec/"
-ANNEX_START: Final = b"/annex/objects/"
-ANNEX_TARGET: Final = ".git/annex/objects"
 
 
 def missing_content(path: Path) -> str:

@@ -6,7 +6,7 @@ No file is ever incomplete under its final name: a result is written beside its 
 from collections.abc import Collection, Mapping
 from math import prod
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import nibabel as nib
 import numpy as np
@@ -165,7 +165,15 @@ def read_labels(path: Path) -> Volume:
     Raises:
         ImageError: The file is not readable, 4D, or has values that are not whole numbers 0..255.
     """
-    volume = read_integers(path)
+    return as_labels(read_integers(path))
+
+
+def as_labels(volume: Volume) -> Volume:
+    """Return a map of whole numbers as one of uint8.
+
+    Raises:
+        ImageError: It has values outside 0..255.
+    """
     if volume.data.min() < 0 or volume.data.max() > np.iinfo(np.uint8).max:
         raise ImageError("The label map has values outside 0 to 255. Export it as a label map.")
     return Volume(volume.data.astype(np.uint8, copy=False), volume.affine)
@@ -180,7 +188,15 @@ def read_integers(path: Path) -> Volume:
     Raises:
         ImageError: The file is not readable, 4D, or has values that are not whole numbers.
     """
-    volume = _read(path, average=False)
+    return as_integers(_read(path, average=False))
+
+
+def as_integers(volume: Volume) -> Volume:
+    """Return a label map with values of an integer type.
+
+    Raises:
+        ImageError: It has values that are not whole numbers.
+    """
     if volume.data.dtype.kind == "b":
         return Volume(volume.data.astype(np.uint8), volume.affine)
     if volume.data.dtype.kind in "iu":
@@ -201,19 +217,57 @@ def read_codes(path: Path) -> Volume:
         ImageError: As in ``read_labels``; also for values that are not codes, or levels that run upward: in another
             table, 22 is L3 and not T2.
     """
-    volume = read_labels(path)
+    return as_codes(read_labels(path), repr(path.name))
+
+
+def as_codes(volume: Volume, name: str) -> Volume:
+    """Return a label map whose values are output codes, as it is.
+
+    Args:
+        volume: uint8. Not modified.
+        name: How to name it in a message.
+
+    Raises:
+        ImageError: See ``read_codes``.
+    """
     counts = np.bincount(volume.data.ravel(order="K"), minlength=256)
     if strangers := [int(v) for v in np.flatnonzero(counts) if v != BACKGROUND and v not in BY_CODE]:
         raise ImageError(
-            f"{path.name!r} has the values {strangers[:5]!r}, which are not TotalSpineSeg's codes (L1 is "
+            f"{name} has the values {strangers[:5]!r}, which are not TotalSpineSeg's codes (L1 is "
             f"{L1}). Convert it to these codes."
         )
     if is_upside_down(to_ras(volume).data):
         raise ImageError(
-            f"Most levels in {path.name!r} run from inferior to superior: it is upside down, or does not use "
+            f"Most levels in {name} run from inferior to superior: it is upside down, or does not use "
             "TotalSpineSeg's codes. Turn it, or convert it."
         )
     return volume
+
+
+def as_image(source: Any, affine: Any = None, *, usable: bool = True) -> Image:
+    """Return an image of another library, or an array, as one to be segmented.
+
+    Args:
+        source: nibabel or SimpleITK image, or array (X, Y, Z) or (X, Y, Z, T). Not modified.
+        affine: (4, 4), voxel index -> RAS mm, of an array.
+        usable: Whether it must be usable as an image, see ``require_usable``; 4D is then averaged over the last axis.
+
+    Raises:
+        ImageError: It is neither; an array comes without its affine; or it is not usable.
+    """
+    if isinstance(source, sitk.Image):
+        image = _from_sitk(source, average=usable)
+    elif isinstance(source, nib.spatialimages.SpatialImage):
+        image = Image(_to_3d(np.asanyarray(source.dataobj), average=usable), source.affine)
+    elif affine is None:
+        raise ImageError(
+            f"expected a path, a nibabel or SimpleITK image, or an array with its affine, got {type(source).__name__}"
+        )
+    else:
+        image = Image(_to_3d(np.asarray(source), average=usable), np.asarray(affine))
+    if usable:
+        require_usable(image)
+    return image
 
 
 def require_usable(volume: Volume) -> None:

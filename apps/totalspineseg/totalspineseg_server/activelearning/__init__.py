@@ -1,1 +1,1 @@
-"""The choice of the image that an annotator gets next."""
+"""Choose the image that a reader gets next."""

@@ -1,4 +1,4 @@
-"""Batch inference over the studies, one image after the other, on any device."""
+"""Predict all images of the studies, one after the other, on any device."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,11 +14,11 @@ NAME = "batch inference"
 
 
 class SpineBatch(BatchInferTask):  # type: ignore[misc]
-    """Batch inference that runs on a machine without a GPU, goes on where it ended, and survives a bad image.
+    """Batch inference that also runs without a GPU, continues where it ended, and survives a bad image.
 
     Args:
-        done: ``done(request)`` returns the result of an earlier run of the same request on the same image by the same
-            weights; None where there is none.
+        done: ``done(request)`` returns the result of an earlier, equal request for the same image with the same
+            weights, or None.
     """
 
     def __init__(self, done: Callable[[Mapping[str, Any]], dict[str, Any] | None]) -> None:
@@ -27,7 +27,8 @@ class SpineBatch(BatchInferTask):  # type: ignore[misc]
     def __call__(
         self, request: Mapping[str, Any], datastore: Datastore, infer: Callable[..., dict[str, Any]]
     ) -> dict[str, dict[str, Any]]:
-        """Predict the images of a request and store the results under its tag, except those that are done already.
+        """Predict the images of a request and store the results under its tag; images that are done already are
+        skipped.
 
         Args:
             request: ``model``, ``images`` ("all", "labeled", "unlabeled"), ``label_tag``, ``max_batch_size``.
@@ -35,7 +36,7 @@ class SpineBatch(BatchInferTask):  # type: ignore[misc]
             infer: The app's inference.
 
         Returns:
-            The reply per image id: ``{"skipped": True}`` where it was done before, ``{"error": sentence}`` where it
+            The reply for each image id: ``{"skipped": True}`` if it was done before, ``{"error": sentence}`` if it
             failed.
         """
         tag = request.get("label_tag") or DefaultLabelTag.ORIGINAL.value
@@ -57,7 +58,7 @@ class SpineBatch(BatchInferTask):  # type: ignore[misc]
 
 
 def is_result_of(info: Mapping[str, Any], request: Mapping[str, Any], versions: Mapping[str, str]) -> bool:
-    """Return whether a label is the one that a request would give.
+    """Return whether a stored label is what a request would produce.
 
     Args:
         info: What is known about the label. Not modified.

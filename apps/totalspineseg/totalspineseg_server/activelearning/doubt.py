@@ -1,4 +1,4 @@
-"""How much a reader should doubt a result: one number, from what is known without asking anyone."""
+"""Estimate how doubtful a result is: one number, from what is known without a reader."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,14 +13,14 @@ DOUBTFUL: Final = 0.5
 FINDING: Final = 0.2
 """Chance that a reader has to correct something because of one finding."""
 OTHER_ANSWER: Final = 0.5
-"""Chance that a level is wrong where two predictions differ: either of them may be right."""
+"""Chance that a level on which two predictions differ is wrong: either of them may be right."""
 NOTHING_NAMED: Final = 1.0
 """Doubt about a scan in which no spine was found."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of a doubt, each from 0 (none) to 1; None where it was not measured.
+    """The parts of the doubt about a result, each from 0 (none) to 1; None if not measured.
 
     Attributes:
         names: Chance that not all names are right.
@@ -38,12 +38,12 @@ class Parts:
 
     @property
     def doubt(self) -> float | None:
-        """Chance that something is wrong, if the parts are independent; None where nothing was measured."""
+        """The chance that something is wrong, if the parts are independent; None if nothing was measured."""
         return _any_of(self.names, self.findings, self.disagreement)
 
     @property
     def disagreement(self) -> float | None:
-        """Chance that something is wrong, from the differences between predictions alone; None where not measured."""
+        """The chance that something is wrong, by the differences between predictions alone; None if not measured."""
         levels = (None if part is None else OTHER_ANSWER * part for part in (self.steps, self.scale))
         return _any_of(self.mirror, *levels)
 
@@ -56,7 +56,7 @@ def parts_of(numbering: Mapping[str, Any] | None, disagreement: Mapping[str, flo
     """Return the parts of the doubt from what is recorded with a prediction.
 
     Args:
-        numbering: The prediction's report, see ``numbering.report``; None where there is none. Not modified.
+        numbering: The prediction's report, see ``numbering.report``; None if there is none. Not modified.
         disagreement: The prediction's differences, see ``PredictionRecord``. Not modified.
     """
     findings = [f for f in (numbering or {}).get("findings", ()) if f.get("kind") != IMAGE]

@@ -1,4 +1,4 @@
-"""Read which levels the finished labels have, so that the order *most to learn* knows which levels are rare."""
+"""Read which levels the finished labels show, so that the order *most to learn* knows which levels are rare."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -11,10 +11,10 @@ FINISHED_STEP: Final = 2
 
 
 class FinishedLevels:
-    """Levels of the finished labels. A record never changes, so each is read once.
+    """The levels of finished labels. Records never change, so each is read only once.
 
     Args:
-        corrections: Where the labels are.
+        corrections: The store of the labels.
     """
 
     def __init__(self, corrections: CorrectionStore) -> None:
@@ -22,7 +22,7 @@ class FinishedLevels:
         self._known: dict[tuple[str, str], frozenset[int] | None] = {}
 
     def of(self, images: Iterable[str]) -> list[frozenset[int]]:
-        """Return the structures of the latest finished label of each image; images without one are left out.
+        """Return the structures of the latest finished label of each image that has one.
 
         Args:
             images: Ids. Not modified.
@@ -39,7 +39,7 @@ class FinishedLevels:
         return None
 
     def _levels(self, image: str, correction: str) -> frozenset[int] | None:
-        """Return the structures of a record; None if it is no finished label or cannot be read now."""
+        """Return the structures of a record; None if it is not a finished label or cannot be read now."""
         place = (image, correction)
         if place not in self._known:
             try:

@@ -1,4 +1,4 @@
-"""Offers of images to readers, noted so that two readers do not get the same image and each image can be skipped."""
+"""Offer images to readers, and remember the offers, so that two readers do not get the same image."""
 
 import threading
 import time
@@ -9,9 +9,9 @@ from typing import Any, Final
 from monailabel.interfaces.datastore import Datastore
 
 NOTED: Final = "strategy"
-"""Key in the notes of an image: strategy -> when it last offered the image, and to whom."""
+"""Key in the information about an image: strategy -> when it last offered the image, and to whom."""
 RESERVED_SECONDS: Final = 7200.0
-"""How long an image is reserved for the reader it was offered to: correcting a whole spine takes an hour."""
+"""How long an image is reserved for the reader to whom it was offered: correcting a whole spine takes an hour."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,14 @@ class Offer:
 
 
 Choose = Callable[[Sequence[str], Mapping[str, float]], str]
-"""``choose(images, last)`` returns one of ``images``; ``last`` is when each unfinished image was last offered."""
+"""``choose(images, last)`` returns one of ``images``; ``last`` says when each unfinished image was last offered."""
 
 
 class Offers:
     """The offers of all strategies.
 
-    They are remembered in memory, too, because an image's note is written only after the image was loaded, and not at
-    all on a full disk.
+    They are remembered in memory, too: the file of an image is written only after the image was loaded, and not at all
+    on a full disk.
     """
 
     def __init__(self) -> None:
@@ -43,26 +43,27 @@ class Offers:
         self._last: dict[str, Offer] = {}
 
     def take(self, request: Mapping[str, Any], datastore: Datastore, choose: Choose) -> str | None:
-        """Choose an unfinished image and remember that it was offered.
+        """Return an unfinished image, and remember that it was offered.
 
         Args:
             request: ``client_id`` is the reader's client.
             datastore: The studies.
-            choose: Called with the images in the order of their names, without those that were offered to another
-                client lately, unless no others are left.
+            choose: Called with the images in the order of their names. Images that were recently offered to another
+                client are left out, unless no others are left.
 
         Returns:
-            The image's id; None when every image is finished.
+            The image's id; None if every image is finished.
         """
         images = sorted(datastore.get_unlabeled_images())
         if not images:
             return None
-        # Read each time: another server of these studies may have offered an image since.
+        # Read this each time, because another server of these studies may have offered an image since.
         notes = {image: last_noted(datastore.get_image_info(image)) for image in images}
         client, now = str(request.get("client_id") or ""), time.time()
         with self._lock:
             for image, offer in notes.items():
-                # Another request may have offered the image a moment ago: an older note does not undo that.
+                # Another request may have offered the image a moment ago; an older entry in the file must not undo
+                # that.
                 self._last[image] = max(offer, self._last.get(image, Offer()), key=lambda known: known.time)
             free = [image for image in images if not self._is_reserved(image, client, now)]
             chosen = choose(free or images, {image: self._last[image].time for image in images})
@@ -75,20 +76,20 @@ class Offers:
 
 
 def noted(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return strategy -> its last offer from an image's notes; unreadable entries are left out."""
+    """Return strategy -> its last offer of an image; unreadable entries are left out."""
     known = info.get(NOTED)
     return {name: offer for name, offer in known.items() if isinstance(offer, dict)} if isinstance(known, dict) else {}
 
 
 def noted_for(info: Mapping[str, Any], clients: Collection[str]) -> dict[str, Any] | None:
-    """Return the last offer of an image to one of these clients, with its ``strategy``; None where there was none."""
+    """Return the last offer of an image to one of these clients, with its ``strategy``, or None."""
     found = [{"strategy": name, **offer} for name, offer in noted(info).items() if offer.get("client_id") in clients]
     timed = [offer for offer in found if isinstance(offer.get("ts"), int | float)]
     return max(timed, key=lambda offer: float(offer["ts"]), default=None)
 
 
 def last_noted(info: Mapping[str, Any]) -> Offer:
-    """Return the last offer in an image's notes, by any strategy."""
+    """Return the last offer of an image by any strategy."""
     found = [
         Offer(float(offer["ts"]), str(offer.get("client_id") or ""))
         for offer in noted(info).values()

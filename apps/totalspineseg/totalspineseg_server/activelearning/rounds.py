@@ -1,4 +1,4 @@
-"""A round over the images of the studies in the background, one after the other; a failure does not stop it."""
+"""Work on all images of the studies in the background, one after the other; a failure does not stop it."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -17,10 +17,10 @@ Outcome = dict[str, Any]
 
 
 def unfinished_first(images: object, datastore: Datastore) -> list[str]:
-    """Return the images that the studies have, by name, those without a finished label first.
+    """Return those of the images that the studies have, sorted by name, those without a finished label first.
 
     Args:
-        images: Ids, as a client sent them or the host found them.
+        images: Ids from a client or from MONAI Label.
         datastore: The studies.
 
     Raises:
@@ -35,7 +35,7 @@ def unfinished_first(images: object, datastore: Datastore) -> list[str]:
 
 
 def round_over(images: Iterable[str], work: Callable[[str], Outcome], *, name: str) -> dict[str, Outcome]:
-    """Work on images one after the other and log the progress, which the details of the host's task show.
+    """Work on images one after the other, and log the progress, which clients see in the details of the task.
 
     Args:
         images: Their ids.
@@ -43,7 +43,7 @@ def round_over(images: Iterable[str], work: Callable[[str], Outcome], *, name: s
         name: Name of the task in the log.
 
     Returns:
-        The result per image; ``{"error": sentence}`` where it failed.
+        The result for each image; ``{"error": sentence}`` if it failed.
     """
     results: dict[str, Outcome] = {}
     ids, failed = list(images), 0
@@ -63,7 +63,7 @@ def _one(image: str, work: Callable[[str], Outcome], name: str) -> Outcome:
         logger.warning("%s: image %s failed: %s", name, image, sentence)
         return {"error": sentence}
     except Exception as error:
-        # Such as a PACS that stopped answering, or an image that was removed: the other images still get their turn.
+        # A PACS may have stopped answering, or an image may have been removed. The other images still get their turn.
         logger.exception("%s: image %s failed", name, image)
         return {"error": f"Unexpected {type(error).__name__}. Details are in the server's log."}
 
@@ -72,10 +72,10 @@ NAME = "scoring"
 
 
 class ImageScoring(ScoringMethod):  # type: ignore[misc]
-    """A scoring method that scores the images without a score.
+    """A scoring method of MONAI Label that scores the images without a score.
 
     Args:
-        description: What the images are scored by.
+        description: What the score is based on.
         fill: ``fill(image_id)`` scores one image; an image that has a score keeps it.
     """
 
@@ -91,7 +91,7 @@ class ImageScoring(ScoringMethod):  # type: ignore[misc]
             datastore: The studies.
 
         Returns:
-            ``doubt`` per image id; ``{"skipped": True}`` where it had a score, ``{"error": sentence}`` where it failed.
+            ``doubt`` for each image id; ``{"skipped": True}`` if it had a score, ``{"error": sentence}`` if it failed.
         """
         images = unfinished_first(BatchInferTask().get_images(request, datastore), datastore)
         return round_over(images, self._fill, name=NAME)

@@ -1,4 +1,4 @@
-"""The scoring of images: from stored predictions where there are any, or else by a new prediction."""
+"""Score images by their stored predictions, or by a new prediction if there is none."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Refused, Score, Scores
-from totalspineseg_server.corrections.drawn_maps import KeptMaps
+from totalspineseg_server.corrections.predictions import KeptMaps
 from totalspineseg_server.errors import ImageError, NoSpineError, StorageError, UnknownImageError, WeightsError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.infers.disagreement import scale_difference
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 class Scorer:
-    """The scores of the images of the studies.
+    """Gives and makes the scores of the studies' images.
 
     Args:
         scores: Stored scores.
         services: Networks, and records of predictions.
-        infer: Runs a model as the app does, which calls ``predicted`` or ``refused`` itself.
+        infer: Runs a model as a request does; this calls ``predicted`` or ``refused``.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class Scorer:
         self._infer = infer
 
     def known(self, images: Iterable[str]) -> dict[str, Score]:
-        """Return image -> its score, by any weights, for those images that have one."""
+        """Return image -> its score with any weights, for the images that have one."""
         found = {image: self._scores.of(image, self._services.studies.fingerprint(image)) for image in images}
         return {image: score for image, score in found.items() if score is not None}
 
     def current(self, image_id: str) -> Score | None:
-        """Return the score of an image by the weights in use; None where it has none.
+        """Return the score of an image with the weights in use, or None.
 
         Raises:
             WeightsError: No weights can be used.
@@ -59,21 +59,40 @@ class Scorer:
         return {f"step{step}": self._services.networks.version(step) for step in (1, 2)}
 
     def progress(self, images: Iterable[str]) -> dict[str, int]:
-        """Return the number of images, of those scored by the weights in use, and of those that failed.
+        """Return the numbers of all images, of those scored with the weights in use, and of those that failed.
 
         Without weights no image counts as scored.
         """
-        ids = list(images)
+        scores = self._known(images)
+        found = [score for score in scores.values() if score is not None]
+        return {"total": len(scores), "scored": len(found), "failed": sum(bool(score.refused) for score in found)}
+
+    def round(self, images: Iterable[str], begun: str) -> dict[str, Any]:
+        """Return how far a round over images is that takes them in this order.
+
+        Args:
+            images: Their ids, in the order in which they are predicted.
+            begun: When the round began, UTC, ISO 8601.
+
+        Returns:
+            As ``progress``, with ``current`` (the image that is predicted now, empty at the end) and ``new`` (number of
+            images that this round has scored).
+        """
+        scores = self._known(images)
+        new = sum(score is not None and score.created >= begun for score in scores.values())
+        current = next((image for image, score in scores.items() if score is None), "")
+        return {**self.progress(scores), "current": current, "new": new}
+
+    def _known(self, images: Iterable[str]) -> dict[str, Score | None]:
         try:
-            scores = [score for image in ids if (score := self.current(image)) is not None]
+            return {image: self.current(image) for image in images}
         except WeightsError:
-            scores = []
-        return {"total": len(ids), "scored": len(scores), "failed": sum(bool(score.refused) for score in scores)}
+            return dict.fromkeys(images)
 
     def predicted(self, image_id: str, fingerprint: str, report: Mapping[str, Any]) -> None:
-        """Store the score of an image that was just predicted, unless it has one by these weights.
+        """Store the score of an image that was just predicted, unless it has one with these weights.
 
-        A score that cannot be stored is logged; the prediction is good without it.
+        If the score cannot be stored, this is only logged, because the prediction does not need it.
 
         Args:
             image_id: The image.
@@ -91,13 +110,13 @@ class Scorer:
             logger.warning("The score of image %s was not stored: %s", image_id, error)
 
     def refused(self, image_id: str, fingerprint: str, file: Path, error: Exception) -> None:
-        """Store as an image's score that it has no usable result.
+        """Store a score which says that an image has no usable result.
 
         Args:
             image_id: The image.
             fingerprint: The image's fingerprint before it was read.
             file: The image's file.
-            error: The reason. Nothing is stored unless it lies in the image itself.
+            error: The reason. Nothing is stored if it does not lie in the image itself.
         """
         if not fingerprint or not isinstance(error, NoSpineError | ImageError):
             return
@@ -109,10 +128,10 @@ class Scorer:
             logger.warning("It could not be stored that image %s has no result: %s", image_id, fault)
 
     def fill(self, image_id: str) -> dict[str, Any]:
-        """Score an image, unless it has a score by the weights in use.
+        """Score an image, unless it has a score with the weights in use.
 
         Returns:
-            ``{"skipped": True}`` where it has one, else ``{"doubt": ..}``.
+            ``{"skipped": True}`` if it has one, else ``{"doubt": ..}``.
 
         Raises:
             UnknownImageError: There is no such image.
@@ -134,10 +153,10 @@ class Scorer:
         return {"doubt": score.doubt}
 
     def fill_scale(self, image_id: str) -> dict[str, Any]:
-        """Score an image, and measure how much its result changes when the image is taken for a smaller person's.
+        """Score an image, and measure how much its result changes if the image is taken for that of a smaller person.
 
         Returns:
-            ``{"skipped": True}`` where that is known, else ``{"doubt": ..}``.
+            ``{"skipped": True}`` if that is known, else ``{"doubt": ..}``.
 
         Raises:
             UnknownImageError: There is no such image.
@@ -160,7 +179,7 @@ class Scorer:
         return {"doubt": score.doubt}
 
     def _maps(self, score: Score) -> KeptMaps | None:
-        """Return the maps of the scored prediction; the image is predicted again where they were deleted."""
+        """Return the maps of the scored prediction; if they were deleted, the image is predicted again."""
         maps = self._services.maps
         found = maps.of_prediction(score.image_sha256, score.prediction)
         if found is None:

@@ -1,4 +1,4 @@
-"""Scores: how doubtful each image's result is, valid until the image or the weights change.
+"""Store how doubtful each image's result is; a score is valid until the image or the weights change.
 
 ``<history>/scores/<image>.json`` holds one score. It is derived from the record of a prediction, so it can be deleted
 and made again.
@@ -12,11 +12,9 @@ from typing import Any, Final, Literal
 
 from totalspineseg_server.activelearning.doubt import NOTHING_NAMED, Parts, parts_of
 from totalspineseg_server.corrections import history
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.errors import StorageError
-from totalspineseg_server.fields import from_fields
-from totalspineseg_server.files import read_json, storage_errors, write_json
+from totalspineseg_server.files import from_fields, read_json, storage_errors, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +22,7 @@ WHOLE_MODEL: Final = "totalspineseg"
 """The model whose predictions are scored: both steps, all structures."""
 
 Refused = Literal["", "no spine", "image"]
-"""Why there is no result: no spine was found, or the image cannot be read. Empty where there is a result."""
+"""Why there is no result: no spine was found, or the image cannot be read. Empty if there is a result."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +31,17 @@ class Score:
 
     Attributes:
         image: Image id.
-        fingerprint: Fingerprint of the scored image, see ``StudiesDatastore.fingerprint``.
+        fingerprint: Fingerprint of the scored image, see ``SpineDatastore.fingerprint``.
         image_sha256: Hash of the image's content.
         versions: Weights by step.
-        prediction: Id of the prediction that it was derived from; empty where there was no result.
+        prediction: Id of the prediction from which it was derived; empty if there was no result.
         parts: The parts of the doubt.
         codes: Levels in view.
         refused: Why there is no result.
-        message: The reason in a sentence, where there is no result.
+        message: The reason in a sentence, if there is no result.
         created: UTC, ISO 8601.
+        predicted_as: Image id under which the prediction is recorded, empty for an image outside the studies; None for
+            its own id.
     """
 
     image: str
@@ -54,10 +54,11 @@ class Score:
     refused: Refused = ""
     message: str = ""
     created: str = field(default_factory=history.now_text)
+    predicted_as: str | None = None
 
     @property
     def doubt(self) -> float | None:
-        """0 (none) to 1; None where it is not known, such as for an image that cannot be read."""
+        """The doubt from 0 (none) to 1; None if it is not known, for example if the image cannot be read."""
         return NOTHING_NAMED if self.refused == "no spine" else self.parts.doubt
 
     @property
@@ -66,7 +67,7 @@ class Score:
         return NOTHING_NAMED if self.refused == "no spine" else self.parts.disagreement
 
     def as_note(self) -> dict[str, Any]:
-        """Return the note that is written when the image is offered, and that stays with its label."""
+        """Return what is noted when the image is offered, and stays with its label."""
         doubt = self.doubt
         return {
             "doubt": None if doubt is None else round(doubt, 4),
@@ -82,7 +83,7 @@ class Scores:
 
     Args:
         root: The history folder.
-        predictions: Records that scores are derived from.
+        predictions: Records from which scores are derived.
         maps: Maps of predictions, including those made under another name of the image.
     """
 
@@ -92,9 +93,9 @@ class Scores:
         self._maps = maps
 
     def of(self, image_id: str, fingerprint: str) -> Score | None:
-        """Return the score of an image as it is now, by any weights; None where there is none.
+        """Return the score, with any weights, of an image as it is now, or None.
 
-        There is none without a fingerprint, and none where the record is damaged: it is made again.
+        There is no score without a fingerprint, or if the record is damaged: then it is made again.
         """
         file = self._file(image_id)
         if not fingerprint or not file.is_file():
@@ -108,18 +109,23 @@ class Scores:
             return None
         return replace(score, parts=parts) if (score.image, score.fingerprint) == (image_id, fingerprint) else None
 
+    def record_of(self, score: Score) -> PredictionRecord | None:
+        """Return the record of the prediction that a score was derived from; None where it is gone."""
+        image_id = score.image if score.predicted_as is None else score.predicted_as
+        return self._predictions.find(image_id, score.prediction, score.image_sha256) if score.prediction else None
+
     def keep(self, score: Score) -> None:
-        """Store a score in place of the one before.
+        """Store a score in place of the previous one.
 
         Raises:
-            StorageError: It could not be written; the one before is still stored.
+            StorageError: It could not be written; the previous one is still stored.
         """
         with storage_errors(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
         write_json(self._file(score.image), asdict(score))
 
     def derive(self, image_id: str, fingerprint: str, image_sha256: str, versions: Mapping[str, str]) -> Score | None:
-        """Return the score from the newest prediction for an image's content; nothing is stored, no network runs.
+        """Return the score from the newest prediction for an image's content, without storing it or running a network.
 
         Args:
             image_id: The image.
@@ -128,7 +134,7 @@ class Scores:
             versions: Weights by step. Not modified.
 
         Returns:
-            None where these weights did not predict the image, or only with a pin.
+            None if these weights did not predict the image, or only with a pin.
         """
         for record in self._records(image_id, image_sha256):
             if record.model != WHOLE_MODEL or dict(record.versions) != dict(versions) or record.settings.get("pins"):
@@ -137,15 +143,18 @@ class Scores:
                 parts = parts_of(record.numbering, record.disagreement)
                 codes = tuple(sorted({int(level["code"]) for level in (record.numbering or {}).get("levels", ())}))
             except (AttributeError, KeyError, TypeError, ValueError):
-                # Another version of this software wrote the report differently.
+                # Another version of this software may have written the report differently.
                 continue
-            # Names without a probability come from the iterative method, which has no doubts.
+            # Names without a probability come from the iterative method, which states no doubts.
             if parts.names is not None:
-                return Score(image_id, fingerprint, image_sha256, dict(versions), record.id, parts, codes)
+                other = None if record.image == image_id else record.image
+                score = Score(image_id, fingerprint, image_sha256, dict(versions), record.id, parts, codes)
+                return replace(score, predicted_as=other)
         return None
 
     def _records(self, image_id: str, image_sha256: str) -> Iterator[PredictionRecord]:
-        """Yield the predictions for an image's content, newest first, those under its own name before others."""
+        """Yield the predictions for an image's content, newest first; those under the image's own name come before
+        others."""
         yield from (r for r in self._predictions.newest_first(image_id) if r.image_sha256 == image_sha256)
         for maps in self._maps.newest_first(image_sha256):
             if maps.image == image_id:

@@ -1,4 +1,4 @@
-"""The order of images by their scores, as functions of plain values."""
+"""Order images by their scores, with functions of plain values."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -8,12 +8,13 @@ from typing import Final
 from totalspineseg_server.activelearning.scores import Score
 
 SCORED, UNSCORED, UNREADABLE = range(3)
-"""Ranks: images without a score come after those with one, and those that cannot be read come last."""
+"""Ranks of images: those without a score come after those with one, and those that cannot be read come last."""
 NOTHING: Final = frozenset({0})
-"""The structures of a scan without a spine: with this entry, only the first of such scans counts as rare."""
+"""The structures of a scan in which no spine was found. With this entry, only the first of such scans counts as
+rare."""
 
 Value = Callable[[Score], float | None]
-"""Value of a score: the larger, the earlier the image comes; None where the score does not decide."""
+"""Value of a score: the larger it is, the earlier the image comes; None if the score does not decide."""
 
 
 def doubt(score: Score) -> float | None:
@@ -40,7 +41,7 @@ def rarity(codes: Collection[int], labels_with: Counter[int]) -> float:
 
 
 def counts_of(labels: Iterable[Collection[int]]) -> Counter[int]:
-    """Return how many labels show each code; a label without codes counts under ``NOTHING``."""
+    """Return how many labels show each code; a label without codes counts for ``NOTHING``."""
     return Counter(code for codes in labels for code in set(codes or NOTHING))
 
 
@@ -51,7 +52,7 @@ def best(images: Iterable[str], last: Mapping[str, float], scores: Mapping[str, 
         images: At least one, in the order of their names. Not modified.
         last: When each was last offered; 0 for never. Not modified.
         scores: The known scores. Not modified.
-        value: What the images are ordered by.
+        value: The value by which images are ordered.
 
     Returns:
         The image with the largest value, among those that were never offered or whose offer is oldest. After images

@@ -1,6 +1,7 @@
-"""The command line: ``totalspineseg INPUT OUTPUT`` and the other commands.
+"""Run the command line: ``totalspineseg INPUT OUTPUT`` and the other commands.
 
-Nothing heavy is imported before a command needs it, so that ``--help`` answers at once.
+An installed wheel has it under the name ``totalspineseg-server``. Large libraries are imported only when a command
+needs them, so that ``--help`` answers at once.
 """
 
 import argparse
@@ -14,11 +15,12 @@ from types import MappingProxyType, ModuleType
 from typing import Final, NoReturn
 
 from totalspineseg_server.errors import TotalSpineSegError
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.version import VERSION
 
 COMMANDS: Final = MappingProxyType(
     {
-        "run": "segment and number scans (also without the word: totalspineseg INPUT OUTPUT)",
+        "run": f"segment and number scans (also without the word: {COMMAND} INPUT OUTPUT)",
         "label": "number the raw map of a network, without running a network",
         "lint": "check a label map: gaps, duplicates, wrong order, fragments",
         "weights": "install or list the networks' weights",
@@ -34,21 +36,21 @@ COMMANDS: Final = MappingProxyType(
 """Command -> what it does; each is a module of this package."""
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-"""Exit codes: a scan failed or lint found something; the request cannot be served; Ctrl-C."""
+"""Exit codes: a scan failed or lint found something; the command cannot be carried out; Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line.
 
     Args:
-        argv: Arguments without the program's name; those of the process when None.
+        argv: Arguments without the program's name; None for those of the process.
 
     Returns:
-        The exit code: 0 when all went well, 1 when a scan failed or ``lint`` found something, 2 when the
-        request cannot be served, 130 when interrupted.
+        The exit code: 0 if all went well, 1 if a scan failed or ``lint`` found something, 2 if the command cannot be
+        carried out, 130 if interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    # A first word that is not a command is INPUT, as the reference's users type it.
+    # A first word that is not a command is INPUT, because users of the reference type it like this.
     command = words.pop(0) if words and words[0] in COMMANDS else "run"
     module = import_module(f"totalspineseg_server.cli.{command.replace('-', '_')}")
     parser = _parser(command, module)
@@ -57,25 +59,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=os.environ.get("TOTALSPINESEG_LOG", "WARNING").upper(), format="%(levelname)s %(message)s"
     )
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names of scans that the terminal's encoding does not support must not end a run.
+        # A scan's name that the terminal's encoding does not support must not end a run.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code: int = module.execute(arguments)
     except (TotalSpineSegError, argparse.ArgumentTypeError) as error:
-        print(f"totalspineseg: {error}", file=sys.stderr)
+        print(f"{COMMAND}: {error}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
-        print("totalspineseg: interrupted", file=sys.stderr)
+        print(f"{COMMAND}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output, such as head, has stopped reading.
+        # The program that reads the output, such as head, has stopped reading.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
 
 
 class _Parser(argparse.ArgumentParser):
-    """Parser that reports a wrong argument in one sentence, without the usage."""
+    """A parser that reports a wrong argument in one sentence, without the usage."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -85,11 +87,11 @@ def _parser(command: str, module: ModuleType) -> _Parser:
     main_command = command == "run"
     others = "\n".join(f"  {name:<14} {text}" for name, text in COMMANDS.items() if name != "run")
     parser = _Parser(
-        prog="totalspineseg" if main_command else f"totalspineseg {command}",
-        description=module.__doc__,
-        epilog=f"other commands (totalspineseg COMMAND --help):\n{others}" if main_command else None,
+        prog=COMMAND if main_command else f"{COMMAND} {command}",
+        description=(module.__doc__ or "").replace("totalspineseg ", f"{COMMAND} "),
+        epilog=f"other commands ({COMMAND} COMMAND --help):\n{others}" if main_command else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"totalspineseg {VERSION}")
+    parser.add_argument("--version", action="version", version=f"{COMMAND} {VERSION}")
     module.add_arguments(parser)
     return parser

@@ -1,8 +1,8 @@
 """Measure on labeled scans how far networks can be trusted: which landmark class lies on which disc.
 
-The result is saved beside the weights and used from the next scan on. Scans that the networks have learned from would
-make them look better than they are: leave those out. A site's finished corrections can be used too: give the folder of
-its studies.
+The result is saved beside the weights and used from the next scan on. Leave out scans that the networks have learned
+from, because these make them look better than they are. A site's finished corrections can be used too: give the folder
+of its studies.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from totalspineseg_server.cli.common import existing_path, model_store
+from totalspineseg_server.places import COMMAND
 
 if TYPE_CHECKING:
     from totalspineseg_server.trust import Trust
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; return the exit code: 1 when a scan had to be left out."""
+    """Run the command; return the exit code: 1 if a scan had to be left out."""
     from totalspineseg_server.cli.prepare import labeled_scans
     from totalspineseg_server.errors import LabelError
     from totalspineseg_server.nnunet.calibration import STEPS, calibrate, joined
@@ -57,7 +58,7 @@ def execute(arguments: argparse.Namespace) -> int:
     sources, unusable = labeled_scans(arguments.scans, arguments.label_suffix)
     if not sources:
         raise LabelError(
-            f"There are no scans with labels in {str(arguments.scans)!r}. See 'totalspineseg prepare --help' "
+            f"There are no scans with labels in {str(arguments.scans)!r}. See '{COMMAND} prepare --help' "
             "for how to arrange them."
         )
 
@@ -104,5 +105,5 @@ def lines(trust: "Trust") -> list[str]:
             )
     if trust.parity_levels:
         result.append(f"odd and even confused in {trust.parity_wrong:.0f} of {trust.parity_levels:.0f} vertebrae")
-    result.append(f"cord drawn where its logit is at least {-trust.cord_logit:.2f}")
+    result.append(f"the cord is drawn where its logit is at least {-trust.cord_logit:.2f}")
     return result

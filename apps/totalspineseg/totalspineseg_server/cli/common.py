@@ -1,4 +1,4 @@
-"""Argument types and the model store, shared by several commands."""
+"""Share argument types and the model store between commands."""
 
 import argparse
 import sys
@@ -6,22 +6,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from totalspineseg_server import places
 from totalspineseg_server.spellings import level_at
 
 if TYPE_CHECKING:
     from totalspineseg_server.numbering.evidence import Pin
     from totalspineseg_server.registry.model_store import ModelStore
 
-MODEL_DIR: Final = Path(__file__).resolve().parents[2] / "model"
-"""Folder of the app's models."""
+MODEL_DIR: Final = places.model_dir()
+"""Folder of this installation's models."""
 MIB: Final = 1 << 20
 """Bytes in a mebibyte."""
 PIN_UNMET: Final = "pin_unmet"
-"""Kind of the finding that a user of the command line must see at once."""
+"""Kind of the finding which says that a pin meets no structure; users of the command line must see it at once."""
 
 
 def existing_path(text: str) -> Path:
-    """Return the path in an argument, which must exist."""
+    """Return the path that an argument names; it must exist."""
     path = Path(text)
     if not path.exists():
         raise argparse.ArgumentTypeError(f"{text!r} does not exist")
@@ -57,7 +58,7 @@ def pins_of(arguments: argparse.Namespace) -> "tuple[Pin, ...]":
 
 
 def print_unmet_pins(name: str, report: Mapping[str, Any]) -> None:
-    """Print on stderr which pins do not meet any structure.
+    """Print to stderr which pins meet no structure.
 
     Args:
         name: Name of the scan.
@@ -122,5 +123,5 @@ def model_store(data_dir: Path | None, weights: str) -> "ModelStore":
     ours = store.pointer.exists() or store.versions_dir.is_dir() or (data_dir / STARTER).is_dir()
     if weights or ours:
         return store
-    # The models may be deeper: the reference's users have them in DIR/nnUNet/results.
+    # The models may be deeper: users of the reference have them in DIR/nnUNet/results.
     return ModelStore(MODEL_DIR, weights=str(data_dir.resolve()))

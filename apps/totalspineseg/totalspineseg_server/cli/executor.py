@@ -1,13 +1,15 @@
-"""Options for where a run computes, and the executor they choose."""
+"""Add the options that say where a run computes, and make the executor that they choose."""
 
 import argparse
 import os
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 
 from totalspineseg_server.cli.common import existing_path, positive
-from totalspineseg_server.errors import TotalSpineSegError
+from totalspineseg_server.errors import SettingError, TotalSpineSegError
 from totalspineseg_server.nnunet.runtimes import RUNTIMES
+from totalspineseg_server.places import NAME
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from totalspineseg_server.registry.model_store import ModelStore
 
 MAX_DEFAULT_WORKERS: Final = 4
-"""Most threads by default: beside one network, reading and writing rarely keep more of them busy."""
+"""Largest default number of threads: reading and writing for one network rarely keep more of them busy."""
 
 
 def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,7 +65,7 @@ def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def executor_of(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "Executor":
-    """Return the executor that the options choose; nothing heavy is imported until there is work.
+    """Return the executor that the options choose; large libraries are imported only when there is work.
 
     Raises:
         TotalSpineSegError: The options contradict each other, or the profile is not valid.
@@ -90,6 +92,11 @@ def _local(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> 
 
 
 def _dask(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "Executor":
+    if find_spec("distributed") is None:
+        raise SettingError(
+            "Runs over many processes need Dask, which is not installed. Install "
+            f"'{NAME}[cluster]', or leave --executor out."
+        )
     from totalspineseg_server.cohort.cluster_profile import read_profile
     from totalspineseg_server.cohort.worker import job_json
 

@@ -1,7 +1,7 @@
 """Number the raw map of a network (step 1 or step 2), without running a network.
 
-IN is a label map or a folder of label maps (.nii.gz, .nii, .nrrd); OUT is a file on the grid of IN, or a folder of
-files of the same names.
+IN is a label map or a folder of label maps (.nii.gz, .nii, .nrrd). OUT is a file on the grid of IN, or a folder of
+files with the same names.
 """
 
 import argparse
@@ -10,13 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from totalspineseg_server.anatomy import Step1
 from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.cli.common import add_numbering_arguments, existing_path, pins_of, print_unmet_pins
 from totalspineseg_server.errors import TotalSpineSegError
 
 if TYPE_CHECKING:
-    from totalspineseg_server.geometry import LabelArray
     from totalspineseg_server.numbering.evidence import Pin
 
 
@@ -68,7 +66,7 @@ def _require_name(output: Path) -> None:
 
 
 def _label_folder(source: Path, output: Path, reports: Path | None, request: _Request) -> int:
-    """Number every map of a folder; a bad one does not stop the rest."""
+    """Number every map of a folder; a bad map does not stop the rest."""
     from totalspineseg_server.volume_io import (
         WRITTEN_SUFFIXES,
         images_in,
@@ -101,7 +99,7 @@ def _label_folder(source: Path, output: Path, reports: Path | None, request: _Re
 
 def _label_file(source: Path, output: Path, report_file: Path | None, request: _Request) -> None:
     from totalspineseg_server.geometry import labels_from_iso, labels_on_grid, labels_to_iso
-    from totalspineseg_server.numbering.naming import label_map
+    from totalspineseg_server.numbering.naming import label_map, step_of
     from totalspineseg_server.numbering.report import sentence
     from totalspineseg_server.unpacking import real_path
     from totalspineseg_server.volume_io import read_codes, read_labels, write_volume
@@ -111,7 +109,7 @@ def _label_file(source: Path, output: Path, report_file: Path | None, request: _
     volume = read_labels(source)
     iso = labels_to_iso(volume)
     localizer = None if request.localizer is None else labels_on_grid(read_codes(request.localizer), iso.grid)
-    step = request.step or _step_of(iso.data)
+    step = request.step or step_of(iso.data)
     labels, report = label_map(iso, step, localizer=localizer, pins=request.pins, method=request.method)
     print_unmet_pins(source.name, report)
     if (answer := sentence(report)) and certainty_of(report) != "certain":
@@ -122,11 +120,6 @@ def _label_file(source: Path, output: Path, report_file: Path | None, request: _
     if report_file is not None:
         _make_folder(report_file.parent)
         _write_report(report_file, report)
-
-
-def _step_of(raw: "LabelArray") -> Literal[1, 2]:
-    """Return the step of a raw map: step 2 has more classes, and its canal and cord have values that step 1 lacks."""
-    return 2 if raw.max() > max(member.value for member in Step1) else 1
 
 
 def _make_folder(folder: Path) -> None:

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; return the exit code: 1 also when one of several maps cannot be read."""
+    """Run the command; return the exit code: 1 if there is a finding, or if one of several maps cannot be read."""
     files = [file for path in arguments.files for file in _maps_in(path)]
     if len(files) == 1:
         return 1 if _lint_file(files[0], several=False) else 0
@@ -39,7 +39,8 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _maps_in(path: Path) -> tuple[Path, ...]:
-    """Return the label maps of a folder, after naming what is not read; another path, or a DICOM series, as it is."""
+    """Return the label maps of a folder, after printing what is not read; a file or a DICOM series is returned as it
+    is."""
     from totalspineseg_server.volume_io import images_in, is_other_name, not_read_sentence
 
     if not path.is_dir():
@@ -50,7 +51,7 @@ def _maps_in(path: Path) -> tuple[Path, ...]:
 
 
 def _lint_file(path: Path, *, several: bool) -> int:
-    """Print the findings of one file; return how many."""
+    """Print the findings of a file; return their number."""
     from nibabel.affines import apply_affine
 
     from totalspineseg_server.geometry import to_ras
@@ -59,7 +60,7 @@ def _lint_file(path: Path, *, several: bool) -> int:
 
     prefix = f"{path.name}: " if several else ""
     volume = to_ras(read_integers(path))
-    # Not among the findings: other programs read those.
+    # This is not printed among the findings, because other programs read those.
     print(f"{prefix}{levels_read(volume.data)}", file=sys.stderr)
     findings = lint(volume.data, volume.spacing)
     for finding in findings:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from totalspineseg_server.cli.common import MIB, MODEL_DIR, existing_path
+from totalspineseg_server.places import COMMAND
 
 if TYPE_CHECKING:
     from totalspineseg_server.registry.model_store import ModelStore
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show = actions.add_parser("show", help="print parent, labels, settings and gate report of a version")
     judging = actions.add_parser(
         "judge",
-        help="let the gate compare a version with the weights in use, or the weights in use with the earlier ones",
+        help="let the gate compare a version with the weights in use (or the weights in use with the previous ones)",
     )
     activate = actions.add_parser("activate", help="put a version into use; running servers follow at once")
     activate.add_argument("--force", action="store_true", help="activate it even if the gate refused it")
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=existing_path,
         metavar="STUDIES",
-        help="studies whose hold-out is used for the judgment, too (default: none)",
+        help="studies whose hold-out is used for the comparison, too (default: none)",
     )
     judging.add_argument(
         "--device", default="auto", metavar="cuda|cpu", help="device to run on (default: a GPU if there is one)"
@@ -52,14 +53,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     remove.add_argument(
         "--force",
         action="store_true",
-        help="remove even a version that rollback would use, or that trainings began with",
+        help="remove even a version that rollback would return to, or from which trainings began",
     )
     for action in (listing, show, judging, activate, rollback, export, importing, remove):
         action.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; return the exit code: 1 for a version that does not pass."""
+    """Run the command; return the exit code: 1 if a version does not pass."""
     from totalspineseg_server.registry.model_store import ModelStore
 
     actions: dict[str, Callable[[ModelStore, argparse.Namespace], int | None]] = {
@@ -116,10 +117,10 @@ def _judge(store: "ModelStore", arguments: argparse.Namespace) -> int:
             allowed = "yes" if measure.allowed else "no"
             print(_TABLE.format(f"  {measure.measure}", *cells, measure.subjects, allowed))
     for case in report.left_out:
-        print(f"could not judge: {case}")
+        print(f"could not be used: {case}")
     print(f"{arguments.name} {judgment.verdict}")
     if not judgment.passed and arguments.name in store.active().values():
-        print("it is in use; to return to the previous weights: totalspineseg models rollback")
+        print(f"it is in use; to return to the previous weights: {COMMAND} models rollback")
     return 0 if judgment.passed else 1
 
 
@@ -131,7 +132,7 @@ def _activate(store: "ModelStore", arguments: argparse.Namespace) -> None:
     print(f"{arguments.name} is in use now for step {' and '.join(map(str, steps))}")
     if not was_judged(store, arguments.name):
         print(
-            "no gate has judged it; to compare it with the previous weights: totalspineseg models judge "
+            f"no gate has judged it; to compare it with the previous weights: {COMMAND} models judge "
             f"{arguments.name} STUDIES"
         )
 
@@ -153,7 +154,7 @@ def _import(store: "ModelStore", arguments: argparse.Namespace) -> None:
 
     name = import_version(store, arguments.zip, name=arguments.name)
     steps = " and ".join(map(str, models_in(store.versions_dir / name)))
-    print(f"imported {name}, a model of step {steps}; put it into use with: totalspineseg models activate {name}")
+    print(f"imported {name}, a model of step {steps}; put it into use with: {COMMAND} models activate {name}")
 
 
 def _remove(store: "ModelStore", arguments: argparse.Namespace) -> None:

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; return the exit code: 1 when a case had to be left out."""
+    """Run the command; return the exit code: 1 if a case had to be left out."""
     from totalspineseg_server.cli.site_folder import has_corrections
     from totalspineseg_server.errors import LabelError
     from totalspineseg_server.nnunet.cases import Skipped
@@ -102,9 +102,9 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def labeled_scans(folder: Path, suffix: str) -> "tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]":
-    """Return the labeled scans of a BIDS folder, or a site's finished corrections, and those that cannot be used.
+    """Return the labeled scans of a BIDS folder (or the finished corrections of a site), and those that cannot be used.
 
-    Files of a BIDS folder that are of kinds that are not read are named on stderr.
+    Files of a BIDS folder that have an unsupported format are named on stderr.
 
     Args:
         folder: The folder.
@@ -152,7 +152,7 @@ def _corrections(studies: Path) -> "tuple[tuple[ScanSource, ...], tuple[Skipped,
 
 
 def _bids(folder: Path, suffix: str) -> "Iterator[ScanSource]":
-    """Yield every label below ``derivatives`` whose name is that of an image below ``sub-*`` plus ``suffix``."""
+    """Yield every label below ``derivatives`` whose name is that of an image below ``sub-*`` followed by ``suffix``."""
     from totalspineseg_server.nnunet.cases import Origin, ScanSource
     from totalspineseg_server.volume_io import images_in, stem
 

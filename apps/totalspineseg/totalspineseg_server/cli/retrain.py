@@ -1,4 +1,4 @@
-"""Learn from the corrections of a studies folder, without a server: fine-tune, judge, publish what passes.
+"""Learn from the corrections of a studies folder, without a server: train further, compare, publish what passes.
 
 Interrupt it at any moment; the next call with the same corrections and settings continues.
 """
@@ -21,7 +21,7 @@ SETTINGS: Final = (
     "optimizer",
     "device",
 )
-"""Settings that clients have under the same names; ``resume`` is ``--restart`` here."""
+"""Settings that clients know by the same names; ``resume`` is ``--restart`` here."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--replay-share",
         type=float,
         metavar="0..0.95",
-        help="share of the patches from earlier and synthetic scans, against forgetting (default: 0.5)",
+        help="share of the patches from earlier and synthetic scans, which prevent forgetting (default: 0.5)",
     )
     parser.add_argument(
         "--accepted-share",
@@ -66,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; return the exit code: 1 when the new model is not put into use."""
+    """Run the command; return the exit code: 1 if the new version is not put into use."""
     from totalspineseg_server.cli.site_folder import site_of
     from totalspineseg_server.registry.model_store import ModelStore
     from totalspineseg_server.trainers.retrain_settings import read_settings

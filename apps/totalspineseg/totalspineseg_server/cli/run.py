@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from totalspineseg_server.cohort.running import Summary
 
 EARLIER_LABELS: Final = ("step2_output", "step1_output")
-"""Folders of OUTPUT whose label maps serve as localizers when no ``--loc`` is given."""
+"""Folders of OUTPUT whose label maps serve as localizers if there is no ``--loc``."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("input", type=Path, metavar="INPUT", help="an image or a folder of images")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="folder for the results; made if missing")
+    parser.add_argument(
+        "output", type=Path, metavar="OUTPUT", help="folder for the results; it is made if it is missing"
+    )
     parser.add_argument("--step1", action="store_true", help="stop after step 1 (discs, C1, canal, cord)")
     parser.add_argument("--iso", action="store_true", help="keep the results at 1 mm instead of the input's grid")
     parser.add_argument(
@@ -114,7 +116,7 @@ def _options(arguments: argparse.Namespace, count: int) -> "RunOptions":
 
 
 def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "RunOptions") -> "tuple[Summary, str]":
-    """Run, and return the summary and a sentence that warns of the weights; "" for none."""
+    """Process the scans; return the summary, and a sentence that warns of the weights ("" for none)."""
     from totalspineseg_server.cohort.documents import weights_warning, write_documents
     from totalspineseg_server.cohort.progress import Progress
     from totalspineseg_server.cohort.running import run

@@ -1,7 +1,7 @@
 """Train the networks from scratch with nnU-Net, on the datasets that ``totalspineseg prepare`` wrote.
 
-Plans and preprocesses when needed, then trains. Interrupt it at any moment; the same command continues.
-The datasets are in nnUNet/raw (or where nnU-Net's environment variables say), results in nnUNet/results.
+The command plans and preprocesses if this is needed, and then trains. Interrupt it at any moment; the same command
+continues. The datasets are in nnUNet/raw (or where nnU-Net's environment variables say), results in nnUNet/results.
 """
 
 import argparse
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from totalspineseg_server.cli.common import positive
+from totalspineseg_server.places import COMMAND
 
 STEPS: Final = {"101": (1,), "102": (2,), "all": (1, 2)}
 
@@ -31,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size",
         choices=("M", "L", "XL"),
         default="L",
-        help="network for GPUs of about 11, 24 or 40 GB (default: L, as the reference)",
+        help="network for GPUs of about 11, 24 or 40 GB (default: L, as in the reference)",
     )
     parser.add_argument("--epochs", type=positive, default=1000, metavar="N", help="default: %(default)s")
     parser.add_argument(
@@ -41,7 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gpus", type=positive, default=1, metavar="N", help="number of GPUs that share the batch (default: 1)"
     )
     parser.add_argument(
-        "--device", default="auto", choices=("auto", "cuda", "cpu"), help="default: a GPU if there is one"
+        "--device",
+        default="auto",
+        choices=("auto", "cuda", "cpu"),
+        help="device to train on (default: a GPU if there is one)",
     )
     parser.add_argument(
         "--workers",
@@ -49,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="number of processes that prepare cases and batches; 0 trains without any",
     )
-    parser.add_argument("--restart", action="store_true", help="discard what was planned and trained for this fold")
+    parser.add_argument(
+        "--restart", action="store_true", help="discard the plan and the training of this fold, and begin anew"
+    )
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -70,5 +76,5 @@ def execute(arguments: argparse.Namespace) -> int:
             tell=lambda line: print(line, flush=True),
         )
         print(f"model of step {step}: {model}")
-    print(f"to put them into use: totalspineseg models import {folders.results}")
+    print(f"to put them into use: {COMMAND} models import {folders.results}")
     return 0

@@ -2,7 +2,8 @@
 
 Interrupt it at any moment; the same command continues.
 
-Every second patch of step 2 is marked with the discs that step 1 finds: the one in --out, else that of --start-from.
+In every second patch of step 2, the marked discs are those that step 1 finds: the step 1 in --out, or else in
+--start-from.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--real-share", type=float, metavar="SHARE", help="share of the patches taken from them (default: 0.35)"
     )
-    parser.add_argument("--restart", action="store_true", help="discard what an earlier call left")
+    parser.add_argument("--restart", action="store_true", help="discard an unfinished training, and begin anew")
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -69,7 +70,8 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _finder(out: Path, source: Path | None) -> Path | None:
-    """Return the step-1 model that shows step 2 its mistakes: from the same folder, else from where training begins."""
+    """Return the step-1 model that finds the discs for step 2: the one in ``out``, or else the one from which training
+    begins."""
     from totalspineseg_server.nnunet.starter_plans import CHECKPOINT, STARTER_FOLDERS
 
     models = [folder / STARTER_FOLDERS[1] for folder in (out, source) if folder is not None]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from totalspineseg_server.cli.common import MIB, MODEL_DIR
 from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.releases import NEWEST, RELEASES
 
 
@@ -72,7 +73,8 @@ def _install(arguments: argparse.Namespace) -> None:
 
 
 class _Bar:
-    """Progress of a download in megabytes: on one line of a terminal, else at every tenth part."""
+    """Shows the progress of a download in megabytes: in one line on a terminal, elsewhere a line for every tenth of
+    it."""
 
     def __init__(self) -> None:
         self._reported = -1
@@ -101,7 +103,7 @@ def _list(arguments: argparse.Namespace) -> None:
         except WeightsError as error:
             if store.versions():
                 print(f"step {step}: {error}", file=sys.stderr)
-    starter = (STARTER,) if (store.model_dir / STARTER).is_dir() else ()
+    starter = (STARTER,) if store.starter_dir.is_dir() else ()
     for name in (*starter, *store.versions()):
         steps = chosen.get(name, [])
         text = f"  in use for step {' and '.join(map(str, steps))}" if steps else ""
@@ -110,4 +112,4 @@ def _list(arguments: argparse.Namespace) -> None:
     if release := release_text(store, in_use):
         print(release)
     if not starter and not store.versions():
-        print(f"no weights in {store.model_dir}; to install them: totalspineseg weights install")
+        print(f"no weights in {store.model_dir}; to install them: {COMMAND} weights install")

@@ -15,11 +15,11 @@ from totalspineseg_server.cohort.cluster_profile import Profile
 from totalspineseg_server.errors import ClusterError
 
 THREADS: Final = 3
-"""Scans in progress in each worker; they take turns in the network."""
+"""Number of scans in progress in each worker; they take turns in the network."""
 LOST_WORKERS_PER_SCAN: Final = 3
-"""Workers that may be lost on one scan; after that the scan itself probably crashes them."""
+"""Number of workers that may be lost on the same scan; if more are, the scan itself probably crashes them."""
 CONNECT_S: Final = 30
-"""Maximum time to wait for a scheduler's answer, seconds."""
+"""Longest time to wait for the answer of a scheduler, seconds."""
 SUBMIT: Final = {"slurm": "sbatch", "pbs": "qsub"}
 """Commands that submit a job to the queue."""
 QUIET: Final = logging.CRITICAL
@@ -89,8 +89,8 @@ def _hush() -> None:
 
 
 def _local(profile: Profile) -> SpecCluster:
-    """Start processes of this machine, reached over the loopback address with their own keys."""
-    # On a shared machine, anybody who can open the port could run code; with the keys only this run can.
+    """Start processes on this machine, which are reached over the loopback address with keys of their own."""
+    # On a shared machine, anybody who can open the port could run code; the keys allow only this run.
     common = {"host": "127.0.0.1", "security": (security := Security.temporary()), "protocol": "tls://"}
     workers = {}
     for k in range(profile.workers):
@@ -127,7 +127,8 @@ def _jobs(profile: Profile, output: Path) -> SpecCluster:
         **options,
     )
     try:
-        # Do what scale() does, but wait: there a refused submission is only logged, and the run waits forever.
+        # Do what scale() does, but wait for the answer: scale() only logs a refused submission, and the run would wait
+        # forever.
         for _ in range(profile.workers):
             cluster.worker_spec.update(cluster.new_worker_spec())
         cluster.sync(cluster._correct_state)
@@ -140,7 +141,7 @@ def _jobs(profile: Profile, output: Path) -> SpecCluster:
 
 
 def _end(cluster: SpecCluster) -> None:
-    """Close a cluster after some of its jobs were refused, which Dask does not expect; end the other jobs."""
+    """Close a cluster after some of its jobs were refused, and end the other jobs; Dask does not expect this."""
     for name in [name for name, job in cluster.workers.items() if job.job_id is None]:
         del cluster.workers[name], cluster.worker_spec[name]
     cluster._created.clear()
@@ -148,7 +149,7 @@ def _end(cluster: SpecCluster) -> None:
 
 
 def _job_class(name: str) -> type[SpecCluster]:
-    """Return dask-jobqueue's class; importing it replaces the handlers of Ctrl-C, so that they are restored."""
+    """Return dask-jobqueue's class. Importing it replaces the handlers of Ctrl-C, which are restored."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     from dask_jobqueue import PBSCluster, SLURMCluster
 

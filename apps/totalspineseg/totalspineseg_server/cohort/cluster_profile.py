@@ -22,10 +22,10 @@ class Profile:
     Attributes:
         cluster: "local" (processes of this machine), "slurm" or "pbs" (one worker in each job).
         workers: Number of processes or jobs.
-        cores: CPU cores of each; 0 shares this machine's among local processes.
-        memory: Memory of each job, such as "16GB"; "" for local processes, which are not limited.
-        gpus: GPU of each local process, as in ``CUDA_VISIBLE_DEVICES``; repeated when there are fewer GPUs than
-            processes; when empty, each process sees the GPUs of its environment.
+        cores: CPU cores of each; 0 to share those of this machine among local processes.
+        memory: Memory of each job, such as "16GB"; "" for local processes, whose memory is not limited.
+        gpus: GPU of each local process, as in ``CUDA_VISIBLE_DEVICES``. If there are fewer GPUs than processes, they
+            are used again; if there are none, each process sees the GPUs of its environment.
         options: Other options for dask-jobqueue's cluster class, such as queue, walltime, job_extra_directives.
     """
 
@@ -56,7 +56,7 @@ def read_profile(path: Path) -> Profile:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ClusterError(f"--profile: {str(path)!r} is not a readable YAML file ({error}). Correct it.") from error
     if not isinstance(content, dict):
-        raise ClusterError(f"a profile must hold names and values, such as 'cluster: slurm', got {content!r}")
+        raise ClusterError(f"a profile must consist of names and values, such as 'cluster: slurm', got {content!r}")
     return parse_profile(content)
 
 
@@ -67,7 +67,7 @@ def parse_profile(content: Mapping[str, Any]) -> Profile:
         content: See ``Profile``; every name but ``cluster`` may be left out.
 
     Raises:
-        ClusterError: A name is unknown, or a value impossible.
+        ClusterError: A name is unknown, or a value is not possible.
     """
     known = tuple(Profile.__dataclass_fields__)
     if unknown := sorted(set(content) - set(known)):
@@ -80,7 +80,7 @@ def parse_profile(content: Mapping[str, Any]) -> Profile:
         raise ClusterError(f"'gpus' in a profile must be a list, such as [0, 1], got {gpus!r}")
     options = content.get("options") or {}
     if not isinstance(options, dict):
-        raise ClusterError(f"'options' in a profile must hold names and values, got {options!r}")
+        raise ClusterError(f"'options' in a profile must consist of names and values, got {options!r}")
     profile = Profile(
         cluster=kind,
         workers=_count(content, "workers", len(gpus) or 1),

@@ -23,7 +23,7 @@ class DaskExecutor:
     Args:
         job: From ``worker.job_json``.
         connect: Opens the cluster for the time of the run.
-        ours: Whether the workers are processes of this machine that end with the run.
+        ours: Whether the workers are processes on this machine that end with the run.
         tell: Called with a sentence when the run waits for its first worker, for example while jobs are in a queue.
     """
 
@@ -45,7 +45,7 @@ class DaskExecutor:
                 self._tell("waiting for the first worker")
             try:
                 client.register_plugin(make_plugin(name, self._job, ignore_interrupts=self._ours))
-            except Exception as error:  # any error of a worker while it made its ``ScanWorker``
+            except Exception as error:  # A worker may raise any error while it makes its ``ScanWorker``.
                 raise ClusterError(
                     f"The workers could not start ({type(error).__name__}: {error}). Make the app visible to "
                     "them under the same path as here."

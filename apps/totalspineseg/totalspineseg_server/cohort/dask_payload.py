@@ -1,16 +1,17 @@
-"""Functions and a plugin that are sent to the workers as code, because workers cannot import the package yet.
+"""Make the code that is sent to the workers, which cannot import the package yet.
 
 Everything here is defined inside a function, which makes Dask send it by value; the plugin then adds the app's folder
 to the worker's ``sys.path``, as the launcher does here.
 """
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 from distributed import WorkerPlugin
 
-APP: Final = Path(__file__).resolve().parents[2]
+from totalspineseg_server.places import PACKAGE
+
+APP: Final = PACKAGE.parent
 """Folder that holds the package; the same on all machines."""
 
 
@@ -44,7 +45,7 @@ def make_plugin(name: str, job: Mapping[str, Any], *, ignore_interrupts: bool) -
             self.scan_worker = ScanWorker(content)
 
         def teardown(self, worker: Any) -> None:
-            """Let running scans end and drop the networks, because the run is over."""
+            """Let running scans finish, and release the networks, because the run is over."""
             self.scan_worker.stop()
 
     return Warm()
@@ -66,7 +67,7 @@ def make_task(name: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
             return {"stopped": True}
         scan_worker = getattr(plugin, "scan_worker", None)
         if scan_worker is None:
-            # Dask keeps a plugin whose setup failed on a worker that joined later; it would fail scan after scan.
+            # If the setup fails on a worker that joined later, Dask keeps the plugin, which would fail scan after scan.
             return {
                 "refusal": f"A worker does not see the app under the path {app}. Install it there on every machine."
             }

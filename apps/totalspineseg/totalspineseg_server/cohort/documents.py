@@ -1,6 +1,5 @@
 """Write the documents of a whole run: ``run.json``, ``measurements.csv``, ``report.html``."""
 
-import base64
 import csv
 import io
 import time
@@ -11,7 +10,7 @@ from urllib.parse import quote
 
 from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.cohort.inputs import Case
-from totalspineseg_server.cohort.outputs import PREVIEW, REPORTS
+from totalspineseg_server.cohort.outputs import PREVIEW, REPORTS, SHEET
 from totalspineseg_server.cohort.record import software_versions
 from totalspineseg_server.cohort.running import Summary
 from totalspineseg_server.files import write_json, write_text
@@ -43,8 +42,8 @@ def write_documents(
         cases: All scans of the run.
         summary: Results of the run.
         versions: Step -> version of the weights.
-        weights: Sentences on the weights: which run, and of which release they are.
-        warning: The sentence of ``weights_warning``.
+        weights: Sentences about the weights: which are in use, and from which release.
+        warning: The result of ``weights_warning``.
         asked: The options as typed.
 
     Raises:
@@ -63,12 +62,12 @@ def write_documents(
 
 
 def weights_warning(store: ModelStore, summary: Summary, versions: Mapping[str, str]) -> str:
-    """Return a sentence where weights that made results of a run are not for patients; "" where all are.
+    """Return a warning if weights that made results of a run are not for patients; otherwise "".
 
     Args:
         store: Holds the weights.
-        summary: How the run went; results from before count, too.
-        versions: Step -> version of the weights it was begun with.
+        summary: Results of the run; earlier results count, too.
+        versions: Step -> version of the weights with which the run began.
     """
     records = summary.records.values()
     made_with = {version for record in records for version in record["made_with"]["models"].values()}
@@ -107,14 +106,14 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _row(output: Path, name: str, summary: Summary) -> ScanRow:
     record = summary.records.get(name)
-    thumbnail = output / REPORTS / f"{name}.jpg"
-    picture = base64.b64encode(thumbnail.read_bytes()).decode() if thumbnail.is_file() else ""
+    file = output / REPORTS / f"{name}{SHEET}"
+    sheet = file.read_text(encoding="utf-8") if file.is_file() else ""
     if record is None:
         # A scan that failed in step 2 shows the picture of step 1.
         return ScanRow(
             name,
             failure=summary.failures.get(name, "not started"),
-            thumbnail=picture,
+            sheet=sheet,
             picture=_full_picture(output, name),
         )
     models = record["made_with"]["models"]
@@ -127,14 +126,14 @@ def _row(output: Path, name: str, summary: Summary) -> ScanRow:
         warnings=tuple(_warnings(record)),
         model="\n".join(f"{step}: {version}" for step, version in models.items()),
         seconds=sum(record["seconds"].values()),
-        thumbnail=picture,
+        sheet=sheet,
         picture=_full_picture(output, name, record),
         answer=f"{answer[:1].upper()}{answer[1:]}",
     )
 
 
 def _full_picture(output: Path, name: str, record: Mapping[str, Any] | None = None) -> str:
-    """Return the address of the last step's picture with tags, relative to the page; "" when there is none.
+    """Return the address of the last step's picture with tags, relative to the page; "" if there is none.
 
     For a finished scan only pictures in its record count, because another run may have left more.
     """
@@ -146,8 +145,6 @@ def _full_picture(output: Path, name: str, record: Mapping[str, Any] | None = No
 
 
 def _warnings(record: Mapping[str, Any]) -> Iterator[str]:
-    if is_doubtful(record):
-        yield sentence(record)
     yield from record["warnings"]
     if is_doubtful(record):
         yield f"to make the names certain: {', or '.join(record['would_settle'])}"

@@ -1,4 +1,4 @@
-"""Fingerprint a scan's files: were they replaced, and are other files the same ones?"""
+"""Fingerprint a scan's files, to find out whether they were replaced, and whether other files are the same."""
 
 import hashlib
 import os
@@ -11,17 +11,17 @@ from totalspineseg_server.volume_io import stem
 HEADER_SUFFIXES: Final = (".nhdr", ".mhd")
 """Endings of image headers whose voxels are in a separate file."""
 PLACES: Final = 16
-"""Number of a series' files that are compared, and of positions in each file."""
+"""Number of files of a series that are compared, and of positions in each file."""
 PLACE_BYTES: Final = 4096
-"""Bytes compared at each position."""
+"""Number of bytes that are compared at each position."""
 HASH_LENGTH: Final = 16
 
 
 def fingerprint(path: Path | None) -> dict[str, int | str] | None:
-    """Return a fingerprint of a scan's files: their number, bytes, latest change (ns), and a hash of some of their
+    """Return a fingerprint of a scan's files: their number, size, latest change (ns), and a hash of parts of their
     content.
 
-    The content is needed because files of one protocol may be equally long, and equally old in an archive.
+    The content is needed because files of one protocol may have the same length, and in an archive the same age.
     """
     if path is None:
         return None
@@ -32,7 +32,7 @@ def fingerprint(path: Path | None) -> dict[str, int | str] | None:
 
 
 def same_content(one: Mapping[str, Any] | None, other: Mapping[str, Any] | None) -> bool:
-    """Return whether two fingerprints are of the same files, wherever they are and whenever they were copied."""
+    """Return whether two fingerprints belong to the same files, wherever these are and whenever they were copied."""
     return {**(one or {}), "changed": 0} == {**(other or {}), "changed": 0}
 
 
@@ -51,7 +51,7 @@ def _content(files: Sequence[Path]) -> str:
 def _files_of(path: Path) -> list[Path]:
     """Return the files of a series, or an image file; for a header, also the files beside it with the same name.
 
-    The list is empty if there is none, or it may not be read: then the scan fails.
+    The list is empty if there is none, or if it may not be read; then the scan fails.
     """
     try:
         if path.is_dir():

@@ -21,16 +21,16 @@ from totalspineseg_server.volume_io import (
 )
 
 DICOM_INDEX: Final = "DICOMDIR"
-"""Name of the index at the top of a disc; it is written as DICOM, but is not an image."""
+"""Name of the index on a DICOM CD; it is a DICOM file, but not an image."""
 NO_SCANS: Final = frozenset({"derivatives", "func", "dwi", "fmap", "perf", "pet", "eeg", "meg", "beh", "micr", "mrs"})
 """BIDS folders without anatomical images, which are not reported as skipped."""
 NAMED_FOLDERS: Final = 5
-"""Maximum number of folders named in a sentence."""
+"""Largest number of folders that a sentence names."""
 BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
 MISSING: Final = "no localizer was found for this scan"
 NO_PROOF: Final = (
     "the localizer of this scan was not used: its own names are counted or doubtful, or it is not finished; correct "
-    "its label map and give it from another folder with --loc"
+    "its label map, copy it to another folder, and name that folder with --loc"
 )
 
 
@@ -43,7 +43,7 @@ class Case:
         path: Image file, or folder of a DICOM series.
         folder: Its folder below INPUT ("sub-01/anat" in BIDS), "." for INPUT itself.
         localizer: Label map of another series of the patient, or None.
-        no_localizer: Why there is none although one was asked for; empty otherwise.
+        no_localizer: Why there is none although one was requested; otherwise empty.
     """
 
     name: str
@@ -80,8 +80,8 @@ def find_cases(source: Path, *, suffixes: Sequence[str] = (), exclude: Path | No
 
     Args:
         source: An image file, a DICOM folder, or a folder of images, of DICOM folders, or in BIDS layout.
-        suffixes: Only images whose name (without ending) ends in one of these; all when empty.
-        exclude: A folder to skip (the output).
+        suffixes: Only images whose name (without the file ending) ends in one of these; empty for all.
+        exclude: The output folder, which is skipped.
 
     Returns:
         The scans in alphabetical order.
@@ -111,13 +111,13 @@ def find_cases(source: Path, *, suffixes: Sequence[str] = (), exclude: Path | No
 
 def _images(folder: Path, source: Path) -> Iterator[Case]:
     for path in _inside(folder):
-        # A link whose file is missing, as in a partly downloaded data set, counts as a scan that fails.
+        # A link to a missing file, as in a partly downloaded data set, counts as a scan that fails.
         if is_image_name(path) and not path.name.startswith(".") and not path.is_dir():
             yield Case(stem(path), path, folder.relative_to(source))
 
 
 def _inside(folder: Path) -> list[Path]:
-    """Return the contents of a folder; nothing if it may not be read, which ``_closed`` reports."""
+    """Return the contents of a folder, or nothing if it may not be read; ``_closed`` reports that."""
     try:
         return sorted(folder.iterdir())
     except PermissionError:
@@ -134,7 +134,7 @@ def _closed(folder: Path) -> bool:
 
 
 def unvisited_folders(source: Path, cases: Iterable[Case], *, exclude: Path | None = None) -> tuple[str, ...]:
-    """Return the folders whose images are not scans of a run, because only some places are searched.
+    """Return the folders that have images but are not searched, so that these images are not scans of the run.
 
     Args:
         source: INPUT.
@@ -142,7 +142,7 @@ def unvisited_folders(source: Path, cases: Iterable[Case], *, exclude: Path | No
         exclude: The output, which is skipped.
 
     Returns:
-        Paths relative to INPUT of folders with images of their own; none if INPUT is a file.
+        Paths of the folders relative to INPUT; none if INPUT is a file.
     """
     known = {case.path.parent.resolve() for case in cases} | {source.resolve()}
     known |= {folder.resolve() for pattern in BIDS_FOLDERS for folder in source.glob(pattern)}
@@ -154,7 +154,8 @@ def unvisited_folders(source: Path, cases: Iterable[Case], *, exclude: Path | No
 
 
 def skipped_sentences(source: Path, cases: Iterable[Case], *, exclude: Path | None = None) -> str:
-    """Return sentences on the folders of ``unvisited_folders``, and on files of kinds that are not read; "" for none.
+    """Return sentences about the folders of ``unvisited_folders`` and about files that cannot be read; "" if there are
+    none.
 
     Args:
         source: INPUT.
@@ -173,7 +174,7 @@ def skipped_sentences(source: Path, cases: Iterable[Case], *, exclude: Path | No
 
 
 def _walk(source: Path, exclude: Path | None) -> Iterator[tuple[Path, list[Path]]]:
-    """Yield the folders below INPUT that may hold scans, each with its files."""
+    """Yield the folders below INPUT that may contain scans, each with its files."""
     for place, folders, files in os.walk(source):
         here = Path(place)
         folders[:] = sorted(
@@ -187,9 +188,9 @@ def _is_same(folder: Path, other: Path | None) -> bool:
 
 
 def _dicom_folders(folder: Path, source: Path, exclude: Path | None, visited: set[Path]) -> list[Case]:
-    """Return the folders that hold DICOM files, and those below them, named by their path from INPUT.
+    """Return a folder with DICOM files, and those below it, named by their path from INPUT.
 
-    A folder that may not be read counts as a scan, too: it fails, so that it is reported.
+    A folder that may not be read counts as a scan, too, which fails and so is reported.
     """
     # A link may lead back to a folder above it.
     if _is_same(folder, exclude) or folder.resolve() in visited:
@@ -217,7 +218,8 @@ def _is_dicom(path: Path) -> bool:
 
 
 def _unique(cases: Iterable[Case]) -> list[Case]:
-    """Distinguish scans of the same name by their folder, else by their ending."""
+    """Return the cases with unique names: scans with the same name get their folder added, or else their file
+    ending."""
     named = list(cases)
     for rename in (_with_folder, _with_ending):
         counts = Counter(case.name.casefold() for case in named)
@@ -243,22 +245,22 @@ def pair_localizers(
     localizer_suffix: str | None = None,
     earlier: Sequence[Path] = (),
 ) -> tuple[Case, ...]:
-    """Return the scans, each with its localizer.
+    """Return the scans, each together with its localizer.
 
-    "sub-01_T2w" with suffixes ("_T2w",) and localizer suffix "_T1w" gets "sub-01_T1w", searched in the localizer
-    folder,
-    in the scan's own folder below it, and (without a localizer folder) among earlier results.
-    Our own result is not used as a localizer if it is uncertain of its levels: its guess would count as knowledge.
+    With suffixes ("_T2w",) and localizer suffix "_T1w", the localizer of "sub-01_T2w" is "sub-01_T1w". It is searched
+    for in the localizer folder, in the scan's own folder below that, and (without a localizer folder) among earlier
+    results. An earlier result is not used as a localizer if its own names are not certain: a guess would become a
+    certainty.
 
     Args:
         cases: From ``find_cases``.
         localizer: A label map for the scans of one subject, or a folder of label maps, or None.
         suffixes: Endings of the scans' names.
-        localizer_suffix: Ending of the localizers' names; None: they have the scan's name.
-        earlier: Folders of label maps from an earlier run, used when there is no ``localizer``.
+        localizer_suffix: Ending of the localizers' names; None if they have the names of the scans.
+        earlier: Folders of label maps from an earlier run, which are used if there is no ``localizer``.
 
     Returns:
-        The scans; ``no_localizer`` says why where a localizer was asked for and not found.
+        The scans; ``no_localizer`` says why a requested localizer is missing.
 
     Raises:
         ImageError: ``localizer`` does not exist, or is one file for several subjects.
@@ -272,17 +274,18 @@ def pair_localizers(
     if localizer is not None and localizer.is_file():
         if (subjects := len({subject_of(case.name) for case in cases})) > 1:
             raise ImageError(
-                f"One localizer file, {localizer.name!r}, cannot serve {subjects} subjects. Give a folder of "
+                f"One localizer file, {localizer.name!r}, cannot be used for {subjects} subjects. Give a folder of "
                 "label maps named like the scans, or run one subject's scans (sub-..) alone."
             )
         return tuple(_paired(case, localizer, ours=False) for case in cases)
     paired = []
     for case in cases:
-        # In a folder of all scans another patient's file may have the same name; the scan's own name is unique.
+        # In a folder for all scans, a file of another patient may have the same name; only the scan's own name is
+        # unique.
         name, own = (_localizer_name(n, suffixes, localizer_suffix) for n in (case.name, stem(case.path)))
         places = [(folder, name) for folder in (earlier if localizer is None else [localizer])]
         if localizer is None and name == case.name:
-            # A scan's own result is what the run will make.
+            # The scan's own result is not a localizer: the run will make it anew.
             places = []
         if localizer is not None and case.folder.parts:
             places += [(localizer / case.folder, name), (localizer / case.folder, own)]
@@ -295,7 +298,7 @@ def _paired(case: Case, localizer: Path | None, *, ours: bool) -> Case:
     if localizer is None:
         return replace(case, no_localizer=MISSING)
     record = read_record(localizer.parent.parent, stem(localizer))
-    # A map without a record is somebody's own, or among our results that of a scan that was not finished.
+    # A map without a record was made by somebody else, or, among our results, belongs to a scan that was not finished.
     useless = ours if record is None else proves_nothing(record)
     return replace(case, no_localizer=NO_PROOF) if useless else replace(case, localizer=localizer)
 

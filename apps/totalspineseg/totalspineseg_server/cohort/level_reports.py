@@ -1,4 +1,4 @@
-"""Describe the levels of one scan for its record."""
+"""Describe the structures and levels of a scan for its record."""
 
 from typing import Any
 
@@ -37,10 +37,9 @@ def levels_in_view(structures: list[dict[str, Any]], *, step: Step) -> str:
     """Return the first and last level in view, such as "T11 - sacrum".
 
     Args:
-        structures: From ``structures_json``. A structure of less than ``MIN_MM3`` is a speck or the edge of a level,
-        and
+        structures: From ``structures_json``. A structure of less than ``MIN_MM3`` is a speck or the edge of a level and
             is ignored.
-        step: In step 2 levels are vertebrae; in step 1, and where there are none, discs.
+        step: In step 2 the levels are vertebrae; in step 1, or if there are none, they are discs.
 
     Returns:
         "L4" for a single level, "" for none.

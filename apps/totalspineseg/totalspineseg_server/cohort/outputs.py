@@ -1,4 +1,4 @@
-"""Write the files of one scan, in folders and with names that users of the reference know."""
+"""Write the files of a scan, with the folders and names that users of the reference know."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from PIL import Image
 
-from totalspineseg_server.files import storage_errors
+from totalspineseg_server.files import storage_errors, write_text
 from totalspineseg_server.geometry import AnyArray, FloatArray, LabelArray
 from totalspineseg_server.pipeline import Located, Scan, Segmentation, named_levels
 from totalspineseg_server.preview import (
@@ -21,6 +20,7 @@ from totalspineseg_server.preview import (
     Plane,
     course_of,
     save_picture,
+    sheet_svg,
 )
 from totalspineseg_server.volume_io import write_volume
 
@@ -37,13 +37,13 @@ FOLDERS: Final = (
     "step2_output",
 )
 REPORTS: Final = "reports"
-"""Folder with one JSON file and one thumbnail for each scan; always written."""
+"""Folder with one JSON file and one sheet of pictures for each scan; always written."""
 ENDING: Final = ".nii.gz"
 PICTURES: Final = (INPUT, "step1_raw", "step1_output", "levels", "step2_raw", "step2_output")
-"""Kinds of sagittal previews; each without and with tags."""
+"""Kinds of sagittal previews, each without and with tags."""
 CORONAL: Final = "coronal_tags"
-THUMBNAIL_HEIGHT_PX: Final = 360
-"""Height at which the tags of a lumbar scan are readable, and a thousand thumbnails fit into one page (about 20 MB)."""
+SHEET: Final = ".svg"
+"""Ending of a scan's sheet: its pictures for the report of the run."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Result:
 
     Attributes:
         located: Result of step 1.
-        segmentation: Result of step 2; None when the run stops after step 1.
+        segmentation: Result of step 2; None if the run stops after step 1.
         doubtful: Codes whose level is doubtful.
         integers: Whether the image as read has whole numbers, so that its preprocessed form is rounded.
     """
@@ -64,12 +64,12 @@ class Result:
 
     @property
     def labels(self) -> LabelArray:
-        """The last step's codes, on the 1 mm grid."""
+        """The codes of the last step, on the 1 mm grid."""
         return self.located.labels if self.segmentation is None else self.segmentation.labels
 
     @cached_property
     def levels(self) -> LabelArray:
-        """SCT disc points on the 1 mm grid, with the last step's names."""
+        """SCT disc points on the 1 mm grid, with the names of the last step."""
         return self.located.levels if self.segmentation is None else named_levels(self.located, self.segmentation)
 
 
@@ -85,7 +85,7 @@ def make_folders(output: Path, keep: Collection[str]) -> None:
 
 
 def write_result(output: Path, name: str, result: Result, *, iso: bool, keep: Collection[str]) -> list[str]:
-    """Write all files of a scan except its record, each atomically.
+    """Write all files of a scan except its record; each appears complete or not at all.
 
     Args:
         output: OUTPUT, whose folders exist.
@@ -115,8 +115,9 @@ def write_result(output: Path, name: str, result: Result, *, iso: bool, keep: Co
             file = f"{PREVIEW}/{name}_{kind}.jpg"
             save_picture(output / file, picture)
             written.append(file)
-    file = f"{REPORTS}/{name}.jpg"
-    save_picture(output / file, _thumbnail(plane, result))
+    file = f"{REPORTS}/{name}{SHEET}"
+    tags = STEP1_TAGS if result.segmentation is None else LEVEL_CODES
+    write_text(output / file, sheet_svg(scan.iso, result.labels, course, doubtful=result.doubtful, tags=tags))
     return [*written, file]
 
 
@@ -133,12 +134,12 @@ def result_files(name: str, *, keep: Collection[str], step1: bool) -> tuple[str,
     return (
         *(f"{folder}/{name}{ENDING}" for folder in keep if folder != PREVIEW),
         *(f"{PREVIEW}/{name}_{kind}.jpg" for kind in pictures if PREVIEW in keep),
-        f"{REPORTS}/{name}.jpg",
+        f"{REPORTS}/{name}{SHEET}",
     )
 
 
 def _volumes(result: Result, iso: bool) -> Mapping[str, Callable[[], AnyArray]]:
-    """Return folder -> function that computes its array."""
+    """Return folder -> a function that computes the array to write there."""
     located, scan, second = result.located, result.located.scan, result.segmentation
 
     def labels(data: LabelArray) -> Callable[[], AnyArray]:
@@ -161,9 +162,7 @@ def _volumes(result: Result, iso: bool) -> Mapping[str, Callable[[], AnyArray]]:
 
 
 def _stored_image(scan: Scan, integers: bool) -> AnyArray:
-    """Return the preprocessed image, as int16 (a quarter of the bytes) where the original had whole numbers of that
-    size.
-    """
+    """Return the preprocessed image, as int16 (a quarter of the bytes) if the original had such whole numbers."""
     data = scan.iso.data
     limits = np.iinfo(np.int16)
     if integers and data.min() >= limits.min and data.max() <= limits.max:
@@ -190,11 +189,3 @@ def _pictures(plane: Plane, course: Course, result: Result) -> Iterator[tuple[st
         yield f"{kind}_tags", plane.picture(labels, tags=tags, doubtful=result.doubtful, **options)
     coronal = Plane(located.scan.iso, course, sagittal=False)
     yield CORONAL, coronal.picture(final, tags=final_tags, doubtful=result.doubtful)
-
-
-def _thumbnail(plane: Plane, result: Result) -> Picture:
-    tags = STEP1_TAGS if result.segmentation is None else LEVEL_CODES
-    picture = Image.fromarray(plane.picture(result.labels, tags=tags, doubtful=result.doubtful))
-    width = max(1, round(picture.width * THUMBNAIL_HEIGHT_PX / picture.height))
-    small = picture.resize((width, THUMBNAIL_HEIGHT_PX), Image.Resampling.LANCZOS)
-    return np.asarray(small, dtype=np.uint8)

@@ -1,4 +1,5 @@
-"""Read, compute and write at the same time: one scan in the network, the next being read, the last being written."""
+"""Read, compute and write at the same time: one scan is in the network while the next is read and the last is
+written."""
 
 import logging
 from collections import deque
@@ -12,7 +13,8 @@ from totalspineseg_server.errors import TotalSpineSegError
 logger = logging.getLogger(__name__)
 
 AHEAD: Final = 2
-"""Maximum number of scans read ahead of the network, and of results waiting to be written: more only fill memory."""
+"""Largest number of scans read ahead of the network, and of results waiting to be written; more would only fill
+memory."""
 
 Item = TypeVar("Item")
 Loaded = TypeVar("Loaded")
@@ -26,8 +28,8 @@ class Done(Generic[Item, Written]):
 
     Attributes:
         item: The item.
-        written: Return value of ``write``; None when it failed.
-        failure: One sentence; None when it went well.
+        written: Return value of ``write``; None if a stage failed.
+        failure: Why it failed, in one sentence; None if it did not.
     """
 
     item: Item
@@ -45,7 +47,7 @@ def overlapped(
 ) -> Generator[Done[Item, Written], None, None]:
     """Pass every item through three stages; ``compute`` runs in this thread, one item at a time, in order.
 
-    Closing the iterator early (or an interrupt) lets started writes finish and drops the rest.
+    If the iterator is closed early (or interrupted), writes that have begun are finished, and the rest is dropped.
 
     Args:
         items: Items to process.
@@ -70,7 +72,7 @@ def overlapped(
             item, loading = reading.popleft()
             try:
                 found = compute(item, loading.result())
-            except Exception as error:  # one bad scan must not stop the rest
+            except Exception as error:  # One bad scan must not stop the rest.
                 yield Done(item, None, sentence(error))
             else:
                 writing.append((item, writers.submit(write, item, found)))
@@ -87,12 +89,12 @@ def overlapped(
 def _finished(item: Item, future: "Future[Written]") -> Done[Item, Written]:
     try:
         return Done(item, future.result(), None)
-    except Exception as error:  # one bad scan must not stop the rest
+    except Exception as error:  # One bad scan must not stop the rest.
         return Done(item, None, sentence(error))
 
 
 def sentence(error: Exception) -> str:
-    """Return what went wrong, for the summary; the traceback of an unexpected error goes to the log."""
+    """Return what went wrong as a sentence for the summary; the traceback of an unexpected error goes to the log."""
     if isinstance(error, TotalSpineSegError):
         return str(error)
     logger.debug("unexpected error", exc_info=error)

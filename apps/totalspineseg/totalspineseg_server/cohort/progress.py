@@ -1,4 +1,4 @@
-"""Show a progress bar with the time left."""
+"""Show the progress of a run with the time left."""
 
 import time
 from typing import Final, TextIO
@@ -7,11 +7,11 @@ BAR_WIDTH: Final = 24
 
 
 class Progress:
-    """Shows how many of ``total`` are done: on a terminal in one line, elsewhere one line for each item.
+    """Shows how many of ``total`` items are done: in one line on a terminal, elsewhere in a line for each item.
 
     Args:
         total: Number of items.
-        stream: Stream to write to, such as stderr; None shows nothing.
+        stream: Stream to write to, such as stderr; None to show nothing.
     """
 
     def __init__(self, total: int, stream: TextIO | None) -> None:
@@ -39,14 +39,14 @@ class Progress:
         self._stream.flush()
 
     def skip(self, name: str) -> None:
-        """Count an item that was finished before; it is ignored in the estimate of the time left."""
+        """Count an item that was finished before; the estimate of the time left ignores it."""
         self._done += 1
         self._skipped += 1
         if self._stream is not None and not self._terminal:
             self._stream.write(f"[{self._done}/{self._total}] {name}: finished before\n")
 
     def close(self) -> None:
-        """Remove the bar; call before anything else is written."""
+        """Remove the bar; call this before anything else is written."""
         if self._stream is not None and self._terminal:
             self._clear()
             self._stream.flush()

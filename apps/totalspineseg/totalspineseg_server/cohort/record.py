@@ -1,4 +1,4 @@
-"""Find, read and remove the record of a finished scan: its levels, and how it was made."""
+"""Find, read and remove the record of a finished scan, which states its levels and how they were made."""
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
@@ -15,7 +15,7 @@ def record_path(output: Path, name: str) -> Path:
 
 
 def read_record(output: Path, name: str) -> dict[str, Any] | None:
-    """Return the record of a scan; None when it is missing or unreadable (the scan is then processed again)."""
+    """Return the record of a scan; None if it is missing or unreadable (the scan is then processed again)."""
     return read_json_or(record_path(output, name), None)
 
 

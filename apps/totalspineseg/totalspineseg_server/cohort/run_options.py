@@ -1,4 +1,4 @@
-"""Options of a run."""
+"""Define the options of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class RunOptions:
         step1: Whether to stop after step 1.
         keep: Output folders to write.
         method: Method that names the levels.
-        pins: Levels a reader has pinned (of a single scan).
+        pins: Levels that a reader has pinned (for a single scan).
     """
 
     iso: bool = False
@@ -28,7 +28,7 @@ class RunOptions:
     pins: tuple[Pin, ...] = ()
 
     def as_json(self) -> dict[str, object]:
-        """Return the options for records: a scan is processed again when they change."""
+        """Return the options for the record of a scan, which is processed again if they change."""
         return {
             "iso": self.iso,
             "step1": self.step1,

@@ -1,4 +1,4 @@
-"""Run over every scan of a folder that is not finished yet, here or on many machines, and summarize the results."""
+"""Process every unfinished scan of a folder, here or on many machines, and summarize the results."""
 
 import time
 from collections.abc import Generator, Sequence
@@ -11,17 +11,17 @@ from totalspineseg_server.cohort.progress import Progress
 from totalspineseg_server.cohort.work import Record, Work
 
 Stream = Generator[Done[Case, Record], None, None]
-"""Scans as they finish, in any order; closing it lets started writes finish and drops the rest."""
+"""Scans as they finish, in any order. If it is closed, writes that have begun are finished, and the rest is dropped."""
 
 
 class Executor(Protocol):
-    """Processes scans somewhere."""
+    """Processes scans, on this machine or on others."""
 
     def __call__(self, cases: Sequence[Case]) -> Stream:
         """Process the scans.
 
         Raises:
-            TotalSpineSegError: No scan can be processed at all: no usable weights, no machines.
+            TotalSpineSegError: No scan can be processed, because there are no usable weights or no machines.
         """
 
 
@@ -52,15 +52,15 @@ def run(
     Args:
         work: Work for each scan.
         cases: From ``find_cases`` and ``pair_localizers``.
-        executor: Processes the scans; not called when everything is finished.
+        executor: Processes the scans; it is not called if everything is finished.
         overwrite: Whether to process finished scans again.
         progress: Counts every scan.
 
     Returns:
-        The results; an interrupt (Ctrl-C) ends the run early with those that are done.
+        The results; if the run is interrupted (Ctrl-C), those that are done.
 
     Raises:
-        StorageError: The output folder cannot be written, or a scan or localizer is a file that would be replaced.
+        StorageError: The output folder cannot be written, or a scan or localizer is a file that the run would replace.
         TotalSpineSegError: From the executor.
     """
     start = time.monotonic()
@@ -77,7 +77,7 @@ def run(
         progress.advance(name, failure)
     interrupted = bool(todo) and _collect(executor(todo), records, failures, progress)
     if interrupted:
-        # Started writes have finished in the meantime.
+        # Writes that had begun are finished by now.
         records |= {c.name: r for c in todo if c.name not in records and (r := work.finished(c)) is not None}
     return Summary(records, tuple(known), failures, time.monotonic() - start, interrupted)
 

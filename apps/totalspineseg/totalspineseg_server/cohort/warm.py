@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 
 
 def warm_networks(store: "ModelStore", versions: Mapping[str, str], *, device: str, runtime: "Runtime") -> "Networks":
-    """Load the networks; nothing before this imports torch in a run.
+    """Load the networks; only this imports PyTorch in a run.
 
     Args:
         store: The weights in use.
-        versions: "step1", "step2" -> version that must be in use; a missing step is not loaded.
+        versions: "step1", "step2" -> version that must be in use; a step that is not listed is not loaded.
         device: "auto", "cpu", "cuda", "cuda:1".
         runtime: Software that runs the networks.
 
@@ -36,5 +36,7 @@ def warm_networks(store: "ModelStore", versions: Mapping[str, str], *, device: s
     for name, version in versions.items():
         found = networks.get(1 if name == "step1" else 2).version
         if found != version:
-            raise ClusterError(f"A machine uses the weights {found!r} instead of {version!r}. Copy the right ones.")
+            raise ClusterError(
+                f"A machine uses the weights {found!r} instead of {version!r}. Copy the weights {version!r} to it."
+            )
     return networks

@@ -27,13 +27,13 @@ from totalspineseg_server.unpacking import real_path
 from totalspineseg_server.volume_io import read_codes, read_image
 
 STALE_PARTIAL_S: Final = 3600
-"""Age from which a temporary file belongs to a run that was killed."""
+"""Age from which a temporary file belongs to a run that was killed, seconds."""
 MAX_SKEW_DEG: Final = 1.0
-"""Skew above which angles cannot be measured precisely; rounded headers stay below a tenth of it."""
+"""Largest skew with which angles can be measured precisely; rounded headers stay below a tenth of it."""
 WHAT_IS_WRITTEN: Final = ("iso", "step1", "keep")
-"""Options that choose files and their grid, and do not change the results."""
+"""Options that choose files and their grid but do not change the results."""
 RECORD_FORMAT: Final = 4
-"""Version of the record format; it rises when older records become unusable, or their names and numbers wrong."""
+"""Version of the record format. It is raised when older records become unusable, or their names or numbers wrong."""
 
 Record = dict[str, Any]
 
@@ -51,7 +51,7 @@ class Networks(Protocol):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A scan that was read."""
+    """A scan with its localizer, as read from disk."""
 
     image: Image
     localizer: Volume | None
@@ -66,8 +66,8 @@ class Found:
         result: Arrays.
         numbering: Levels and their certainty from the chain model; None with the iterative method.
         watch: Seconds so far.
-        failure: Why there is no step 2 although it was asked for; None when all went well.
-        apart: Whether the localizer does not overlap the scan, so that it gives no information.
+        failure: Why there is no result of step 2 although it was requested; None if there is no failure.
+        apart: Whether the localizer does not overlap the scan, so that it is of no use.
     """
 
     result: Result
@@ -83,7 +83,7 @@ class Work:
     Args:
         output: OUTPUT.
         options: Options of the run.
-        versions: Step -> version of the weights in use, part of every record.
+        versions: Step -> version of the weights in use, which is part of every record.
     """
 
     def __init__(self, output: Path, options: RunOptions, versions: dict[str, str]) -> None:
@@ -103,7 +103,7 @@ class Work:
         """Check that no scan and no localizer is a file that the run would delete or write.
 
         Raises:
-            StorageError: One of them is; nothing was touched.
+            StorageError: One of them is such a file; nothing was changed.
         """
         folders = {real_path(self.output / folder) for folder in (*FOLDERS, REPORTS)}
         results = {real_path(self.output / file) for case in cases for file in _every_file(case)}
@@ -120,10 +120,11 @@ class Work:
                 )
 
     def of_another(self, case: Case) -> str:
-        """Return why the results under a scan's name are not its own: they belong to another file of that name.
+        """Return why the results under a scan's name are not its own: they belong to another file with that name.
 
         Returns:
-            One sentence; empty when there are no results, or they are of this scan, moved or replaced in its place.
+            One sentence; empty if there are no results, or if they belong to this scan, even if it was moved or
+            replaced.
         """
         record = read_record(self.output, case.name) or {}
         source = record.get("source", "")
@@ -149,16 +150,15 @@ class Work:
     def read(self, case: Case) -> Loaded:
         """Read a scan and its localizer, after deleting the scan's results of an earlier run.
 
-        This way, whatever fails from here on, an old result cannot be taken for one of this run. Files that this run
-        does not
-        write stay, if they were made from the same image in the same way.
+        Whatever fails from here on, an old result cannot be mistaken for one of this run. Files that this run does not
+        write stay if they were made from the same image in the same way.
 
         Raises:
             ImageError: One of them cannot be read.
             StorageError: The old results cannot be removed.
         """
         if not case.path.exists():
-            # Keep the results of a scan that is not reachable at the moment.
+            # Keep the results of a scan that cannot be reached at the moment.
             raise ImageError(f"The scan {case.path.name!r} does not exist. Download or restore it.")
         self._forget(case)
         watch = Stopwatch()
@@ -246,7 +246,7 @@ class Work:
                 (self.output / file).unlink(missing_ok=True)
 
     def _found_alike(self, case: Case, before: Record | None) -> bool:
-        """Return whether earlier files of a scan come from the same image, method and weights."""
+        """Return whether earlier files of a scan were made from the same image by the same method and weights."""
         now = self._identity(case)
         if before is None or before.get("format") != RECORD_FORMAT:
             return False
@@ -256,7 +256,7 @@ class Work:
         return before == now
 
     def _identity(self, case: Case) -> dict[str, Any]:
-        """Return the values that a finished scan must match to be skipped."""
+        """Return the values that must match those of a finished scan for it to be skipped."""
         return {
             "format": RECORD_FORMAT,
             "input": [case.path.name, fingerprint(case.path)],

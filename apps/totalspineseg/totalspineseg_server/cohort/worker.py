@@ -19,16 +19,16 @@ from totalspineseg_server.registry.model_store import ModelStore
 logger = logging.getLogger(__name__)
 
 SCANS_IN_HAND: Final = 3
-"""Maximum number of scans in progress: one being read, one in the network, one being written."""
+"""Largest number of scans in progress: one being read, one in the network, one being written."""
 HERE_AND_THERE: Final = ("platform", "python")
 """Software that may differ between machines; software that affects results may not."""
 
 RECORD, FAILURE, REFUSAL, STOPPED = "record", "failure", "refusal", "stopped"
-"""Keys of a scan's answer."""
+"""Keys of the answer for a scan."""
 
 
 class ScanWorker:
-    """Processes scans in a worker process; making one costs nothing.
+    """Processes scans in a worker process; the networks are loaded at the first scan.
 
     Args:
         job: From ``job_json``: plain values, so that nothing of ``totalspineseg_server`` is needed to send them.
@@ -58,7 +58,7 @@ class ScanWorker:
             try:
                 with self._network:
                     networks = self._warm()
-            except Exception as error:  # any error here would happen with every scan
+            except Exception as error:  # An error here would occur with every scan.
                 return {REFUSAL: sentence(error)}
             try:
                 return self._segment(scan, networks)
@@ -66,7 +66,7 @@ class ScanWorker:
                 return {FAILURE: sentence(error)}
 
     def stop(self) -> None:
-        """Stop the scans at their next stage; writes that have begun are finished."""
+        """Stop each scan before its next stage; writes that have begun are finished."""
         self._stopped.set()
 
     def _segment(self, case: Case, networks: Networks) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class ScanWorker:
         """Return the networks, loaded at the first scan.
 
         Raises:
-            ClusterError: This worker would give other results than the machine that asks.
+            ClusterError: This worker would give other results than the machine that sent the job.
             WeightsError: There are no usable weights.
         """
         if self._networks is None:
@@ -124,7 +124,7 @@ def job_json(work: Work, store: ModelStore, *, device: str, runtime: str = "torc
         store: The weights in use.
         device: Device of the networks.
         runtime: Software that runs the networks.
-        threads: CPU threads of a network; 0 keeps the worker's own setting.
+        threads: CPU threads of a network; 0 to keep the worker's own setting.
     """
     weights = Path(store.weights).expanduser()
     return {
@@ -132,7 +132,7 @@ def job_json(work: Work, store: ModelStore, *, device: str, runtime: str = "torc
         "options": work.options.as_json(),
         "models": dict(work.versions),
         "model_dir": str(store.model_dir.resolve()),
-        "weights": str(weights.resolve()) if "/" in store.weights else store.weights,
+        "weights": str(weights.resolve()) if len(weights.parts) > 1 else store.weights,
         "device": device,
         "runtime": runtime,
         "threads": threads,

@@ -63,6 +63,16 @@ def unchanged(chance: str) -> str:
     )
 
 
+def unconfirmed(names: Sequence[str], mark: str, segment: str) -> str:
+    """Say that names of doubtful levels were left as they were."""
+    plural, are = ("s", "are") if len(names) > 1 else ("", "is")
+    return (
+        f"The name{plural} {listed(names)} {are} still marked as doubtful ({mark!r}), so this is not used to train or "
+        f"to compare models. If a name is right, take its {mark!r} away and submit again; if all are, add an empty "
+        f"segment named {segment!r}."
+    )
+
+
 def odd_rename(was: str, now: str, chance: str, odd: Sequence[str]) -> str:
     """Say that a rename made the sequence of certain levels odd."""
     return (

@@ -10,13 +10,15 @@ from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.attribution import Corrected
 from totalspineseg_server.corrections.correction_store import Correction, Received
-from totalspineseg_server.corrections.names import Mapped
+from totalspineseg_server.corrections.displayed_corrections import UNCONFIRMED
+from totalspineseg_server.corrections.names import ACCEPTED_MARK, Mapped
 from totalspineseg_server.corrections.renames import Compared
 from totalspineseg_server.corrections.unreviewed import without_regions
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, to_ras
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.numbering.linter import lint
 from totalspineseg_server.plausible import missing_kinds
+from totalspineseg_server.spellings import DOUBT_MARK, with_mark
 
 INCOMPLETE: Final = "incomplete"
 """Kind of the finding on a label that shows only a part of what is in view."""
@@ -90,6 +92,10 @@ def beside_prediction(
     Returns:
         One finding, or none.
     """
+    if mapped.unconfirmed:
+        names = [with_mark(NAME_OF[code]) for code in mapped.unconfirmed]
+        message = answers.unconfirmed(names, DOUBT_MARK, ACCEPTED_MARK)
+        return (Finding(UNCONFIRMED, BACKGROUND, message).as_dict(np.eye(4)),)
     if corrected is None or corrected.compared is None:
         return ()
     numbering, compared = corrected.prediction.numbering or {}, corrected.compared

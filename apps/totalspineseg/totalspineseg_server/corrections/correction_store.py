@@ -16,10 +16,18 @@ from totalspineseg_server.corrections.names import Mapped
 from totalspineseg_server.corrections.predictions import PredictionRecord
 from totalspineseg_server.corrections.receipts import Receipt, Sender
 from totalspineseg_server.errors import StorageError, TotalSpineSegError
-from totalspineseg_server.fields import from_fields
-from totalspineseg_server.files import move_folder, read_json, staged_folder, write_json
-from totalspineseg_server.geometry import Grid, LabelArray
+from totalspineseg_server.files import from_fields, move_folder, read_json, staged_folder, write_json
+from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.volume_io import read_labels, write_volume
+
+logger = logging.getLogger(__name__)
+
+RECORD_FILE = "record.json"
+CODES_FILE = "codes.nii.gz"
+CHOSEN_PARAMETER = "chosen"
+"""Parameter of a submission: see ``Correction.chosen``."""
+
+Status = Literal["accepted", "parked"]
 
 
 class Withdrawals:
@@ -40,23 +48,16 @@ class Withdrawals:
             StorageError: It could not be written; the correction counts as before.
         """
         record = {"image": image_id, "correction": correction_id, "user": user, "received": history.now_text()}
-        with staged_folder(self._folder(image_id) / correction_id) as entry:
+        with staged_folder(self.folder(image_id) / correction_id) as entry:
             write_json(entry / RECORD_FILE, record)
 
     def of_image(self, image_id: str) -> frozenset[str]:
         """Return the ids of the corrections of an image that were withdrawn."""
-        return frozenset(history.names(self._folder(image_id)))
+        return frozenset(history.names(self.folder(image_id)))
 
-    def _folder(self, image_id: str) -> Path:
+    def folder(self, image_id: str) -> Path:
+        """Return the folder that changes with the withdrawals of an image; it may not exist."""
         return self._root / history.folder_name(image_id)
-
-
-logger = logging.getLogger(__name__)
-
-RECORD_FILE = "record.json"
-CODES_FILE = "codes.nii.gz"
-
-Status = Literal["accepted", "parked"]
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,18 @@ class Correction:
         overlap_voxels: Voxels more than one segment claimed.
         findings: Findings on the label (see ``numbering.linter``); empty if parked.
         renumbered: How the other levels followed the one that was renamed (see ``corrections.renames``), or None.
-        untouched: Codes left as predicted (see ``corrections.untouched``); empty in older records.
-        renamed: Codes that were renamed while their outline was left as predicted.
+        untouched: Codes left as predicted (see ``corrections.unreviewed``); empty in older records.
+        renamed: Codes whose name was changed or confirmed while their outline was left as predicted.
         offered: How the image was offered to its author: ``strategy``, time (``ts``) and ``score``; None if it was
             opened otherwise.
         unchanged: Whether its author looked at the prediction and finished it as it was. Such a label never judges, and
             trains with a small share of its own.
         dice: Name of each structure of the label or of its prediction -> Dice between the two under that name; empty
             where the prediction was not at hand, and in older records.
+        chosen: Ids of the finished labels that an administrator chose it from, or merged it of; empty for a label of
+            its sender's own.
+        unconfirmed: Codes whose name its author left marked as doubtful; empty in older records. They neither train nor
+            judge.
     """
 
     id: str
@@ -119,6 +124,8 @@ class Correction:
     offered: Mapping[str, Any] | None = None
     unchanged: bool = False
     dice: Mapping[str, float] = field(default_factory=dict)
+    chosen: tuple[str, ...] = ()
+    unconfirmed: tuple[int, ...] = ()
 
     @property
     def reader(self) -> str:
@@ -161,11 +168,12 @@ class CorrectionStore:
     """Corrections below a history folder; append-only, safe under simultaneous writers.
 
     Attributes:
+        root: Their folder, with a folder of each image; may not exist.
         withdrawals: The corrections that were withdrawn.
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root / "corrections"
+        self.root = root / "corrections"
         self.withdrawals = Withdrawals(root)
 
     def accept(
@@ -191,7 +199,7 @@ class CorrectionStore:
         record = self._record(received, "accepted", "", step=mapped.step, findings=findings)
         record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels, "renumbered": renumbered}
         record |= {"unreviewed": mapped.unreviewed, "untouched": mapped.untouched, "renamed": mapped.renamed}
-        record |= {"unchanged": mapped.unchanged, "dice": mapped.dice}
+        record |= {"unchanged": mapped.unchanged, "dice": mapped.dice, "unconfirmed": mapped.unconfirmed}
         write_volume(received.folder / CODES_FILE, mapped.codes, grid)
         return self._file(Correction(**record), received)
 
@@ -229,7 +237,7 @@ class CorrectionStore:
 
     def readable(self, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
         """Yield all corrections; report a damaged record (image folder and reason) and skip it."""
-        for folder in history.entries(self._root):
+        for folder in history.entries(self.root):
             yield from _readable(folder, on_damaged)
 
     def in_force(self, image_id: str) -> tuple[Correction, ...]:
@@ -241,23 +249,32 @@ class CorrectionStore:
         """Return the newest accepted correction of an image for a step that was not withdrawn, or None."""
         return next((c for c in reversed(self.in_force(image_id)) if c.step == step), None)
 
+    def folders(self, image_id: str) -> tuple[Path, Path]:
+        """Return the folders that change with the corrections of an image and with their withdrawals."""
+        return self._folder(image_id), self.withdrawals.folder(image_id)
+
     def codes(self, correction: Correction) -> LabelArray:
+        """Return the codes of an accepted correction; see ``volume``."""
+        codes: LabelArray = self.volume(correction).data
+        return codes
+
+    def volume(self, correction: Correction) -> Volume:
         """Return the codes of an accepted correction, on the grid of its image.
 
         Raises:
             ValueError: The correction is parked.
+            ImageError: They cannot be read.
         """
         if correction.status != "accepted":
             raise ValueError(f"expected an accepted correction, got {correction.status!r} ({correction.reason})")
-        labels: LabelArray = read_labels(self.path(correction) / CODES_FILE).data
-        return labels
+        return read_labels(self.path(correction) / CODES_FILE)
 
     def path(self, correction: Correction) -> Path:
         """Return the folder of a correction."""
         return self._folder(correction.image) / correction.id
 
     def _folder(self, image_id: str) -> Path:
-        return self._root / history.folder_name(image_id)
+        return self.root / history.folder_name(image_id)
 
     def _record(
         self,
@@ -287,6 +304,7 @@ class CorrectionStore:
             "label_info": receipt.params.get("label_info"),
             "findings": findings,
             "offered": received.offered,
+            "chosen": _ids(receipt.params.get(CHOSEN_PARAMETER)),
         }
 
     def _file(self, correction: Correction, received: Received) -> Correction:
@@ -310,6 +328,10 @@ def _readable(folder: Path, on_damaged: Callable[[str, StorageError], None]) -> 
 def _read(entry: Path) -> Correction:
     record = read_json(entry / RECORD_FILE)
     return from_fields(Correction, record, f"of correction {entry.name} in {entry.parent}")
+
+
+def _ids(value: object) -> tuple[str, ...]:
+    return tuple(map(str, value)) if isinstance(value, (list, tuple)) else ()
 
 
 def _log(image: str, error: StorageError) -> None:

@@ -15,8 +15,6 @@ PACS_DIR: Final = "pacs"
 """Folder for a PACS, below the history: fetched series and the labels shown to clients."""
 STUDIES_DIR: Final = "studies"
 """Folder for images that are only read, below the history: the index and the labels shown to clients."""
-INDEX_FILE: Final = "datastore_v2.json"
-"""The host's name for the index of studies, in either of these folders."""
 MAX_FOLDER_NAME: Final = 200
 """Bytes; file systems allow 255, the rest is room for endings."""
 ID_TIME: Final = re.compile(r"(\d{4}[01]\d[0-3]\dT[0-2]\d[0-5]\d[0-5]\d)(\.\d{6})?Z-[0-9a-f]+")

@@ -1,9 +1,17 @@
-"""Image ids, which are the names that clients use, and the names of the files that hold the images."""
+"""Image ids, which are the names that clients use, and the files of a folder that hold the images."""
 
 import re
+from collections.abc import Iterable
+from pathlib import Path
+from stat import S_ISREG
 from typing import Final
 from urllib.parse import quote, unquote
 
+from totalspineseg_server.unpacking import MAX_POINTER_BYTES, missing_content
+from totalspineseg_server.volume_io import WRITTEN_SUFFIXES, stem
+
+OFFERED_ENDINGS: Final = WRITTEN_SUFFIXES
+"""Endings, in any case, of files that are offered as images."""
 MAX_STEM_CHARACTERS: Final = 200
 """Longer names cannot be read at a glance."""
 MAX_STEM_BYTES: Final = 240
@@ -41,6 +49,47 @@ def file_stem(image_id: str) -> str:
 def id_of_stem(stem: str) -> str:
     """Return the id of the image whose file has this name, the inverse of ``file_stem`` for every plain name."""
     return unquote(stem) if _is_code(stem) else stem
+
+
+def is_offered(path: Path) -> bool:
+    """Return whether a file of the studies folder is offered as an image: by its name, and if its content is here."""
+    if not path.name.lower().endswith(OFFERED_ENDINGS) or not is_plain_stem(stem(path)):
+        return False
+    try:
+        stat = path.stat()
+        # Ask once of each file: thousands are listed, perhaps over a network.
+        return S_ISREG(stat.st_mode) and (stat.st_size > MAX_POINTER_BYTES or not missing_content(path))
+    except (OSError, ValueError):
+        return False
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Return the image id that a file's name stands for, and the file's ending."""
+    for ending in OFFERED_ENDINGS:
+        if name.lower().endswith(ending):
+            return id_of_stem(name[: -len(ending)]), name[-len(ending) :]
+    path = Path(name)
+    return id_of_stem(path.stem), path.suffix
+
+
+def image_files(folder: Path) -> list[str]:
+    """Return the names of the image files of a folder, those whose ending is first in ``OFFERED_ENDINGS`` first.
+
+    Files that are being written and files without a plain name are skipped.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    plain = [file.name for file in folder.iterdir() if is_offered(file)]
+    return sorted(plain, key=lambda name: (OFFERED_ENDINGS.index(split_name(name)[1].lower()), name))
+
+
+def by_image(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return image id -> its files' names, in their order."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(split_name(name)[0], []).append(name)
+    return found
 
 
 def _fits_a_name(stem: str) -> bool:

@@ -1,9 +1,11 @@
 """Handle a submission: keep it, read it, map its names to codes, check it, file it, and show it to clients."""
 
+import asyncio
 import logging
 import math
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -12,25 +14,25 @@ from typing import Any, Final
 
 import numpy as np
 
-from totalspineseg_server.anatomy import BACKGROUND, WIRE_LABELS
+from totalspineseg_server.anatomy import BACKGROUND
 from totalspineseg_server.corrections import answers
-from totalspineseg_server.corrections.attribution import Attribution
+from totalspineseg_server.corrections.attribution import Attribution, resolve_image
 from totalspineseg_server.corrections.checks import beside_prediction, finished_meanwhile, is_unchanged
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Received
 from totalspineseg_server.corrections.datastore import is_safe_tag
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, DisplayedCorrections, display_tag, info_of
 from totalspineseg_server.corrections.names import Mapped, is_marked_accepted, map_names
-from totalspineseg_server.corrections.predictions import PredictionStore
-from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Receipt, Receipts, Sender, Waiting
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
+from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Claims, Receipt, Receipts, Sender, Waiting
 from totalspineseg_server.corrections.renames import follow_rename
 from totalspineseg_server.corrections.submission import read_submission, submitted_grid
-from totalspineseg_server.corrections.unreviewed import PARAMETER as UNREVIEWED_NAMES
-from totalspineseg_server.corrections.unreviewed import with_unreviewed, without_regions
-from totalspineseg_server.corrections.untouched import ALL, with_untouched
-from totalspineseg_server.corrections.untouched import PARAMETER as ACCEPTED_NAMES
-from totalspineseg_server.corrections.uploads import Claims, resolve_image
-from totalspineseg_server.corrections.wire import STEP1_WIRE_LABELS, to_wire
+from totalspineseg_server.corrections.unreviewed import (
+    ACCEPTED_NAMES,
+    ALL,
+    UNREVIEWED_NAMES,
+    with_unreviewed,
+    with_untouched,
+)
 from totalspineseg_server.dicom.seg_reader import read_seg
 from totalspineseg_server.errors import (
     GridError,
@@ -47,20 +49,14 @@ from totalspineseg_server.geometry import Grid, LabelArray, same_voxels
 from totalspineseg_server.locks import NamedLocks, file_lock
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.segments import Submission
-from totalspineseg_server.volume_io import read_image, write_volume
+from totalspineseg_server.volume_io import read_image
 
 logger = logging.getLogger(__name__)
 
-FINAL_TAG: Final = "final"
-"""Datastore tag of a finished label, whose names are certain; the default for clients that name no tag."""
-STEP1_TAG: Final = "step1"
-"""Datastore tag of corrected step-1 maps: input of step 2, never a finished label."""
-READER_TAGS: Final = (STEP1_TAG, FINAL_TAG)
-"""Datastore tags that only a submission of a reader may fill; others are for predictions and work in progress."""
 UNCHANGED_PARAMETER: Final = "unchanged"
 """Parameter of a submission: true if its author looked at the prediction and finished it as it was."""
-RENUMBERED: Final = "renumbered"
-"""Field of a shown label's information: whether it was renumbered after it was sent."""
+POLL_SECONDS: Final = 0.1
+"""Time between two looks whether submissions are finished when the server ends."""
 
 Lint = Callable[[LabelArray, Grid], tuple[Mapping[str, Any], ...]]
 """A function that checks a label map in codes, with ``UNREVIEWED`` where nobody checked."""
@@ -97,6 +93,36 @@ class _Label:
     renumbered: Mapping[str, Any] | None
 
 
+class Ongoing:
+    """Counts the submissions in progress in all threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+
+    @contextmanager
+    def one(self) -> Iterator[None]:
+        """Count one more submission while this block runs."""
+        with self._lock:
+            self._count += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._count -= 1
+
+    async def finish(self, seconds: float) -> bool:
+        """Wait until no submission is in progress, at most for these seconds.
+
+        Returns:
+            Whether none is in progress.
+        """
+        deadline = time.monotonic() + seconds
+        while self._count and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
+        return not self._count
+
+
 class Inbox:
     """Takes submissions for one studies folder: keeps them first, and reads them afterwards.
 
@@ -107,6 +133,9 @@ class Inbox:
         lint: Checks a label.
         maps: Recent output of the networks.
         studies: The images.
+
+    Attributes:
+        ongoing: The submissions in progress.
     """
 
     def __init__(
@@ -120,9 +149,11 @@ class Inbox:
     ) -> None:
         self._receipts = receipts
         self._corrections = corrections
+        self._displayed = DisplayedCorrections(corrections)
         self._attribution = Attribution(predictions, maps)
         self._lint = lint
         self._studies = studies
+        self.ongoing = Ongoing()
         self._locks = NamedLocks()
         self._guard = threading.Lock()
         self._in_work: set[str] = set()
@@ -168,25 +199,8 @@ class Inbox:
             SubmissionError: It was kept, but could not be read because of another fault of the server.
         """
         sent: dict[str, Any] = {"tag": tag, "sender": sender, "params": params, "fault": fault}
-        claims = claims or Claims()
-        sha256 = sha256_of(file)
-        with self._guard:
-            receipt = self._waiting_same(image_id, sha256, sent)
-            images = filter(None, {image_id, *claims.renamed})
-            earlier = {*self._in_work, *(known for image in images for known in self._corrections.ids(image))}
-            receipt_id = self._receipts.new_id(earlier) if receipt is None else receipt.id
-            self._in_work.add(receipt_id)
-        try:
-            if receipt is None:
-                receipt = self._receipts.keep(
-                    receipt_id, image_id, file, raw_sha256=sha256, **sent, info=info or {}, claims=claims
-                )
-            with self._reading(receipt):
-                if not self._receipts.folder(receipt).is_dir():
-                    return self._read_elsewhere(receipt)
-                return self._interpret(receipt)
-        finally:
-            self._done(receipt_id)
+        with self.ongoing.one():
+            return self._submit(image_id, file, sent, claims or Claims(), info or {})
 
     def interpret_waiting(self, *, again: bool) -> tuple[Waiting, ...]:
         """Read the submissions that could not be read when they were sent.
@@ -197,26 +211,53 @@ class Inbox:
         Returns:
             The submissions that still wait.
         """
-        for waiting in self._receipts.waiting():
-            receipt = waiting.receipt
-            if not (again or waiting.reason == answers.NOT_TRIED) or not self._begin(receipt.id):
-                continue
-            try:
-                with self._reading(receipt, wait=False) as is_free:
-                    if not is_free:
-                        logger.info("Another server is reading submission %s", receipt.id)
-                        continue
-                    if not self._receipts.folder(receipt).is_dir():
-                        # It was sent again and read since.
-                        continue
-                    self._receipts.fail(receipt, answers.STOPPED_WHILE_READING)
-                    correction = self._interpret(receipt)
-                logger.info("Waiting submission %s is now a correction of %r", receipt.id, correction.image)
-            except TotalSpineSegError as error:
-                logger.warning("Waiting submission %s: %s", receipt.id, error)
-            finally:
-                self._done(receipt.id)
+        with self.ongoing.one():
+            for waiting in self._receipts.waiting():
+                if again or waiting.reason == answers.NOT_TRIED:
+                    self._interpret_again(waiting.receipt)
         return self._receipts.waiting()
+
+    def _interpret_again(self, receipt: Receipt) -> None:
+        """Read a waiting submission, unless somebody reads it now."""
+        if not self._begin(receipt.id):
+            return
+        try:
+            with self._reading(receipt, wait=False) as is_free:
+                if not is_free:
+                    logger.info("Another server is reading submission %s", receipt.id)
+                    return
+                if not self._receipts.folder(receipt).is_dir():
+                    # It was sent again and read since.
+                    return
+                self._receipts.fail(receipt, answers.STOPPED_WHILE_READING)
+                correction = self._interpret(receipt)
+            logger.info("Waiting submission %s is now a correction of %r", receipt.id, correction.image)
+        except TotalSpineSegError as error:
+            logger.warning("Waiting submission %s: %s", receipt.id, error)
+        finally:
+            self._done(receipt.id)
+
+    def _submit(
+        self, image_id: str, file: Path, sent: Mapping[str, Any], claims: Claims, info: Mapping[str, Any]
+    ) -> Correction:
+        sha256 = sha256_of(file)
+        with self._guard:
+            receipt = self._waiting_same(image_id, sha256, sent)
+            images = filter(None, {image_id, *claims.renamed})
+            earlier = {*self._in_work, *(known for image in images for known in self._corrections.ids(image))}
+            receipt_id = self._receipts.new_id(earlier) if receipt is None else receipt.id
+            self._in_work.add(receipt_id)
+        try:
+            if receipt is None:
+                receipt = self._receipts.keep(
+                    receipt_id, image_id, file, raw_sha256=sha256, **sent, info=info, claims=claims
+                )
+            with self._reading(receipt):
+                if not self._receipts.folder(receipt).is_dir():
+                    return self._read_elsewhere(receipt)
+                return self._interpret(receipt)
+        finally:
+            self._done(receipt_id)
 
     def _waiting_same(self, image_id: str, sha256: str, sent: Mapping[str, Any]) -> Receipt | None:
         """Return the same submission if it waits and is not being read now."""
@@ -290,16 +331,16 @@ class Inbox:
                 with self._waits_on_failure(receipt):
                     parked = self._corrections.park(received, judged)
                 raise _parked(parked) from judged
-            shown_as = _shown_as(receipt.tag, judged.mapped.step)
+            tag = display_tag(receipt.tag, judged.mapped.step)
             with self._waits_on_failure(receipt):
                 findings = (
                     *judged.findings,
-                    *finished_meanwhile(self._shown_under(received.image_id, shown_as), received),
+                    *finished_meanwhile(self._displayed.under(received.image_id, tag), received),
                 )
-                later = self._later(received.image_id, shown_as, receipt.id)
+                later = self._later(received.image_id, tag, receipt.id)
                 correction = self._corrections.accept(received, judged.mapped, judged.grid, findings, judged.renumbered)
             if not later:
-                self._publish(correction, judged.mapped.codes, judged.grid, receipt.info)
+                self._publish(correction, receipt.info)
             elif withdrawn := self._corrections.withdrawals.of_image(received.image_id) & later:
                 # It had waited, and somebody withdrew the labels that followed it. None of them should be shown.
                 logger.info("Correction %s is withdrawn, as %s was", correction.id, max(withdrawn))
@@ -376,9 +417,9 @@ class Inbox:
             submission = followed.submission
             unreviewed, accepted = followed.now(unreviewed), followed.now(accepted)
         mapped = with_unreviewed(map_names(submission, grid), unreviewed)
-        mapped = with_untouched(mapped, None if corrected is None else corrected.compared, accepted)
+        compared, marked = (None, ()) if corrected is None else (corrected.compared, corrected.prediction.marked)
+        mapped = with_untouched(mapped, compared, accepted, marked=marked)
         if params.get(UNCHANGED_PARAMETER) is True:
-            compared = None if corrected is None else corrected.compared
             mapped = replace(mapped, unchanged=compared is not None and is_unchanged(compared, mapped))
         lint = self._lint(mapped.codes, grid)
         findings = (*beside_prediction(corrected, mapped, lint), *lint, *_replaced(received))
@@ -402,7 +443,7 @@ class Inbox:
             StorageError: It could not be stored, or the label could not be removed. Call it again to do the rest.
         """
         with self._locks.of(image_id):
-            withdrawn = tuple(c.id for c in self._shown_under(image_id, tag))
+            withdrawn = tuple(c.id for c in self._displayed.under(image_id, tag))
             for correction_id in withdrawn:
                 self._corrections.withdrawals.add(image_id, correction_id, user)
             hide(image_id, tag)
@@ -425,46 +466,28 @@ class Inbox:
             StorageError: It could not be stored, or the labels could not be changed.
         """
         with self._locks.of(image_id):
-            *earlier, newest = self._shown_under(image_id, FINAL_TAG) or (None,)
+            *earlier, newest = self._displayed.under(image_id, FINAL_TAG) or (None,)
             if newest is None or newest.id != correction_id:
                 raise LabelError("Somebody has changed the label since. Open the scan again.")
             self._corrections.withdrawals.add(image_id, correction_id, user)
             before = earlier[-1] if earlier else None
-            image = self._studies.image_file(image_id)
-            if before is None or image is None:
+            if before is None or self._studies.image_file(image_id) is None:
                 hide(image_id, FINAL_TAG)
                 return ""
-            self._publish(before, self._corrections.codes(before), read_image(image).grid, {})
+            self._publish(before, {})
             return before.id
-
-    def _shown_under(self, image_id: str, tag: str) -> tuple[Correction, ...]:
-        """Return the corrections of an image that count and are shown under a tag of the datastore, oldest first."""
-        in_force = self._corrections.in_force(image_id)
-        return tuple(c for c in in_force if c.step is not None and _shown_as(c.tag, c.step) == tag)
 
     def _later(self, image_id: str, tag: str, correction_id: str) -> frozenset[str]:
         """Return the ids of later corrections of an image that are or were shown under a tag."""
         known = (c for c in self._corrections.of_image(image_id) if c.id > correction_id)
-        return frozenset(c.id for c in known if c.step is not None and _shown_as(c.tag, c.step) == tag)
+        return frozenset(c.id for c in known if c.step is not None and display_tag(c.tag, c.step) == tag)
 
-    def _publish(self, correction: Correction, codes: LabelArray, grid: Grid, more: Mapping[str, Any]) -> None:
-        step = correction.step or 2
-        labels = STEP1_WIRE_LABELS if step == 1 else WIRE_LABELS
-        info = {
-            "correction": correction.id,
-            "user": correction.user,
-            "client_id": correction.client,
-            "label_info": [{"name": name, "idx": value} for name, value in labels.items()],
-            "prediction": correction.prediction,
-            DRAWN_ON: correction.image_sha256,
-            RENUMBERED: correction.renumbered is not None,
-            **more,
-        }
+    def _publish(self, correction: Correction, more: Mapping[str, Any]) -> None:
+        tag = display_tag(correction.tag, correction.step or 2)
         try:
             with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder) / "label.nii.gz"
-                write_volume(file, to_wire(without_regions(codes)), grid)
-                self._studies.publish(correction.image, str(file), _shown_as(correction.tag, step), info)
+                file = self._displayed.draw(correction, Path(folder))
+                self._studies.publish(correction.image, str(file), tag, info_of(correction, more))
         except StorageError as error:
             raise type(error)(answers.not_shown(str(error), correction.id, correction.image)) from error
         except Exception as error:
@@ -485,13 +508,6 @@ def _failure(error: Exception, receipt: Receipt) -> TotalSpineSegError:
     if isinstance(error, MemoryShortageError | MemoryError):
         return MemoryShortageError(answers.not_read(answers.NO_MEMORY, receipt.id))
     return SubmissionError(answers.not_read(answers.NOT_READABLE, receipt.id))
-
-
-def _shown_as(tag: str, step: int) -> str:
-    """Return the datastore's tag of a label; a step-1 map never takes the place of a finished label."""
-    if step == 2:
-        return tag
-    return STEP1_TAG if tag in READER_TAGS else f"{tag}-{STEP1_TAG}"
 
 
 def _replaced(received: Received) -> tuple[Mapping[str, Any], ...]:

@@ -21,7 +21,7 @@ from totalspineseg_server.corrections.wire import REVIEW_PREFIX, VERTEBRAE_NAME,
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Grid, LabelArray
 from totalspineseg_server.segments import Segment, Submission
-from totalspineseg_server.spellings import code_of_name, meant_by
+from totalspineseg_server.spellings import code_of_name, is_marked, meant_by
 
 ACCEPTED_MARK: Final = "accepted"
 """Name of an empty segment by which readers say that they checked what they left as predicted."""
@@ -40,7 +40,8 @@ class Mapped:
         present: Codes that have voxels, ascending; without regions that nobody reviewed.
         unreviewed: Codes whose voxels nobody checked.
         untouched: Codes left as predicted, outline and name, and not accepted by name.
-        renamed: Codes whose outline was left as predicted under another name.
+        renamed: Codes whose outline was left as predicted, and whose name the reader changed or confirmed.
+        unconfirmed: Codes whose name still has the mark of doubt.
         unchanged: See ``Correction``.
         dice: See ``Correction``.
     """
@@ -54,6 +55,7 @@ class Mapped:
     renamed: tuple[int, ...] = ()
     unchanged: bool = False
     dice: Mapping[str, float] = field(default_factory=dict)
+    unconfirmed: tuple[int, ...] = ()
 
 
 def map_names(submission: Submission, image: Grid) -> Mapped:
@@ -76,14 +78,17 @@ def map_names(submission: Submission, image: Grid) -> Mapped:
     submission = submission.on(image)
     filled = _filled(submission)
     _require_no_marks(filled)
-    painted, claims = _paint(submission.layers, filled, _codes(filled))
+    codes = _codes(filled)
+    painted, claims = _paint(submission.layers, filled, codes)
     present = tuple(int(code) for code in np.unique(painted) if code not in (BACKGROUND, UNREVIEWED))
     if not present:
         raise LabelError(answers.EMPTY)
     step = 1 if any(is_vertebrae(segment.name) for segment in filled) else 2
     if step == 1:
         _require_step1(present)
-    return Mapped(painted, step, int((claims > 1).sum()), present)
+    marked = {code for segment, code in zip(filled, codes, strict=True) if is_marked(segment.name)}
+    unconfirmed = tuple(sorted(marked.intersection(present)))
+    return Mapped(painted, step, int((claims > 1).sum()), present, unconfirmed=unconfirmed)
 
 
 def _folded(segment: Segment) -> str:

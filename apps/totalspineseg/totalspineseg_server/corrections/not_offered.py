@@ -6,26 +6,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from totalspineseg_server.corrections.image_ids import is_plain_stem
+from totalspineseg_server.corrections.image_ids import OFFERED_ENDINGS, is_offered, is_plain_stem
 from totalspineseg_server.unpacking import missing_content, real_path
-from totalspineseg_server.volume_io import WRITTEN_SUFFIXES, is_image_name, is_other_name, stem
+from totalspineseg_server.volume_io import is_image_name, is_other_name, stem
 
-OFFERED_ENDINGS: Final = WRITTEN_SUFFIXES
-"""Endings, in any case, of files that are offered as images."""
 MAX_LOOKED_AT: Final = 2000
 """Entries of a folder that are looked at, at most."""
 LOOSE_IMAGES: Final = "only files directly in the studies folder are offered. Link or copy the images there"
 DICOM: Final = "DICOM files in a folder are not offered. Convert the series to NIfTI, or serve a DICOMweb server"
-
-
-def is_offered(path: Path) -> bool:
-    """Return whether a file of the studies folder is offered as an image: by its name, and if its content is here."""
-    if not path.name.lower().endswith(OFFERED_ENDINGS) or not is_plain_stem(stem(path)):
-        return False
-    try:
-        return path.is_file() and not missing_content(path)
-    except OSError:
-        return False
 
 
 def not_offered(folder: Path, *, labels: Path) -> dict[str, str]:

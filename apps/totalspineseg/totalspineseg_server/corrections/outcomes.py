@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 
 from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.correction_store import Correction
-from totalspineseg_server.corrections.inbox import READER_TAGS
+from totalspineseg_server.corrections.displayed_corrections import READER_TAGS
 
 MAX_KEPT: Final = 1000
 """A viewer asks at once; older outcomes are in the history of corrections."""

@@ -1,16 +1,30 @@
-"""Record each prediction with its image and weights, so that a correction can be compared with it."""
+"""Record each prediction, and keep recent output of the networks.
+
+The record has the image and the weights, so that a correction can be compared with its prediction. With the maps, which
+are deleted after a while, levels can be named again without running the networks.
+"""
 
 import logging
 import re
+import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, TypeAlias
 
+import numpy as np
+
+from totalspineseg_server.certainty import certainty_of
 from totalspineseg_server.corrections import history
-from totalspineseg_server.errors import StorageError
-from totalspineseg_server.fields import from_fields
-from totalspineseg_server.files import read_json, staged_folder, write_json
+from totalspineseg_server.errors import ImageError, StorageError, WeightsError
+from totalspineseg_server.files import from_fields, read_json, staged_folder, write_json
+from totalspineseg_server.geometry import Grid, LabelArray, Volume
+from totalspineseg_server.numbering.evidence import Localizer, Step1Names
+from totalspineseg_server.numbering.renumber import NamedMap
+from totalspineseg_server.transforms.components import Box, labels_present
+from totalspineseg_server.trust import UNMEASURED, trust_from_json
+from totalspineseg_server.volume_io import read_labels, write_volume
 
 logger = logging.getLogger(__name__)
 
@@ -20,6 +34,215 @@ ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 UNLISTED = "unlisted"
 """Folder for predictions for images that are not among the studies, such as those of a session: one for each image,
 with its hash behind this word, so that no request has to look through all of them. Older records lie in one folder."""
+KEPT_PER_IMAGE: Final = 4
+"""Predictions per image whose maps are kept: they can be made again, and take half a megabyte each."""
+KEPT_DAYS: Final = 365
+"""Days after which the maps of an image go that nothing was predicted for meanwhile; their records stay."""
+KEPT_IMAGES: Final = 1000
+"""Images whose maps are kept, some gigabytes at most: most images sent with a request are never sent again."""
+RAW_FILE: Final = "raw.nii.gz"
+LABELS_FILE: Final = "labels.nii.gz"
+STEP1_FILE: Final = "step1.nii.gz"
+Chances: TypeAlias = Mapping[int, Mapping[int, float]]
+"""Code -> probability of each code for the structure that has it."""
+
+
+@dataclass(frozen=True)
+class KeptMaps:
+    """The maps of one prediction.
+
+    Attributes:
+        prediction: Id of its record.
+        output: Output of the network and its names, on the part of the 1 mm grid that it was given.
+        iso: The whole 1 mm grid of the scan.
+        versions: Weights by step.
+        levels: Code -> probability of each name, for use by other series of the patient (44 -> {44: 0.97, 45: 0.02});
+            empty if they should not use it.
+        series_used: Images whose levels helped to name this one.
+        image: Name of the image then; empty if it was not among the studies, and in older records.
+    """
+
+    prediction: str
+    output: NamedMap
+    iso: Grid
+    versions: Mapping[str, str]
+    levels: Chances
+    series_used: tuple[str, ...]
+    image: str = ""
+
+    @property
+    def box(self) -> Box:
+        """The part of the 1 mm grid that the network was given."""
+        first = np.linalg.inv(self.iso.affine) @ self.output.raw.affine[:, 3]
+        x, y, z = (slice(round(a), round(a) + n) for a, n in zip(first[:3], self.output.labels.shape, strict=True))
+        return x, y, z
+
+    @property
+    def labels(self) -> LabelArray:
+        """The codes on the whole 1 mm grid."""
+        whole = np.zeros(self.iso.shape, dtype=np.uint8)
+        whole[self.box] = self.output.labels
+        return whole
+
+
+class DrawnMaps:
+    """Maps below a history folder, by the content of the image they were made for."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "maps"
+
+    def keep(self, image_sha256: str, maps: KeptMaps) -> None:
+        """Add the maps of a prediction, and delete the oldest of this image and of all images.
+
+        Raises:
+            StorageError: They could not be written.
+        """
+
+        folder, output = self._root / image_sha256, maps.output
+        with staged_folder(folder / maps.prediction) as entry:
+            write_volume(entry / RAW_FILE, output.raw.data, output.raw.grid)
+            write_volume(entry / LABELS_FILE, output.labels, output.raw.grid)
+            record: dict[str, Any] = {
+                "prediction": maps.prediction,
+                "step": output.step,
+                "affine": output.raw.affine.tolist(),
+                "iso_shape": list(maps.iso.shape),
+                "iso_affine": maps.iso.affine.tolist(),
+                "versions": dict(maps.versions),
+                "levels": _plain(maps.levels),
+                "helped_by": list(maps.series_used),
+                "image": maps.image,
+                "trust": output.trust.as_json(),
+            }
+            if output.step1 is not None:
+                write_volume(entry / STEP1_FILE, output.step1.discs.codes, output.raw.grid)
+                record["step1"] = {
+                    "names": _plain(output.step1.discs.names),
+                    "probability": output.step1.probability,
+                    "certainty": output.step1.certainty,
+                    "usual": output.step1.usual,
+                    "as_usual": output.step1.as_usual,
+                    "by_reader": output.step1.by_reader,
+                }
+            write_json(entry / RECORD_FILE, record)
+        images = sorted(history.entries(self._root), key=_changed)
+        expiry = time.time() - KEPT_DAYS * 24 * 3600
+        expired = [image for image in images[-KEPT_IMAGES:] if _changed(image) < expiry]
+        for old in (*history.entries(folder)[:-KEPT_PER_IMAGE], *images[:-KEPT_IMAGES], *expired):
+            shutil.rmtree(old, ignore_errors=True)
+
+    def images(self) -> Iterator[tuple[str, str]]:
+        """Yield the hash and the latest name of each image with maps, ordered by hash; skip images without a name."""
+        for folder in history.entries(self._root):
+            for entry in reversed(self._entries(folder.name)):
+                try:
+                    image = read_json(entry / RECORD_FILE).get("image")
+                except StorageError:
+                    continue
+                if image:
+                    yield folder.name, str(image)
+                break
+
+    def ids(self, image_sha256: str) -> tuple[str, ...]:
+        """Return the ids of the predictions whose maps are kept, oldest first."""
+        return history.names(self._root / image_sha256)
+
+    def of_prediction(self, image_sha256: str, prediction: str) -> KeptMaps | None:
+        """Return the maps of one prediction, or None."""
+        return next((_read(e) for e in self._entries(image_sha256) if e.name == prediction), None)
+
+    def newest_first(self, image_sha256: str) -> Iterator[KeptMaps]:
+        """Return the maps of an image, newest first; each is read when it is asked for."""
+        return (maps for entry in reversed(self._entries(image_sha256)) if (maps := _read(entry)) is not None)
+
+    def codes_before(self, image_sha256: str, prediction: str) -> frozenset[int] | None:
+        """Return the codes in earlier predictions for an image; None if not all of them are kept.
+
+        Args:
+            image_sha256: Hash of the image.
+            prediction: The prediction that follows them.
+        """
+        ids = self.ids(image_sha256)
+        earlier = [_read(entry) for entry in self._entries(image_sha256) if entry.name != prediction]
+        if len(ids) >= KEPT_PER_IMAGE or any(maps is None for maps in earlier):
+            return None
+        masks = [labels_present(maps.output.labels) for maps in earlier if maps is not None]
+        return frozenset(int(code) for mask in masks for code in np.flatnonzero(mask))
+
+    def latest(self, image_sha256: str, step: int, versions: Mapping[str, str] | None = None) -> KeptMaps | None:
+        """Return the newest maps of a step, or None.
+
+        Args:
+            image_sha256: Hash of the image.
+            step: 1 or 2.
+            versions: Only maps of these weights.
+        """
+        for maps in self.newest_first(image_sha256):
+            if maps.output.step == step and (versions is None or dict(maps.versions) == dict(versions)):
+                return maps
+        return None
+
+    def _entries(self, image_sha256: str) -> tuple[Path, ...]:
+        return history.entries(self._root / image_sha256)
+
+
+def _changed(folder: Path) -> float:
+    """Return when an entry was added; 0 if another process has removed the folder."""
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _read(entry: Path) -> KeptMaps | None:
+    """Read an entry; None if it is damaged or was removed: it can be made again."""
+    try:
+        record: dict[str, Any] = read_json(entry / RECORD_FILE)
+        affine = np.array(record["affine"])
+        raw, labels = read_labels(entry / RAW_FILE).data, read_labels(entry / LABELS_FILE).data
+        x, y, z = record["iso_shape"]
+        return KeptMaps(
+            prediction=record["prediction"],
+            output=NamedMap(
+                Volume(raw, affine),
+                labels,
+                1 if record["step"] == 1 else 2,
+                _step1(entry, record),
+                trust_from_json(record["trust"], source=RECORD_FILE) if "trust" in record else UNMEASURED,
+            ),
+            iso=Grid((x, y, z), np.array(record["iso_affine"])),
+            versions=record["versions"],
+            levels=_chances(record["levels"]),
+            series_used=tuple(record["helped_by"]),
+            image=str(record.get("image") or ""),
+        )
+    except (StorageError, ImageError, WeightsError, KeyError, ValueError, TypeError, AttributeError):
+        return None
+
+
+def _plain(chances: Chances) -> dict[str, dict[str, float]]:
+    """Return probabilities with keys of text, for JSON; ``_chances`` is the inverse."""
+    return {str(code): {str(name): p for name, p in names.items()} for code, names in chances.items()}
+
+
+def _chances(record: Mapping[str, Mapping[str, float]]) -> Chances:
+    return {int(code): {int(name): float(p) for name, p in names.items()} for code, names in record.items()}
+
+
+def _step1(entry: Path, record: Mapping[str, Any]) -> Step1Names | None:
+    """Return the names of step 1; None if they were not kept (a step-1 map, an older entry)."""
+    known = record.get("step1")
+    if known is None:
+        return None
+    codes, by_reader = read_labels(entry / STEP1_FILE).data, bool(known.get("by_reader", False))
+    discs = Localizer(codes, _chances(known["names"]), by_reader=by_reader)
+    return Step1Names(
+        discs,
+        float(known["probability"]),
+        certainty_of(known) or "doubtful",
+        float(known.get("usual", 0.0)),
+        float(known.get("as_usual", 0.0)),
+    )
 
 
 @dataclass(frozen=True)
@@ -40,6 +263,7 @@ class PredictionRecord:
         disagreement: How much the networks contradict themselves, 0..1: ``steps`` (share of the discs on which step 1
             and step 2 differ) and ``mirror`` (share of the structures on which the image and its mirror image differ).
             What was not measured is missing.
+        marked: Codes of the levels that the reply named as doubtful; empty in older records.
     """
 
     id: str
@@ -53,6 +277,7 @@ class PredictionRecord:
     image_sha256: str = ""
     created: str = field(default_factory=history.now_text)
     disagreement: Mapping[str, float] = field(default_factory=dict)
+    marked: tuple[int, ...] = ()
 
 
 class PredictionStore:
@@ -98,10 +323,6 @@ class PredictionStore:
         """Return the prediction of an image with this id, or None. See ``ids``."""
         folders = dict.fromkeys((self._folder(image_id, image_sha256), self._folder(image_id)))
         return self._in_one_of(folders, prediction_id)
-
-    def of_content(self, image_id: str, prediction_id: str) -> PredictionRecord | None:
-        """Return the prediction with this id of an image, or of another one with the same content; None for neither."""
-        return self.find(image_id, prediction_id) or self.anywhere(prediction_id)
 
     def anywhere(self, prediction_id: str) -> PredictionRecord | None:
         """Return the prediction with this id, whatever its image is called, or None."""

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.corrections import answers, history
-from totalspineseg_server.corrections.uploads import Claims
 from totalspineseg_server.errors import StorageError
-from totalspineseg_server.fields import from_fields
-from totalspineseg_server.files import copy_file, move_folder, read_json, staged_folder, write_json
+from totalspineseg_server.files import copy_file, from_fields, move_folder, read_json, staged_folder, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +46,20 @@ class Sender:
     def names(self) -> tuple[str, ...]:
         """The names under which predictions that this sender asked for are recorded."""
         return tuple(name for name in (self.client, self.user) if name)
+
+
+@dataclass(frozen=True)
+class Claims:
+    """Other images that a label may belong to.
+
+    Attributes:
+        renamed: Images that its client uploaded after the same file was refused under the name the label was sent for.
+        uploaded: The image that its client uploaded just before, if the client never opened the image the label was
+            sent for; else empty.
+    """
+
+    renamed: tuple[str, ...] = ()
+    uploaded: str = ""
 
 
 @dataclass(frozen=True)

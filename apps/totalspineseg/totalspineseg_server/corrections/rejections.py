@@ -11,8 +11,7 @@ from typing import Final
 from totalspineseg_server.corrections import history
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.errors import StorageError
-from totalspineseg_server.fields import from_fields
-from totalspineseg_server.files import read_json, staged_folder, write_json
+from totalspineseg_server.files import from_fields, read_json, staged_folder, write_json
 
 logger = logging.getLogger(__name__)
 

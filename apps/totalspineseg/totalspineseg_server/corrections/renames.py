@@ -9,12 +9,12 @@ import numpy as np
 from totalspineseg_server.anatomy import BY_CODE, NAME_OF, Kind
 from totalspineseg_server.certainty import Certainty
 from totalspineseg_server.corrections import answers
-from totalspineseg_server.corrections.drawn_maps import KeptMaps
+from totalspineseg_server.corrections.predictions import KeptMaps
 from totalspineseg_server.corrections.wire import is_vertebrae
 from totalspineseg_server.geometry import Grid, LabelArray, iso_grid, labels_from_iso, same_grid
 from totalspineseg_server.numbering.renumber import Recognized, recognize, renumber
 from totalspineseg_server.segments import Segment, Submission
-from totalspineseg_server.spellings import code_of_name
+from totalspineseg_server.spellings import code_of_name, is_marked, with_mark, without_mark
 from totalspineseg_server.transforms.components import labels_present
 
 
@@ -108,13 +108,14 @@ def follow_rename(compared: Compared) -> Followed | None:
     if found is None:
         return Followed(submission, {}, _report(change, {}, None, None))
     codes, numbering = found
-    names = {s.name: _new_name(s, codes) for s in filled if s is not segment}
+    settled = numbering.certainty != "doubtful"
+    names = {s.name: _new_name(s, codes, settled=settled) for s in filled if s is not segment}
     after = [names.get(s.name, s.name) if s is not segment else s.name for s in filled]
     after_codes = [code for name in after if (code := code_of_name(name)) is not None]
     if len(set(after_codes)) < len(after_codes):
         return Followed(submission, {}, _report(change, {}, None, None))
     segments = tuple(Segment(name, s.value, s.layer) for name, s in zip(after, filled, strict=True))
-    changed = {before: name for before, name in names.items() if before != name}
+    changed = {before: name for before, name in names.items() if without_mark(before) != without_mark(name)}
     report = _report(change, changed, numbering.probability, numbering.certainty)
     return Followed(replace(submission, segments=segments), changed, report)
 
@@ -149,10 +150,12 @@ def _level_code(segment: Segment, step: int) -> int:
     return 0 if step == 1 and BY_CODE[code].kind is Kind.SACRUM else code
 
 
-def _new_name(segment: Segment, codes: Mapping[int, int]) -> str:
+def _new_name(segment: Segment, codes: Mapping[int, int], *, settled: bool) -> str:
+    """Return the name that follows; a mark of doubt goes where the renamed level settles the names."""
     code = code_of_name(segment.name)
     new = codes.get(code, code) if code is not None else None
-    return segment.name if new is None or new == code else NAME_OF[new]
+    name = segment.name if new is None or new == code else NAME_OF[new]
+    return with_mark(without_mark(name)) if is_marked(segment.name) and not settled else without_mark(name)
 
 
 def _report(

@@ -1,24 +1,96 @@
-"""Read what an annotator did not check: a segment "unreviewed" over a region, or a list of structures.
+"""Read what an annotator did not check, and find what was left as predicted.
 
-Such voxels count neither in training nor in the gate. A region hides what lies below it. Listed structures keep their
-voxels, because the odd discs of step 2 need every disc.
+A segment "unreviewed" over a region, or listed structures, count neither in training nor in the gate. A region hides
+what lies below it. Listed structures keep their voxels, because the odd discs of step 2 need every disc. What was left
+as predicted says more about the model than about the reader.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, UNREVIEWED
+from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, NAME_OF, UNREVIEWED
 from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.names import Mapped
+from totalspineseg_server.corrections.renames import Compared
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.spellings import code_of_name
+from totalspineseg_server.transforms.components import labels_present
 
-PARAMETER: Final = "unreviewed"
+UNREVIEWED_NAMES: Final = "unreviewed"
 """Parameter of a submission: a list of names, or one text with commas."""
+Dice = npt.NDArray[np.float64]
+"""Dice of each (submitted, predicted) pair of codes."""
+
+ACCEPTED_NAMES: Final = "accepted"
+"""Parameter of a submission: names of structures whose prediction the reader checked and found right, or ``ALL``. The
+empty segment ``names.ACCEPTED_MARK`` means ``ALL``, too."""
+ALL: Final = "all"
+UNTOUCHED_DICE: Final = 0.98
+"""A structure with a higher Dice to its prediction was not drawn again. Corrections of its neighbors and resampling
+from 1 mm to the grid of the image change less; a border redrawn in a few slices changes more."""
+DIGITS: Final = 4
+
+
+def with_untouched(
+    mapped: Mapped, compared: Compared | None, accepted: object, *, marked: Collection[int] = ()
+) -> Mapped:
+    """Return a submission with the structures that its reader left as predicted, and with the Dice of each to its
+    prediction.
+
+    Args:
+        mapped: In codes, with what nobody checked. Not modified.
+        compared: The submission beside the prediction it corrects; None if that is not known or was deleted, and no
+            structure counts as left.
+        accepted: The parameter ``accepted``: these structures count as if they had been drawn, and their names as
+            confirmed.
+        marked: Codes that the prediction named as doubtful. A reader who took the mark away gave the name.
+
+    Raises:
+        LabelError: ``accepted`` is no list of names, or names a structure that has no voxel in the label.
+    """
+    words = [accepted] if isinstance(accepted, str) else accepted
+    if isinstance(words, list) and [str(word).strip().casefold() for word in words] == [ALL]:
+        checked = frozenset(mapped.present)
+    else:
+        checked = named_codes(mapped, accepted, ACCEPTED_NAMES)
+    mapped = replace(mapped, unconfirmed=tuple(code for code in mapped.unconfirmed if code not in checked))
+    if compared is None:
+        return mapped
+    left = set(mapped.present) - checked - set(mapped.unreviewed)
+    dice = _dice(mapped.codes, compared.predicted)
+    untouched, renamed = _as_predicted(dice, left)
+    confirmed = set(untouched).intersection(marked) - set(mapped.unconfirmed)
+    untouched = tuple(code for code in untouched if code not in confirmed)
+    renamed = tuple(sorted({*renamed, *confirmed}))
+    measured = {*mapped.present, *np.flatnonzero(labels_present(compared.predicted)).tolist()} - set(mapped.unreviewed)
+    own = {NAME_OF[code]: round(float(dice[code, code]), DIGITS) for code in sorted(measured & NAME_OF.keys())}
+    return replace(mapped, untouched=untouched, renamed=renamed, dice=own)
+
+
+def _dice(codes: LabelArray, predicted: LabelArray) -> Dice:
+    counts = np.bincount(codes.ravel().astype(np.intp) << 8 | predicted.ravel(), minlength=1 << 16).reshape(256, 256)
+    counts[UNREVIEWED] = 0
+    sizes = counts.sum(axis=1, keepdims=True) + counts.sum(axis=0, keepdims=True)
+    return np.asarray(2 * counts / np.maximum(sizes, 1), dtype=np.float64)
+
+
+def _as_predicted(dice: Dice, left: Collection[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the codes left as predicted under the same name, and those under another name of their kind."""
+    untouched, renamed = [], []
+    for code in sorted(left):
+        other = int(dice[code].argmax())
+        if dice[code, other] < UNTOUCHED_DICE:
+            continue
+        if other == code:
+            untouched.append(code)
+        elif other in BY_CODE and BY_CODE[other].kind is BY_CODE[code].kind:
+            renamed.append(code)
+    return tuple(untouched), tuple(renamed)
 
 
 def with_unreviewed(mapped: Mapped, names: object) -> Mapped:
@@ -31,8 +103,8 @@ def with_unreviewed(mapped: Mapped, names: object) -> Mapped:
     Raises:
         LabelError: Not a list of names, an unknown one, or one that has no voxel in the label.
     """
-    region = answers.or_mark_region(PARAMETER)
-    codes = named_codes(mapped, names, PARAMETER, or_else=region)
+    region = answers.or_mark_region(UNREVIEWED_NAMES)
+    codes = named_codes(mapped, names, UNREVIEWED_NAMES, or_else=region)
     if codes and codes == set(mapped.present):
         listed = [NAME_OF[code] for code in sorted(codes)]
         raise LabelError(answers.all_unreviewed(listed))

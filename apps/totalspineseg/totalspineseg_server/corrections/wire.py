@@ -14,6 +14,7 @@ import numpy as np
 from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, SACRUM, WIRE_ID, WIRE_LABELS
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import LabelArray
+from totalspineseg_server.spellings import without_mark
 
 VERTEBRAE_NAME: Final = "vertebrae"
 """Name of the one structure that step 1 has for all vertebrae and the sacrum."""
@@ -74,13 +75,13 @@ def from_names(values: LabelArray, names: Mapping[str, int]) -> LabelArray:
 
     Args:
         values: (X, Y, Z) uint8. Not modified.
-        names: Published name -> value, as ``label_names`` of a reply.
+        names: Published name, perhaps with the mark of doubt -> value, as ``label_names`` of a reply.
 
     Raises:
         LabelError: A value has no name.
     """
     published = {**WIRE_LABELS, VERTEBRAE_NAME: STEP1_WIRE_LABELS[VERTEBRAE_NAME]}
-    wire: LabelArray = _table({value: published[name] for name, value in names.items()})[values]
+    wire: LabelArray = _table({value: published[without_mark(name)] for name, value in names.items()})[values]
     _require_known(values, wire, f"the values of {', '.join(names)}")
     return from_wire(wire)
 

@@ -1,1 +1,1 @@
-"""DICOM: read image series, read and write segmentation objects, and make demo studies for a PACS without patients."""
+"""Read DICOM image series, read and write segmentation objects, and make demo studies for a PACS."""

@@ -20,9 +20,9 @@ def is_deflated(path: Path) -> bool:
 
 
 def _is_deflated(file: BinaryIO) -> bool:
-    """Read the start of a file, and leave the reading position after it."""
+    """Return whether a file is deflated as a whole; this leaves the reading position after the header."""
     read_preamble(file, force=True)
-    # Use the same function as dcmread does to decide: another one could come to another result.
+    # Decide with the function that dcmread uses: another one could come to another result.
     return bool(_read_file_meta_info(file).get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian)
 
 

@@ -21,7 +21,7 @@ LOCALIZER_MM: Final = 2.0
 LOCALIZER_SLICES_MM: Final = (-10.0, 0.0, 10.0)
 """Positions of the three slices of each plane, from the middle."""
 MAX_TILT_DEGREES: Final = 6.0
-"""Maximum tilt: patients lie a little askew, and series are planned along the spine."""
+"""Largest tilt: patients lie a little askew, and series are planned along the spine."""
 _NUMBERS: Final = ("ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX", "SEVEN", "EIGHT", "NINE", "TEN")
 _ACQUISITION: Final = {
     "T2": {"ScanningSequence": "SE", "RepetitionTime": "3500", "EchoTime": "100", "EchoTrainLength": "18"},
@@ -40,7 +40,7 @@ class DemoSeries:
         folder: Folder of its files.
         files: One file for each slice.
         localizer: Whether it has three planes in one series, so that it cannot be segmented.
-        truth: True label map on the grid of the series (NIfTI); None if not asked for, or a localizer.
+        truth: True label map on the grid of the series (NIfTI); None for a localizer, or if it was not requested.
     """
 
     uid: str
@@ -72,7 +72,7 @@ def demo_pacs(folder: Path, count: int = 3, seed: int = 0, *, truth: bool = Fals
     """Write studies of synthetic patients as DICOM files.
 
     Args:
-        folder: Folder to write ``<patient>/<series>/<slice>.dcm`` in; made if it is missing.
+        folder: Folder to write ``<patient>/<series>/<slice>.dcm`` in; it is made if it is missing.
         count: Number of patients.
         seed: The same seed gives the same files, UIDs included.
         truth: Whether to write the true label maps to ``folder/truth/<series UID>.nii.gz`` as well.
@@ -109,7 +109,7 @@ def _study(folder: Path, number: int, seed: int, truth: bool) -> DemoStudy:
         rendered = render(rng, spine, RenderOptions(contrast=contrast, strength=0.4, slice_mm=IN_PLANE_MM))
         image = _sagittal(rendered, spine.affine, tilt)
         labels = _sagittal(spine.labels, spine.affine, tilt).data if truth else None
-        if contrast == "T1":  # one slice less at each side, because series of a study differ
+        if contrast == "T1":  # Leave out a slice at each side, because series of a study differ.
             image = _inner(image)
             labels = labels[:, :, 1:-1] if labels is not None else None
         series.append(_series(home, (image,), contrast, place, tags, key, labels))

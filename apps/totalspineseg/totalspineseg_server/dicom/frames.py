@@ -17,11 +17,11 @@ _GROUPS: Final = (
     "PixelMeasuresSequence",
     "PixelValueTransformationSequence",
 )
-"""Functional groups of a multi-frame object that state where a frame lies and what its values mean."""
+"""Functional groups of a multi-frame object that say where a frame lies and what its values mean."""
 
 
 _AXES_TOLERANCE: Final = 0.01
-"""Maximum rounding of the products of direction cosines."""
+"""Largest rounding error of the products of direction cosines."""
 
 Scaling: TypeAlias = tuple[float, float] | None
 """Slope and intercept from stored to real values."""
@@ -40,10 +40,10 @@ class Frame:
         spacing: mm between rows and between columns.
         rows: Pixels in a column.
         columns: Pixels in a row.
-        thickness: mm, 0 when the header does not state it.
-        gap: mm from the middle of one slice to that of the next, 0 when the header does not state it.
-        scaling: Slope and intercept of this frame of a multi-frame object, None where it has none of its own.
-        file: File with the pixels, None when only the header is available.
+        thickness: mm; 0 if the header does not state it.
+        gap: mm from the middle of one slice to that of the next; 0 if the header does not state it.
+        scaling: Slope and intercept of this frame of a multi-frame object; None if it has none of its own.
+        file: File with the pixels; None if only the header is available.
     """
 
     sop_class: str
@@ -133,7 +133,7 @@ def _frame(header: Dataset, places: list[Dataset], number: int | None) -> Frame:
 
 
 def _numbers(places: list[Dataset], keyword: str, count: int) -> tuple[float, ...] | None:
-    """Return the value of the first place that states this many finite numbers."""
+    """Return the value from the first of several places that has this many finite numbers."""
     for place in places:
         value: Any = place.get(keyword)
         try:

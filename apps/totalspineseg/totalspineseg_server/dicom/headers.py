@@ -29,10 +29,11 @@ _IMAGE_CLASSES: Final = (
     "1.2.840.10008.5.1.4.1.1.2",
     "1.2.840.10008.5.1.4.1.1.2.1",
 )
-"""MR, enhanced MR, legacy converted enhanced MR, CT and enhanced CT; such a file without rows is truncated."""
+"""MR, enhanced MR, legacy converted enhanced MR, CT and enhanced CT; a file of these classes without rows is
+truncated."""
 _ONE_OWNER: Final = {"PatientID": "patients", "PatientBirthDate": "dates of birth", "StudyInstanceUID": "studies"}
-"""Attributes that all files of a series share, and what to call them if they differ: some programs give several series
-the same UID. Their values identify a patient, so no message has them.
+"""Attributes that all files of a series must share, and what to call them if they differ, because some programs give
+several series the same UID. Their values identify a patient, so they never appear in a message.
 """
 _PLAIN_SYNTAXES: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 """Transfer syntaxes of pixels that are not compressed."""
@@ -43,7 +44,7 @@ _BARE_STARTS: Final = (b"\x02\x00", b"\x08\x00")
 _SUFFIXES: Final = (".dcm", ".ima", ".dicom")
 """Endings of DICOM files; a file with one of them that is not DICOM is truncated."""
 UNREADABLE: Final = (OSError, EOFError, ValueError, AttributeError, KeyError, NotImplementedError, zlib.error)
-"""Errors of reading a damaged file."""
+"""Errors that reading a damaged file may raise."""
 _CAPTURE_ROOT: Final = "1.2.840.10008.5.1.4.1.1.7"
 """Secondary Capture Image Storage and its multi-frame kinds."""
 
@@ -104,7 +105,7 @@ def read_header(path: Path) -> Dataset | None:
 
 
 def is_dicom(path: Path) -> bool:
-    """Return whether a file is a DICOM object, damaged or not, by its content; False where that cannot be read."""
+    """Return whether a file is a DICOM object, damaged or not, by its content; False if it cannot be read."""
     try:
         return _is_marked(path) or _parsed(path) is not None
     except UNREADABLE:
@@ -139,7 +140,7 @@ def _is_cut(header: Dataset, size_bytes: int) -> bool:
 
 
 def pixel_bytes(header: Dataset) -> int:
-    """Return how many bytes the pixels of an image have by its header; 0 where they are compressed."""
+    """Return how many bytes the pixels of an image take according to its header; 0 if they are compressed."""
     meta: Any = getattr(header, "file_meta", None) or {}
     if meta.get("TransferSyntaxUID") not in _PLAIN_SYNTAXES:
         return 0
@@ -148,12 +149,12 @@ def pixel_bytes(header: Dataset) -> int:
 
 
 def sop_class(header: Dataset) -> str:
-    """Return the UID of the kind of object; "" when it states none."""
+    """Return the UID of the kind of object; "" if it states none."""
     return _uid(header, "SOPClassUID", "MediaStorageSOPClassUID")
 
 
 def sop_instance(header: Dataset) -> str:
-    """Return the UID of the object; "" when it has none."""
+    """Return the UID of the object; "" if it has none."""
     return _uid(header, "SOPInstanceUID", "MediaStorageSOPInstanceUID")
 
 
@@ -189,6 +190,6 @@ def _uid(header: Dataset, keyword: str, meta_keyword: str) -> str:
 
 
 def uid_from(*parts: str) -> str:
-    """Return a DICOM UID under 2.25, the root for UUIDs, that depends only on ``parts``."""
+    """Return a DICOM UID that depends only on ``parts``, under 2.25, the root for UUIDs."""
     digest = hashlib.sha256("\0".join(parts).encode()).digest()
     return f"2.25.{uuid.UUID(bytes=digest[:16], version=4).int}"

@@ -56,5 +56,5 @@ def mr_slices(pixels: AnyArray, affine: Affine, instances: list[str], tags: Mapp
 
 
 def _decimals(values: Any) -> list[str]:
-    """Return numbers with the ten decimals that fit into a decimal string; -0 as 0."""
+    """Return numbers with ten decimals, which fit into a decimal string; -0 becomes 0."""
     return [f"{round(float(value), 10) + 0.0:.10g}" for value in values]

@@ -32,9 +32,9 @@ _NO_DICOM: Final = (
     AttributeError,
     zlib.error,
 )
-"""Errors of reading a damaged file or one that is not DICOM."""
+"""Errors that reading a damaged file, or one that is not DICOM, may raise."""
 _LISTED_VALUES: Final = 3
-"""Maximum number of values in a message."""
+"""Largest number of values in a message."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class SegReference:
         instance: Its own UID.
         series: UID of its series.
         study: UID of its study.
-        frame_of_reference: "" when it names none.
-        referenced_series: Image series it was drawn on; empty when it names none.
-        manufacturer: Maker of the program that wrote it; "" when not stated.
+        frame_of_reference: Its UID; "" if the object names none.
+        referenced_series: Image series on which it was drawn; empty if it names none.
+        manufacturer: Maker of the program that wrote it; "" if not stated.
         labels: Segment labels in the order of the file.
     """
 
@@ -69,7 +69,7 @@ def is_seg(source: SegSource) -> bool:
 
 
 def seg_content(source: SegSource) -> str:
-    """Return a hash of a SEG object's content, whoever wrote the file and however its elements are encoded.
+    """Return a hash of a SEG object's content that does not depend on how the file encodes its elements.
 
     Raises:
         LabelError: Not a DICOM SEG object.
@@ -165,7 +165,7 @@ def _masks(seg: Dataset, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return pixels
     full = int(seg.get("MaximumFractionalValue") or 1)
     values = [int(value) for value in np.unique(pixels) if value]
-    # In a mask of one byte per pixel, "full" marks the structure, or 1 in compressed masks of dcmjs.
+    # In a mask of one byte per pixel, "full" marks the structure; in compressed masks of dcmjs, 1 does.
     if values and values not in ([1], [full]):
         raise LabelError(
             f"The segmentation has fractions ({values[:_LISTED_VALUES]} of {full}) instead of masks. Export it as "

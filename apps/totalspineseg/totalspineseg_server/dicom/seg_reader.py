@@ -1,4 +1,4 @@
-"""Read DICOM SEG as named layers on the grid of an image, by segment label, never by number."""
+"""Read a DICOM SEG as named layers on the grid of an image; segments are known by their labels, never by number."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -33,9 +33,9 @@ def read_seg(
     Args:
         seg: SEG file, its content or the object; from this project, OHIF (dcmjs), dcmqi or 3D Slicer. Not modified.
         image: Grid of the image that was annotated.
-        sources: Series of the image. Needed where the SEG places its frames by reference only, and to check that both
-            have one frame of reference.
-        frame_of_reference: UID to check against instead; None or "" does not check.
+        sources: Series of the image. It is needed if the SEG places its frames by reference only, and to check that
+            both have the same frame of reference.
+        frame_of_reference: UID to check against instead; None or "" for no check.
 
     Returns:
         Layers on ``image``'s grid, segments in the order of the file; overlapping segments lie in several layers.
@@ -48,7 +48,7 @@ def read_seg(
     """
     opened = open_seg(seg)
     headers = read_headers(sources) if sources is not None else ()
-    # A series without a frame of reference cannot be checked: every writer makes one up for it.
+    # A series without a frame of reference cannot be checked, because every writer makes one up for it.
     expected = str(headers[0].get("FrameOfReferenceUID") or "") if headers else frame_of_reference or ""
     _require_frame_of_reference(opened, expected)
     segments = _segments(opened)
@@ -93,7 +93,7 @@ def _segments(seg: Dataset) -> dict[int, str]:
 
 
 def _numbers_of_frames(seg: Dataset) -> list[int]:
-    """Return the segment number of each frame, 0 where none is stated."""
+    """Return the segment number of each frame; 0 if none is stated."""
     shared = list(seg.get("SharedFunctionalGroupsSequence") or [])[:1]
     numbers = []
     for own in seg.get("PerFrameFunctionalGroupsSequence") or []:
@@ -106,7 +106,7 @@ def _numbers_of_frames(seg: Dataset) -> list[int]:
 
 
 def _frames(seg: Dataset, headers: Sequence[Dataset]) -> Sequence[Frame]:
-    """Return the frames of a SEG at the positions it states, else at those of the images it refers to."""
+    """Return the frames of a SEG, at the positions it states or else at those of the images it refers to."""
     try:
         return frames_of(seg)
     except ImageError as error:
@@ -120,7 +120,7 @@ def _frames(seg: Dataset, headers: Sequence[Dataset]) -> Sequence[Frame]:
 
 
 def _source(groups: Dataset) -> tuple[str, int | None]:
-    """Return the image object, and its frame, that a frame of a SEG was drawn on."""
+    """Return the image object, and the frame of it, on which a frame of a SEG was drawn."""
     for derivation in groups.get("DerivationImageSequence") or []:
         for item in derivation.get("SourceImageSequence") or []:
             number: Any = item.get("ReferencedFrameNumber")
@@ -162,7 +162,7 @@ def _voxels(mask: npt.NDArray[np.bool_], frame: Frame, to_voxels: Affine, image:
 
 
 def _is_plane(whole: Affine) -> bool:
-    """Return whether one pixel to the right and one down are each one voxel along an axis of their own."""
+    """Return whether one pixel to the right and one pixel down are each one voxel along an axis, two different ones."""
     steps = np.abs(whole[:, :2])
     return bool((steps.sum(axis=0) == 1).all() and (steps.sum(axis=1) <= 1).all())
 

@@ -1,7 +1,7 @@
 """Write label maps as DICOM SEG: each structure becomes a segment with its name, code and color."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from io import BytesIO
 from typing import Any, Final
@@ -20,15 +20,20 @@ from totalspineseg_server.dicom.stack import stack_of
 from totalspineseg_server.dicom.terms import ANATOMICAL_STRUCTURE, SCHEME, Term, dicom_cielab_of, term_of
 from totalspineseg_server.errors import EmptySegmentationError
 from totalspineseg_server.geometry import LabelArray, Volume, on_grid
+from totalspineseg_server.spellings import with_mark
 
 MANUFACTURER: Final = "TotalSpineSeg for MONAI Label"
 ALGORITHM: Final = "TotalSpineSeg"
 DESCRIPTION: Final = "Spine segmentation"
+DOUBTFUL: Final = f"{DESCRIPTION}, levels DOUBTFUL"
+"""Description of a result with uncertain levels, for lists of the PACS; nothing else of the report stays with the
+object.
+"""
 _FAMILY: Final = Code("123109", "DCM", "Artificial Intelligence")
 """Algorithm family, DICOM CID 7162."""
 BYTE: Final = 8
 MAX_LO: Final = 64
-"""Maximum characters of a DICOM long string."""
+"""Largest number of characters in a DICOM long string."""
 
 
 def write_seg(
@@ -42,8 +47,9 @@ def write_seg(
     series_number: int = 100,
     when: datetime | None = None,
     corrected_by: str | None = None,
+    marked: Collection[int] = (),
 ) -> Dataset:
-    """Return a label map as a DICOM SEG object of the study it was made in.
+    """Return a label map as a DICOM SEG object in the study of its series.
 
     Args:
         labels: Codes of the label table, uint8, on the grid of the series; its axes may be in any order. Not modified.
@@ -56,6 +62,7 @@ def write_seg(
         when: Date and time of the content; None is now.
         corrected_by: Reader who changed the model's labels ("" if unknown): the segments are then marked as
             semi-automatic, and the object names its creator. None for a model's own result.
+        marked: Codes of doubtful levels, whose labels get the mark of doubt.
 
     Returns:
         The object, in a new series, binary, one segment for each structure that is present, numbered from 1 in the
@@ -78,7 +85,7 @@ def write_seg(
         pixel_array=found,
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=_descriptions(
-            codes, names, str(images[0].StudyInstanceUID), _algorithm(model, version), corrected_by is not None
+            codes, names, str(images[0].StudyInstanceUID), _algorithm(model, version), corrected_by is not None, marked
         ),
         series_instance_uid=generate_uid(prefix=None),
         series_number=series_number,
@@ -164,6 +171,7 @@ def _descriptions(
     study: str,
     algorithm: hd.AlgorithmIdentificationSequence,
     corrected: bool,
+    marked: Collection[int],
 ) -> list[hd.seg.SegmentDescription]:
     kinds = hd.seg.SegmentAlgorithmTypeValues
     present = [names[code] for code in codes]
@@ -172,7 +180,7 @@ def _descriptions(
         name = names[code]
         item = hd.seg.SegmentDescription(
             segment_number=number,
-            segment_label=name,
+            segment_label=with_mark(name) if code in marked else name,
             segmented_property_category=_coded(ANATOMICAL_STRUCTURE),
             segmented_property_type=_coded(term_of(name, present)),
             algorithm_type=kinds.SEMIAUTOMATIC if corrected else kinds.AUTOMATIC,

@@ -38,8 +38,8 @@ def read_series(path: Path) -> Image:
         path: Folder of one series, or one file (an enhanced multi-frame image, or a single slice).
 
     Returns:
-        (column, row, slice) on ``stack_of(read_headers(path)).grid``, values as stored or, where the header
-        scales them, scaled; with a warning where slices seem to be missing.
+        (column, row, slice) on ``stack_of(read_headers(path)).grid``. Values are as stored, or scaled if the header
+        says so. A warning is added if slices seem to be missing.
 
     Raises:
         ImageError: The series is not one stack of slices, or its pixels cannot be read.
@@ -50,7 +50,7 @@ def read_series(path: Path) -> Image:
 
 
 def _pixels(stack: Stack) -> AnyArray:
-    read = cache(_read_object)  # one object may hold many frames
+    read = cache(_read_object)  # One object may have many frames.
     scaled = {frame.file for frame in stack.frames if frame.scaling}
     planes = []
     for frame in stack.frames:
@@ -66,7 +66,7 @@ def _pixels(stack: Stack) -> AnyArray:
 
 
 def _read_object(path: Path, unscaled: bool) -> AnyArray:
-    """Read the pixels of one object, (frame, row, column); ``unscaled`` returns stored values, whatever its header
+    """Read the pixels of one object, (frame, row, column); with ``unscaled``, values are as stored, whatever the header
     says.
     """
     try:
@@ -82,8 +82,8 @@ def _read_object(path: Path, unscaled: bool) -> AnyArray:
 def _for_decoder(path: Path, unscaled: bool) -> Iterator[Path]:
     """Yield a file that the decoder reads correctly.
 
-    The decoder does not support deflated files, and scales all frames of an object like its first one. It refuses
-    slice distances of 0, which some programs write, and which are not used here.
+    The decoder does not support deflated files, and scales all frames of an object like the first one. It also refuses
+    slice distances of 0, which some programs write and which are not needed here.
     """
     deflated = is_deflated(path)
     header = pydicom.dcmread(path, stop_before_pixels=True, force=True)

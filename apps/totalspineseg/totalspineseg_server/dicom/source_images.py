@@ -1,4 +1,4 @@
-"""Reference the source images of a segmentation.
+"""Let a segmentation refer to its source images.
 
 highdicom requires complete single-frame images, or one multi-frame image. Series are not always either: required tags
 are missing, or frames are spread over several multi-frame objects. Therefore it gets one complete substitute header for
@@ -21,7 +21,8 @@ from totalspineseg_server.errors import ImageError
 _MR_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.4"
 _TEXT: Final = ("PatientID", "AccessionNumber", "StudyID")
 _NAMES: Final = ("PatientName", "ReferringPhysicianName")
-"""Set at the end, because highdicom logs names of one component in a warning, and names must not be logged."""
+"""Attributes that are set at the end: highdicom logs a warning with names of one component, and names must not be
+logged."""
 _DATE: Final = re.compile(r"\d{8}")
 _TIME: Final = re.compile(r"\d{2}(\d{2}(\d{2}(\.\d{1,6})?)?)?")
 _SEXES: Final = ("M", "F", "O")
@@ -39,7 +40,7 @@ def reference_images(stack: Stack, *, size: tuple[int, ...]) -> list[Dataset]:
         made from its series UID.
 
     Raises:
-        ImageError: There is no study, series or instance UID, without which nothing can refer to it.
+        ImageError: The study, series or an instance has no UID, so that nothing can refer to it.
     """
     header = stack.header
     study, series = str(header.get("StudyInstanceUID") or ""), str(header.get("SeriesInstanceUID") or "")
@@ -84,7 +85,7 @@ def _stand_in(stack: Stack, frame: Frame, identity: str) -> Dataset:
 
 
 def _frame_of_reference(header: Dataset) -> str:
-    """Return the frame of reference of a series; where it names none, one made from its series UID."""
+    """Return the frame of reference of a series; if it names none, one is made from its series UID."""
     return str(header.get("FrameOfReferenceUID") or "") or uid_from("frame", str(header.get("SeriesInstanceUID") or ""))
 
 
@@ -98,7 +99,7 @@ def _ds(value: float) -> str:
 
 
 def point_to_originals(seg: Any, images: Sequence[Dataset], stack: Stack) -> None:
-    """Replace references to the substitutes by references to the series' own objects, frames and people.
+    """Replace references to the substitutes by references to the objects, frames and people of the series itself.
 
     Args:
         seg: The new segmentation. Modified.

@@ -14,11 +14,11 @@ from totalspineseg_server.errors import ImageError
 from totalspineseg_server.geometry import Affine, Grid
 
 SLICE_TOLERANCE_MM: Final = 0.1
-"""Maximum difference of gaps between slices of one series (headers are rounded to 0.01-0.1 mm)."""
+"""Largest difference between gaps between slices of one series (headers are rounded to 0.01-0.1 mm)."""
 DIRECTION_TOLERANCE: Final = 1e-3
-"""Maximum difference of direction cosines of parallel slices (0.06 degrees; headers are rounded)."""
+"""Largest difference between direction cosines of parallel slices (0.06 degrees; headers are rounded)."""
 SPACING_TOLERANCE_MM: Final = 1e-3
-"""Maximum difference of pixel spacings in one series: below it, 500 pixels move by less than one."""
+"""Largest difference between pixel spacings in one series: below it, 500 pixels move by less than one."""
 SAME_PLACE_MM: Final = 0.01
 """Distance below which slices are at the same position: the precision of headers."""
 MISSING_RATIO: Final = 1.5

@@ -1,4 +1,4 @@
-"""SNOMED CT terms of the structures, by their names in the label table.
+"""Look up the SNOMED CT terms and colors of structures by their names in the label table.
 
 Source: DICOM PS3.16, CID 7603 (vertebrae) and CID 7604 (intervertebral discs), which give every usual level its own
 concept; CID 7151 (spinal cord, sacrum, vertebra); CID 6115 (vertebral canal); CID 7150 (category). A thirteenth
@@ -32,7 +32,8 @@ class Term:
 ANATOMICAL_STRUCTURE: Final = Term("123037004", "Anatomical Structure")
 VERTEBRA: Final = Term("51282000", "Vertebra")
 DISC: Final = Term("360499006", "Intervertebral disc")
-"""Intervertebral disc structure; in no context group of DICOM, but published SEG writers use it."""
+"""The concept of an intervertebral disc in general. It is in no context group of DICOM, but published SEG writers use
+it."""
 
 _VERTEBRAE: Final = {
     "C1": "14806007",
@@ -98,7 +99,7 @@ _TERMS: Final[Mapping[str, Term]] = MappingProxyType(
 _EXTRA_VERTEBRAE: Final = ("T13", "L6")
 _EXTRA_DISCS: Final = ("T12-T13", "L5-L6")
 _ABOVE: Final = {"L5-S": ("L5", "L6"), "T12-L1": ("T12", "T13")}
-"""Discs that have the same label under an extra vertebra: the usual vertebra above, and the extra one."""
+"""Discs whose label is the same below an extra vertebra: the usual vertebra above, and the extra one."""
 
 
 def term_of(name: str, present: Collection[str] = ()) -> Term:
@@ -110,7 +111,7 @@ def term_of(name: str, present: Collection[str] = ()) -> Term:
             vertebra, or lack T12 or L5 between its neighbors, the disc below it is coded without a level.
 
     Raises:
-        KeyError: Another name.
+        KeyError: There is no such name.
     """
     if name in _EXTRA_VERTEBRAE:
         return VERTEBRA
@@ -129,7 +130,7 @@ _TO_XYZ: Final = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
 _WHITE: Final = np.array([0.95047, 1.0, 1.08883])
-"""White point D65 of sRGB. Viewers (OHIF, 3D Slicer) assume it for DICOM's CIELab, so that colors return as sent."""
+"""White point D65 of sRGB. Viewers (OHIF, 3D Slicer) assume it for DICOM's CIELab, so that colors are shown as sent."""
 _BEND: Final = 6 / 29
 
 
@@ -150,7 +151,7 @@ def cielab_of(rgb: tuple[int, int, int]) -> tuple[float, float, float]:
 
 
 def dicom_cielab_of(rgb: tuple[int, int, int]) -> list[int]:
-    """Return an sRGB color as RecommendedDisplayCIELabValue: three numbers 0 to 65535.
+    """Return an sRGB color as a RecommendedDisplayCIELabValue: three numbers from 0 to 65535.
 
     Source: DICOM PS3.3 C.10.7.1.1: L* 0..100 and a*, b* -128..127 over the whole range.
     """

@@ -78,9 +78,30 @@ CHANGES: Final = (
         "      const all_models = window.totalspineseg.offered(response.data);\n",
     ),
     Change(
-        "say that the weights are not for patients",
+        "say that the weights are not for patients, and what is doubtful in a result",
         "}, this.state.info.data.name), ",
-        "}, this.state.info.data.name), window.totalspineseg.warning(react.createElement, this.state.info.data), ",
+        "}, this.state.info.data.name), window.totalspineseg.aside(react.createElement, this.state.info.data), ",
+    ),
+    Change(
+        "list the segments from top to bottom",
+        "      const labelsOrdered = [...new Set(all_labels)].sort();\n",
+        "      const labelsOrdered = window.totalspineseg.ordered(all_labels);\n",
+    ),
+    Change(
+        "show how far a model has come",
+        "        params['label_prompt'] = filteredLabelClasses;\n      }\n"
+        "      const response = await this.props.client().infer(model, displaySet.SeriesInstanceUID, params);\n",
+        "        params['label_prompt'] = filteredLabelClasses;\n      }\n"
+        "      const response = await window.totalspineseg.run(\n"
+        "        () => this.props.client().infer(model, displaySet.SeriesInstanceUID, params),\n"
+        "        model,\n        displaySet.SeriesInstanceUID\n      );\n",
+    ),
+    Change(
+        "mark doubtful names",
+        "      this.props.updateView(response, model, label_names);\n    };\n    this.modelSelector",
+        "      await this.props.updateView(response, model, label_names);\n"
+        "      await window.totalspineseg.overlaid(response, displaySet.SeriesInstanceUID);\n"
+        "    };\n    this.modelSelector",
     ),
     Change(
         "say why a model failed",

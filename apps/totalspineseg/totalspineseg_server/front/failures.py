@@ -18,24 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from totalspineseg_server.errors import TotalSpineSegError
 from totalspineseg_server.infers.http import BUSY, NO_ROOM, NOT_FOUND, OURS, UNUSABLE, UPSTREAM, status_of
-
-OWN: Final = Path(__file__).resolve().parents[2]
-
-
-def without_folders(text: str) -> str:
-    """Return a text whose paths begin at the studies, the app or the programs, not at the root of the disk.
-
-    Args:
-        text: For example a sentence about /srv/mri/.totalspineseg/maps, of which /srv/mri/, the studies, is left out.
-    """
-    conf = settings.MONAI_LABEL_APP_CONF or {}
-    named = (settings.MONAI_LABEL_STUDIES, str(conf.get("work") or ""), settings.MONAI_LABEL_APP_DIR)
-    others = (str(OWN), sys.prefix, sys.base_prefix, tempfile.gettempdir(), str(Path.home()))
-    # Replace the longest first: one folder may lie in another.
-    roots = sorted({root.rstrip("/") for root in (*named, *others)} - {""}, key=len, reverse=True)
-    pattern = "|".join(rf"{re.escape(root)}(?:/|(?![\w.-]))" for root in roots)
-    return re.sub(pattern, lambda found: "" if found[0].endswith("/") else Path(found[0]).name, text)
-
+from totalspineseg_server.places import PACKAGE
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +30,21 @@ RUNNING: Final = {
 }
 """Beginning of an address -> answer where the host would start a second process; its own is a line of its log."""
 DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def without_folders(text: str) -> str:
+    """Return a text whose paths begin at the studies, the app or the programs, not at the root of the disk.
+
+    Args:
+        text: For example a sentence about /srv/mri/.totalspineseg/maps, of which /srv/mri/, the studies, is left out.
+    """
+    conf = settings.MONAI_LABEL_APP_CONF or {}
+    named = (settings.MONAI_LABEL_STUDIES, str(conf.get("work") or ""), settings.MONAI_LABEL_APP_DIR)
+    others = (str(PACKAGE.parent), sys.prefix, sys.base_prefix, tempfile.gettempdir(), str(Path.home()))
+    # Replace the longest first: one folder may lie in another.
+    roots = sorted({root.rstrip("/\\") for root in (*named, *others)} - {""}, key=len, reverse=True)
+    pattern = "|".join(rf"{re.escape(root)}(?:[/\\]|(?![\w.-]))" for root in roots)
+    return re.sub(pattern, lambda found: "" if found[0].endswith(("/", "\\")) else Path(found[0]).name, text)
 
 
 def install(app: FastAPI) -> None:

@@ -1,8 +1,10 @@
 """Refuse requests that no handler should see: unsafe names, closed routes, oversized bodies, foreign pages."""
 
 import re
+import socket
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
@@ -13,13 +15,37 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from totalspineseg_server.corrections.datastore import is_safe_tag
 from totalspineseg_server.corrections.image_ids import is_usable_id
-from totalspineseg_server.front.host_names import is_own
 from totalspineseg_server.infers.http import BAD_REQUEST, FORBIDDEN, NOT_FOUND, TOO_LARGE
+from totalspineseg_server.places import COMMAND
 
 HEADER: Final = "content-security-policy"
 POLICY: Final = {HEADER: "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"}
 """Content security policy: no other server learns that or where a study is read, and no foreign script can read it."""
 HTML: Final = "text/html"
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+"""Addresses that only this machine can reach."""
+
+
+def own_names(host: str, more: Collection[str] = ()) -> frozenset[str]:
+    """Return the names by which readers call the server.
+
+    Args:
+        host: Address it listens on. Clients on a network call it by the machine's name.
+        more: Other names that its owner knows, such as that of a proxy before it.
+    """
+    network = () if host in LOOPBACK else (host, socket.gethostname(), socket.getfqdn())
+    return frozenset(name.lower() for name in (*LOOPBACK, *network, *more) if name)
+
+
+def is_own(name: str | None, names: Collection[str]) -> bool:
+    """Return whether a host name is this server's; an IP address always is, because nobody can point it elsewhere."""
+    if name is None:
+        return False
+    try:
+        ip_address(name)
+    except ValueError:
+        return name in names
+    return True
 
 
 def with_policy(send: Send) -> Send:
@@ -204,7 +230,7 @@ def closed_route(method: str, path: str, query: dict[str, str], known: Callable[
     if room == "reload":
         return Refusal(FORBIDDEN, "The app cannot be reloaded over the network. Restart the server.")
     if room == "model" and method not in SAFE_METHODS:
-        return Refusal(FORBIDDEN, "Models cannot be changed over the network. Use the command 'totalspineseg weights'.")
+        return Refusal(FORBIDDEN, f"Models cannot be changed over the network. Use the command '{COMMAND} weights'.")
     if path.startswith(("/infer/wsi/", "/infer/wsi_v2/")):
         return Refusal(NOT_FOUND, "This server segments volumes, not slides. Use /infer/{model}.")
     if room == "proxy" and not known().on_server:

@@ -6,6 +6,7 @@ The queue is limited, because each place may hold an upload. A request whose cli
 import asyncio
 import json
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -27,6 +28,9 @@ Output = Literal["image", "json", "all", "dicom_seg"]
 RESERVED = ("model", "image", "image_id", "label_from", "session", "description")
 """Request fields that only the server sets; the host lets parameters override even the path of the image."""
 
+REPORT_HEADER: Final = "x-totalspineseg-report"
+"""Header with what a reader must know of a result whose report the client does not read: JSON of ``IN_SHORT``."""
+IN_SHORT: Final = ("prediction", "message", "marked")
 ASK_SECONDS: Final = 5.0
 MAX_WAITING: Final = 50
 """Maximum length of the queue: half an hour of work on a CPU, and nobody waits longer."""
@@ -40,6 +44,12 @@ def router(executor: Executor) -> APIRouter:
     """
     routes = APIRouter()
     line: set[int] = set()
+
+    @routes.get("/infer/progress")
+    def progress(user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]) -> dict[str, Any]:
+        """Return how far the inference that runs has come, and how many requests wait for it."""
+        running = app_instance().infer_progress()
+        return {"running": running, "waiting": max(0, len(line) - (running is not None))}
 
     @routes.post("/infer/{model}")
     async def infer(
@@ -131,6 +141,10 @@ def _segmentation(image: str, result: dict[str, Any]) -> Response:
     return Response(content, media_type="application/dicom")
 
 
+def _in_short(report: Mapping[str, Any]) -> str:
+    return json.dumps({name: report.get(name) for name in IN_SHORT})
+
+
 def _response(result: dict[str, Any], output: Output | None) -> Response:
     """Return the reply in the form the client asked for, and remove the result's temporary file.
 
@@ -145,8 +159,8 @@ def _response(result: dict[str, Any], output: Output | None) -> Response:
     finally:
         file.unlink(missing_ok=True)
     if output == "image":
-        disposition = {"content-disposition": f'attachment; filename="{file.name}"'}
-        return Response(content, media_type="application/octet-stream", headers=disposition)
+        headers = {"content-disposition": f'attachment; filename="{file.name}"', REPORT_HEADER: _in_short(report)}
+        return Response(content, media_type="application/octet-stream", headers=headers)
     if output == "json":
         return Response(json.dumps(report), media_type="application/json")
     fields = {

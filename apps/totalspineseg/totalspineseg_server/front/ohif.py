@@ -1,6 +1,5 @@
 """``/ohif/``: serve the viewer that comes with MONAI Label, changed so that it can submit."""
 
-import hashlib
 import html
 import json
 import mimetypes
@@ -15,23 +14,22 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from starlette.staticfiles import StaticFiles
 
-from totalspineseg_server.anatomy import BY_CODE, SACRUM, STRUCTURES
+from totalspineseg_server.anatomy import BY_CODE, CANAL, CORD, NAME_OF, SACRUM, STRUCTURES
 from totalspineseg_server.corrections.wire import VERTEBRAE_NAME
 from totalspineseg_server.front.bundle import Bundle, read_bundle
 from totalspineseg_server.front.failures import without_folders
 from totalspineseg_server.front.guard import POLICY
-from totalspineseg_server.infers.http import NOT_FOUND, NOT_MODIFIED
+from totalspineseg_server.front.revalidated import ASK_EACH_TIME, revalidated, tag_of
+from totalspineseg_server.infers.http import NOT_FOUND
+from totalspineseg_server.numbering.evidence_weights import ORDER
 
 OHIF_FOLDER: Final = Path(str(monailabel.__file__)).parent / "endpoints" / "static" / "ohif"
 SCRIPT: Final = "totalspineseg.js"
 PAGES: Final = Path(__file__).parent / "pages"
 COLORS_MARK: Final = "/*COLORS*/{}"
+ORDER_MARK: Final = "/*ORDER*/[]"
 HEAD_END: Final = "</head>"
 BODY: Final = "<body>"
-REVALIDATED: Final = {"cache-control": "no-cache"}
-"""The hash in the bundle's file names is that of the original file, not of the served one: the browser must ask each
-time.
-"""
 UNKNOWN_VIEWER: Final = (
     "This viewer cannot {missing}: it is another version than this server expects. Use it only to look at images, "
     "and install the pinned requirements."
@@ -43,7 +41,8 @@ def router() -> APIRouter:
     routes = APIRouter()
     bundle = read_bundle(OHIF_FOLDER)
     pages = {"index.html": _index(bundle), SCRIPT: _script(), **bundle.changed}
-    tags = {name: f'"{hashlib.sha256(content).hexdigest()[:32]}"' for name, content in pages.items()}
+    # The hash in the bundle's file names is that of the original file: the browser must ask each time.
+    tags = {name: tag_of(content) for name, content in pages.items()}
     files = StaticFiles(directory=OHIF_FOLDER)
 
     @routes.get("/ohif/{path:path}", include_in_schema=False)
@@ -53,12 +52,11 @@ def router() -> APIRouter:
         """Return a file of the viewer; addresses of the viewer that are not files get its page."""
         name = path if Path(path).suffix else "index.html"
         if name in pages:
-            if request.headers.get("if-none-match") == tags[name]:
-                return Response(status_code=NOT_MODIFIED, headers={"etag": tags[name], **REVALIDATED})
             kind = mimetypes.guess_type(name)[0] or "application/octet-stream"
-            return Response(pages[name], media_type=kind, headers={"etag": tags[name], **REVALIDATED, **POLICY})
+            page = Response(pages[name], media_type=kind, headers=POLICY)
+            return revalidated(request, tags[name], lambda: page)
         response = await files.get_response(name, request.scope)
-        response.headers.update(REVALIDATED)
+        response.headers.update(ASK_EACH_TIME)
         return response
 
     @routes.get("/submissions/{instance}")
@@ -92,9 +90,15 @@ def _index(bundle: Bundle) -> bytes:
 
 @cache
 def _script() -> bytes:
-    """Return our script with the colors of the structures, by name in lower case."""
+    """Return our script with the colors of the structures, by name in lower case, and with their order."""
     text = (PAGES / SCRIPT).read_text(encoding="utf-8")
-    return text.replace(COLORS_MARK, json.dumps(colors())).encode()
+    return text.replace(COLORS_MARK, json.dumps(colors())).replace(ORDER_MARK, json.dumps(order())).encode()
+
+
+def order() -> list[str]:
+    """Return the names of the structures as viewers list them: the column from top to bottom, then cord and canal."""
+    column = sorted(ORDER, key=ORDER.__getitem__)
+    return [*(NAME_OF[code] for code in column), VERTEBRAE_NAME, NAME_OF[CORD], NAME_OF[CANAL]]
 
 
 def colors() -> dict[str, tuple[int, int, int]]:

@@ -1,6 +1,7 @@
 """``/worklist`` and ``/scans``: all scans at a glance, and what readers do with one. No network runs for looking."""
 
 import tempfile
+import time
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -10,13 +11,16 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from pydantic import BaseModel, Field
 
+from totalspineseg_server.corrections.history import text_of_time
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.corrections.rejections import MAX_REASON
 from totalspineseg_server.errors import ConflictError, ImageError
 from totalspineseg_server.front.failures import without_folders
 from totalspineseg_server.front.host import running_task
-from totalspineseg_server.infers.http import NO_CONTENT, NOT_MODIFIED
+from totalspineseg_server.front.revalidated import revalidated
+from totalspineseg_server.infers.http import NO_CONTENT
 from totalspineseg_server.worklist.acts import reader, submitted_text
+from totalspineseg_server.worklist.choice import Choice
 from totalspineseg_server.worklist.lab import Lab
 from totalspineseg_server.worklist.query import MAX_PAGE_SIZE, PAGE_SIZE, Sort, select
 from totalspineseg_server.worklist.query import Query as Asked
@@ -25,8 +29,6 @@ from totalspineseg_server.worklist.scans import View, levels_of, pin_names, writ
 
 NIFTI: Final = "application/gzip"
 PNG: Final = "image/png"
-KEEP: Final = {"cache-control": "private, no-cache"}
-"""A browser keeps a picture, and asks each time whether it is still right."""
 MAX_NAME: Final = 100
 """Maximum letters of a reader's name."""
 MAX_PINNED: Final = 60
@@ -58,6 +60,18 @@ class Accept(Act):
     )
 
 
+class Choose(Act):
+    """The finished label that counts."""
+
+    correction: str = Field(max_length=MAX_NAME, description="Id of the finished label that it is taken from.")
+    take: dict[str, str] = Field(
+        {}, max_length=MAX_PINNED, description="Name of a structure -> id of the label that it is taken from instead."
+    )
+    leave_out: list[str] = Field(
+        [], max_length=MAX_PINNED, description="Ids of labels; what they draw otherwise is left out of training."
+    )
+
+
 class Reject(Act):
     """A result that is of no use."""
 
@@ -69,6 +83,7 @@ def router() -> APIRouter:
     routes = APIRouter()
     user_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
     annotator = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
+    admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
 
     @routes.get("/worklist")
     def get_worklist(
@@ -99,15 +114,15 @@ def router() -> APIRouter:
     def get_thumbnail(image: str, user: Annotated[User, user_role], call: Request) -> Response:
         """Return a small picture with the names of the levels, PNG; nothing (204) where the image cannot be read."""
         row = _lab().row(image)
-        tag = _tag(row)
-        if call.headers.get("if-none-match") == tag:
-            return Response(status_code=NOT_MODIFIED, headers={**KEEP, "etag": tag})
-        try:
-            content = _lab().thumbnails.png(row)
-        except ImageError:
-            # The scan itself says why; a page of pictures has a gap.
-            return Response(status_code=NO_CONTENT)
-        return Response(content, media_type=PNG, headers={**KEEP, "etag": tag})
+
+        def picture() -> Response:
+            try:
+                return Response(_lab().thumbnails.png(row), media_type=PNG)
+            except ImageError:
+                # The scan itself says why; a page of pictures has a gap.
+                return Response(status_code=NO_CONTENT)
+
+        return revalidated(call, _tag(row), picture)
 
     @routes.get("/scans/{image:path}/volume", response_class=Response)
     def get_volume(image: str, user: Annotated[User, user_role]) -> Response:
@@ -166,6 +181,15 @@ def router() -> APIRouter:
         _lab().worklist.update(image)
         return {"message": message}
 
+    @routes.post("/scans/{image:path}/choose")
+    def choose(image: str, body: Choose, user: Annotated[User, admin]) -> dict[str, Any]:
+        """Let one of a scan's finished labels count from now on, or one merged of them: clients see it, trainings use
+        it."""
+        choice = Choice(body.correction, body.take, tuple(body.leave_out))
+        correction = _lab().choose(image, choice, _reader(user, body))
+        _lab().worklist.update(image)
+        return {"correction": correction.id, "message": "This label counts from now on. The others are kept."}
+
     @routes.get("/scans/{image:path}")
     def get_scan(image: str, user: Annotated[User, user_role]) -> dict[str, Any]:
         """Return what is known of a scan: its levels from top to bottom, its findings and its history."""
@@ -181,8 +205,8 @@ def router() -> APIRouter:
             "probability": numbering.get("probability"),
             "findings": [str(one.get("message", "")) for one in numbering.get("findings", ())],
             "would_settle": list(numbering.get("would_settle", ())),
-            "agreements": app_instance().agreements_of(image),
-            "history": [{**one, "reason": without_folders(one["reason"])} for one in app_instance().history_of(image)],
+            "agreements": _lab().agreements(image),
+            "history": [{**one, "reason": without_folders(one["reason"])} for one in _lab().history(image)],
         }
 
     return routes
@@ -193,14 +217,20 @@ def _lab() -> Lab:
     return lab
 
 
-def _batch() -> dict[str, int] | None:
-    """Return how many scans the batch that runs has to predict, and has predicted; None while none runs."""
+def _batch() -> dict[str, Any] | None:
+    """Return how far the batch that runs is, and how many seconds it will take; None while none runs."""
     task = running_task("batch_infer")
     if task is None:
         return None
     images = task["request"].get("images")
-    progress: dict[str, int] = app_instance().scoring_progress(images if isinstance(images, list) else ())
-    return progress
+    # The host writes the time of this machine's clock, in seconds.
+    begun = time.mktime(time.strptime(task["start_ts"], "%Y-%m-%d %H:%M:%S"))
+    known: dict[str, Any] = app_instance().batch_progress(
+        images if isinstance(images, list) else (), text_of_time(begun)
+    )
+    left, new = known["total"] - known["scored"], known.pop("new")
+    known["seconds_left"] = round(left * (time.time() - begun) / new) if new else None
+    return known
 
 
 def _reader(user: User, body: Act) -> Sender:

@@ -1,6 +1,5 @@
 """``/``: the lab's page for browsers; ``/docs``: what this server is. The host's pages run scripts of other servers."""
 
-import hashlib
 import html
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,15 +11,18 @@ from starlette.responses import FileResponse
 
 from totalspineseg_server.front.guard import HEADER, HTML
 from totalspineseg_server.front.ohif import PAGES
-from totalspineseg_server.infers.http import NOT_FOUND, NOT_MODIFIED
+from totalspineseg_server.front.revalidated import revalidated, tag_of
+from totalspineseg_server.infers.http import NOT_FOUND
+from totalspineseg_server.places import SHIPPED
 
 ABOUT: Final = "start.html"
 LAB: Final = "lab"
 INDEX: Final = "index.html"
 PLACE: Final = "<!-- weights -->"
 """Mark in the page, replaced by the text about the weights in use."""
-VIEWER: Final = Path(__file__).parents[2] / "npm" / "node_modules" / "@niivue" / "niivue" / "dist" / "index.js"
-"""The viewer of the review, which ``make setup`` installs."""
+VIEWER: Final = SHIPPED / "npm" / "node_modules" / "@niivue" / "niivue" / "dist" / "index.js"
+"""The viewer of the review, which ``make setup`` installs and ``make wheel`` packs."""
+NO_VIEWER: Final = "The viewer is not installed. Run 'make setup' with access to npm, or install a wheel that has it."
 TYPES: Final = {".html": HTML, ".css": "text/css", ".js": "text/javascript"}
 LAB_POLICY: Final = (
     "default-src 'self'; img-src 'self' data: blob:; connect-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
@@ -56,7 +58,7 @@ def router() -> APIRouter:
     def viewer() -> Response:
         """Return the viewer of the review."""
         if not VIEWER.is_file():
-            raise HTTPException(NOT_FOUND, "The viewer is not installed. Run 'make setup' with access to npm.")
+            raise HTTPException(NOT_FOUND, NO_VIEWER)
         return FileResponse(VIEWER, media_type=TYPES[".js"], headers={"cache-control": "private, max-age=3600"})
 
     @routes.get("/lab/{name}", include_in_schema=False)
@@ -72,14 +74,12 @@ def router() -> APIRouter:
 def _files() -> Mapping[str, tuple[bytes, str]]:
     """Read the files of the page once, with their tags: no name in a request reaches the disk."""
     files = {path.name: path.read_bytes() for path in (PAGES / LAB).iterdir() if path.suffix in TYPES}
-    return {name: (content, f'"{hashlib.sha256(content).hexdigest()[:16]}"') for name, content in files.items()}
+    return {name: (content, tag_of(content)) for name, content in files.items()}
 
 
 def _sent(name: str, content: bytes, tag: str, call: Request) -> Response:
-    headers = {"etag": tag, "cache-control": "private, no-cache"}
+    response = revalidated(call, tag, lambda: Response(content, media_type=TYPES[Path(name).suffix]))
     if name == INDEX:
         # Another answer than to a program of the same address.
-        headers |= {HEADER: LAB_POLICY, "vary": "accept"}
-    if call.headers.get("if-none-match") == tag:
-        return Response(status_code=NOT_MODIFIED, headers=headers)
-    return Response(content, media_type=TYPES[Path(name).suffix], headers=headers)
+        response.headers.update({HEADER: LAB_POLICY, "vary": "accept"})
+    return response

@@ -17,9 +17,9 @@ from starlette.responses import FileResponse
 
 from totalspineseg_server.activelearning.offers import NOTED
 from totalspineseg_server.corrections.correction_store import Correction
-from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON, IMPRINT
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, RENUMBERED, UNCONFIRMED
 from totalspineseg_server.corrections.image_ids import is_usable_id
-from totalspineseg_server.corrections.inbox import FINAL_TAG, RENUMBERED
+from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.outcomes import message_of
 from totalspineseg_server.corrections.receipts import Receipt, Sender
 from totalspineseg_server.errors import SettingError, StorageError
@@ -37,7 +37,7 @@ ARCHIVES = (".zip",)
 OWN_OF_SAMPLES: Final = ("id", "path", "warning", "score")
 OWN_OF_IMAGES: Final = (NOTED, "ts", "name", COUNTED, "PatientID", "StudyInstanceUID", *OWN_OF_SAMPLES)
 OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_info", "user", "client_id", "ts", "name")
-OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, IMPRINT, "instance", UNSENT, RENUMBERED))
+OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, "instance", UNSENT, RENUMBERED, UNCONFIRMED))
 """Fields of images and labels that only this server sets and relies on."""
 NOT_IN_PACS = (
     "The PACS did not take the label. It is stored on this server and counts. It is sent to the PACS again when "

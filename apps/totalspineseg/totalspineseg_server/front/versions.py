@@ -3,7 +3,7 @@ how much readers corrected."""
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Depends, HTTPException
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
@@ -11,6 +11,8 @@ from monailabel.interfaces.utils.app import app_instance
 from totalspineseg_server.errors import ConflictError, WeightsError
 from totalspineseg_server.front.failures import without_folders
 from totalspineseg_server.front.host import running_task
+from totalspineseg_server.front.judge import Judge
+from totalspineseg_server.infers.http import BUSY
 from totalspineseg_server.registry.model_store import DATASET_OF_STEP, STARTER, ModelStore
 from totalspineseg_server.registry.overview import overview
 
@@ -20,6 +22,7 @@ def router() -> APIRouter:
     routes = APIRouter()
     user_role = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
     admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
+    judge = Judge()
 
     @routes.get("/versions")
     def get_versions(user: Annotated[User, user_role]) -> dict[str, Any]:
@@ -31,6 +34,7 @@ def router() -> APIRouter:
             "back": _back(store),
             "fixed": store.weights,
             "warning": app_instance().weights_warning(),
+            "judge": _judging(judge),
         }
 
     # Before the other one: no version may be called so that it hides this.
@@ -40,6 +44,25 @@ def router() -> APIRouter:
         store = _changeable()
         store.go_back()
         return {"in_use": _in_use(store)}
+
+    @routes.delete("/versions/judge")
+    def stop_judging(user: Annotated[User, admin]) -> dict[str, Any]:
+        """End the judgment that runs."""
+        judge.stop()
+        return {"judge": _judging(judge)}
+
+    @routes.post("/versions/{name}/judge")
+    def judge_version(name: str, user: Annotated[User, admin]) -> dict[str, Any]:
+        """Let the gate compare a version with those in use, or if it is in use with those before, in the background."""
+        from totalspineseg_server.nnunet.model_folder import models_of
+
+        app = app_instance()
+        models_of(app.models, name)
+        if app.is_training():
+            raise HTTPException(BUSY, "A training runs on these studies. Judge the version when it has ended.")
+        app.free_networks()
+        judge.start(name, app.judge_words(name))
+        return {"judge": _judging(judge)}
 
     @routes.post("/versions/{name}/activate")
     def activate(name: str, user: Annotated[User, admin]) -> dict[str, Any]:
@@ -69,10 +92,15 @@ def router() -> APIRouter:
     @routes.get("/corrections")
     def get_corrections(user: Annotated[User, user_role]) -> dict[str, Any]:
         """Return how much readers corrected, by structure and month, and by reader; from what was recorded then."""
-        known: dict[str, Any] = app_instance().corrected()
+        known: dict[str, Any] = app_instance().lab.corrected()
         return known
 
     return routes
+
+
+def _judging(judge: Judge) -> dict[str, Any]:
+    state = judge.state()
+    return {**state, "message": without_folders(state["message"]), "failure": without_folders(state["failure"])}
 
 
 def _in_use(store: ModelStore) -> dict[str, str]:

@@ -1,1 +1,1 @@
-"""The decision on whether a newly trained model may be served: comparison, hold-out, verdict."""
+"""Decide whether a newly trained model may be put into use: comparison, hold-out, verdict."""

@@ -1,4 +1,4 @@
-"""Comparison of two models on the same subjects: differences, their uncertainty over subjects, what they allow."""
+"""Compare two models on the same subjects: how much each measure changed, and how certain that is."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,36 +12,38 @@ from scipy.special import stdtrit
 from totalspineseg_server.agreement import LEVELS, MEASURES, CaseScore
 
 DICE_MARGIN: Final = 0.02
-"""A group's Dice may fall by no more than this: about what two careful readers differ by."""
+"""Largest fall of a group's Dice that is allowed: about the difference between two careful readers."""
 LEVEL_MARGIN: Final = 0.05
-"""The share of correctly named levels may fall by no more than this: one level in twenty."""
+"""Largest fall of the share of correctly named levels that is allowed: one level in twenty."""
 MARGINS: Final[Mapping[str, float]] = MappingProxyType(
     {measure: LEVEL_MARGIN if measure == LEVELS else DICE_MARGIN for measure in MEASURES}
 )
 OWN_ANSWER_MARGIN: Final = 0.3
-"""Dice by which a candidate may differ from the answers of the weights in use. Where readers corrected outlines, a
-better candidate differed by 0.2 in the structure that changed most."""
+"""Largest difference in Dice that is allowed between a candidate and the answers of the weights in use. Where readers
+had corrected outlines, a better candidate differed by 0.2 in the structure that changed most."""
 OWN_ANSWER_MARGINS: Final[Mapping[str, float]] = MappingProxyType(
     {measure: LEVEL_MARGIN if measure == LEVELS else OWN_ANSWER_MARGIN for measure in MEASURES}
 )
 CONFIDENCE: Final = 0.90
 """One-sided confidence that a fall stays inside its margin."""
 T_LEVEL: Final = 0.955
-"""Level of the t quantile for fewer than ``SKEW_FROM`` subjects. It exceeds ``CONFIDENCE`` because skewed differences
-take some of it away: 88 % or more remain where few fall far (skewness down to -1.75), and 95 % where none does."""
+"""Level of the t quantile for fewer than ``SKEW_FROM`` subjects. It exceeds ``CONFIDENCE`` because a bound holds less
+often for skewed differences: in 88 % or more if few subjects fall far (skewness down to -1.75), in 95 % if none
+does."""
 SKEW_FROM: Final = 5
 """From this many subjects on, the sample shows how skewed the differences are. With fewer, following its skewness would
 refuse one harmless candidate in five whose subjects hardly differ."""
 LEVEL_UNSKEWED: Final = (0.89, 0.225)
 """Level of the t quantile from ``SKEW_FROM`` subjects on, without skewness: the first number plus the second divided by
-the subjects, at least ``CONFIDENCE``. Fitted by simulation, as the next two, so that each shape keeps 88 % or more."""
+the number of subjects, at least ``CONFIDENCE``. Like the next two it was fitted by simulation, so that the bound holds
+in 88 % or more for each shape."""
 LEVEL_FALLING, LEVEL_RISING = 0.995, 0.72
-"""Level of the t quantile at the largest skewness that a sample of this size can show: few subjects that fall far, and
-few that rise. In between, the quantile follows the skewness linearly."""
+"""Level of the t quantile at the largest skewness that a sample of this size can show: if few subjects fall far, and if
+few rise far. In between, the quantile follows the skewness linearly."""
 SINCE_BEGINNING: Final[Mapping[str, float]] = MappingProxyType({measure: 2 * MARGINS[measure] for measure in MARGINS})
-"""Fall that is allowed over all trainings of a site together, so that small falls, each allowed, do not add up."""
+"""Largest fall that is allowed over all trainings of a site together, so that small falls do not add up."""
 MIN_SUBJECTS: Final = 3
-"""With fewer subjects the differences say next to nothing about other subjects."""
+"""Smallest number of subjects from which anything can be concluded about other subjects."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class SubjectScores:
 
     Attributes:
         subject: The subject's id; it counts once, however many scans it has.
-        active: Scores of the served model, one per scan.
+        active: Scores of the model in use, one per scan.
         candidate: Scores of the new model, for the same scans in the same order.
     """
 
@@ -69,7 +71,7 @@ class Comparison:
         candidate: Mean over subjects.
         change: Mean of the differences over subjects.
         lower: One-sided lower bound of the change; see ``lower_bound``.
-        margin: Fall that is allowed.
+        margin: Largest fall that is allowed.
         subjects: Number of subjects to whom the measure applies.
     """
 
@@ -92,7 +94,7 @@ def compare(subjects: Sequence[SubjectScores], *, margins: Mapping[str, float] =
 
     Args:
         subjects: Scores of both models. Not modified.
-        margins: Measure -> fall that is allowed. Not modified.
+        margins: Measure -> largest fall that is allowed. Not modified.
 
     Returns:
         One comparison per measure, in the order of ``MEASURES``; with 0 subjects where a measure never applies.
@@ -110,7 +112,7 @@ def compare(subjects: Sequence[SubjectScores], *, margins: Mapping[str, float] =
 
 
 def lower_bound(changes: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the bound that the mean change exceeds with ``CONFIDENCE``, from the changes of a few subjects.
+    """Return the lower bound of the mean change that holds with ``CONFIDENCE``, from the changes of a few subjects.
 
     Args:
         changes: (..., N) differences, one per subject, since two scans of a subject are not independent. Not modified.
@@ -120,7 +122,8 @@ def lower_bound(changes: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> n
 
     Source:
         Student's one-sided bound of a mean, with a quantile that follows the skewness of the sample. Corrections by
-        formula (Johnson 1978, Hall 1992) were tried: they follow the skewness too little, or one subject undoes them.
+        formula (Johnson 1978, Hall 1992) were tried: they follow the skewness too little, or a single subject upsets
+        them.
     """
     subjects = changes.shape[-1]
     if subjects < MIN_SUBJECTS:
@@ -159,8 +162,8 @@ def _compare_measure(subjects: Sequence[SubjectScores], measure: str, margin: fl
 def _subject_means(entry: SubjectScores, measure: str) -> tuple[float, float] | None:
     """Return the mean over the scans where the measure applies to a model; None where it applies to no scan.
 
-    A model that rightly leaves out a structure which the truth does not show has no value (nan, "nothing to find,
-    nothing found"). It counts as 1 where the other model invented that structure.
+    A model that rightly draws nothing where the truth shows nothing has no value (nan). If the other model invented
+    that structure, this counts as 1.
     """
     values = []
     for active, candidate in zip(entry.active, entry.candidate, strict=True):

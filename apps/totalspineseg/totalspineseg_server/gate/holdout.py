@@ -1,7 +1,7 @@
-"""The split of a site's subjects into those that train and those that only judge, decided once and stored.
+"""Split a site's subjects into those used for training and those held out for testing, once and for all.
 
-All of a site's first subjects train: one or two hold-out subjects judge nothing, while one or two training subjects
-matter. After them a hash of the subject decides, whatever the order.
+All of a site's first subjects are used for training: one or two hold-out subjects would not be enough to test on, while
+one or two training subjects help. Later, a hash of the subject decides, whatever the order.
 """
 
 import hashlib
@@ -17,11 +17,11 @@ from totalspineseg_server.files import load_json, write_json
 from totalspineseg_server.locks import locked
 
 FIRST_TO_TRAINING: Final = 5
-"""Number of subjects of a site that train before any may be held out."""
+"""Number of subjects of a site that are used for training before any may be held out."""
 HOLDOUT_PERCENT: Final = 25
 """Percentage of the later subjects that are held out."""
 SALT: Final = "totalspineseg hold-out 1"
-"""Part of the rule. It never changes for a site, because another salt would choose other subjects."""
+"""Part of the hash. It never changes, because another salt would hold out other subjects."""
 SUBJECT_PATTERN: Final = re.compile(r"(sub-[A-Za-z0-9]+)")
 """A subject's name in a BIDS file name."""
 TRAIN, HOLD = "train", "hold-out"
@@ -29,7 +29,7 @@ TRAIN, HOLD = "train", "hold-out"
 
 @dataclass(frozen=True)
 class Split:
-    """The role of each subject: training or judging.
+    """The role of each subject: used for training, or held out.
 
     Attributes:
         role: Subject -> ``TRAIN`` or ``HOLD``, in the order in which the subjects were first seen.
@@ -38,7 +38,7 @@ class Split:
     role: MappingProxyType[str, str]
 
     def holds_out(self, subject: str) -> bool:
-        """Return whether the subject must never be trained on.
+        """Return whether a subject is held out and must never be used for training.
 
         Raises:
             KeyError: The subject was never assigned.
@@ -53,7 +53,7 @@ def subject_of(image: str) -> str:
 
 
 def drawn_out(subject: str) -> bool:
-    """Return whether the hash holds this subject out, unless it is among the site's first."""
+    """Return whether the hash holds out this subject, if it is not among the site's first."""
     digest = hashlib.sha256(f"{SALT}:{subject}".encode()).digest()
     return int.from_bytes(digest[:4], "big") % 100 < HOLDOUT_PERCENT
 
@@ -76,10 +76,10 @@ def assign(split: Split, subjects: Iterable[str]) -> Split:
 
 
 def read_split(path: Path) -> Split:
-    """Return the stored split; an empty one where none is stored yet.
+    """Return the stored split, or an empty one if none is stored yet.
 
     Raises:
-        StorageError: The file is damaged or follows another rule. A new choice could train on a subject that judges.
+        StorageError: The file is damaged or follows another rule. A new choice could train on a held-out subject.
     """
     if not path.exists():
         return Split(MappingProxyType({}))

@@ -1,4 +1,4 @@
-"""The fixed reference set: the same synthetic scans for every candidate, and never trained on."""
+"""Make the fixed reference set: the same synthetic scans for every candidate, never used for training."""
 
 from collections.abc import Iterator, Mapping
 from typing import Final
@@ -18,12 +18,13 @@ WIDTH_MM: Final = 70.0
 """Extent right to left: narrow, as in sagittal spine scans."""
 
 HANDLED: Final = 0.5
-"""Mean Dice, and share of correctly named levels, that weights must reach on a synthetic spine to *handle* it. Weights
-trained on such spines reach 0.8 and more. A spine that weights do not handle cannot show what a candidate forgot."""
+"""Mean Dice and share of correctly named levels that weights must reach on a synthetic spine to *handle* it. Weights
+trained on such spines reach 0.8 and more. A spine that the weights in use do not handle cannot show what a candidate
+forgot."""
 
 
 def handles(values: Mapping[str, float]) -> bool:
-    """Return whether weights handle a synthetic spine.
+    """Return whether weights handle a synthetic spine, given their scores on it.
 
     Args:
         values: Measure -> value that the weights reach; nan where it does not apply. Not modified.

@@ -1,4 +1,4 @@
-"""Scores of both models on the same scans: the only part of the gate that runs networks."""
+"""Score two models on the same scans. Only this part of the gate runs networks."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -32,7 +32,8 @@ class JudgedCase:
         subject: Subject that it belongs to.
         image: The scan, on any grid.
         truth: Codes on the same grid.
-        left: Structures of the truth that one of the compared models predicted itself; they do not count.
+        left: Structures of the truth that a reader left as one of the compared models predicted them; they do not
+            count.
     """
 
     name: str
@@ -43,7 +44,7 @@ class JudgedCase:
 
 
 def predict_codes(image: Volume, model: Model) -> LabelArray:
-    """Return the codes of ``predict_named``."""
+    """Return a model's segmentation of a scan, as ``predict_named`` does, without the certainty of its names."""
     return predict_named(image, model)[0]
 
 
@@ -55,8 +56,7 @@ def predict_named(image: Volume, model: Model) -> tuple[LabelArray, Certainty | 
         model: Both networks.
 
     Returns:
-        Codes on the grid of ``image``, all 0 where the model finds no spine; and how certain their names are, None
-        where there are none.
+        Codes on the grid of ``image`` and the certainty of their names; all 0 and None if the model finds no spine.
     """
     scan = prepare(image)
     options = Options()
@@ -82,11 +82,11 @@ def score_models(
 
     Args:
         cases: Scans with their truth. Not modified.
-        active: The served model.
+        active: The model in use.
         candidate: The new model.
         known: Scores of the active model by case name. New scores are added, so that the next candidate is compared
             without running the active model again.
-        known_candidate: The same for the candidate, for the next model that it is compared with.
+        known_candidate: The same for the candidate, so that it can be compared with another model next.
         before_each: Called with each case's name, for progress.
         on_left_out: Called with the name and the reason of a scan that the pipeline refuses, or whose truth is not on
             its grid.
@@ -96,7 +96,8 @@ def score_models(
 
     Raises:
         WeightsError: A model cannot be loaded.
-        MemoryShortageError: A scan does not fit into memory. Leaving it out would let a busy machine decide who judges.
+        MemoryShortageError: A scan does not fit into memory. It is not left out, or the verdict would depend on how
+            busy the machine is.
     """
     known, rated = {} if known is None else known, {} if known_candidate is None else known_candidate
     scores: dict[str, list[tuple[CaseScore, CaseScore]]] = {}

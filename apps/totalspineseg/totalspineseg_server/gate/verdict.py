@@ -1,4 +1,4 @@
-"""The gate's decision about a candidate, and the report that is stored with it."""
+"""Decide about a candidate, and write the report that is stored with it."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,9 +18,10 @@ from totalspineseg_server.gate.compare import (
 )
 
 REFERENCE, HOLDOUT = "reference", "hold-out"
-"""The two sets that a candidate is judged on."""
+"""The two sets of scans that a candidate is judged on."""
 OWN_ANSWERS: Final = "own answers"
-"""Scans of the site that the weights in use name with certainty, in place of synthetic ones that they do not handle."""
+"""Scans of the site that the weights in use name without doubt. They replace synthetic scans that these weights do not
+handle."""
 TOO_FEW_DEFAULT: Final = (
     "with too few hold-out subjects the reference set alone decides, and the report says so; "
     "with too few reference subjects nothing is published"
@@ -62,17 +63,17 @@ class GateReport:
     """The gate's decision and its reasons.
 
     Attributes:
-        active: Version that is served.
+        active: Version in use.
         candidate: Version or training run that was judged.
-        publish: Whether it may be served.
+        publish: Whether it may be put into use.
         sets: The results on the reference set and the hold-out; then on the own answers, where the weights in use do
             not handle all of the reference set; then, from the second training on, on the first two compared with the
             weights that the site began with.
         reason: The decision in one sentence, for the log and the list of models.
-        left_out: Scans that could not judge, each with the reason.
-        untouched: Number of hold-out structures that did not judge, because their readers left them as weights of
-            this line predicted them.
-        judged_by: Set -> number of scans that judged the weights in use and the candidate.
+        left_out: Scans that could not be used, each with the reason.
+        untouched: Number of hold-out structures that were not counted, because their readers left them as the weights
+            in use or their ancestors predicted them.
+        judged_by: Set -> number of scans on which the weights in use and the candidate were compared.
     """
 
     active: str
@@ -120,7 +121,7 @@ class GateReport:
 
 @dataclass(frozen=True)
 class Beginning:
-    """The weights that the site's first training began with, compared with the candidate.
+    """The weights from which the site's first training began, compared with the candidate.
 
     Attributes:
         name: Name of the weights.
@@ -145,23 +146,23 @@ def judge(
     left_out: Sequence[str] = (),
     untouched: int = 0,
 ) -> GateReport:
-    """Decide whether a candidate may be served.
+    """Decide whether a candidate may be put into use.
 
     Args:
-        active: Version that is served.
+        active: Version in use.
         candidate: Version that is judged.
-        reference: Scores on those scans of the fixed reference set that the served version handles.
-        holdout: Scores on the site's own subjects that are never trained on.
-        own_answers: Scores against the served version's own answers, on scans whose names it is certain of.
-        unhandled: Number of scans of the reference set that the served version does not handle; they do not judge.
+        reference: Scores on those scans of the fixed reference set that the version in use handles.
+        holdout: Scores on the site's own subjects that are never used for training.
+        own_answers: Scores against the answers of the version in use, on scans that it names without doubt.
+        unhandled: Number of scans of the reference set that the version in use does not handle; they are not counted.
         beginning: Comparison with the weights that the first training began with; None where these are ``active``.
-        left_out: Scans that could not judge, each with the reason, for the report.
+        left_out: Scans that could not be used, each with the reason, for the report.
         untouched: Number of hold-out structures that the readers left as predicted, for the report.
 
     Returns:
         The decision. No measure may fall beyond its margin on any set, nor beyond ``SINCE_BEGINNING`` since the
         beginning. With too few hold-out subjects the reference set alone decides. With too few reference subjects
-        nothing is published, unless the served version does not handle the others: then own answers or the hold-out
+        nothing is published, unless the version in use does not handle the others: then its own answers or the hold-out
         decide.
     """
     sets = [_judge_set(REFERENCE, reference), _judge_set(HOLDOUT, holdout)]
@@ -179,12 +180,12 @@ def judge(
     )
     publish, reason = _decide(sets, since)
     if unhandled:
-        reason = f"{reason}; {unhandled} synthetic spines did not judge, because the weights in use do not handle them"
+        reason = f"{reason}; {unhandled} synthetic spines were not counted, because the weights in use fail on them"
     if left_out:
-        reason = f"{reason}; {len(left_out)} of the scans could not judge"
+        reason = f"{reason}; {len(left_out)} of the scans could not be used"
     if untouched:
         reason = (
-            f"{reason}; {untouched} structures of the hold-out did not judge, because their readers left them as "
+            f"{reason}; {untouched} structures of the hold-out were not counted, because their readers left them as "
             "the weights in use or earlier ones predicted them"
         )
     judged_by = {name: sum(len(entry.active) for entry in subjects) for name, subjects in scans.items()}
@@ -194,21 +195,21 @@ def judge(
 def _decide(sets: Sequence[SetReport], since: Sequence[SetReport]) -> tuple[bool, str]:
     failed = [entry for entry in (*sets, *since) if entry.verdict is Verdict.FAIL]
     if failed:
-        return False, "not served: " + "; ".join(e.reason for e in failed)
+        return False, "refused: " + "; ".join(e.reason for e in failed)
     reference, holdout, *instead = sets
     if reference.verdict is Verdict.TOO_FEW:
         passed = [entry.name for entry in (holdout, *instead) if entry.verdict is Verdict.PASS]
         if not instead or not passed:
-            return False, "not served: " + "; ".join(e.reason for e in sets if e.verdict is Verdict.TOO_FEW)
-        return True, f"served on the {' and the '.join(passed)} alone: {reference.reason}"
+            return False, "refused: " + "; ".join(e.reason for e in sets if e.verdict is Verdict.TOO_FEW)
+        return True, f"passed on the {' and the '.join(passed)} alone: {reference.reason}"
     if holdout.verdict is Verdict.TOO_FEW:
-        return True, f"served on the reference set alone: {holdout.reason}"
-    return True, "served: nothing fell beyond its margin on either set"
+        return True, f"passed on the reference set alone: {holdout.reason}"
+    return True, "passed: nothing fell by more than is allowed, on either set"
 
 
 def _judge_set(name: str, subjects: Sequence[SubjectScores], *, margins: Mapping[str, float] = MARGINS) -> SetReport:
     comparisons = compare(subjects, margins=margins)
-    # A subject with only a sliver of a spine, to whom no measure applies, judges nothing.
+    # A subject whose scan shows only a sliver of a spine, so that no measure applies, does not count.
     count = max(comparison.subjects for comparison in comparisons)
     if count < MIN_SUBJECTS:
         reason = f"the {name} set needs {MIN_SUBJECTS} subjects and has {count}"
@@ -217,7 +218,7 @@ def _judge_set(name: str, subjects: Sequence[SubjectScores], *, margins: Mapping
     if fallen:
         listed = ", ".join(f"{e.measure} {e.change:+.3f} (worst {e.lower:+.3f}, allowed -{e.margin:g})" for e in fallen)
         return SetReport(name, Verdict.FAIL, count, comparisons, f"on the {name} set these fell too far: {listed}")
-    return SetReport(name, Verdict.PASS, count, comparisons, f"nothing fell beyond its margin on the {name} set")
+    return SetReport(name, Verdict.PASS, count, comparisons, f"nothing fell by more than is allowed on the {name} set")
 
 
 def _set_json(entry: SetReport) -> dict[str, Any]:

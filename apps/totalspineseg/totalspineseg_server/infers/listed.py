@@ -5,14 +5,15 @@ earlier
 reply stay in its scene unless their structure is listed, so that a second result would lie over the first.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 import numpy as np
 
-from totalspineseg_server.anatomy import BACKGROUND, CANAL, CORD, SACRUM, WIRE_ID
+from totalspineseg_server.anatomy import BACKGROUND, CANAL, CORD, NAME_OF, SACRUM, WIRE_ID
 from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.numbering.evidence_weights import ORDER
+from totalspineseg_server.spellings import with_mark, without_mark
 
 LISTED: Final = "listed"
 """Field of a result's report: the names that its reply lists."""
@@ -36,13 +37,41 @@ def listed_names(labels: Mapping[str, int], codes: Collection[int]) -> tuple[str
     return tuple(name_of[WIRE_ID[code]] for code in (*ALWAYS_LISTED, *column))
 
 
+def names_with_marks(
+    names: Iterable[str], marked: Collection[int], earlier: Iterable[Collection[int]]
+) -> tuple[str, ...]:
+    """Return names of which those of doubtful levels have the mark, and at the end what is to be cleared.
+
+    3D Slicer takes "L4" and "L4 ?" for two segments. If an earlier reply had the other one, it is listed, too, without
+    voxels, or its voxels would stay in the scene.
+
+    Args:
+        names: From ``listed_names``.
+        marked: Codes of the doubtful levels.
+        earlier: The codes that each earlier reply for the image marked.
+    """
+    doubtful, before = _marked_names(marked), [_marked_names(codes) for codes in earlier]
+    now = [with_mark(name) if name in doubtful else name for name in names]
+    others = []
+    for name in map(without_mark, now):
+        if name in doubtful and any(name not in marks for marks in before):
+            others.append(name)
+        if name not in doubtful and any(name in marks for marks in before):
+            others.append(with_mark(name))
+    return (*now, *others)
+
+
+def _marked_names(codes: Collection[int]) -> frozenset[str]:
+    return frozenset(NAME_OF[code] for code in codes if code in NAME_OF)
+
+
 def without_listed(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return a report without the listed names, which describe the map of one reply only."""
     return {name: value for name, value in report.items() if name != LISTED}
 
 
 def as_listed(wire: LabelArray, labels: Mapping[str, int], names: Collection[str]) -> LabelArray:
-    """Return a label map whose k-th listed name has value k.
+    """Return a label map whose k-th listed name has value k; of two names of one structure the first has its voxels.
 
     Args:
         wire: (X, Y, Z) published ids. Not modified.
@@ -51,7 +80,8 @@ def as_listed(wire: LabelArray, labels: Mapping[str, int], names: Collection[str
     """
     table = np.zeros(np.iinfo(np.uint8).max + 1, dtype=np.uint8)
     for value, name in enumerate(names, start=1):
-        table[labels[name]] = value
+        wire_id = labels[without_mark(name)]
+        table[wire_id] = table[wire_id] or value
     listed: LabelArray = table[wire]
     if ((listed == BACKGROUND) != (wire == BACKGROUND)).any():
         raise ValueError(f"expected a map of {', '.join(names)}, got other structures")

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from totalspineseg_server import pipeline
 from totalspineseg_server.clock import Stopwatch
-from totalspineseg_server.corrections.inbox import READER_TAGS, STEP1_TAG
+from totalspineseg_server.corrections.displayed_corrections import READER_TAGS, STEP1_TAG, UNCONFIRMED
 from totalspineseg_server.corrections.names import map_names
 from totalspineseg_server.corrections.submission import read_submission
 from totalspineseg_server.corrections.unreviewed import without_regions
@@ -127,12 +127,12 @@ class Step2Task(SpineTask):
         """Return the codes of the step-1 label on the scan's own grid, and whether a reader vouches for its names."""
         sent = request.get("label")
         if sent:
-            return self._sent(scan, Path(sent), request.get("label_info")), True
+            return self._sent(scan, Path(sent), request.get("label_info"))
         return self._stored(scan, request)
 
-    def _sent(self, scan: Scan, file: Path, label_info: object) -> Volume:
+    def _sent(self, scan: Scan, file: Path, label_info: object) -> tuple[Volume, bool]:
         mapped = map_names(read_submission(file, label_info), scan.grid)
-        return Volume(without_regions(mapped.codes), scan.grid.affine)
+        return Volume(without_regions(mapped.codes), scan.grid.affine), not mapped.unconfirmed
 
     def _stored(self, scan: Scan, request: Mapping[str, Any]) -> tuple[Volume, bool]:
         image_id = str(request.get("image_id") or "")
@@ -147,7 +147,8 @@ class Step2Task(SpineTask):
             )
         tag, file = found
         wire = on_grid(read_labels(file), scan.grid)
-        return Volume(from_wire(wire.data), wire.affine), tag in READER_TAGS
+        unconfirmed = self.services.studies.get_label_info(image_id, tag).get(UNCONFIRMED)
+        return Volume(from_wire(wire.data), wire.affine), tag in READER_TAGS and not unconfirmed
 
     def _latest_first(self, image_id: str) -> Sequence[str]:
         """Return the readers' tags, the one with the latest label first; ids of submissions sort by time."""

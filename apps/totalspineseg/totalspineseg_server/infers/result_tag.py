@@ -5,7 +5,7 @@ from typing import Any, Final
 
 from totalspineseg_server.anatomy import STRUCTURES
 from totalspineseg_server.corrections.datastore import is_safe_tag
-from totalspineseg_server.corrections.inbox import READER_TAGS
+from totalspineseg_server.corrections.displayed_corrections import READER_TAGS
 from totalspineseg_server.errors import SettingError
 from totalspineseg_server.infers.settings import read_settings
 

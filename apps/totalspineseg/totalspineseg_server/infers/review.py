@@ -8,8 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from totalspineseg_server.anatomy import BY_CODE, DISCS, Kind
-from totalspineseg_server.corrections.drawn_maps import KeptMaps
-from totalspineseg_server.corrections.predictions import PredictionRecord
+from totalspineseg_server.corrections.predictions import KeptMaps, PredictionRecord
 from totalspineseg_server.corrections.wire import REVIEW_PREFIX
 from totalspineseg_server.geometry import LabelArray, same_grid
 from totalspineseg_server.infers.published import FullTask
@@ -50,7 +49,7 @@ class ReviewTask(FullTask):
         Otherwise the review would doubt levels that were given for the result, or judge other names than those on the
         screen.
         """
-        result = self._result_under_review(request)
+        result = self.result_on_screen(request)
         if result is None:
             return settings
         earlier = result.settings
@@ -66,7 +65,7 @@ class ReviewTask(FullTask):
         self, scan: Scan, step: int, request: Mapping[str, Any], versions: Mapping[str, str]
     ) -> KeptMaps | None:
         """Return the maps of the result under review, whichever weights and whichever step 1 it was made with."""
-        result = self._result_under_review(request)
+        result = self.result_on_screen(request)
         found = None if result is None else self.services.maps.of_prediction(str(request["image_sha256"]), result.id)
         if found is not None and same_grid(found.iso, scan.iso.grid):
             return found
@@ -90,7 +89,11 @@ class ReviewTask(FullTask):
         marks[(labels == 0) & _spots(findings, labels.shape, outcome.scan.iso.spacing)] = REVIEW_LABELS[ODD]
         return marks
 
-    def _result_under_review(self, request: Mapping[str, Any]) -> PredictionRecord | None:
+    def _marked(self, outcome: Outcome, present: Collection[int]) -> tuple[int, ...]:
+        """Return no codes: a review has marks in place of levels."""
+        return ()
+
+    def result_on_screen(self, request: Mapping[str, Any]) -> PredictionRecord | None:
         """Return the newest complete result for the image as it is now."""
         image_id, sha256 = str(request.get("image_id") or ""), str(request["image_sha256"])
         for record in self.services.predictions.newest_first(image_id, sha256):

@@ -5,14 +5,30 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
-from totalspineseg_server.corrections.datastore import StudiesDatastore
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.datastore import SpineDatastore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
+from totalspineseg_server.infers.inference_progress import Progress
+from totalspineseg_server.infers.settings import DoubtfulNames
 from totalspineseg_server.prediction import Predictor
+
+
+class Model(Protocol):
+    """A model in use."""
+
+    @property
+    def name(self) -> str:
+        """The name of its version."""
 
 
 class Networks(Protocol):
     """Holds the loaded predictor of each step."""
+
+    def folder(self, step: Literal[1, 2]) -> Model:
+        """Return the model in use, without loading the network.
+
+        Raises:
+            WeightsError: There are no usable weights.
+        """
 
     def get(self, step: Literal[1, 2]) -> Predictor:
         """Return the predictor, loaded on first use.
@@ -49,14 +65,18 @@ class Services:
         maps: Maps of the networks, stored for a while.
         studies: Images, and the labels that are shown.
         weights_text: Returns one sentence on the weights in use, without loading them.
+        doubtful_names: How replies name doubtful levels if the request does not say it.
+        progress: How far the inference that runs has come.
         lock: Held while the networks work: one inference at a time.
     """
 
     networks: Networks
     predictions: PredictionStore
     maps: DrawnMaps
-    studies: StudiesDatastore
+    studies: SpineDatastore
     weights_text: Callable[[], str]
+    doubtful_names: DoubtfulNames = "marked"
+    progress: Progress = field(default_factory=Progress)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 

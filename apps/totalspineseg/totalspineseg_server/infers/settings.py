@@ -2,14 +2,14 @@
 
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal, get_args
 
 from totalspineseg_server.anatomy import STRUCTURES, WIRE_ID, Kind
 from totalspineseg_server.errors import SettingError
 from totalspineseg_server.numbering.chain import Pin
 from totalspineseg_server.requested import choice, text
-from totalspineseg_server.spellings import level_at
+from totalspineseg_server.spellings import ARROW, level_at, renamed_level
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +28,31 @@ CHOICES: Final[Mapping[str, tuple[str, ...]]] = {
     "numbering": ("chain", "iterative"),
     "other_series": ("use", "ignore"),
 }
+NAMES_SETTING: Final = "doubtful_names"
+DoubtfulNames = Literal["marked", "plain"]
+DOUBTFUL_NAMES: Final[tuple[DoubtfulNames, ...]] = get_args(DoubtfulNames)
+"""How a reply names doubtful levels: "L4 ?", or like all others. The first is the default."""
 TEXTS: Final = ("localizer", "pin")
 EXTENSIONS: Final = (".nrrd", ".nii.gz", ".nii")
 DEFAULT_EXTENSION: Final = ".nrrd"
 """File ending that 3D Slicer asks for."""
 MAX_PINS: Final = 60
 """Maximum number of pins, more than there are structures."""
+
+
+@dataclass(frozen=True)
+class Rename:
+    """A level that a reader names by what an earlier result called it.
+
+    Attributes:
+        was: Its code in that result.
+        now: Its right code.
+        point_mm: A point in it, RAS mm; None until it was looked up in that result.
+    """
+
+    was: int
+    now: int
+    point_mm: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -46,8 +65,10 @@ class Settings:
         codes: Codes wanted in the result.
         numbering: Method that names the levels.
         other_series: Whether named series of the same patient count as evidence.
-        pins: Levels the reader pins.
+        pins: Levels the reader pins by a point.
+        renames: Levels the reader pins by their earlier names; once these were looked up, they are among the pins.
         extension: File ending of the result.
+        marks_doubt: Whether names of doubtful levels have a mark in the reply. It changes no label, so records lack it.
     """
 
     localizer: str
@@ -57,6 +78,8 @@ class Settings:
     other_series: bool
     pins: tuple[Pin, ...]
     extension: str
+    renames: tuple[Rename, ...] = ()
+    marks_doubt: bool = True
 
     def as_json(self) -> dict[str, Any]:
         """Return the settings for the record of the prediction."""
@@ -67,30 +90,57 @@ class Settings:
             "numbering": self.numbering,
             "other_series": self.other_series,
             "pins": [{"code": pin.code, "point_mm": list(pin.point_mm)} for pin in self.pins],
+            **({"renames": [asdict(rename) for rename in self.renames]} if self.renames else {}),
         }
 
 
-def client_config() -> dict[str, Any]:
-    """Return the settings for clients: a list is a choice with its default first, a text is free."""
-    return {**{name: list(values) for name, values in CHOICES.items()}, **dict.fromkeys(TEXTS, "")}
+def doubtful_names_of(text: str) -> DoubtfulNames:
+    """Return how a server names doubtful levels by default; the project's default for "".
+
+    Raises:
+        SettingError: The text is no such choice.
+    """
+    chosen = choice({NAMES_SETTING: text}, NAMES_SETTING, DOUBTFUL_NAMES)
+    return "plain" if chosen == "plain" else "marked"
 
 
-def read_settings(request: Mapping[str, Any]) -> Settings:
+def client_config(doubtful_names: DoubtfulNames = "marked") -> dict[str, Any]:
+    """Return the settings for clients: a list is a choice with its default first, a text is free.
+
+    Args:
+        doubtful_names: The server's default.
+    """
+    choices = {**CHOICES, NAMES_SETTING: _default_first(doubtful_names)}
+    return {**{name: list(values) for name, values in choices.items()}, **dict.fromkeys(TEXTS, "")}
+
+
+def _default_first(doubtful_names: DoubtfulNames) -> tuple[str, ...]:
+    return tuple(sorted(DOUBTFUL_NAMES, key=lambda names: names != doubtful_names))
+
+
+def read_settings(request: Mapping[str, Any], doubtful_names: DoubtfulNames = "marked") -> Settings:
     """Return the settings of a request, with defaults for those it lacks.
+
+    Args:
+        request: The request. Not modified.
+        doubtful_names: The server's default.
 
     Raises:
         SettingError: A setting has an invalid value.
     """
     chosen = {name: choice(request, name, choices) for name, choices in CHOICES.items()}
     localizer, pin = (text(request, name) for name in TEXTS)
+    pins, renames = read_pins(pin)
     return Settings(
         localizer=localizer,
         output_grid="iso" if chosen["output_grid"] == "iso" else "input",
         codes=_codes(chosen["structures"], request.get("label_prompt")),
         numbering="iterative" if chosen["numbering"] == "iterative" else "chain",
         other_series=chosen["other_series"] == "use",
-        pins=read_pins(pin),
+        pins=pins,
         extension=_extension(request.get("result_extension")),
+        renames=renames,
+        marks_doubt=choice(request, NAMES_SETTING, _default_first(doubtful_names)) == "marked",
     )
 
 
@@ -112,11 +162,12 @@ def _extension(value: object) -> str:
     return str(value)
 
 
-def read_pins(pins: str) -> tuple[Pin, ...]:
-    """Read the pins of a reader: ``L5 3.5 -12 80; T12 ..`` (name, then a point in it, RAS mm).
+def read_pins(pins: str) -> tuple[tuple[Pin, ...], tuple[Rename, ...]]:
+    """Read the pins of a reader: ``L5 3.5 -12 80; L1 -> T12`` (a name and a point in it, RAS mm; or what a level was
+    called, and its right name).
 
     Returns:
-        The pins; none for an empty text.
+        Those with a point, and those with an earlier name; none for an empty text.
 
     Raises:
         SettingError: The text cannot be read.
@@ -124,7 +175,13 @@ def read_pins(pins: str) -> tuple[Pin, ...]:
     parts = [part for part in pins.split(";") if part.strip()]
     if len(parts) > MAX_PINS:
         raise SettingError(f"Too many pins: {len(parts)} (limit {MAX_PINS}). One pin is usually enough.")
-    return tuple(map(_pin, parts))
+    renames, named = [], []
+    for part in parts:
+        if ARROW.search(part):
+            renames.append(_rename(part))
+        else:
+            named.append(_pin(part))
+    return tuple(named), tuple(renames)
 
 
 def pins_from_json(pins: Iterable[Mapping[str, Any]]) -> tuple[Pin, ...]:
@@ -136,6 +193,15 @@ def pins_from_json(pins: Iterable[Mapping[str, Any]]) -> tuple[Pin, ...]:
         return ()
 
 
+def renames_from_json(renames: Iterable[Mapping[str, Any]]) -> tuple[Rename, ...]:
+    """Return the renames of ``Settings.as_json``; none where they are written differently."""
+    try:
+        return tuple(Rename(int(one["was"]), int(one["now"]), _point(*one["point_mm"])) for one in renames)
+    except (KeyError, TypeError, ValueError):
+        logger.warning("The renamed levels of a prediction cannot be read and are ignored")
+        return ()
+
+
 def _point(x: float, y: float, z: float) -> tuple[float, float, float]:
     return float(x), float(y), float(z)
 
@@ -143,6 +209,16 @@ def _point(x: float, y: float, z: float) -> tuple[float, float, float]:
 def _pin(pin: str) -> Pin:
     if (found := level_at(pin)) is None:
         raise SettingError(
-            f"a pin must read like 'L5 3.5 -12 80' (name, then a point in RAS mm), got {' '.join(pin.split())!r}"
+            "a pin must read like 'L1 -> T12' (what was drawn as L1 is T12) or 'L5 3.5 -12 80' (name, then a point in "
+            f"RAS mm), got {' '.join(pin.split())!r}"
         )
     return Pin(*found)
+
+
+def _rename(pin: str) -> Rename:
+    if (found := renamed_level(pin)) is None:
+        raise SettingError(
+            "a pin with an arrow must name two vertebrae or two discs, like 'L1 -> T12' (what was drawn as L1 is T12), "
+            f"got {' '.join(pin.split())!r}"
+        )
+    return Rename(*found)

@@ -2,8 +2,10 @@
 
 from collections.abc import Mapping
 
-from totalspineseg_server.anatomy import DISCS, SACRUM, VERTEBRAE, Kind
-from totalspineseg_server.corrections.inbox import FINAL_TAG
+import numpy as np
+
+from totalspineseg_server.anatomy import BACKGROUND, CODE_OF, DISCS, SACRUM, VERTEBRAE, Kind
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, UNCONFIRMED
 from totalspineseg_server.corrections.wire import from_wire
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume
@@ -60,7 +62,11 @@ def siblings_of(services: Services, image_id: str, localizer: str, versions: Map
 def _sibling(services: Services, image_id: str, versions: Mapping[str, str]) -> Sibling | None:
     if file := services.studies.label_file(image_id, FINAL_TAG):
         wire = read_labels(file)
-        return Sibling(Volume(from_wire(wire.data), wire.affine), {}, image_id, by_reader=True)
+        unconfirmed = services.studies.get_label_info(image_id, FINAL_TAG).get(UNCONFIRMED) or ()
+        codes = from_wire(wire.data)
+        # Names that nobody confirmed prove nothing.
+        codes[np.isin(codes, [CODE_OF[name] for name in unconfirmed])] = BACKGROUND
+        return Sibling(Volume(codes, wire.affine), {}, image_id, by_reader=True)
     if services.predictions.latest(image_id) is None:
         return None  # Check before its file is requested, which may have to be fetched.
     image = services.studies.image_file(image_id)

@@ -4,7 +4,7 @@ import logging
 import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -13,27 +13,27 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from totalspineseg_server import pipeline
-from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, WIRE_ID, WIRE_LABELS
+from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, DISCS, NAME_OF, WIRE_ID, WIRE_LABELS
 from totalspineseg_server.certainty import proves_nothing
 from totalspineseg_server.clock import Stopwatch
 from totalspineseg_server.corrections import history
-from totalspineseg_server.corrections.drawn_maps import KeptMaps
-from totalspineseg_server.corrections.inbox import FINAL_TAG
-from totalspineseg_server.corrections.predictions import PredictionRecord
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, UNCONFIRMED
+from totalspineseg_server.corrections.predictions import KeptMaps, PredictionRecord
 from totalspineseg_server.corrections.wire import from_wire, to_wire
 from totalspineseg_server.errors import SettingError, StorageError, UnknownImageError
 from totalspineseg_server.files import sha256_of, storage_errors
 from totalspineseg_server.geometry import LabelArray, Volume, same_grid
-from totalspineseg_server.infers.listed import LISTED, listed_names
+from totalspineseg_server.infers.listed import LISTED, listed_names, names_with_marks
 from totalspineseg_server.infers.services import Services
-from totalspineseg_server.infers.settings import Settings, client_config, read_settings
+from totalspineseg_server.infers.settings import Rename, Settings, client_config, read_settings, renames_from_json
 from totalspineseg_server.infers.siblings import level_chances, siblings_of
-from totalspineseg_server.numbering.chain import Numbering
+from totalspineseg_server.numbering.chain import Numbering, Pin
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.numbering.linter import lint
-from totalspineseg_server.numbering.renumber import NamedMap
-from totalspineseg_server.numbering.report import report
+from totalspineseg_server.numbering.renumber import NamedMap, pin_of
+from totalspineseg_server.numbering.report import NAMED, doubtful_codes, report, sentence
 from totalspineseg_server.pipeline import Options, Scan, Sibling
+from totalspineseg_server.spellings import DOUBT_MARK
 from totalspineseg_server.transforms.components import labels_present
 from totalspineseg_server.volume_io import read_image, read_labels, write_volume
 
@@ -45,6 +45,16 @@ LABEL_TAGS = (FINAL_TAG, "original")
 NOT_RECORDED: Final = (
     "The server could not record this prediction (its log says why). If you rename one level in it, the others will "
     "not follow, and the server will not know which prediction your label corrects."
+)
+
+
+NO_RESULT: Final = (
+    "The pin names a level by what an earlier result called it ({was}), but there is no earlier result for this image. "
+    "Run the model without 'pin' first."
+)
+NO_SUCH_LEVEL: Final = (
+    "The pin '{was} -> {now}' names a level that the last result does not have. Its levels are {levels}. Name one of "
+    "them before the arrow."
 )
 
 
@@ -86,7 +96,8 @@ class SpineTask(InferTask):  # type: ignore[misc]
     part = ""
 
     def __init__(self, services: Services, description: str, labels: Mapping[str, int] = WIRE_LABELS) -> None:
-        super().__init__(InferType.SEGMENTATION, dict(labels), 3, description, client_config())
+        config = client_config(services.doubtful_names)
+        super().__init__(InferType.SEGMENTATION, dict(labels), 3, description, config)
         self.services = services
 
     def info(self) -> dict[str, Any]:
@@ -125,12 +136,12 @@ class SpineTask(InferTask):  # type: ignore[misc]
         Raises:
             TotalSpineSegError: The request cannot be served.
         """
-        clock = Stopwatch()
-        settings = read_settings(request)
+        clock = Stopwatch(self.services.progress.enter)
+        settings = read_settings(request, self.services.doubtful_names)
         with clock("hash image"):
             sha256 = sha256_of(Path(request["image"]))
         request = {**request, "image_sha256": sha256}
-        settings = self.completed(settings, request)
+        settings = self._with_renames(self.completed(settings, request), request)
         with clock("wait for the networks"):
             self.services.lock.acquire()
         try:
@@ -156,6 +167,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             client=str(request.get("client_id") or ""),
             image_sha256=sha256,
             disagreement=dict(outcome.disagreement),
+            marked=self._marked(outcome, present) if settings.marks_doubt else (),
         )
         warning = self._record(record, outcome)
         listed = self.listed(present, record, is_recorded=not warning)
@@ -168,11 +180,52 @@ class SpineTask(InferTask):  # type: ignore[misc]
             present: Wire ids in the map of the reply.
             record: The prediction.
             is_recorded: Whether the prediction and its maps could be stored, as those before it.
+
+        Returns:
+            Names of doubtful levels have a mark.
         """
-        earlier = self.services.maps.codes_before(record.image_sha256, record.id) if is_recorded else None
-        if earlier is None:
-            return listed_names(self.labels, BY_CODE.keys())
-        return listed_names(self.labels, earlier | {code for code, wire_id in WIRE_ID.items() if wire_id in present})
+        before = self.services.maps.codes_before(record.image_sha256, record.id) if is_recorded else None
+        codes = BY_CODE.keys() if before is None else before | {code for code, i in WIRE_ID.items() if i in present}
+        earlier = self._earlier(record.image, record.image_sha256)
+        return names_with_marks(
+            listed_names(self.labels, codes), record.marked, [one.marked for one in earlier if one.id != record.id]
+        )
+
+    def _earlier(self, image_id: str, sha256: str) -> Iterator[PredictionRecord]:
+        """Yield the results for an image as it is now, newest first."""
+        records = self.services.predictions.newest_first(image_id, sha256)
+        return (record for record in records if record.image_sha256 == sha256)
+
+    def _marked(self, outcome: Outcome, present: Collection[int]) -> tuple[int, ...]:
+        """Return the codes of the doubtful levels in a map of published ids."""
+        doubtful = doubtful_codes(outcome.numbering, outcome.labels)
+        return tuple(sorted(code for code in doubtful if WIRE_ID[code] in present))
+
+    def _with_renames(self, settings: Settings, request: Mapping[str, Any]) -> Settings:
+        """Return the settings with a pin for each level that the reader named by what the result on the screen called
+        it. The same request again pins the same levels, although their names have changed meanwhile.
+
+        Raises:
+            SettingError: There is no such result, or no such level in it.
+        """
+        if not settings.renames:
+            return settings
+        latest = self.result_on_screen(request)
+        wanted = [(rename.was, rename.now) for rename in settings.renames]
+        renames = renames_from_json(() if latest is None else latest.settings.get("renames", ()))
+        if [(rename.was, rename.now) for rename in renames] != wanted:
+            sha256 = str(request["image_sha256"])
+            maps = None if latest is None else self.services.maps.of_prediction(sha256, latest.id)
+            if maps is None:
+                raise SettingError(NO_RESULT.format(was=NAME_OF[wanted[0][0]]))
+            renames = tuple(_looked_up(maps.output, *pair) for pair in wanted)
+        points = tuple(Pin(one.now, one.point_mm) for one in renames if one.point_mm is not None)
+        return replace(settings, pins=(*settings.pins, *points), renames=renames)
+
+    def result_on_screen(self, request: Mapping[str, Any]) -> PredictionRecord | None:
+        """Return the newest result of this model for the image as it is now; None where there is none."""
+        image_id, sha256 = str(request.get("image_id") or ""), str(request["image_sha256"])
+        return next((one for one in self._earlier(image_id, sha256) if one.model == request.get("model")), None)
 
     def _record(self, record: PredictionRecord, outcome: Outcome) -> str:
         """Store the data that a correction needs; return a warning where that fails, because the result is good
@@ -217,7 +270,10 @@ class SpineTask(InferTask):  # type: ignore[misc]
         return file, frozenset(np.flatnonzero(labels_present(wire)).tolist())
 
     def _reply(self, record: PredictionRecord, *, warning: str) -> dict[str, Any]:
+        # What matters most comes first: 3D Slicer prints a reply to its console.
         return {
+            "message": _message(record),
+            "marked": [NAME_OF[code] for code in record.marked],
             "label_names": dict(self.labels),
             "prediction": record.id,
             "image_sha256": record.image_sha256,
@@ -266,9 +322,32 @@ class SpineTask(InferTask):  # type: ignore[misc]
         raise SettingError(f"The localizer {image_id!r} has no label. Submit its label first.")
 
 
+def _message(record: PredictionRecord) -> str:
+    """Return what a reader should know of a result, in one or two sentences; empty where nothing is known."""
+    known = sentence(record.numbering or {})
+    if not known:
+        return ""
+    check = f" Check the names marked with '{DOUBT_MARK}'." if record.marked else ""
+    return f"{known[:1].upper()}{known[1:]}.{check}"
+
+
+def _looked_up(named: NamedMap, was: int, now: int) -> Rename:
+    """Return a rename with a point in what a result calls ``was``.
+
+    Raises:
+        SettingError: The result has no such level.
+    """
+    pin = pin_of(named, was, now)
+    if pin is None:
+        is_disc, present = was in DISCS, np.flatnonzero(labels_present(named.labels)).tolist()
+        levels = [NAME_OF[code] for code in present if code in NAMED and (code in DISCS) == is_disc]
+        raise SettingError(NO_SUCH_LEVEL.format(was=NAME_OF[was], now=NAME_OF[now], levels=", ".join(levels)))
+    return Rename(was, now, pin.point_mm)
+
+
 def _require_certain(image_id: str, info: Mapping[str, Any]) -> None:
     """Refuse a localizer whose levels are uncertain: its guess would count as knowledge."""
-    if proves_nothing((info.get("params") or {}).get("numbering")):
+    if proves_nothing((info.get("params") or {}).get("numbering")) or info.get(UNCONFIRMED):
         raise SettingError(
             f"The localizer {image_id!r} cannot name this scan: its own names are counted or doubtful, not certain. "
             "Correct its label and submit it first."

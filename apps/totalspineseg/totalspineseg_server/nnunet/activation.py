@@ -1,4 +1,4 @@
-"""Put a version into use, after checking that it may be."""
+"""Put a version into use after checking that this is allowed."""
 
 from totalspineseg_server.nnunet.model_folder import models_of
 from totalspineseg_server.registry.manage import require_served
@@ -12,7 +12,7 @@ def activate(store: ModelStore, name: str, *, force: bool = False) -> tuple[int,
     Args:
         store: The versions.
         name: "starter" or a version's name.
-        force: Whether even one that the gate refused is put into use.
+        force: Whether to put it into use even if the gate refused it.
 
     Returns:
         The steps.

@@ -1,4 +1,4 @@
-"""Random variations of a patch: its position, its shape, and the appearance that another scanner would give it."""
+"""Vary patches at random: their position, their shape, and their gray values, as another scanner would."""
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -28,23 +28,23 @@ Shape = tuple[int, int, int]
 ROTATION_RAD: Final = np.deg2rad(20)
 """Largest rotation about each axis: more than patients tilt in a scanner."""
 SCALING: Final = (0.8, 1.25)
-"""Zoom: from children to tall adults."""
+"""Range of the zoom: from children to tall adults."""
 SHEARED: Final = 0.5
 """Share of the rotated, zoomed and bent patches that are also sheared and shifted."""
 SHEAR: Final = 0.1
-"""Largest shear of each axis along each other one: 6 degrees."""
+"""Largest shear of each axis along each other axis: 6 degrees."""
 SHIFT: Final = 0.1
 """Largest shift, as a share of the patch's edge: patches are placed at random, but often around a structure."""
 BENDS: Final = (0.1, 0.25)
 """Width of elastic bends, as a share of the patch's edge: from a vertebra to a curve of the column."""
 BEND: Final = 0.3
-"""Largest displacement of a bend, as a share of its width; from three times this on, tissue would fold over itself."""
+"""Largest displacement of a bend, as a share of its width; with three times as much, tissue would fold over itself."""
 MOVE_RAD: Final = np.deg2rad(3)
 """Largest rotation of a patient who moves during the scan, about each axis."""
 MOVE_SHARE: Final = 0.03
 """Largest shift of a patient who moves during the scan, as a share of the patch's edge."""
 STILL: Final = 0.15
-"""Share of the spatial frequencies that are measured before a patient moves: they show where things are."""
+"""Share of the spatial frequencies that are measured before a patient moves. They determine where things are."""
 SPIKE: Final = (0.1, 0.5)
 """Height of a spike's stripes, in standard deviations of the image."""
 FIELD_OF_STRUCTURES: Final = ((CORD,), (CANAL,), VERTEBRAE, DISCS, (SACRUM,))
@@ -91,7 +91,7 @@ class ShearingTransform(SpatialTransform):  # type: ignore[misc]
             np.fill_diagonal(matrix, 1)
             shift = np.random.uniform(-SHIFT, SHIFT, 3) * self.patch_size  # noqa: NPY002
             half = np.array(data_dict["image"].shape[1:]) / 2
-            # The grid's points are rows, last axis first, in half edges of the crop.
+            # Each row of the grid is a point: last axis first, in units of half an edge of the crop.
             turned = torch.from_numpy((matrix * half / half[:, np.newaxis])[::-1, ::-1].T.copy()).float()
             parameters["grid"] = parameters["grid"] @ turned + torch.from_numpy((shift / half)[::-1].copy()).float()
         return parameters
@@ -113,7 +113,7 @@ class MotionTransform(ImageOnlyTransform):  # type: ignore[misc]
         rng: np.random.Generator = params["rng"]
         axis = 1 + int(rng.integers(3))
         frequencies = img.shape[axis] // 2 + 1
-        # The difference between what some lines see and the image.
+        # Some lines of k-space see another image than the others; this is the difference.
         if params["ghosts"]:
             every = int(rng.integers(2, 5))
             change, lines = img * -float(rng.uniform(0.1, 0.4)), slice(every, None, every)
@@ -128,7 +128,7 @@ class MotionTransform(ImageOnlyTransform):  # type: ignore[misc]
 
 
 class SpikeTransform(ImageOnlyTransform):  # type: ignore[misc]
-    """Adds stripes, as from one wrong point of k-space, which is a wave over the image.
+    """Adds a wave of stripes to the image, as a single wrong point of k-space does.
 
     MONAI's ``KSpaceSpikeNoise`` makes the same stripes by way of k-space and its logarithm in 195 ms for 96 x 128 x 96
     voxels; this takes 8. Its default height, relative to the mean logarithm, is invisible on smooth images.
@@ -149,7 +149,7 @@ class SpikeTransform(ImageOnlyTransform):  # type: ignore[misc]
 
 
 class HistogramTransform(ImageOnlyTransform):  # type: ignore[misc]
-    """Bends the gray scale at random points while bright stays brighter than dark, as another reconstruction does."""
+    """Bends the gray scale at random points, as another reconstruction might; brighter tissue stays brighter."""
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:
         """Return the random seed of the curve, once per image."""
@@ -158,7 +158,7 @@ class HistogramTransform(ImageOnlyTransform):  # type: ignore[misc]
     def _apply_to_image(self, img: torch.Tensor, **params: Any) -> torch.Tensor:
         shift = RandHistogramShift(num_control_points=CONTROL_POINTS, prob=1.0)
         shift.set_random_state(params["seed"])
-        # Contiguous: a flipped image has negative strides, which the interpolation does not take.
+        # A flipped image has negative strides, which the interpolation does not accept, so make it contiguous.
         return torch.as_tensor(np.asarray(shift(img.contiguous()))).to(img.dtype)
 
 
@@ -182,7 +182,7 @@ class FirstChannelTransform(BasicTransform):  # type: ignore[misc]
 
 
 class FlipTransform(BasicTransform):  # type: ignore[misc]
-    """Exchanges left and right with probability 1; no label of the spine has a side."""
+    """Exchanges left and right, always; no label of the spine has a side."""
 
     def __init__(self, axis: int) -> None:
         super().__init__()
@@ -280,7 +280,7 @@ def _bend(*_: Any, patch_size: Sequence[int], dim: int, deformation_scale: float
 
 
 def _field_scale(shape: Any, axis: int) -> float:
-    """Return a random width of a bias field: half to twice the patch, as a coil's sensitivity falls off."""
+    """Return a random width of a bias field: half to twice the patch, as the sensitivity of a coil falls off."""
     return float(shape[axis] * np.random.uniform(0.5, 2))  # noqa: NPY002 - follows the library's seed
 
 

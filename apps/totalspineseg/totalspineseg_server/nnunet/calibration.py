@@ -26,9 +26,9 @@ STEPS: Final[tuple[Step, ...]] = (1, 2)
 LABELED_SHARE: Final = 0.25
 """A piece is a disc of the label if at least this share of it is in that disc."""
 CORD_LOGITS: Final = (0.0, 0.5, 1.0, 1.5)
-"""Thresholds that are tried for the cord."""
+"""Thresholds, as logits, that are tried for the cord."""
 CORD_PRIOR: Final = 5.0
-"""Weight of the present threshold of the cord, in scans."""
+"""Number of scans that the present threshold of the cord counts as."""
 MIN_CORD_VOXELS: Final = 500
 MIN_MIRROR_SCANS: Final = 5
 """With fewer scans, the present choice about averaging with the mirror image is kept."""
@@ -36,7 +36,7 @@ MIN_MIRROR_SCANS: Final = 5
 
 @dataclass(frozen=True)
 class _Sight:
-    """Counts of one step in one scan; the cord only if the label shows enough of it."""
+    """Counts of one step in one scan; the cord is measured only if the label shows enough of it."""
 
     trust: Trust
     cord_dice: list[float] | None
@@ -93,7 +93,7 @@ def calibrate(
         except TotalSpineSegError as error:
             on_skip(Skipped(source.name, str(error)))
         else:
-            # Add only when both ways have succeeded with both steps, so that the same scans are compared.
+            # Add a scan only if both ways have succeeded in both steps, so that the same scans are compared.
             for way, seen in zip(ways.values(), sights, strict=True):
                 for step in STEPS:
                     way.tallies[step].add(seen[step])
@@ -110,13 +110,13 @@ def calibrate(
 
 
 def joined(before: Trust, now: Trust) -> Trust:
-    """Join two measurements: the counts of both, and the other values of the newer one if it has enough scans."""
+    """Join two measurements: add their counts, and take the other values from the newer one if it has enough scans."""
     both = now + before
     return replace(both, mirror=now.mirror, cord_logit=now.cord_logit or before.cord_logit)
 
 
 class _Way:
-    """Both networks run in one way on all scans."""
+    """Runs both networks in one way on all scans: plain, or averaged with the mirror image."""
 
     def __init__(self, models: Mapping[int, ModelFolder], device: str, *, mirror: bool) -> None:
         self.tallies = {step: _Tally() for step in STEPS}
@@ -124,7 +124,7 @@ class _Way:
         self._networks = {step: WarmPredictor(models[step], device=device, trust=trusts[step]) for step in STEPS}
 
     def look_at(self, labeled: LabeledScan) -> dict[int, _Sight]:
-        """Return the counts of each step in a scan.
+        """Segment a scan and return the counts of each step.
 
         Raises:
             NoSpineError: A step found nothing in the scan.
@@ -158,7 +158,7 @@ def cord_dice(soft: npt.NDArray[np.float32], cord: npt.NDArray[np.bool_]) -> lis
 
 
 class _Remembering:
-    """A predictor that keeps its last prediction, of which the pipeline keeps only names."""
+    """A predictor that keeps its last prediction, because the pipeline passes on only the named result."""
 
     def __init__(self, network: WarmPredictor) -> None:
         self._network, self.version = network, network.version
@@ -209,7 +209,8 @@ def _tilts(pieces: Pieces, k: int) -> Tilts:
 
 
 def _seen(landmark: int, found: Mapping[int, Piece], labeled: set[int]) -> Seen:
-    """Return one landmark in one scan: empty unless the label has its disc; a disc that was not found has no class."""
+    """Return where one landmark class was placed in a scan; empty if the label lacks its disc or the disc was not
+    found."""
     if landmark not in labeled:
         return Seen()
     # T12-T13 and L5-L6 are in the row beside T12-L1 and L5-S, in scans that have them.

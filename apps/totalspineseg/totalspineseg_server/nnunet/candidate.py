@@ -14,9 +14,9 @@ from totalspineseg_server.nnunet.trust_file import write_trust
 from totalspineseg_server.trust import Trust
 
 KEPT_ENTRIES: Final = ("init_args", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
-"""Entries of a checkpoint for inference and of its history, without the optimizer's state."""
+"""Entries of a checkpoint that are kept: those for inference and the history, without the optimizer's state."""
 STOCK_TRAINER: Final = "nnUNetTrainer"
-"""nnU-Net looks for the trainer's class before it predicts, and has only its own; the network is the same."""
+"""Name of the trainer in what is written: nnU-Net looks for this class before it predicts, and has only its own."""
 
 
 def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], target: Path, trust: Trust) -> Path:
@@ -25,8 +25,8 @@ def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], ta
     Args:
         parent: The model from which the training started. Not modified.
         weights: New weights, under the parent's names.
-        target: Folder to write below; made when missing.
-        trust: Trust in the new weights.
+        target: Folder to write below; it is made if it is missing.
+        trust: How far the new weights are trusted.
 
     Returns:
         The model folder in a folder of its dataset, named as nnU-Net's own tools expect it.
@@ -35,7 +35,7 @@ def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], ta
         StorageError: It cannot be written.
         WeightsError: The parent's checkpoint cannot be read.
     """
-    # Use a folder for each step, because two models given by plain folders may have the same name.
+    # Use a folder for each step, because two models in plain folders may have the same name.
     folder = target / dataset_name(parent.step) / stock_name(parent)
     (folder / "fold_0").mkdir(parents=True, exist_ok=True)
     for name in ("plans.json", "dataset.json"):
@@ -58,7 +58,7 @@ def stock_checkpoint(checkpoint: Mapping[str, Any], weights: Mapping[str, torch.
 
 
 def _stored_once(weights: Mapping[str, torch.Tensor], checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """Let the names of one tensor share it again; otherwise the file is almost four times as large."""
+    """Let all names of a tensor share it again; otherwise the file is almost four times as large."""
     known = checkpoint["network_weights"]
     first: dict[tuple[int, int, torch.Size], torch.Tensor] = {}
     shared = {}
@@ -78,7 +78,7 @@ def stock_name(model: ModelFolder) -> str:
 
 
 def mixed_weights(parent: ModelFolder, trained: ModelFolder, share: float) -> dict[str, torch.Tensor]:
-    """Return weights between those of two models of one shape.
+    """Return a mean of the weights of two models with the same architecture.
 
     Args:
         parent: The model from which the training started. Not modified.

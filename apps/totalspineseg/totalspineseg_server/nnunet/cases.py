@@ -1,4 +1,5 @@
-"""Prepare labeled scans for training: with the plan's spacing, the network's axes, normalized, in memory."""
+"""Prepare labeled scans for training, in memory: resampled to the plan's spacing, with the network's axes,
+normalized."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ FloatArray = npt.NDArray[np.float32]
 ISO_MM: Final = (1.0, 1.0, 1.0)
 """Spacing at which cases are cropped, mm: that of the pipeline."""
 MIN_LABELED_VOXELS: Final = 100
-"""A label with fewer voxels at 1 mm (a tenth of a milliliter) is a slip of the mouse, not a spine."""
+"""Smallest number of labeled voxels at 1 mm: less than a tenth of a milliliter is a slip of the mouse, not a spine."""
 
 
 class Origin(Enum):
@@ -56,12 +57,12 @@ class LabeledScan:
         origin: Origin of the label.
         image: On any grid.
         codes: Output codes on the same voxels, in the index order of the image; ``UNREVIEWED`` where nobody checked.
-        unreviewed: Structures of ``codes`` that nobody checked: they exist, but do not train.
-        left: Structures left as weights of the line in use predicted them. ``left.untouched`` has nothing new for a
-            network that is trained from these weights.
+        unreviewed: Structures of ``codes`` that nobody checked: they exist, but nothing is learned from them.
+        left: Structures that a reader left as the weights in use, or their ancestors, predicted them. A network that is
+            trained from these weights learns nothing new from ``left.untouched``.
 
     Raises:
-        GridError: The label has other voxels than the image.
+        GridError: The label is not on the grid of the image.
     """
 
     name: str
@@ -84,8 +85,8 @@ class ScanSource:
         name: Case id; no patient name.
         origin: Origin of the label.
         read: Reads it; may raise errors of files.
-        provenance: Its entry in the registry: hashes, annotator, time.
-        steps: The networks that this label can train; a step-1 map (vertebrae in one piece) trains only step 1.
+        provenance: Its entry in a version's record: hashes, annotator, time.
+        steps: The steps that can learn from this label; from a step-1 map (vertebrae in one piece) only step 1 can.
     """
 
     name: str
@@ -105,9 +106,9 @@ class TrainingCase:
         image: (A, B, C) float32, normalized, network's axes and spacing.
         codes: uint8 output codes, the same shape.
         unreviewed: See ``LabeledScan``.
-        shares: (R + 1, A, B, C) uint8, see ``targets.region_shares``, 255 for a whole voxel, because a thin structure
-            fills coarse voxels only in part; None on a grid as fine as that of labels.
-        found: uint8, the discs that a step-1 network found, with the codes of the true discs; the same shape.
+        shares: (R + 1, A, B, C) uint8, see ``targets.region_shares``, 255 for a whole voxel. A thin structure fills
+            coarse voxels only in part. None if the grid is as fine as that of the labels.
+        found: uint8 of the same shape: the discs that a step-1 network found, with the codes of the true discs.
         untouched: See ``LabeledScan.left``.
     """
 
@@ -152,7 +153,7 @@ def prepare_case(scan: LabeledScan, folder: ModelFolder, *, finder: Predictor | 
         if finder is not None:
             found = found_discs(image, codes, finder)[box]
         image, codes = image[box], codes[box]
-    # (X, Y, Z) -> (Z, Y, X), then the order of the plans, as in the predictor.
+    # The order of axes becomes (Z, Y, X), and then that of the plans, as in the predictor.
     axes = [2 - axis for axis in folder.transpose]
     image, codes = image.transpose(axes), codes.transpose(axes)
     inner = nonzero_box(image[np.newaxis])
@@ -190,7 +191,7 @@ def _shares(
 
 
 def check_codes(codes: LabelArray, *, step: int) -> None:
-    """Check that a label can train a network.
+    """Check that a network can learn from a label.
 
     Args:
         codes: uint8 at 1 mm, nearest RAS; ``UNREVIEWED`` where nobody checked. Not modified.
@@ -231,7 +232,7 @@ def prepare_cases(
         sources: The scans.
         folder: The model whose plans apply.
         on_skip: Called with every case that is left out.
-        at_most: Largest number of usable cases of each origin; an origin that is missing here has no limit.
+        at_most: Largest number of usable cases of each origin; an origin that is not listed has no limit.
         before_each: Called with each case's name, for progress.
         finder: See ``prepare_case``.
 

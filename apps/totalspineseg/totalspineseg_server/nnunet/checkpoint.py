@@ -13,7 +13,7 @@ from totalspineseg_server.nnunet.discovery import region_classes
 from totalspineseg_server.nnunet.numpy_pickles import allowed_globals
 
 INPUT_PLANS: Final = ("spacing", "normalization_schemes", "use_mask_for_norm", "transpose_forward")
-"""Entries of the plans that determine a network's input images."""
+"""Entries of the plans that determine the images a network gets."""
 
 
 def load_checkpoint(path: Path) -> Mapping[str, Any]:
@@ -29,7 +29,7 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
         WeightsError: The file is missing, damaged, has anything but plain data, or is not an nnU-Net checkpoint.
     """
     try:
-        # nnU-Net's log has scores as numbers and numpy arrays.
+        # nnU-Net's log, in the checkpoint, has scores as numbers and arrays of numpy.
         with torch.serialization.safe_globals(allowed_globals()):
             # Mapping keeps the optimizer's state (twice the size of the weights) on disk.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
@@ -71,7 +71,7 @@ def float32_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
 
 
 def trained_with(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a network's input and regions in training, if its checkpoint records them.
+    """Return the input and regions with which a network was trained, if its checkpoint records them.
 
     Args:
         checkpoint: From ``load_checkpoint``. Not modified.

@@ -10,11 +10,11 @@ from totalspineseg_server.nnunet.trust_file import TRUST_FILE
 from totalspineseg_server.registry.model_store import ModelStore
 
 DIGITS: Final = 8
-"""Digits of the digest in a version's name, enough to tell any two models of a site apart."""
+"""Number of digits of the digest in a version's name: enough to tell any two models of a site apart."""
 
 
 def model_digest(folder: Path, checkpoint: Path) -> str:
-    """Return the SHA-256 (hex) of plans, dataset and checkpoint; the checkpoint is read once.
+    """Return the SHA-256 (hex) of plans, dataset and checkpoint, reading the checkpoint once.
 
     Args:
         folder: Folder with plans.json and dataset.json.
@@ -30,7 +30,7 @@ def model_digest(folder: Path, checkpoint: Path) -> str:
 
 
 def answer_digest(folder: Path, digest: str) -> str:
-    """Return the SHA-256 (hex) of everything that determines a model's output: its files, and the trust in them.
+    """Return the SHA-256 (hex) of everything that determines a model's output: its files, and how far it is trusted.
 
     Args:
         folder: Folder with plans.json.
@@ -59,7 +59,7 @@ def version_name(name: str, digest: str) -> str:
 
 
 def version_in_use(store: ModelStore, step: int) -> str:
-    """Return the version that a step would run with: ``Networks.folder(step).version`` without opening the model.
+    """Return the version that is in use for a step, without opening the model.
 
     Args:
         store: The model versions and those in use.

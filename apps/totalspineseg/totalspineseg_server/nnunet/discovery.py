@@ -7,21 +7,22 @@ from typing import Any, Final
 from totalspineseg_server.anatomy import STEP1_REGIONS, STEP2_REGIONS, Step1, Step2
 from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.files import read_json
+from totalspineseg_server.places import COMMAND
 
 STEP_REGIONS: Final[Mapping[int, Mapping[str, tuple[int, ...]]]] = {1: STEP1_REGIONS, 2: STEP2_REGIONS}
 STEP_CLASSES: Final[Mapping[int, tuple[int, ...]]] = {
     1: tuple(member.value for member in Step1),
     2: tuple(member.value for member in Step2),
 }
-"""Class of each region, in the order of the channels; later ones overwrite earlier ones."""
+"""Step -> class of each region, in the order of the channels; later regions overwrite earlier ones."""
 STEP_CHANNELS: Final[Mapping[int, int]] = {1: 1, 2: 2}
-"""Number of input channels: the image, and in step 2 the odd discs."""
+"""Step -> number of input channels: the image, and in step 2 the odd discs."""
 CHECKPOINTS: Final = ("checkpoint_final.pth", "checkpoint_best.pth")
-"""In order of preference."""
+"""Names of checkpoints, the preferred one first."""
 BEST_TRAINERS: Final = "nnUNetTrainerDAExt"
 """Beginning of the names of TotalSpineSeg's trainers, whose best checkpoint is used."""
 SEARCH_DEPTH: Final = 4
-"""Levels of folders that are searched: dataset, trainer, and one each for a zip and an install."""
+"""How many levels of folders are searched: dataset, trainer, and one each for a zip and an installation."""
 
 
 def find_model(root: Path, step: int | None) -> tuple[Path, int]:
@@ -35,13 +36,13 @@ def find_model(root: Path, step: int | None) -> tuple[Path, int]:
         WeightsError: There is none, or more than one.
     """
     if not root.is_dir():
-        raise WeightsError(f"The model folder {str(root)!r} does not exist. Run 'totalspineseg weights install'.")
+        raise WeightsError(f"The model folder {str(root)!r} does not exist. Run '{COMMAND} weights install'.")
     matches = [(folder, of) for folder, of in step_folders(root) if step in (None, of)]
     if not matches:
         wanted = f"step {step}" if step else "step 1 or 2"
         raise WeightsError(
             f"There is no model folder of {wanted} in {str(root)!r}: none has a plans.json and a dataset.json of "
-            "TotalSpineSeg. Run 'totalspineseg weights install'."
+            f"TotalSpineSeg. Run '{COMMAND} weights install'."
         )
     if len(matches) > 1:
         names = sorted(folder.name for folder, _ in matches)
@@ -65,9 +66,9 @@ def _candidates(root: Path, depth: int) -> list[Path]:
 
 
 def _step_of(folder: Path) -> int | None:
-    """Return the step of a dataset.json by its regions' classes in order and its channels; None for neither step.
+    """Return the step whose regions, in order, and channels a dataset.json has; None for neither step.
 
-    Names do not matter: the classes of a region define its channel.
+    Names of regions do not matter: the classes of a region define its channel.
     """
     dataset = read_model_json(folder / "dataset.json")
     labels = dataset.get("labels")

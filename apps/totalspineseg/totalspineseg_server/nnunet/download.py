@@ -18,15 +18,15 @@ Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in total); the total is 0 if it is unknown."""
 
 CHUNK_BYTES: Final = 1 << 18
-"""Bytes between two reports of progress."""
+"""Number of bytes between two reports of progress."""
 TIMEOUT_S: Final = 30.0
 """Silence of a server after which the connection is given up, seconds."""
 ATTEMPTS: Final = 6
-"""Attempts in a row without new bytes after which the download is given up."""
+"""Number of attempts in a row without new bytes after which the download is given up."""
 BUSY: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
-"""HTTP statuses below 500 after which another attempt makes sense."""
+"""HTTP statuses below 500 after which another attempt may succeed."""
 MAX_BYTES: Final = 4 << 30
-"""The official files have just under 1 GiB each; a larger file must be something else."""
+"""Largest download: the official files have just under 1 GiB each, so a larger file must be something else."""
 
 
 def download(
@@ -36,7 +36,7 @@ def download(
 
     Args:
         url: https address; http only on this machine.
-        target: File to write; appears when complete.
+        target: File to write; it appears when it is complete.
         progress: Called as bytes arrive.
         attempts: Attempts in a row without a new byte before giving up.
         pause_s: Wait before the next attempt, doubled each time, seconds.
@@ -84,7 +84,7 @@ def _continue(url: str, part: Path, progress: Progress | None) -> bool:
     except urllib.error.HTTPError as error:
         if error.code != HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE or not have:
             raise
-        # The file is complete, or the file on the server is another one.
+        # The file is complete, or the server has another file now.
         complete = error.headers.get("Content-Range", "") == f"bytes */{have}"
         if not complete:
             part.unlink()
@@ -111,7 +111,7 @@ def _copy(response: http.client.HTTPResponse, part: Path, have: int, total: int,
         stream = part.open("ab" if have else "wb")
     with stream:
         while True:
-            # Network errors are OSErrors, too: only errors of writing count as storage errors.
+            # Network errors are OSErrors, too, so only errors of writing are turned into storage errors.
             chunk = response.read(CHUNK_BYTES)
             if not chunk:
                 return have
@@ -137,7 +137,7 @@ def _headers(part: Path, have: int) -> dict[str, str]:
 
 
 def _start(response: http.client.HTTPResponse) -> int:
-    """Return the first byte of a partial answer; -1 if it has none."""
+    """Return the position of the first byte of a partial answer; -1 if the answer does not say."""
     unit, _, rest = (response.headers.get("Content-Range") or "").partition(" ")
     first = rest.partition("-")[0]
     return int(first) if unit == "bytes" and first.isdigit() else -1

@@ -10,8 +10,8 @@ import numpy as np
 from totalspineseg_server.nnunet.cases import Origin
 
 REPLAYED: Final = (Origin.EARLIER, Origin.UNCORRECTED)
-"""Origins that share replay in equal parts, so that a few earlier labels among many uncorrected scans, or the reverse,
-are seen as often."""
+"""Origins that share the replay equally: a few earlier labels are seen as often as many uncorrected scans, and vice
+versa."""
 
 
 class FromSomewhere(Protocol):
@@ -40,7 +40,7 @@ class Draws:
     accepted_share: float = 0.0
 
     def turn(self, number: int) -> tuple[Origin, int]:
-        """Return the origin of a patch, and the number of patches of that origin before it.
+        """Return the origin of a patch, and how many earlier patches have the same origin.
 
         Args:
             number: Number of the patch, from 0.
@@ -61,7 +61,7 @@ class Draws:
         return Origin.CORRECTION, number - before
 
     def count(self, patches: int) -> dict[Origin, int]:
-        """Return how many of the first patches come from each origin, which is the most cases that can be used."""
+        """Return how many of the first patches come from each origin: no more cases of that origin can be used."""
         origins = [self.turn(number)[0] for number in range(patches)]
         return {origin: origins.count(origin) for origin in self.origins}
 
@@ -72,7 +72,7 @@ def draws_of(cases: Collection[FromSomewhere], replay_share: float, accepted_sha
 
 
 def place(turn: int, length: int, seed: Sequence[int]) -> int:
-    """Return which case of a pool is used: each one once per round, in a new order each round.
+    """Return which case of a pool comes next: each case is used once per round, in a new order each round.
 
     Args:
         turn: Number of earlier patches from the pool.
@@ -84,11 +84,11 @@ def place(turn: int, length: int, seed: Sequence[int]) -> int:
 
 
 def in_order_of_choice(cases: Sequence[Case], seed: int) -> tuple[Case, ...]:
-    """Shuffle the cases of each origin; a training that cannot use them all takes the first ones.
+    """Return the cases, shuffled within each origin; a training that cannot use them all takes the first ones.
 
     Args:
         cases: All cases. Not modified.
-        seed: Seed of the order, so that the next training may take others.
+        seed: Seed of the order; with another seed the next training takes other cases.
     """
     order = np.random.default_rng([seed, len(cases)]).permutation(len(cases))
     return tuple(cases[int(k)] for k in order)

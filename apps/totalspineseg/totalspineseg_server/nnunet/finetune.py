@@ -1,4 +1,4 @@
-"""Fine-tune one step's network from the weights in use, head included, with nnU-Net's trainer in this process."""
+"""Fine-tune one step's network from all of its weights, in this process, with nnU-Net's trainer."""
 
 import io
 import os
@@ -29,7 +29,7 @@ class Finetuned:
     Attributes:
         weights: Weights of the network, on the CPU.
         best: Best mean pseudo Dice.
-        batch_size: Patches in a pass at the end.
+        batch_size: Patches in a pass when the training ended.
         resumed_at: Iteration at which this process continued; 0 for a new training.
     """
 

@@ -1,4 +1,5 @@
-"""The file with a fine-tuning's settings beside its cases, because nnU-Net's trainers take no settings of this app."""
+"""Keep the settings of a fine-tuning in a file beside its cases, because nnU-Net's trainers accept no other
+settings."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +17,8 @@ LATEST: Final = "checkpoint_latest.pth"
 STATES: Final = ("checkpoint_final.pth", LATEST)
 """Checkpoints of nnU-Net's trainer, the newest first."""
 FINETUNING: Final = "finetuning"
-"""Entry of a checkpoint's arguments: the key of the training, how many patches fit into memory, and iterations done."""
+"""Entry of a checkpoint's arguments with the key of the training, the patches that fit into memory, and the iterations
+done."""
 KEY, PASS_SIZE, ITERATION = "key", "pass_size", "iteration"
 
 
@@ -30,9 +32,9 @@ class Progress:
 
     Attributes:
         step: 1 or 2.
-        iteration: Iterations done.
+        iteration: Number of finished iterations.
         iterations: Iterations of the whole run.
-        seconds: Time in this process.
+        seconds: Time that this process has spent.
         best: Best mean pseudo Dice so far; nan before the first report.
         waited: Share of these seconds in which the training waited for patches.
     """
@@ -47,7 +49,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Job:
-    """Parent, cases and settings of a fine-tuning.
+    """The parent, cases and settings of a fine-tuning.
 
     Attributes:
         parent: The model to start from.
@@ -68,7 +70,7 @@ class Job:
 
     @property
     def key(self) -> str:
-        """Digest that is the same wherever this training runs; only states with the same key are continued."""
+        """A digest that identifies this training on any machine; only states with the same key are continued."""
         return content_key(
             {
                 "parent": self.parent.digest,

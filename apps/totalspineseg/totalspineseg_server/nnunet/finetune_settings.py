@@ -1,4 +1,4 @@
-"""Settings of a fine-tuning: numbers only, importable without PyTorch."""
+"""Define the settings of a fine-tuning. They are plain values, so that PyTorch is not needed to read them."""
 
 from dataclasses import dataclass, field
 from typing import Final
@@ -12,7 +12,7 @@ class Strength:
         spatial: Rotation and zoom, each; half of these patches are also sheared and shifted.
         elastic: Elastic deformation; rare, because it is slow.
         intensity: Each of brightness, contrast and gamma.
-        remap: New gray values by structure; a bent gray scale.
+        remap: Each of new gray values by structure and a bent gray scale.
         artifacts: Each of bias field, noise, blur, low resolution, motion, spikes.
         inversion: Dark becomes bright.
         flip: Left and right exchanged.
@@ -28,11 +28,11 @@ class Strength:
 
 
 MAX_REPLAY_SHARE: Final = 0.95
-"""With more replay, hardly anything would be learned from corrections."""
+"""Largest share of replay: with more, hardly anything would be learned from corrections."""
 MAX_ACCEPTED_SHARE: Final = 0.5
-"""Results that readers only looked at must not outweigh what they corrected."""
+"""Largest share of accepted results: what readers only looked at must not outweigh what they corrected."""
 OPTIMIZERS: Final = ("adamw", "sgd")
-"""AdamW with a warm-up and half a cosine; nnU-Net's own, SGD with momentum and a polynomial."""
+"""AdamW with a warm-up and half a cosine, or nnU-Net's own: SGD with momentum and a polynomial."""
 NONE: Final = Strength(0, 0, 0, 0, 0, 0, 0)
 """No variation at all."""
 
@@ -45,14 +45,13 @@ class FinetuneSettings:
         iterations: Iterations of the whole run; few, because it starts from good weights.
         batch_size: Patches in a pass; halved, with summed gradients, if there is too little memory.
         optimizer: One of ``OPTIMIZERS``.
-        learning_rate: Peak; None for one that fits the network, see ``training.usual_rate``, or with nnU-Net's
-            optimizer 0.01.
+        learning_rate: Peak of the learning rate. None for one that fits the network (see ``training.usual_rate``), or,
+            with nnU-Net's optimizer, 0.01.
         warmup: Iterations from 0 to the peak; nnU-Net's optimizer has none.
-        replay_share: Share of patches from earlier and uncorrected cases, against forgetting.
-        accepted_share: Share of patches from results that readers accepted unchanged: they teach nothing that the
-            weights did not answer, and many of them must not outweigh corrections.
-        teacher_share: Share of the previous weights' output in the targets of uncorrected cases; the rest is their
-            label.
+        replay_share: Share of patches from earlier and uncorrected cases, which prevent forgetting.
+        accepted_share: Share of patches from results that readers accepted unchanged. They teach nothing new, and there
+            may be many of them: they must not outweigh corrections.
+        teacher_share: Share of the parent's output in the targets of uncorrected cases; the rest is their label.
         epoch: Iterations between two reports and stored states; the last epoch may be shorter.
         validation_patches: Patches without augmentation on which a report is measured.
         seed: Seed of all random choices.

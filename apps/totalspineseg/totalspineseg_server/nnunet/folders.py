@@ -1,4 +1,4 @@
-"""nnU-Net's folders for raw cases, preprocessed cases and results."""
+"""Locate nnU-Net's folders for raw cases, preprocessed cases and results."""
 
 import os
 from dataclasses import dataclass

@@ -20,7 +20,7 @@ STEP1_PATCH: Final = (256, 256, 48)
 """Tile (z, y, x) of step 1 in r20251124 and no other release, voxels."""
 STEP1_PATCH_RELEASE: Final = "r20251124"
 INSTALL_BYTES: Final = 43 * 10**8
-"""Two zips of just under 1 GiB, and the two checkpoints of 1.13 GB in them."""
+"""Disk space for an installation: two zips of just under 1 GiB, and the two checkpoints of 1.13 GB in them."""
 LICENSE_NOTE: Final = (
     "The official weights belong to their authors, who state no license for them: ask them before you pass the "
     "weights on or use them in a product."
@@ -46,9 +46,9 @@ def install(
     Args:
         model_dir: The app's model folder.
         release: The official release to download.
-        zips: Zips on disk, with one model of each step together, instead of a download.
-        sha256: Expected SHA-256 of the zips (hex), in the same order (downloads: step 1, step 2); empty to compare
-            nothing.
+        zips: Zips on disk, which together have one model of each step; empty to download the release.
+        sha256: Expected SHA-256 of the zips (hex) in the same order (for a download: step 1, step 2); empty for no
+            check.
         progress: Called with (bytes done, bytes in total) of the file that is being downloaded.
         url: Address of the release's files; empty for the official one.
 
@@ -73,7 +73,7 @@ def install(
                 source = (url or f"{RELEASES_URL}/{release}") if fetched else "zip"
                 _publish(store, name, archives, hashes, source=source, release=found)
         finally:
-            # A refused or installed download is not continued; only an incomplete one (.part) is.
+            # Only an incomplete download (.part) is continued later, so remove one that was refused or installed.
             for archive in fetched:
                 archive.unlink(missing_ok=True)
         _remember(store, hashes, found)
@@ -127,7 +127,7 @@ def _release(hashes: Mapping[str, str], known: Mapping[str, str]) -> str:
     known_by_hash = {digest: name for name, digest in known.items()}
     releases, names = {}, {}
     for name, digest in hashes.items():
-        # A name proves nothing: a file that was installed before is known by its content.
+        # A name proves nothing, but a file that was installed before is known by its content.
         if match := OFFICIAL_NAME.match(known_by_hash.get(digest, name)):
             releases[int(match[1])], names[int(match[1])] = match[2], repr(name)
     for release in releases.values():
@@ -152,10 +152,10 @@ def _zip_name(hashes: Mapping[str, str]) -> str:
 
 
 def _require_patch(model: ModelFolder, release: str) -> None:
-    """Check that step 1 has no tiles of another release, because the name of a file proves nothing.
+    """Check that the tile of step 1 fits the release, because the name of a file proves nothing.
 
     Raises:
-        WeightsError: It has.
+        WeightsError: It is the tile of another release.
     """
     if model.patch == STEP1_PATCH and release != STEP1_PATCH_RELEASE:
         tile = " x ".join(map(str, model.patch))

@@ -1,4 +1,4 @@
-"""Find and check model folders of nnU-Net, and build their networks.
+"""Find and check nnU-Net model folders, and build their networks.
 
 The trainer class in a checkpoint is never looked up: the network is built from the plans.
 """
@@ -31,10 +31,10 @@ from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.trust import Trust
 
 CONFIGURATION: Final = "3d_fullres"
-"""nnU-Net's configuration if the folder's name has none."""
+"""nnU-Net's configuration if the folder's name does not state one."""
 NETWORKS: Final = re.compile(r"dynamic_network_architectures\.architectures\.\w+\.[A-Z]\w+")
 MODULES: Final = re.compile(r"torch\.nn\.(?:modules\.\w+\.)?[A-Z]\w+")
-"""Classes that a plans file may name; it comes from outside, and a named class is called."""
+"""Classes that a plans file may name. The file comes from outside, and the classes it names are called."""
 NORMALIZATIONS: Final = ("ZScoreNormalization", "NoNormalization")
 
 
@@ -67,7 +67,7 @@ class ModelFolder:
         """Find and check a model folder, without reading its weights.
 
         Args:
-            path: The folder with plans.json, or one with that folder at most four levels down.
+            path: The folder with plans.json, or a folder that contains it at most four levels down.
             step: Step of the model; None for the only model there is.
             name: Name of the weights in ``version``; None for the folder's name.
 
@@ -164,9 +164,10 @@ class ModelFolder:
         return network.eval().requires_grad_(False)
 
     def _require_own_plans(self, checkpoint: Mapping[str, Any]) -> None:
-        """Check that the files beside a checkpoint are those it was trained with.
+        """Check that the files beside a checkpoint are those with which it was trained.
 
-        Weights fit the network of many plans. With other plans they would silently get images of another spacing.
+        The same weights fit the networks of many plans. With the wrong plans they would silently get images of another
+        spacing.
         """
         here = {**self.configuration, "transpose_forward": list(self.transpose)}
         here["labels"] = list(STEP_REGIONS[self.step].values())
@@ -188,8 +189,8 @@ def models_in(root: Path) -> dict[int, ModelFolder]:
         One or two models; empty if there is none.
 
     Raises:
-        WeightsError: There are two of one step, or one that cannot be used. The other one alone would be half of what
-            was trained and judged as a pair.
+        WeightsError: There are two of one step, or one that cannot be used: then the other is not returned either,
+            because both were trained and judged as a pair.
     """
     steps = [step for _, step in step_folders(root)]
     return {step: ModelFolder.open(root, step=step) for step in sorted(set(steps))}

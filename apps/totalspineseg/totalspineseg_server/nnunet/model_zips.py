@@ -35,7 +35,7 @@ DATASET_NAMES: Final[Mapping[int, str]] = {
 }
 """Folder names that nnU-Net's own tools expect."""
 MAX_RECORD_BYTES: Final = 16 << 20
-"""Largest record; one with ten thousand labels is about 5 MB."""
+"""Largest size of a record; a record with ten thousand labels has about 5 MB."""
 
 
 def export_version(store: ModelStore, name: str, target: Path) -> Path:
@@ -44,7 +44,7 @@ def export_version(store: ModelStore, name: str, target: Path) -> Path:
     Args:
         store: The model versions.
         name: "starter" or a version's name.
-        target: The zip to write; replaced in one step.
+        target: The zip to write; an existing one is replaced in one step.
 
     Returns:
         ``target``.
@@ -138,7 +138,7 @@ def _import_folder(store: ModelStore, folder: Path, name: str) -> str:
 
 
 def _require_all_used(root: Path, models: Mapping[int, ModelFolder], name: str) -> None:
-    """Check that no network was ignored: one with other regions, or one whose plans are not in the zip."""
+    """Check that every network was recognized; one with other regions or without plans would be ignored."""
     used = {model.path for model in models.values()}
     lost = [path for path in root.rglob("fold_*/checkpoint_*.pth") if path.parent.parent not in used]
     if lost:
@@ -149,7 +149,7 @@ def _require_all_used(root: Path, models: Mapping[int, ModelFolder], name: str) 
 
 
 def _record_in(archive: Path) -> dict[str, Any]:
-    """Return the record in an exported version. It is not trusted, except for the name and a refusal by the gate."""
+    """Return the record in an exported version. Nothing in it is trusted but the name and a refusal by the gate."""
     try:
         with zipfile.ZipFile(archive) as content:
             if RECORD_FILE not in content.namelist() or content.getinfo(RECORD_FILE).file_size > MAX_RECORD_BYTES:
@@ -161,7 +161,7 @@ def _record_in(archive: Path) -> dict[str, Any]:
 
 
 def _restored(store: ModelStore, name: str, digests: Mapping[str, str]) -> dict[str, Any]:
-    """Return the record of a removed version that is imported again."""
+    """Return the record of a removed version if it is imported again."""
     record = read_record(store, name) or {}
     if record.get("digests") != digests:
         raise WeightsError(
@@ -171,7 +171,7 @@ def _restored(store: ModelStore, name: str, digests: Mapping[str, str]) -> dict[
 
 
 def _imported(store: ModelStore, name: str, origin: dict[str, Any], digests: Mapping[str, str]) -> VersionRecord:
-    """Return the record of imported weights, with the known facts if a version here has or had the same weights."""
+    """Return the record of imported weights, with what is known here if a version has or had the same weights."""
     holders = {step: known for step, digest in digests.items() if (known := holder(store, int(step), digest))}
     records = [read_record(store, known) or {} for known in set(holders.values())]
     own = next((record for record in records if record.get("digests") == digests), None)
@@ -201,6 +201,6 @@ def _releases(name: str, record: Mapping[str, Any], steps: Collection[int]) -> d
 
 
 def _refusal(record: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the report of a gate that refused the version elsewhere; that it passed elsewhere has no meaning here."""
+    """Return the gate's report if it refused the version elsewhere; passing elsewhere means nothing here."""
     gate = record.get("gate")
     return gate if isinstance(gate, dict) and gate and not gate.get("publish", False) else None

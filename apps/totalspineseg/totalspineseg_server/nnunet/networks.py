@@ -21,7 +21,7 @@ Stamp = tuple[tuple[str, int, int, int], ...]
 
 @dataclass(frozen=True)
 class _Opened:
-    """A model folder, with its name, place and files when it was opened."""
+    """A model folder, with the name, place and files that it had when it was opened."""
 
     folder: ModelFolder
     key: tuple[str, Path, Stamp]
@@ -78,7 +78,7 @@ class Networks:
         return with_runtime(self.folder(step).version, self._runtime)
 
     def get(self, step: int) -> WarmPredictor:
-        """Return the predictor of a step; it is loaded already if the same version was used before.
+        """Return the predictor of a step; it is loaded only if the version has changed.
 
         A replaced predictor stays valid for those who still use it.
 
@@ -91,7 +91,7 @@ class Networks:
         _, predictor = self._known(step)
         if predictor is not None:
             return predictor
-        # Use a separate lock, because loading, and even more converting, must not delay descriptions.
+        # Use a separate lock, because loading (and even more so converting) must not delay descriptions.
         with self._loading[step]:
             opened, predictor = self._known(step)
             if predictor is not None:
@@ -130,7 +130,7 @@ class Networks:
             return opened, warm[1] if warm is not None and warm[0].key == opened.key else None
 
     def _open(self, step: int) -> _Opened:
-        """Open the model in use, again only if the choice or a file has changed."""
+        """Open the model in use; it is opened again only if the choice or a file has changed."""
         choice = self.store.resolve(step)
         known = self._opened.get(step)
         if known is not None and known.key == (choice.name, choice.root, _stamp(known.folder)):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 KINDS: Final = "biuf"
 """Booleans, integers and floating-point numbers."""
 STATE_LENGTH: Final = 8
-"""Entries of the state of a data type without units."""
+"""Number of entries in the state of a data type without units."""
 
 
 class PlainDtype:
@@ -44,7 +44,7 @@ class PlainArray(npt.NDArray[Any]):
     """An array of plain numbers, used in place of ``numpy.ndarray``; it is written as an array of numpy again."""
 
     def __setstate__(self, state: Any) -> None:
-        """Take shape, data type and bytes, and check them against each other."""
+        """Set shape, data type and bytes, and check that they fit together."""
         try:
             _, shape, kind, is_fortran, data = state
             # This makes a new array, and fails if there are too few or too many bytes.

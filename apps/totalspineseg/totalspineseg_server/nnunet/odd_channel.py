@@ -16,17 +16,17 @@ EXACT_CHANNEL_SHARE: Final = 0.25
 """Share of second channels that are exact; the others have errors of step 1, real or simulated. A network that mostly
 sees exact outlines copies its input, so that thin discs would become as small as step 1 found them."""
 FOUND_CHANNEL_SHARE: Final = 2 / 3
-"""Share of the other channels that a step-1 network found in the same scan, if there is one."""
+"""Share of the other channels that have the discs a step-1 network found in the same scan, if there is a network."""
 OUTLINE_SHARE: Final = 0.7
 """Share of the simulated channels in which each disc is a little larger, smaller or shifted (the usual error)."""
 LOST_SHARE: Final = 0.25
-"""Share in which a marked disc is missing, as if step 1 had found a disc but not its name."""
+"""Share of the simulated channels in which a marked disc is missing, as if step 1 had found it without its name."""
 FALSE_SHARE: Final = 0.15
-"""Share in which a part of an unmarked disc is marked, as if two discs had been joined."""
+"""Share of the simulated channels in which a part of an unmarked disc is marked, as if two discs had been joined."""
 HOLE_SHARE: Final = 0.3
-"""Share in which a disc has a hole, as in degenerate discs."""
+"""Share of the simulated channels in which a disc has a hole, like degenerate discs."""
 BITE_DISC_SHARE: Final = 0.4
-"""Edge of the hole relative to the disc's box."""
+"""Edge length of the hole relative to the disc's box."""
 
 
 def marked_discs(codes: LabelArray, *, swapped: bool) -> tuple[int, ...]:
@@ -37,11 +37,11 @@ def marked_discs(codes: LabelArray, *, swapped: bool) -> tuple[int, ...]:
         swapped: Whether odd and even are exchanged, so that the other discs are marked.
 
     Returns:
-        Disc codes, superior to inferior; empty if no disc of the set is in view, see ``training_variant``.
+        Codes of the marked discs, superior to inferior; empty if none of them is in view, see ``training_variant``.
 
     Source:
         The reference lists the discs of each set by name. Here the position in the column counts, so that missing,
-        hidden or fused discs shift nothing, nor do 11 or 13 thoracic vertebrae. Class 7 is the vertebra below a marked
+        hidden or fused discs, or 11 or 13 thoracic vertebrae, shift nothing. Class 7 is the vertebra below a marked
         disc, as at inference.
     """
     present = present_codes(codes)
@@ -51,7 +51,7 @@ def marked_discs(codes: LabelArray, *, swapped: bool) -> tuple[int, ...]:
 
 
 def training_variant(codes: LabelArray, *, swapped: bool) -> bool:
-    """Return whether odd and even are exchanged: as requested, unless no disc would be marked.
+    """Return whether odd and even are exchanged: as requested, or the other way if no disc would be marked.
 
     Args:
         codes: As in ``marked_discs``.
@@ -110,7 +110,7 @@ def _take_bite(channel: npt.NDArray[np.bool_], disc: npt.NDArray[np.bool_], rng:
 
 
 NEAR_MM: Final = 5
-"""A voxel farther than this from every true disc is not a part of its outline."""
+"""A voxel farther than this from every true disc does not belong to a disc."""
 _DISC_CLASSES: Final = STEP1_REGIONS["disc"]
 
 

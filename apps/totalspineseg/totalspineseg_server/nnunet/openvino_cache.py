@@ -1,16 +1,16 @@
 """Keep converted networks on disk: beside their weights if that is allowed, else in the user's cache.
 
-An entry is a folder named by the hash of its sources. It appears complete or not at all, and the hashes of its files
-are checked before it is used.
+An entry is a folder whose name is the hash of its sources. It appears complete or not at all, and the hashes of its
+files are checked before it is used.
 """
 
 import logging
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from totalspineseg_server import places
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import read_json_or, sha256_of, staged_folder, storage_errors, write_json
 
@@ -66,13 +66,12 @@ def keep(beside: Path, key: str, save: Callable[[Path], None]) -> Path | None:
 
 
 def discard(entry: Path) -> None:
-    """Remove an entry, as far as that is allowed."""
+    """Remove an entry as far as permissions allow."""
     shutil.rmtree(entry, ignore_errors=True)
 
 
 def _places(beside: Path) -> tuple[Path, Path]:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return beside / FOLDER, cache / "totalspineseg" / FOLDER
+    return beside / FOLDER, places.cache_dir() / FOLDER
 
 
 def _is_sound(entry: Path) -> bool:

@@ -16,16 +16,17 @@ from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.nnunet import openvino_cache as cache
 from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
 from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.places import NAME
 
 logger = logging.getLogger(__name__)
 
 SIGN_TOLERANCE: Final = 1e-3
-"""Share of a test tile's logits that may differ in sign from PyTorch: float32 has up to 2e-5, bfloat16 3e-3."""
+"""Share of a test tile's logits that may differ in sign from PyTorch's: in float32 2e-5 do, in bfloat16 3e-3."""
 SEED: Final = 0
 SETTINGS: Final = {
-    # Half-precision types, which some processors prefer, change a hundred times as many signs.
+    # Half precision, which some processors prefer, would change the sign of a hundred times as many logits.
     "INFERENCE_PRECISION_HINT": "f32",
-    # One tile at a time; the system places threads, because other work shares the machine.
+    # Compute one tile at a time; the system places the threads, because other work shares the machine.
     "NUM_STREAMS": 1,
     "ENABLE_CPU_PINNING": False,
 }
@@ -59,12 +60,12 @@ def require_openvino() -> Any:
     except (ImportError, OSError) as error:
         raise WeightsError(
             f"Runtime 'openvino' needs the package openvino, which is not usable ({str(error).splitlines()[0]!r}). "
-            "Install requirements-openvino.txt, or choose runtime 'torch'."
+            f"Install '{NAME}[openvino]', or choose runtime 'torch'."
         ) from error
 
 
 def load_openvino(folder: ModelFolder) -> OpenVinoNetwork:
-    """Return the network of a model folder in OpenVINO, converted at first use and kept.
+    """Return the network of a model folder for OpenVINO; it is converted at first use and kept.
 
     Args:
         folder: The model.

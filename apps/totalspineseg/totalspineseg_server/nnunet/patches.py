@@ -41,13 +41,13 @@ from totalspineseg_server.nnunet.targets import (
 Shape = tuple[int, int, int]
 
 FOREGROUND_SHARE: Final = 2 / 3
-"""Share of patches that are centered on a structure, each structure equally often; the others are anywhere."""
+"""Share of patches that are centered on a structure, each structure equally often; the others lie anywhere."""
 CONTEXT: Final = 1.5
 """Size of the crop for the spatial augmentation, relative to the patch, so that rotation has voxels to bring in."""
 WHOLE: Final = 255
-"""Stored share of a region that fills a voxel."""
+"""Stored share for a region that fills a voxel."""
 PLACES: Final = 2000
-"""Voxels of each structure that may be a patch's center: enough to look random, few enough to keep in memory."""
+"""How many voxels of each structure may be a patch's center: enough to look random, few enough to keep in memory."""
 
 
 Sample = dict[str, torch.Tensor]
@@ -58,7 +58,7 @@ corrected the case."""
 
 @dataclass(frozen=True)
 class _Known:
-    """A case with properties that are computed once."""
+    """A case with properties that are computed only once."""
 
     case: StoredCase
     shape: Shape
@@ -69,7 +69,7 @@ class _Known:
 
 
 class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
-    """Patches by their number; the same seed and number always give the same patch.
+    """The patches of a training by their number; the same seed and number always give the same patch.
 
     Args:
         cases: Corrections and replay together.
@@ -122,7 +122,8 @@ class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
             return self._patch_of(known, rng, self._vary, foreground=FOREGROUND_SHARE, exact=self._exact_share)
 
     def validation(self, number: int) -> Sample:
-        """Return a patch around a structure, unvaried and with an exact channel, the same for each number."""
+        """Return a patch around a structure, without variation and with an exact channel; a number always gives the
+        same one."""
         rng = np.random.default_rng((self._seed, 1 << 40, number))
         fresh = self._pools[Origin.CORRECTION]
         cases = fresh or [entry for pool in self._pools.values() for entry in pool]
@@ -169,7 +170,7 @@ def _know(case: StoredCase, folder: Path) -> _Known:
     rng = np.random.default_rng(0)
     codes = open_case(folder, case.file)[1][CODES].astype(np.uint8)
     places = {}
-    # A patch centered on voxels without loss would train little.
+    # A patch around voxels without loss would teach little.
     for code in sorted(present_codes(codes) - case.unreviewed):
         found = np.flatnonzero(codes == code)
         places[code] = rng.choice(found, min(len(found), PLACES), replace=False)
@@ -212,7 +213,8 @@ class _Box:
         self._source, self._target = tuple(source), tuple(target)
 
     def crop(self, array: Any, first: int, last: int, outside: Mapping[int, int] | None = None) -> torch.Tensor:
-        """Read some channels of an array as float32, padded with zeros, or by channel with ``outside``'s values."""
+        """Read some channels of an array as float32, padded with zeros or with the values ``outside`` of each
+        channel."""
         crop = torch.zeros((last - first, *self._size))
         for channel, value in (outside or {}).items():
             crop[channel] = value
@@ -223,12 +225,12 @@ class _Box:
 def _second_channel(
     codes: LabelArray, found: LabelArray, marked: tuple[int, ...], exact: float, rng: np.random.Generator
 ) -> npt.NDArray[np.float32]:
-    """Return the marked discs, exact, as a step-1 network found them, or with simulated errors."""
+    """Return the marked discs: exact, as a step-1 network found them, or with simulated errors."""
     if rng.random() < exact:
         return mark(codes, marked)
     if rng.random() < FOUND_CHANNEL_SHARE:
         channel = mark(found, marked)
-        if channel.any():  # without marks, odd and even cannot be told apart
+        if channel.any():  # Without marks, odd and even cannot be told apart.
             return channel
     return disturbed_channel(codes, marked, rng)
 

@@ -1,6 +1,6 @@
-"""A network that stays loaded: it turns image channels into classes and requested probabilities.
+"""Run a network that stays loaded: it turns image channels into classes and requested probabilities.
 
-It writes and prints nothing and starts no process: arrays stay in memory, in this process.
+Nothing is written or printed and no process is started: arrays stay in memory.
 """
 
 import logging
@@ -28,15 +28,15 @@ logger = logging.getLogger(__name__)
 IMAGE_MM: Final = (1.0, 1.0, 1.0)
 """Spacing of the pipeline's images, mm."""
 TILE_STEP: Final = 0.5
-"""Distance of neighboring tiles in tiles: half of each tile overlaps the next one."""
+"""Distance between neighboring tiles, as a share of a tile: half of each tile overlaps the next one."""
 CPU: Final = torch.device("cpu")
 LEFT_RIGHT: Final = 1
 """Axis of (C, X, Y, Z) that mirroring reverses."""
 MEAN_EPSILON: Final = 1e-4
-"""Keeps the logit of a mean finite."""
+"""Distance from 0 and 1 that keeps the logit of a mean finite."""
 CORD_REGION: Final = "cord"
 SOFT_FLOOR: Final = -7.0
-"""Logit below which a probability, under a thousandth, may be 0 instead; this leaves out most of the volume."""
+"""Logit below which a probability (under a thousandth) may be 0 instead, which leaves out most of the volume."""
 
 
 class WarmPredictor:
@@ -45,10 +45,10 @@ class WarmPredictor:
     Args:
         folder: The model to load.
         device: "auto" (a GPU if there is one), "cuda", "cuda:1", "cpu".
-        tile_step: Distance of neighboring tiles, as a share of a tile, above 0 and at most 1; smaller is slower and
-            smoother.
+        tile_step: Distance between neighboring tiles, as a share of a tile, above 0 and at most 1; a smaller value is
+            slower and smoother.
         runtime: The runtime; "openvino" is for the CPU.
-        trust: Trust in the network; None for the trust in the folder.
+        trust: How far the network is trusted; None for what its folder says.
 
     Raises:
         ValueError: The device does not exist or does not fit the runtime, or the tile step is out of range.
@@ -123,7 +123,7 @@ class WarmPredictor:
             _empty_cache()
 
     def retire(self) -> None:
-        """Give GPU memory back for good: whoever still uses the predictor holds it for one image only."""
+        """Release GPU memory for good: a request that still uses the predictor holds it for one image only."""
         self._is_retired = True
         self.free()
 
@@ -194,7 +194,7 @@ class WarmPredictor:
             if (part := resample_above(region, full, floor)) is not None:
                 inside, box = part
                 mask = (inside > floor).view(torch.uint8)
-                # This is four times faster than masked_fill_.
+                # This way is four times faster than masked_fill_.
                 found[box].mul_(1 - mask).add_(mask, alpha=value)
         labels[...] = found.cpu().numpy()
 
@@ -210,7 +210,7 @@ class WarmPredictor:
                 if compute is CPU or not is_out_of_memory(error):
                     raise
                 logger.warning("There is too little GPU memory for step %d; trying with less of it", self.folder.step)
-            # Do this outside the handler, because the exception's traceback would keep the tensors alive.
+            # This is done outside the handler, because the exception's traceback would keep the tensors alive.
             self.free()
         raise AssertionError("unreachable")
 
@@ -228,7 +228,8 @@ class WarmPredictor:
                 sums=sums,
                 autocast=autocast,
             )
-            # NaN and infinity both appear in the extremes, which takes a tenth of the time of checking every voxel.
+            # NaN and infinity both show in the extremes, and finding these takes a tenth of the time of checking every
+            # voxel.
             if bool(torch.isfinite(torch.stack(torch.aminmax(logits))).all()):
                 return logits
         raise WeightsError(
@@ -247,7 +248,7 @@ def _difference(logits: torch.Tensor, mirrored: torch.Tensor) -> float:
 
 
 def _mean_of(logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
-    """Return the logits of the mean of two probabilities, region by region to save memory."""
+    """Return the logits of the mean of two probabilities, computed region by region to save memory."""
     for region, other in zip(logits, mirrored, strict=True):
         mean = torch.sigmoid(region).add_(torch.sigmoid(other.to(region.device))).div_(2)
         region.copy_(torch.logit(mean, eps=MEAN_EPSILON))

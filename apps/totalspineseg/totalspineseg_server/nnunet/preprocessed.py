@@ -21,10 +21,10 @@ from totalspineseg_server.nnunet.raw_dataset import dataset_name
 from totalspineseg_server.nnunet.targets import IGNORE_CLASS, REGIONS, Step, mark, step_target
 
 PREPROCESSED_DIR: Final = "preprocessed"
-"""Name of a folder in that of a step's training; removed at its end."""
+"""Name of the folder with the cases of a step's training; it is removed when the training ends."""
 PLANS: Final = "nnUNetPlans"
 IDENTIFIER: Final = f"{PLANS}_{CONFIGURATION}"
-"""Names in nnU-Net's folders. The names in the parent's plans come from outside and are not used as paths."""
+"""Name used in nnU-Net's folders. Names in the parent's plans come from outside and are not used as paths."""
 CLASSES, CODES, FOUND = 0, 1, 2
 """Channels of a segmentation: the step's classes, on which nnU-Net itself trains; output codes, from which both
 variants of step 2 are made; and in step 2 the discs that step 1 found. On a coarse grid the shares of the regions
@@ -48,7 +48,7 @@ class StoredCase:
     Attributes:
         name: Case id.
         origin: Origin of the case.
-        file: Name of its files, without ending.
+        file: Name of its files, without their ending.
         unreviewed: See ``LabeledScan``.
         untouched: See ``LabeledScan.left``.
     """
@@ -74,7 +74,7 @@ def store_cases(cases: Iterable[TrainingCase], model: ModelFolder, work: Path) -
     """Write cases with the parent's plans beside them, in place of those of an earlier call.
 
     Args:
-        cases: Prepared for ``model``; one is in memory at a time.
+        cases: Cases prepared for ``model``; only one is in memory at a time.
         model: The parent.
         work: Folder of the training.
 
@@ -98,7 +98,7 @@ def store_cases(cases: Iterable[TrainingCase], model: ModelFolder, work: Path) -
 
 
 def training_plans(model: ModelFolder, batch_size: int) -> dict[str, Any]:
-    """Return the parent's plans for its fine-tuning: only its one configuration, with this app's names.
+    """Return the parent's plans for the fine-tuning: only the configuration it uses, under this app's names.
 
     Args:
         model: The parent.
@@ -110,7 +110,7 @@ def training_plans(model: ModelFolder, batch_size: int) -> dict[str, Any]:
 
 
 def training_dataset(model: ModelFolder) -> dict[str, Any]:
-    """Return the parent's dataset.json with the ignore label, which carries no loss."""
+    """Return the parent's dataset.json with the ignore label, for voxels without loss."""
     dataset = read_model_json(model.path / "dataset.json")
     return {**dataset, "labels": {**dataset["labels"], "ignore": IGNORE_CLASS[model.step]}}
 
@@ -137,7 +137,7 @@ def _write(case: TrainingCase, model: ModelFolder, target: Path) -> None:
         maps.append(np.zeros_like(case.codes) if case.found is None else case.found)
     maps += [] if case.shares is None else list(case.shares)
     data, seg = np.stack(image), np.stack(maps).astype(np.int16)
-    # This is for nnU-Net's own loader; this app's loader finds single structures by their codes.
+    # nnU-Net's own loader needs this; the loader of this app finds structures by their codes.
     looked_at = [-1, *range(IGNORE_CLASS[step])]
     regions = [*map(list, REGIONS[step].values()), looked_at]
     places = DefaultPreprocessor._sample_foreground_locations(seg[:CODES], regions)

@@ -15,7 +15,7 @@ FloatArray = npt.NDArray[np.float32]
 Box = tuple[slice, slice, slice]
 
 MIN_STD: Final = 1e-8
-"""Smallest divisor of the Z-score, so that a constant image becomes zeros, not NaN."""
+"""Smallest divisor of the Z-score, so that a constant image becomes 0 and not NaN."""
 
 
 def nonzero_box(channels: FloatArray) -> Box | None:

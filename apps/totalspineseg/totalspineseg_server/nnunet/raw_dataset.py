@@ -36,13 +36,14 @@ SWAPPED_SUFFIX: Final = "_o2e"
 DISTURBED_SHARE: Final = 1 - EXACT_CHANNEL_SHARE
 """Share of the cases in dataset 102 whose second channel has errors, real or simulated ones of step 1."""
 TRUE, SIMULATED, FOUND_BY = "true", "simulated", "found by "
-"""Origin of the discs in a second channel, in the record of cases; the network's version follows ``FOUND_BY``."""
+"""Origin of the discs in a second channel, for the record of cases; the network's version follows ``FOUND_BY``."""
 SEED: Final = 20_240_102
 FORMAT: Final = 3
-"""Version of the case format; it is raised when a scan gives other files, so that old cases are written anew."""
+"""Version of the case format. It is raised when the same scan gives different files, so that old cases are written
+anew."""
 CHANNELS: Final[dict[Step, dict[str, str]]] = {1: {"0": "MRI"}, 2: {"0": "MRI", "1": "noNorm"}}
 MAX_NAME: Final = 150
-"""Characters in a case's name; file systems allow 255 with endings."""
+"""Largest number of characters in a case's name; file systems allow 255 with endings."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class RawOptions:
 
     Attributes:
         steps: Steps to write datasets for.
-        swapped: Whether to write also the second variant of each case of dataset 102.
+        swapped: Whether to write the second variant of each case of dataset 102, too.
         disturbed_share: See ``DISTURBED_SHARE``.
         finder: The loaded step-1 network that finds the discs for ``FOUND_CHANNEL_SHARE`` of the disturbed channels;
             None to simulate all errors.
@@ -81,7 +82,7 @@ def write_raw_datasets(
     call can be repeated to continue it. Other cases are removed at the end.
 
     Args:
-        sources: Labeled scans; one is in memory at a time.
+        sources: Labeled scans; only one is in memory at a time.
         raw: nnU-Net's raw folder (``nnUNet_raw``).
         options: Options for the datasets.
         on_skip: Called with every case that cannot be used.
@@ -90,8 +91,8 @@ def write_raw_datasets(
         Step -> the present content of its dataset.
 
     Raises:
-        StorageError: The disk is full, permission is missing, or a dataset's folder has files of others, which are
-            kept.
+        StorageError: The disk is full, permission is missing, or a dataset's folder has files that this function did
+            not write; these are kept.
         MemoryShortageError: There is too little memory for the network that finds discs; no case is skipped for that.
     """
     options = options or RawOptions()
@@ -121,7 +122,7 @@ def write_raw_datasets(
 
 
 def case_id(name: str) -> str:
-    """Return a case name for files: letters, digits, "-", "_" and "."; other names get a "+" and a hash."""
+    """Return a case's name for files: letters, digits, "-", "_" and "."; a name with others gets a "+" and a hash."""
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name)
     if plain == name and len(name) <= MAX_NAME and not name.endswith(SWAPPED_SUFFIX):
         return name
@@ -154,7 +155,7 @@ def _write_case(scan: LabeledScan, name: str, step: Step, folder: RawFolder, opt
     grid = _crop_grid(image, [axis.start for axis in box], codes.shape)
 
     def find(finder: Predictor) -> LabelArray:
-        """Find discs in the whole scan, as at inference; few variants need this."""
+        """Find discs in the whole scan, as at inference; this runs only if a variant needs it."""
         return found_discs(image.data, labels.data, finder)[box]
 
     for second_variant in missing:
@@ -191,7 +192,7 @@ def _variant(name: str, swapped: bool) -> str:
 
 
 def _made_from(scan: LabeledScan, step: Step, options: RawOptions) -> str:
-    """Return a digest that changes with the scan's voxels, grid and label, and with options that change its files."""
+    """Return a digest of everything that determines the files of a case: voxels, grid, label and options."""
     share = options.disturbed_share if step == 2 else 0
     finder = f" {options.finder.version}" if step == 2 and options.finder is not None else ""
     digest = hashlib.sha256(f"{FORMAT} {share} {sorted(scan.unreviewed)}{finder}".encode())

@@ -1,4 +1,4 @@
-"""Write one raw dataset of nnU-Net on disk, keeping complete cases of earlier calls and files of others."""
+"""Write one raw dataset of nnU-Net; complete cases of earlier calls are kept, and foreign files are never touched."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,14 @@ from typing import Any, Final
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import PARTIAL_PREFIX, read_json, remove_leftovers, storage_errors, write_json
 from totalspineseg_server.geometry import Grid, LabelArray
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.volume_io import write_volume
 
 CASES_FILE: Final = "cases.json"
-"""File beside ``dataset.json``: case -> its subject, a digest of its sources, and in step 2 the origin of its discs."""
+"""File beside ``dataset.json`` with the subject of each case, a digest of its sources, and in step 2 the origin of its
+discs."""
 DATASET_FILE: Final = "dataset.json"
-"""nnU-Net's description; it is written last, so a dataset without it is unfinished."""
+"""nnU-Net's description of a dataset; it is written last, so a dataset without it is unfinished."""
 ENDING: Final = ".nii.gz"
 IMAGES, LABELS = "imagesTr", "labelsTr"
 
@@ -24,7 +26,7 @@ class Written:
 
     Attributes:
         cases: Number of cases.
-        removed: Removed cases of earlier calls.
+        removed: Names of cases of earlier calls that were removed.
     """
 
     cases: int
@@ -46,7 +48,7 @@ class RawFolder:
 
     Args:
         path: The dataset's folder. The caller holds its lock.
-        channels: Number of images of a case.
+        channels: Number of images in a case.
     """
 
     def __init__(self, path: Path, channels: int) -> None:
@@ -56,10 +58,10 @@ class RawFolder:
         self._made: set[str] = set()
 
     def check(self) -> None:
-        """Read the record of cases, and check that no other files are in the folder.
+        """Read the record of cases, and check that the folder has no foreign files.
 
         Raises:
-            StorageError: There are files of others, or the record of the cases is damaged.
+            StorageError: There are foreign files, or the record of the cases is damaged.
         """
         self._cases = read_cases(self.path)
         ours = {file for case in self._cases for file in self._files(case)}
@@ -68,12 +70,12 @@ class RawFolder:
             others.append(self.path / DATASET_FILE)
         if others:
             raise StorageError(
-                f"{str(self.path)!r} has {len(others)} file{'s' * (len(others) != 1)} that 'totalspineseg prepare' did "
+                f"{str(self.path)!r} has {len(others)} file{'s' * (len(others) != 1)} that '{COMMAND} prepare' did "
                 f"not write, such as {others[0].name!r}. Move such files away, or write the dataset elsewhere."
             )
 
     def begin(self) -> None:
-        """Mark the dataset as unfinished, and remove partial files of a killed call.
+        """Mark the dataset as unfinished, and remove partial files that a killed call left.
 
         Raises:
             StorageError: It cannot be written.
@@ -86,7 +88,8 @@ class RawFolder:
                 remove_leftovers(folder, 0)
 
     def keep(self, case: str, subject: str, made_from: str) -> bool:
-        """Keep a case if it is complete and made from the same sources; return False if it must be written."""
+        """Return whether a case is complete and from the same sources, so that it is kept; False if it must be
+        written."""
         if self._cases.get(case, {}).get("made_from") != made_from:
             return False
         if not all(file.is_file() for file in self._files(case)):
@@ -106,7 +109,7 @@ class RawFolder:
         *,
         discs: str = "",
     ) -> None:
-        """Write a case: it is recorded before its first file is written, and complete after its label is written.
+        """Write a case: it is recorded before its first file is written, and complete once its label is written.
 
         Args:
             case: Name of the case.
@@ -142,7 +145,7 @@ class RawFolder:
                 for file in self._files(case):
                     file.unlink(missing_ok=True)
         write_json(self.path / CASES_FILE, {case: self._cases[case] for case in self._made})
-        # nnU-Net takes the regions in the order of the file.
+        # nnU-Net reads the regions in the order of the file.
         write_json(self.path / DATASET_FILE, description | {"numTraining": len(self._made)})
         return Written(len(self._made), tuple(removed))
 
@@ -152,6 +155,6 @@ class RawFolder:
                 yield from sorted((self.path / name).iterdir())
 
     def _files(self, case: str) -> list[Path]:
-        """Return the images, then the label."""
+        """Return the files of a case: the images, then the label."""
         images = [self.path / IMAGES / f"{case}_{number:04d}{ENDING}" for number in range(self._channels)]
         return [*images, self.path / LABELS / f"{case}{ENDING}"]

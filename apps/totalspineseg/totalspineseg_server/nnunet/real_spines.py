@@ -1,7 +1,7 @@
-"""Use scans of people as training patches of the starter weights: read, resample and vary them.
+"""Read, resample and vary scans of people, as training patches for the starter weights.
 
 Most labels of people are partial. A case has two readings of every voxel: what it is, and what else it may be. A region
-is trained where both agree on it, so that a canal trains the canal but not the cord inside.
+is trained where both agree on it: a labeled canal, for example, trains the canal, but not the cord inside.
 """
 
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ Spacing = tuple[float, float, float]
 SUFFIX: Final = ".npz"
 _PARTS: Final = ("image", "labels", "second", "spacing_mm")
 _ZOOM: Final = (0.88, 1.14)
-"""Zoom: from small to tall adults."""
+"""Range of the zoom: from small to tall adults."""
 _STRETCH: Final = (0.94, 1.06)
 """Further zoom of each axis: narrow and wide, flat and high bodies."""
 _TILT_DEG: Final = 7.0
@@ -67,7 +67,7 @@ class RealSpine:
             path: A file of ``save_case``.
 
         Raises:
-            TrainingError: The file is no such case.
+            TrainingError: The file is not such a case.
         """
         try:
             with np.load(path, allow_pickle=False) as parts:
@@ -83,7 +83,7 @@ class RealSpine:
 
     @property
     def affine(self) -> NDArray[np.float64]:
-        """Voxel -> mm; the position in the scanner is not kept."""
+        """The affine, voxel -> mm; the position in the scanner is not kept."""
         return np.diag([*self.spacing_mm, 1.0])
 
     @property
@@ -154,7 +154,7 @@ def draw_pose(rng: np.random.Generator, case: RealSpine, spacing_mm: Spacing) ->
 
 
 def vary_scan(rng: np.random.Generator, image: Image, spacing_mm: Spacing, strength: float) -> Image:
-    """Return an image as another scanner might have made it: slices, blur, coil, gray scale and noise.
+    """Return an image as another scanner might have made it, with other slices, blur, coil, gray scale and noise.
 
     Args:
         rng: Source of all randomness.

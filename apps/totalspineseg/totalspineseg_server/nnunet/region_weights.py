@@ -8,11 +8,11 @@ import torch
 from totalspineseg_server.nnunet.targets import REGIONS, Step, region_masks
 
 UNTOUCHED_WEIGHT: Final = 0.1
-"""Weight of a structure that a label has as the parent predicted it. With full weight the parent's errors would be
-trained as truth; with a tenth the network keeps to it where nothing else is known."""
+"""Weight of a structure that was left as the parent predicted it. With full weight the parent's errors would be learned
+as truth; with a tenth the network keeps to the prediction where nothing else is known."""
 RIM_MM: Final = 3.0
-"""How far from a structure its border may truly be. If its surroundings counted fully as background and the structure
-only a tenth, every doubtful voxel would become background, and the structure would shrink."""
+"""How far the true border may be from the labeled one. If the surroundings counted fully as background and the
+structure only a tenth, every doubtful voxel would become background, and the structure would shrink."""
 
 Rim = tuple[int, int, int]
 
@@ -30,9 +30,9 @@ def rim_of(spacing_mm: Sequence[float]) -> Rim:
 def region_weights(classes: torch.Tensor, untouched: torch.Tensor, step: Step, rim: Rim) -> torch.Tensor:
     """Return the weight of each voxel for each region.
 
-    An untouched structure has less weight in its own voxels, for every region, because its name is also the
-    prediction's, and for its own regions also around it. Around a structure of the same region that a reader drew, the
-    weight is full: the border of a canal that was drawn is known, whether or not the cord inside is untouched.
+    An untouched structure has less weight in its own voxels, for every region (because its name, too, is the
+    prediction's), and for its own regions also around it. Around a structure of the same region that a reader drew, the
+    weight is full: the border of a drawn canal is known, even if the cord inside is untouched.
 
     Args:
         classes: (A, B, C) uint8 of the step. Not modified.

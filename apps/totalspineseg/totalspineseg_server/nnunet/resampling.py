@@ -1,4 +1,4 @@
-"""Resample linearly between the 1 mm grid and the plans' spacing, whole arrays or only the part that matters.
+"""Resample linearly between the 1 mm grid and the plans' spacing: whole arrays, or only the part that matters.
 
 Both grids cover the same box; the first and last voxels are extended outward. Each axis is multiplied by a matrix with
 two weights in each column, which is mostly zeros but still four times faster than gathering neighbors.
@@ -56,10 +56,10 @@ def nearest(codes: LabelArray, shape: Sequence[int]) -> LabelArray:
 
 
 def resample_above(image: torch.Tensor, shape: Shape, threshold: float = 0.0) -> tuple[torch.Tensor, Box] | None:
-    """Resample only the box outside of which no value is above a threshold; see ``resample``.
+    """Resample only the box that contains all values above a threshold; see ``resample``.
 
-    A linear interpolation is above a value only if one of its neighbors is, so most of the work for small structures
-    can be left out without changing the values above it.
+    An interpolated value is above the threshold only if a neighbor is, so most of the work for small structures can be
+    left out without changing any value above the threshold.
 
     Args:
         image: (A, B, C) float32. Not modified.
@@ -97,7 +97,7 @@ def _neighbors(before: int, after: int) -> tuple[torch.Tensor, torch.Tensor, tor
 
 
 def _resample_box(image: torch.Tensor, shape: Shape, box: Box) -> torch.Tensor:
-    """Return the box of the resampled image, resampling the axes that shrink most first to save work."""
+    """Return the box of the resampled image; axes that shrink most are resampled first to save work."""
     sizes = [(axis - 3, image.shape[axis - 3], shape[axis], box[axis]) for axis in range(3)]
     for axis, before, after, part in sorted(sizes, key=lambda size: (size[3].stop - size[3].start) / size[1]):
         if before == after:

@@ -42,7 +42,7 @@ def require(device: str, runtime: Runtime) -> None:
 
 
 def with_runtime(version: str, runtime: Runtime) -> str:
-    """Return the version of the weights with the runtime unless it is PyTorch ("starter-1a2b3c4d@openvino-2026.4.1").
+    """Return the version of the weights; a runtime other than PyTorch is added ("starter-1a2b3c4d@openvino-2026.4.1").
 
     Other releases may round differently, so runs over many machines must have the same runtime.
     """
@@ -60,7 +60,7 @@ def resolve_device(device: str, runtime: Runtime = "torch") -> "torch.device":
     Raises:
         ValueError: The name is unknown, there is no such device, or the runtime cannot use it.
     """
-    # Import here, so that the command line's help need not wait for it.
+    # Import PyTorch here, so that the command line's help need not wait for it.
     import torch
 
     if device == "auto":

@@ -21,7 +21,8 @@ BIDS_SUBJECT: Final = re.compile(r"sub-[A-Za-z0-9]+")
 
 
 def subjects_of(dataset: Path) -> dict[str, str]:
-    """Return case -> subject of a raw dataset; a case without a recorded subject goes by its BIDS name, else by itself.
+    """Return case -> subject of a raw dataset. If no subject is recorded, it is the case's BIDS subject, or else the
+    case.
 
     Raises:
         StorageError: The record of its cases is damaged.

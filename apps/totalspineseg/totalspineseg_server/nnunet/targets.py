@@ -1,4 +1,4 @@
-"""Make the training targets of both networks: step classes and regions from maps of output codes."""
+"""Make the training targets of both networks from maps of output codes: step classes and regions."""
 
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final, Literal
@@ -71,7 +71,7 @@ def step_table(step: int, *, swapped: bool = False, uneven_thoracic: bool = Fals
 
 
 def thoracic_is_uneven(codes: LabelArray) -> bool:
-    """Return whether the column has 11 or 13 thoracic vertebrae, so that lumbar parity differs from the table's.
+    """Return whether the column has 11 or 13 thoracic vertebrae, so that odd and even lumbar vertebrae are exchanged.
 
     A vertebra that may be missing because nobody checked does not count.
     """
@@ -95,7 +95,7 @@ def present_codes(codes: LabelArray) -> frozenset[int]:
 
 
 def look_up(codes: LabelArray, table: Mapping[int, int]) -> LabelArray:
-    """Replace each value by that of ``table``, or by 0 if it has none."""
+    """Return the map with each value replaced by that in ``table``, or by 0 if the table has none."""
     values = np.zeros(TABLE_SIZE, dtype=np.uint8)
     for code, value in table.items():
         values[code] = value
@@ -143,7 +143,7 @@ def region_shares(classes: torch.Tensor, step: Step, fine: tuple[int, int, int] 
 
 
 def exchanged() -> list[int]:
-    """Return the indices in step 2's ``region_shares`` of the regions after odd and even vertebrae are exchanged."""
+    """Return the order of the regions in step 2's ``region_shares`` after odd and even vertebrae are exchanged."""
     places = {frozenset(classes): place for place, classes in enumerate(STEP2_REGIONS.values())}
     other = [places[frozenset(map(_other_parity, classes))] for classes in STEP2_REGIONS.values()]
     return [*other, len(other)]

@@ -5,7 +5,7 @@ from torch import nn
 
 
 class Teacher:
-    """A network before the training.
+    """The network from which a training began.
 
     Args:
         network: Frozen, in evaluation mode, on the training's device.
@@ -13,7 +13,7 @@ class Teacher:
 
     Source:
         Li and Hoiem, Learning without Forgetting, ECCV 2016; here on replayed patches, whose truth is known, too. With
-        the truth alone every outline would change a little, because a few dozen spines are soon learned by heart.
+        the truth alone every outline would shift a little, because a few dozen spines are soon learned by heart.
     """
 
     def __init__(self, network: nn.Module, share: float) -> None:
@@ -25,7 +25,7 @@ class Teacher:
         Args:
             channels: Channels of a batch, (N, C, ...). Not modified.
             target: See ``targets.region_shares``; (N, R + 1, ...). Not modified.
-            chosen: Patches to mix, bool (N,); the others keep their truth.
+            chosen: Patches to mix, bool (N,); the others keep their target.
 
         Returns:
             Targets of the same shape and type; voxels that nobody checked stay so.

@@ -25,7 +25,8 @@ PEAK: Final = 10.0
 
 @lru_cache(maxsize=4)
 def gaussian_weights(patch: Shape) -> torch.Tensor:
-    """Return the weights of a tile: ``PEAK`` at the center, never 0, rounded as in nnU-Net; do not modify them."""
+    """Return the weights of a tile: ``PEAK`` at the center, never 0, rounded as in nnU-Net. Do not modify the
+    result."""
     impulse = np.zeros(patch)
     impulse[tuple(n // 2 for n in patch)] = 1
     weights = ndimage.gaussian_filter(impulse, [n * SIGMA_SCALE for n in patch], mode="constant", cval=0)
@@ -74,7 +75,7 @@ def sliding_logits(
         regions: R, number of output channels.
         step: Distance of neighboring tiles, as a share of a tile.
         compute: Device of the network.
-        sums: Device of the sums; the CPU if the GPU is too small for them.
+        sums: Device of the sums: the CPU if they do not fit on the GPU.
         autocast: Whether to compute in half precision where that is safe (on a GPU).
 
     Returns:

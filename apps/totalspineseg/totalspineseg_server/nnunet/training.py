@@ -1,4 +1,4 @@
-"""Parts of a training step that all trainings share: loss over regions, pseudo Dice, learning rate."""
+"""Compute what all trainings share: the loss over regions, pseudo Dice, the learning rate."""
 
 import math
 from collections.abc import Sequence
@@ -12,13 +12,14 @@ from torch.nn.functional import avg_pool3d
 from totalspineseg_server.nnunet.targets import REGIONS
 
 SMOOTH: Final = 1.0
-"""Voxels; a region that is in neither truth nor prediction then has Dice 1, and a single wrong voxel halves it."""
+"""Voxels added to both sides of the Dice: a region that is in neither truth nor prediction then has Dice 1, and a
+single wrong voxel halves it."""
 HALF: Final = 0.5
-"""Share of a voxel above which it belongs to a region, like a logit above 0."""
+"""A voxel belongs to a region that fills more than this share of it, as a logit above 0 says."""
 GRADIENT_NORM: Final = 12.0
-"""Largest norm of the gradient (nnU-Net's value), so that one odd patch does not undo the rest."""
+"""Largest norm of the gradient (nnU-Net's value), so that a single odd patch does not undo the rest."""
 FULL_SHARE: Final = 0.02
-"""Rate at the end, relative to its peak."""
+"""Learning rate at the end, relative to its peak."""
 USUAL_RATE: Final = 0.009
 """Highest learning rate of a fine-tuning relative to the usual size of a convolution's weights: 8e-4 and 1e-3 for the
 starter weights, for which it was chosen (decision 16)."""
@@ -60,10 +61,10 @@ def region_loss(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
         become 3. A region out of view counts only in the cross-entropy, because its Dice would suppress rare landmarks.
         For parts of other regions (landmark discs, odd and even vertebrae) the cross-entropy counts once more, within
         structures only: averaged over the whole patch, a wrong landmark would have nearly no effect. A region is in
-        view if it fills half of a voxel somewhere, so that a ``Teacher``'s faint doubt everywhere is no structure. Sums
-        are divided by the count without weights, and a region's Dice, which does not change if all of its voxels have
-        less weight, is multiplied by the mean weight of its truth: otherwise a structure of little weight would have
-        the full effect where it is alone.
+        view if it fills half of a voxel somewhere: the faint doubt of a ``Teacher``, which is everywhere, is not a
+        structure. Sums are divided by the count without weights. A region's Dice does not change if all of its voxels
+        have less weight, so it is multiplied by the mean weight of its truth: otherwise a structure of little weight
+        would have the full effect where it is alone.
     """
     truth, known = (part.to(logits.dtype) for part in truth_and_known(target, logits.shape[1]))
     every = torch.nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")
@@ -86,7 +87,7 @@ def region_loss(logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor
 
 @cache
 def inner_regions(count: int) -> list[int]:
-    """Return the channels of regions that are part of another region, in the step with ``count`` regions."""
+    """Return the channels of regions that are parts of another region, for the step with ``count`` regions."""
     for regions in REGIONS.values():
         if len(regions) == count:
             classes = [set(values) for values in regions.values()]
@@ -112,7 +113,8 @@ def deep_loss(logits: Sequence[torch.Tensor], target: torch.Tensor, weight: torc
     Returns:
         Scalar loss.
 
-    Source: nnU-Net's deep supervision; here targets are shares, averaged for coarser levels, as the weights are.
+    Source: nnU-Net's deep supervision; here targets are shares, and both targets and weights are averaged for coarser
+    levels.
     """
     weights = [0.5**k for k in range(max(1, len(logits) - 1))]
     total = logits[0].new_zeros(())
@@ -155,7 +157,7 @@ def learning_rate(iteration: float, *, total: float, warmup: float, peak: float)
 
 
 def computes_in_half(device: torch.device) -> bool:
-    """Return whether a training runs in bfloat16: on devices that compute in it directly, where it is faster.
+    """Return whether a training runs in bfloat16: it does on devices that compute in it directly and so are faster.
 
     On a CPU with AVX512_BF16 a pass takes 0.55 of the time; on one that emulates it, it would take longer. Weights,
     loss and optimizer stay float32; float16 would need scaled gradients.

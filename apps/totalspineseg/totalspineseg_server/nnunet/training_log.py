@@ -14,9 +14,9 @@ TEXT_FILE: Final = "log.txt"
 CURVES_FILE: Final = "curves.png"
 EVENTS_DIR: Final = "tensorboard"
 MARGIN: Final = 0.03
-"""Extra range of the Dice axis beyond 0 and 1, so that missed regions are visible."""
+"""How far the Dice axis extends beyond 0 and 1, so that missed regions are visible."""
 NOTHING, MISSED = "-", "0.00 (missed)"
-"""Text for the two kinds of zero: the region is in neither truth nor prediction, or it was present and not found."""
+"""Texts for a region that is in neither truth nor prediction, and for one that was present and not found."""
 
 
 def dice_text(dice: Mapping[str, float]) -> str:
@@ -31,10 +31,10 @@ def _number(value: float) -> str:
 
 
 class TrainingLog:
-    """Appends to the logs of one step's training; every line is synced, so that a kill loses nothing.
+    """Appends to the logs of one step's training. Every line is written to disk at once, so that a kill loses nothing.
 
     Args:
-        folder: Folder of the logs; made when missing. A resumed training continues them.
+        folder: Folder of the logs; it is made if it is missing. A resumed training continues them.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -59,7 +59,7 @@ class TrainingLog:
 
     def draw(self) -> None:
         """Write the curves as a PNG and as TensorBoard events; nothing if there is no epoch yet."""
-        # An iteration that was repeated after an interruption counts as in its last repetition.
+        # If an iteration was repeated after an interruption, its last values count.
         by_iteration = {event["iteration"]: event for event in self.events() if "dice" in event}
         epochs = [by_iteration[iteration] for iteration in sorted(by_iteration)]
         if epochs:
@@ -80,7 +80,7 @@ def _plain(value: Any) -> Any:
 def _draw_curves(epochs: list[dict[str, Any]], path: Path) -> None:
     import matplotlib
 
-    # Keep styles that other libraries have set in this process out of this picture.
+    # Other libraries may have set styles in this process, which this picture must not use.
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         _draw_figure(epochs, path)
@@ -95,7 +95,7 @@ def _draw_figure(epochs: list[dict[str, Any]], path: Path) -> None:
     FigureCanvasAgg(figure)
     upper, lower = figure.subplots(2, 1, sharex=True)
     at = [event["iteration"] for event in epochs]
-    # Dots, because a run with one report, or a region that is rarely in view, has no line.
+    # Dots are drawn, because a run with one report, or a region that is rarely in view, has no line.
     dots: dict[str, Any] = {"marker": "o", "markersize": 3}
     losses = [event["loss"] for event in epochs]
     upper.plot(at, [math.nan if loss is None else loss for loss in losses], color="black", **dots)

@@ -1,17 +1,18 @@
-"""Read and write the file beside a network's plans with the trust in its classes."""
+"""Read and write the file beside a network's plans that says how far its classes are trusted."""
 
 from pathlib import Path
 from typing import Final
 
 from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.files import load_json, write_json
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.trust import UNMEASURED, Trust, trust_from_json
 
 TRUST_FILE: Final = "trust.json"
 
 
 def read_trust(folder: Path) -> Trust:
-    """Return the trust in a model's classes.
+    """Return how far a model's classes are trusted.
 
     Args:
         folder: Folder with plans.json.
@@ -26,14 +27,14 @@ def read_trust(folder: Path) -> Trust:
     if not path.exists():
         return UNMEASURED
     try:
-        content = load_json(path, "Run 'totalspineseg calibrate' again, or delete it.")
+        content = load_json(path, f"Run '{COMMAND} calibrate' again, or delete it.")
     except StorageError as error:
         raise WeightsError(str(error)) from error
     return trust_from_json(content, source=TRUST_FILE)
 
 
 def write_trust(folder: Path, trust: Trust) -> None:
-    """Write the trust in one step; running servers use it from their next request on.
+    """Write the file in one step; running servers use it from their next request on.
 
     Raises:
         StorageError: It cannot be written.

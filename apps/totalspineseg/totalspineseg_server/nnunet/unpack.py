@@ -11,7 +11,8 @@ from totalspineseg_server.zips import MAX_RATIO, open_archive
 WANTED: Final = re.compile(r"plans\.json|dataset\.json|trust\.json|fold_(?:\d+|all)/checkpoint_(?:final|best)\.pth")
 """Files of a model folder; all others are not extracted."""
 MAX_TOTAL_BYTES: Final = 8 << 30
-"""Bytes of the extracted files; two official checkpoints with their optimizer's state are well below."""
+"""Largest size of all extracted files together; two official checkpoints with their optimizer's state are well
+below."""
 
 
 def unpack_model(archive: Path, target: Path) -> None:

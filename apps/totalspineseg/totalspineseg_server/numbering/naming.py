@@ -106,6 +106,11 @@ def name_map(
         return fill_canal(labels), numbering
 
 
+def step_of(raw: AnyArray) -> Step:
+    """Return the step of a raw map: step 2 has more classes, and its canal and cord have values that step 1 lacks."""
+    return 2 if raw.max() > max(member.value for member in Step1) else 1
+
+
 def require_met(numbering: Numbering | None) -> None:
     """Check that every pin named something.
 

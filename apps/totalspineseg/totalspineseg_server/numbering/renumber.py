@@ -125,7 +125,7 @@ def renumber(
         levels would get one name or change places, or a renamed one would not get its new name.
     """
     wanted = {code: code for code in (C1, SACRUM) if named.step == 2} | dict(renamed)
-    pins = [pin for old, new in wanted.items() if (pin := _pin(named, old, new)) is not None]
+    pins = [pin for old, new in wanted.items() if (pin := pin_of(named, old, new)) is not None]
     codes, numbering = name_map(named.raw, named.step, pins=pins, localizer=localizer, trust=named.trust)
     if numbering is None:
         return None
@@ -154,7 +154,7 @@ def _in_order(names: Mapping[int, int]) -> bool:
     return all(upper < lower for upper, lower in pairwise(new))
 
 
-def _pin(named: NamedMap, old: int, new: int) -> Pin | None:
+def pin_of(named: NamedMap, old: int, new: int) -> Pin | None:
     """Return the new name at the middle of what has the old one; None where there is hardly any of it."""
     where = np.argwhere(named.labels == old)
     if len(where) < RENAMED_VOXELS:

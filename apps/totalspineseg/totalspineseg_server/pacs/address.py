@@ -1,4 +1,4 @@
-"""Address of a DICOMweb server, and the paths of it that may be requested."""
+"""Know the address of the DICOMweb server, and which of its paths may be requested."""
 
 import re
 from dataclasses import dataclass
@@ -15,13 +15,15 @@ from totalspineseg_server.errors import TotalSpineSegError
 Service = Literal["qido", "wado", "stow"]
 
 PARALLEL_CALLS: Final = 32
-"""Maximum simultaneous calls; a viewer asks for some twenty frames at once."""
+"""Largest number of simultaneous calls; a viewer asks for some twenty frames at once."""
 TIMEOUT_SECONDS: Final = (30.0, 300.0)
-"""Time limits to connect, and between two pieces of the answer: a PACS may fetch from tape, and machines are busy."""
+"""Time limits for connecting, and for the next piece of an answer: a PACS may fetch from tape, and machines may be
+busy."""
 ROOMS: Final = ("studies", "series", "instances")
-"""Every DICOMweb resource starts with one of these."""
+"""First parts of the paths of DICOMweb resources."""
 SEGMENT: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z.,_-]{0,511}")
-"""UIDs, frame lists, tags and the words between them; nothing that could climb, hide or name a host."""
+"""Pattern of one part of a path: a UID, a list of frames, a tag or a word. It allows no "..", no hidden names and no
+host."""
 UID: Final = re.compile(r"[0-9]+(\.[0-9]+)*")
 MAX_UID_CHARACTERS: Final = 64
 
@@ -36,9 +38,9 @@ class Address:
 
     Attributes:
         base: Its address without a slash at the end.
-        qido: Prefix of searches, without slashes around it; empty for none.
-        wado: Prefix of retrieval.
-        stow: Prefix of storage.
+        qido: Prefix of the paths for searches, without slashes around it; empty for none.
+        wado: Prefix of the paths for retrieval.
+        stow: Prefix of the paths for storage.
     """
 
     base: str
@@ -50,7 +52,7 @@ class Address:
         """Return the address of a resource.
 
         Args:
-            service: Service that is asked for it.
+            service: DICOMweb service that is used.
             path: Path without the query, such as ``studies/1.2.3/series``.
 
         Raises:
@@ -61,10 +63,10 @@ class Address:
 
 
 def resource(path: str) -> str:
-    """Return a path that can only name a resource of the server it is requested from.
+    """Return a path if it can only name a resource of the server from which it is requested.
 
     Raises:
-        PathError: The path could name anything else.
+        PathError: The path could name something else.
     """
     parts = path.strip("/").split("/")
     if parts[0] not in ROOMS or not all(SEGMENT.fullmatch(part) and ".." not in part for part in parts):
@@ -78,7 +80,7 @@ def is_uid(text: str) -> bool:
 
 
 class _Patience(HTTPAdapter):  # type: ignore[misc]
-    """Adapter that limits how long it waits for an answer; a plain session waits forever."""
+    """Adapter that waits for an answer only for a limited time; a plain session waits forever."""
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         return super().send(request, **{**options, "timeout": options.get("timeout") or TIMEOUT_SECONDS})
@@ -115,13 +117,14 @@ def make_client(address: Address, session: requests.Session) -> DICOMwebClient:
         wado_url_prefix=address.wado or None,
         stow_url_prefix=address.stow or None,
     )
-    # Retries would try five times, and then raise an error that nobody takes for the server's.
+    # With retries, the client would try five times, and then raise an error that does not show that the server is the
+    # cause.
     client.set_http_retry_params(retry=False)
     return client
 
 
 DEFAULT_FILTER: Final = {"Modality": "MR"}
-"""Filter for the series that are images; the host's own default is CT."""
+"""Filter for the series that are images; MONAI Label's own default is CT."""
 FILTER_SETTING: Final = "MONAI_LABEL_DICOMWEB_SEARCH_FILTER"
 
 
@@ -145,11 +148,11 @@ def configured_client() -> DICOMwebClient:
 
 
 def configured_filter() -> dict[str, Any]:
-    """Return the filter for series that are images: the owner's, else MR."""
+    """Return the filter for series that are images: the configured one, else MR."""
     return dict(getattr(settings, FILTER_SETTING))
 
 
 def set_default_filter() -> None:
-    """List MR unless the owner configured a filter; set it before other processes get the settings."""
+    """Set the filter to MR unless one is configured; this comes before other processes get the settings."""
     if FILTER_SETTING not in settings.model_fields_set:
         setattr(settings, FILTER_SETTING, dict(DEFAULT_FILTER))

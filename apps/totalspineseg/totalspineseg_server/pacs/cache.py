@@ -1,4 +1,5 @@
-"""Limit the disk space of fetched series: the least recently used go first, never one that is needed or being read."""
+"""Limit the disk space of fetched series: the least recently used are removed first, but none that is needed or in
+use."""
 
 import logging
 import os
@@ -11,9 +12,9 @@ from typing import Final
 logger = logging.getLogger(__name__)
 
 MAX_GB: Final = 50.0
-"""Default disk space, some thousand series; a removed series is fetched again when it is needed."""
+"""Default disk space, enough for some thousand series; a removed series is fetched again when it is needed."""
 IN_USE_SECONDS: Final = 3600.0
-"""Time after a request during which a series may still be read; a long queue takes half an hour."""
+"""How long after a request a series may still be read; a long queue takes half an hour."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class CachedSeries:
 
 
 def mark_used(file: Path) -> bool:
-    """Record that a series is used now, as its volume's access time; return False when the volume does not exist."""
+    """Record that a series is used now, in the access time of its volume; return False if the volume does not exist."""
     try:
         os.utime(file, ns=(time.time_ns(), file.stat().st_mtime_ns))
     except FileNotFoundError:
@@ -43,7 +44,7 @@ def mark_used(file: Path) -> bool:
 
 
 def is_in_use(file: Path) -> bool:
-    """Return whether a series was requested so lately that it may still be read."""
+    """Return whether a series was requested so recently that it may still be read."""
     return time.time() - file.stat().st_atime < IN_USE_SECONDS
 
 
@@ -51,7 +52,7 @@ def measure(volumes: Iterable[Path], folder: Path) -> tuple[CachedSeries, ...]:
     """Return the size and last use of fetched series.
 
     Args:
-        volumes: Their volumes, ``<uid>.nii``; those that are gone are left out.
+        volumes: Their volumes, ``<uid>.nii``; missing ones are left out.
         folder: Folder of their DICOM files, ``<uid>/*``.
     """
     cached = []

@@ -4,8 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from monailabel.config import settings
-
+from totalspineseg_server.anatomy import CODE_OF
+from totalspineseg_server.corrections.displayed_corrections import UNCONFIRMED, DisplayedCorrections
 from totalspineseg_server.corrections.history import PACS_DIR
 from totalspineseg_server.corrections.wire import from_wire
 from totalspineseg_server.dicom.seg_writer import write_seg
@@ -20,7 +20,11 @@ NO_MODEL: Final = "none"
 
 
 def pacs_datastore(
-    root: Path, *, is_needed: Callable[[str], bool] = lambda series: False, cache_gb: float = MAX_GB
+    root: Path,
+    *,
+    is_needed: Callable[[str], bool] = lambda series: False,
+    cache_gb: float = MAX_GB,
+    corrections: DisplayedCorrections | None = None,
 ) -> PacsDatastore:
     """Return the datastore of the configured PACS.
 
@@ -28,6 +32,7 @@ def pacs_datastore(
         root: Folder of the history of these studies.
         is_needed: Whether a fetched series must stay, however much disk space it takes.
         cache_gb: Disk space for all fetched series, GB.
+        corrections: The corrections that clients are shown.
     """
     client = configured_client()
 
@@ -43,6 +48,7 @@ def pacs_datastore(
             model=str(prediction.get("model", NO_MODEL)),
             version=", ".join(sorted(set(dict(prediction.get("versions", {})).values()))) or NO_MODEL,
             corrected_by=str(info.get("user", "")),
+            marked=[CODE_OF[name] for name in info.get(UNCONFIRMED) or ()],
         )
         client.store_instances([seg])
 
@@ -53,6 +59,6 @@ def pacs_datastore(
         publisher=publish,
         is_needed=is_needed,
         cache_gb=cache_gb,
-        read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+        corrections=corrections,
     )
     return store

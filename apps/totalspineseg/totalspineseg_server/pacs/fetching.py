@@ -16,19 +16,19 @@ from totalspineseg_server.pacs.found_series import Series
 def downloaded(client: DICOMwebClient, series: Series, below: Path) -> Iterator[Path]:
     """Write all instances of a series to a new folder with a temporary name.
 
-    Whoever wants to keep the folder renames it; otherwise it is removed in the end, whatever happens.
+    The caller may rename the folder to keep it; otherwise it is removed in the end, whatever happens.
 
     Args:
         client: The PACS.
         series: The series.
-        below: Folder to make the new one in; made when missing.
+        below: Folder in which the new one is made; it is made, too, if it is missing.
 
     Yields:
-        The new folder, whole.
+        The new folder with all instances.
 
     Raises:
-        requests.RequestException: The PACS did not give the series.
-        ImageError: An instance of the series is no DICOM file.
+        requests.RequestException: The PACS did not send the series.
+        ImageError: An instance of the series is not a DICOM file.
         StorageError: The series could not be written.
     """
     instances = sorted(
@@ -42,7 +42,7 @@ def downloaded(client: DICOMwebClient, series: Series, below: Path) -> Iterator[
 
 
 def _write(instance: Dataset, path: Path) -> None:
-    """Write one instance; pydicom raises many types for one that lacks what every file needs."""
+    """Write one instance; pydicom raises errors of many types if it lacks what every file needs."""
     try:
         instance.save_as(path, write_like_original=False)
     except (OSError, MemoryError):

@@ -16,14 +16,14 @@ from totalspineseg_server.dicom.seg_writer import MANUFACTURER
 logger = logging.getLogger(__name__)
 
 PAGE: Final = 200
-"""Series in one request; servers limit how many they return at once."""
+"""Number of series in one request; servers limit how many they return at once."""
 MAX_SERIES: Final = 20000
-"""Maximum number of series; a server that ignores ``offset`` would otherwise be asked forever."""
+"""Largest number of series; a server that ignores ``offset`` would otherwise be asked forever."""
 FIELDS: Final = ("SeriesDescription", "NumberOfSeriesRelatedInstances", "StudyDate", "StudyTime", "PatientID")
 LOCALIZER: Final = re.compile(
     r"(?<![a-z])(loc|locali[sz]ers?|scout|survey|topogram|3[- ]?planes?)(?![a-z])", re.IGNORECASE
 )
-"""Descriptions of series that only show where the others lie."""
+"""Pattern of the descriptions of localizers, series that only show where the others lie."""
 INFO_FIELDS: Final = ("StudyDate", "StudyTime", "Modality", "PatientID", "StudyInstanceUID")
 """Fields that OHIF shows of the next sample."""
 
@@ -37,7 +37,7 @@ class Series:
         study: Study instance UID.
         info: Fields that clients show.
         localizer: Whether its description says that it is a localizer.
-        instances: Number of its instances; 0 where the server does not report it.
+        instances: Number of its instances; 0 if the server does not report it.
     """
 
     uid: str
@@ -55,7 +55,7 @@ def find_series(client: DICOMwebClient, filters: Mapping[str, Any]) -> tuple[Ser
         filters: For example ``{"Modality": "MR"}``.
 
     Returns:
-        Each series once, in the server's order; none when nothing matches.
+        Each series once, in the server's order; none if nothing matches.
     """
     found: dict[str, Series] = {}
     for offset in range(0, MAX_SERIES, PAGE):
@@ -93,7 +93,7 @@ def patient_of(series: str, info: Mapping[str, Any]) -> str:
     """Return an anonymous id of a series' patient.
 
     Args:
-        series: Its UID, used in place of the patient where nothing else is known.
+        series: Its UID, which is used in place of the patient if nothing else is known.
         info: Information about the series.
     """
     patient = str(info.get("PatientID") or info.get("StudyInstanceUID") or series)
@@ -101,10 +101,11 @@ def patient_of(series: str, info: Mapping[str, Any]) -> str:
 
 
 def image_series(reference: SegReference) -> str:
-    """Return the series a segmentation was drawn on; empty where it names none, or several."""
+    """Return the series on which a segmentation was drawn; empty if it names none, or several."""
     return reference.referenced_series[0] if len(reference.referenced_series) == 1 else ""
 
 
 def is_own(reference: SegReference) -> bool:
-    """Return whether this server wrote the segmentation; a viewer that changes it writes a new one in its own name."""
+    """Return whether this server wrote the segmentation; a viewer that changes it writes a new one under its own
+    name."""
     return reference.manufacturer == MANUFACTURER

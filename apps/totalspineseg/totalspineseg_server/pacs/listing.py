@@ -1,4 +1,4 @@
-"""List the series of the PACS that are offered as images, as of a moment ago."""
+"""List the series of the PACS that are offered as images; the list is at most some minutes old."""
 
 import logging
 import threading
@@ -14,17 +14,17 @@ from totalspineseg_server.pacs.found_series import Series, find_series
 logger = logging.getLogger(__name__)
 
 FRESH_SECONDS: Final = 10.0
-"""Minimum age of a list before it is read again; a client asks for it several times in a row."""
+"""Smallest age at which a list is read again; a client asks for it several times in a row."""
 REST: Final = 20
-"""Age of a list before it is read again, as a multiple of its reading time, which is seconds for a large PACS."""
+"""Age at which a list is read again, as a multiple of the time that reading took, which is seconds for a large PACS."""
 MAX_FRESH_SECONDS: Final = 300.0
-"""Maximum age of a list."""
+"""Largest age of a list."""
 MIN_SLICES: Final = 3
-"""Minimum number of instances. Fewer are a localizer or a screenshot, unless one instance holds many frames."""
+"""Smallest number of instances. Fewer are a localizer or a screenshot, unless one instance has many frames."""
 
 
 class Listing:
-    """The series of a PACS that match, read again when the list is too old; the allowed age depends on the reading
+    """The series of a PACS that match a filter. The list is read again when it is too old, which depends on the reading
     time.
 
     Args:
@@ -57,7 +57,7 @@ class Listing:
         return found
 
     def _asked(self) -> tuple[float, dict[str, Series] | requests.RequestException]:
-        """Return the time and the answer of the PACS, or its failure, so that waiting requests need not ask again."""
+        """Return the answer of the PACS, or its failure, with the time, so that waiting requests need not ask again."""
         found: dict[str, Series] | requests.RequestException
         started, self._fresh_seconds = time.monotonic(), FRESH_SECONDS
         try:
@@ -68,10 +68,10 @@ class Listing:
         return time.monotonic(), found
 
     def find(self, uid: str) -> Series | None:
-        """Return a series that matches; one that is not listed is requested alone and added to the list.
+        """Return a series that matches; if it is not listed, the PACS is asked for it, and it is added to the list.
 
         Returns:
-            None when there is none.
+            None if there is none.
 
         Raises:
             requests.RequestException: The PACS did not answer.
@@ -79,10 +79,10 @@ class Listing:
         return self.all().get(uid) or self._ask_alone(uid)
 
     def now(self, uid: str) -> Series | None:
-        """Return a listed series as it is now, because it may still grow while a large list is not read again.
+        """Return a listed series as it is now: it may still be growing, and a large list is not read again soon.
 
         Returns:
-            None when it is not on the list.
+            None if it is not on the list.
 
         Raises:
             requests.RequestException: The PACS did not answer.
@@ -93,7 +93,7 @@ class Listing:
             old = time.monotonic() - max(listed, self._asked_alone.get(uid, 0.0)) > FRESH_SECONDS
             if known is None or not old:
                 return known
-            # Other requests need not find out, too, that the PACS does not answer.
+            # Other requests need not find out themselves that the PACS does not answer.
             self._asked_alone[uid] = time.monotonic()
         return self._ask_alone(uid) or known
 
@@ -102,7 +102,7 @@ class Listing:
         found = next((series for series in asked if series.uid == uid), None)
         with self._lock:
             if found is not None and self._listed is not None and isinstance(self._listed[1], dict):
-                # Make a new list: another thread may read the old one at this moment.
+                # Make a new list, because another thread may be reading the old one.
                 self._listed = self._listed[0], {**self._listed[1], uid: found}
         return found
 
@@ -111,11 +111,11 @@ class Listing:
         return {uid: found for uid, found in self.all().items() if self.is_offered(found)}
 
     def is_offered(self, series: Series) -> bool:
-        """Return whether a series is not a localizer and is readable, as far as is known."""
+        """Return whether a series, as far as is known, is readable and not a localizer."""
         return _is_volume(series) and not self.refusal(series)
 
     def changed(self) -> None:
-        """Read the list again next time, because something was stored in the PACS."""
+        """Make the next request read the list again, because something was stored in the PACS."""
         self._listed = None
 
     def refuse(self, series: Series, reason: str) -> None:
@@ -124,7 +124,8 @@ class Listing:
         self._unusable[series.uid] = series.instances, reason
 
     def refusal(self, series: Series) -> str:
-        """Return why a series could not be read; empty once it has more instances, because it was incomplete then."""
+        """Return why a series could not be read; empty once it has more instances, because it may have been
+        incomplete."""
         instances, reason = self._unusable.get(series.uid, (-1, ""))
         return reason if instances == series.instances else ""
 

@@ -23,7 +23,7 @@ PLUGINS: Final = (
 )
 DICOMWEB_ROOT: Final = "/dicom-web/"
 START_SECONDS: Final = 180
-"""Maximum time to start; an Orthanc that answers in a second on a quiet machine may take a minute on a busy one."""
+"""Longest time that a start may take; it takes a second on a quiet machine, and up to a minute on a busy one."""
 PROBE_SECONDS: Final = 10
 STORE_SECONDS: Final = 120
 
@@ -48,7 +48,7 @@ def running_orthanc(folder: Path, port: int) -> Iterator[Orthanc]:
     """Start Orthanc for this machine only, and stop it at the end.
 
     Args:
-        folder: Folder for its configuration, storage and log; made when missing, not removed.
+        folder: Folder for its configuration, storage and log; it is made if it is missing, and not removed.
         port: HTTP port to listen on.
 
     Raises:
@@ -102,11 +102,11 @@ def _configuration(folder: Path, port: int) -> Path:
         "IndexDirectory": str((folder / "storage").resolve()),
         "Plugins": [str(plugin)],
         "HttpPort": port,
-        # There is no option for the address to listen on: requests of other machines are refused instead.
+        # There is no option for the address on which it listens, so requests of other machines are refused instead.
         "RemoteAccessAllowed": False,
         "AuthenticationEnabled": False,
         "DicomServerEnabled": False,
-        # Keep the second export when an annotator exports twice under one UID.
+        # If an annotator exports twice under one UID, keep the second export.
         "OverwriteInstances": True,
         "DicomWeb": {"Enable": True, "Root": DICOMWEB_ROOT, "EnableWado": False},
     }

@@ -1,10 +1,10 @@
-"""Show the PACS to MONAI Label as a datastore: series are images, stored in a folder of this server once needed."""
+"""Show the PACS to MONAI Label as a datastore: series are images, which are fetched into a folder when needed."""
 
 import logging
 import shutil
 import tempfile
 import threading
-from collections import Counter
+import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -13,12 +13,12 @@ from typing import Any, Final
 import requests
 from dicomweb_client import DICOMwebClient
 
-from totalspineseg_server.corrections.datastore import StudiesDatastore
-from totalspineseg_server.corrections.inbox import FINAL_TAG, RENUMBERED
+from totalspineseg_server.corrections.datastore import SpineDatastore
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, RENUMBERED, DisplayedCorrections
 from totalspineseg_server.dicom.headers import read_header
 from totalspineseg_server.dicom.series import read_series
 from totalspineseg_server.errors import ImageError, MemoryShortageError, StorageError, TotalSpineSegError
-from totalspineseg_server.files import move_folder
+from totalspineseg_server.files import copy_file, move_folder, storage_errors
 from totalspineseg_server.locks import NamedLocks
 from totalspineseg_server.pacs.address import is_uid
 from totalspineseg_server.pacs.cache import MAX_GB, excess, is_in_use, mark_used, measure
@@ -31,23 +31,25 @@ logger = logging.getLogger(__name__)
 
 SERIES_DIR: Final = "dicom"
 """Folder of the original DICOM files of each series."""
+VOLUME_ENDING: Final = ".nii"
+"""Ending of a series' volume. Not compressed: the same series must give the same bytes whenever it is fetched."""
 COUNTED: Final = "instances"
-"""Field of a fetched image: how many instances the PACS reported at that time."""
+"""Field of a fetched image with the number of instances that the PACS reported at that time."""
 UNSENT: Final = "unsent"
-"""Field of a finished label: whether it still has to be sent to the PACS."""
+"""Field of a finished label that says whether it still has to be sent to the PACS."""
 
 PASSING: Final = (StorageError, MemoryShortageError)
-"""Faults of this server that a later try may not meet."""
+"""Faults of this server that may be gone at a later try."""
 
 Publisher = Callable[[str, Path, Mapping[str, Any]], None]
 """``publish(series, file, info)``: store a finished label (wire ids) in the PACS."""
 
 
-class PacsDatastore(StudiesDatastore):
+class PacsDatastore(SpineDatastore):
     """A DICOMweb server as a datastore.
 
-    The host's own class lists CT, keeps its lists for two hours, takes the last segmentation in whatever order the
-    server answers, and names segments by their ordinal.
+    MONAI Label's own class is not used: it lists CT, keeps its lists for two hours, uses the last segmentation in
+    whatever order the server answers, and names segments by their number.
 
     Args:
         client: The PACS.
@@ -56,13 +58,11 @@ class PacsDatastore(StudiesDatastore):
         publisher: Stores a finished label that did not come from the PACS.
         is_needed: Whether a fetched series must stay, however much disk space it takes.
         cache_gb: Disk space for all fetched series, GB.
-        read_only: Whether labels are refused.
+        corrections: See ``SpineDatastore``.
 
     Attributes:
         submitting: Locks for segmentations that become submissions, by instance.
     """
-
-    looks_beyond = False
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class PacsDatastore(StudiesDatastore):
         publisher: Publisher,
         is_needed: Callable[[str], bool] = lambda series: False,
         cache_gb: float = MAX_GB,
-        read_only: bool = False,
+        corrections: DisplayedCorrections | None = None,
     ) -> None:
         self._is_needed = is_needed
         self._max_bytes = cache_gb * 1e9
@@ -83,7 +83,9 @@ class PacsDatastore(StudiesDatastore):
         self._fetching = NamedLocks()
         self.submitting = NamedLocks()
         self._sending = threading.Lock()
-        super().__init__(str(folder), auto_reload=False, read_only=read_only)
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(folder, folder, corrections)
 
     def name(self) -> str:
         """Return the server's address."""
@@ -95,12 +97,12 @@ class PacsDatastore(StudiesDatastore):
         return self._listing.offered()
 
     def offers(self, image_id: str) -> bool:
-        """Return whether a series is offered as an image, even one that reached the PACS a moment ago."""
+        """Return whether a series is offered as an image, even if it reached the PACS only a moment ago."""
         found = self._listing.find(image_id) if is_uid(image_id) else None
         return found is not None and self._listing.is_offered(found)
 
     def study_of(self, image_id: str) -> str:
-        """Return the UID of the study of a series that is listed; "" for another."""
+        """Return the UID of the study of a listed series; "" for other series."""
         found = self._listing.all().get(image_id)
         return "" if found is None else found.study
 
@@ -108,34 +110,15 @@ class PacsDatastore(StudiesDatastore):
         """Return the ids of the images."""
         return list(self.series())
 
-    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Return the images with a finished label."""
-        with self._guard:
-            finished = {uid for uid, entry in self._datastore.objects.items() if FINAL_TAG in entry.labels}
-        return [uid for uid in self.series() if uid in finished]
-
-    def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
-        """Return the images without a finished label."""
-        finished = set(self.get_labeled_images())
-        return [uid for uid in self.series() if uid not in finished]
-
-    def status(self) -> dict[str, Any]:
-        """Return the numbers of images and labels."""
-        # Ask the PACS first, so that nobody waits for the index in the meantime.
-        images, finished = self.list_images(), self.get_labeled_images()
-        with self._guard:
-            tags = Counter(tag for entry in self._datastore.objects.values() for tag in entry.labels)
-        return {"total": len(images), "completed": len(finished), "label_tags": dict(tags)}
-
     def changed(self) -> None:
         """Read the list again next time, because something was stored in the PACS."""
         self._listing.changed()
 
     def get_image_uri(self, image_id: str) -> str:
-        """Return the file of a series, fetched from the PACS when it is not here yet.
+        """Return the file of a series, which is fetched from the PACS if it is not here yet.
 
         Returns:
-            A NIfTI file in the grid of the series; "" when there is no such series.
+            A NIfTI file on the grid of the series; "" if there is no such series.
 
         Raises:
             ImageError: The series is not a volume.
@@ -152,16 +135,16 @@ class PacsDatastore(StudiesDatastore):
 
     def subject(self, image_id: str) -> str:
         """Return an anonymous id of a series' patient, for every series that was needed once or is in the PACS."""
-        info = super().get_image_info(image_id)
+        info = self._records.of(image_id)
         if not info:
-            # The series is not or no longer here: its patient must not count as another one.
+            # The series is not here (anymore), but its patient must not count as another one.
             with suppress(requests.RequestException):
                 found = self._listing.all().get(image_id)
                 info = dict(found.info) if found else {}
         return patient_of(image_id, info)
 
     def put_back(self, image_id: str) -> bool:
-        """Store the finished label of an image in the PACS, too; if the PACS does not take it now, it waits here.
+        """Store the finished label of an image in the PACS, too; if the PACS does not accept it now, it waits here.
 
         Returns:
             Whether the PACS has it.
@@ -177,7 +160,7 @@ class PacsDatastore(StudiesDatastore):
             self._publisher(image_id, Path(file), info)
             unsent = False
         except requests.RequestException as error:
-            logger.warning("the PACS does not take the label of series %s yet: %s", image_id, type(error).__name__)
+            logger.warning("the PACS does not accept the label of series %s yet: %s", image_id, type(error).__name__)
         except TotalSpineSegError as error:
             # What is wrong with the label itself will not change.
             unsent = isinstance(error, PASSING)
@@ -188,12 +171,10 @@ class PacsDatastore(StudiesDatastore):
 
     def waiting(self) -> tuple[str, ...]:
         """Return the images whose finished label still has to be sent to the PACS."""
-        with self._guard:
-            finished = {uid: entry.labels.get(FINAL_TAG) for uid, entry in self._datastore.objects.items()}
-        return tuple(uid for uid, label in finished.items() if label and label.info.get(UNSENT))
+        return tuple(uid for uid in sorted(self._labels.images()) if self.get_label_info(uid, FINAL_TAG).get(UNSENT))
 
     def send_waiting(self) -> None:
-        """Begin to store the labels that wait in the PACS, in the background, unless that is under way."""
+        """Begin to send the waiting labels to the PACS in the background, unless that is under way."""
         if self._sending.acquire(blocking=False):
             threading.Thread(target=self._send_in_background, name="pacs-send", daemon=True).start()
 
@@ -204,7 +185,7 @@ class PacsDatastore(StudiesDatastore):
             self._sending.release()
 
     def send_all(self) -> None:
-        """Store the labels that wait in the PACS, until it does not answer."""
+        """Send the waiting labels to the PACS, as long as it answers."""
         for series in self.waiting():
             try:
                 if not self.put_back(series):
@@ -212,14 +193,15 @@ class PacsDatastore(StudiesDatastore):
             except TotalSpineSegError as error:
                 logger.warning("the label of series %s cannot be stored in the PACS: %s", series, error)
             except Exception:
-                # One label that makes the server fail must not keep the others from the PACS.
+                # A label that makes the server fail must not keep the others from the PACS.
                 logger.exception("the label of series %s could not be stored in the PACS", series)
 
     def fingerprint(self, image_id: str) -> str:
-        """Return what changes whenever a series may have, without fetching it: the PACS counts its instances.
+        """Return a text that changes whenever a series may have changed. It is not fetched: the PACS counts its
+        instances.
 
         Returns:
-            "" where there is no such series, or the PACS does not answer.
+            "" if there is no such series, or if the PACS does not answer.
         """
         try:
             found = self._listing.all().get(image_id)
@@ -228,14 +210,15 @@ class PacsDatastore(StudiesDatastore):
         return "" if found is None else f"{found.instances} instances"
 
     def siblings(self, image_id: str) -> tuple[str, ...]:
-        """Return the series of the same study that are here and have coordinates comparable with this one's."""
+        """Return the series of the same study that are here and whose coordinates can be compared with those of this
+        one."""
         known = self.series()
         study = known[image_id].study if image_id in known else None
         others = (uid for uid, other in known.items() if other.study == study and uid != image_id)
         return tuple(sorted(uid for uid in others if self._folder(uid).is_dir() and self.same_space(image_id, uid)))
 
     def same_space(self, one: str, other: str) -> bool:
-        """Return whether the coordinates of two series that are here can be compared, according to their headers.
+        """Return whether the coordinates of two series that are here can be compared, by their headers.
 
         A patient who was repositioned within a study has another frame of reference.
         """
@@ -243,22 +226,28 @@ class PacsDatastore(StudiesDatastore):
         return len(frames) < 2
 
     def series_folder(self, image_id: str) -> Path:
-        """Return the folder with the DICOM files of a series, fetched when they are not here yet.
+        """Return the folder with the DICOM files of a series, which are fetched if they are not here yet.
 
         Raises:
             ImageError: There is no such series, or it is not a volume.
         """
         folder = self._folder(image_id)
         if not self.get_image_uri(image_id):
-            raise ImageError(f"The PACS has no series {image_id!r}. Ask for the list.")
+            raise ImageError(f"The PACS has no series {image_id!r}. Load the list of images again.")
         with self._fetching.of(image_id):
             if not folder.is_dir():
                 found = self._listing.find(image_id)
                 if found is None:
-                    raise ImageError(f"The PACS has no series {image_id!r} any more. Ask for the list.")
+                    raise ImageError(f"The PACS no longer has the series {image_id!r}. Load the list of images again.")
                 with downloaded(self._client, found, folder.parent) as fresh:
                     move_folder(fresh, folder)
         return folder
+
+    def present_file(self, image_id: str) -> Path | None:
+        """Return the volume of a series that was fetched, whether or not it is complete by now."""
+        # A volume without a record was left by a server that was killed.
+        is_known = is_uid(image_id) and bool(self._records.of(image_id))
+        return self._volume(image_id) if is_known and self._volume(image_id).is_file() else None
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """Return the information about a series."""
@@ -270,13 +259,18 @@ class PacsDatastore(StudiesDatastore):
         if self.get_image_uri(image_id):
             super().update_image_info(image_id, info)
 
+    def _image_entry(self, image_id: str, file: Path | None) -> dict[str, Any]:
+        found = self._listing.all().get(image_id)
+        entry = super()._image_entry(image_id, file)
+        return {"ext": VOLUME_ENDING, "info": {**entry["info"], **(found.info if found else {})}}
+
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Refuse: images come from the PACS.
 
         Raises:
             ValueError: Always.
         """
-        raise ValueError("Images of this server come from its PACS. Store the series there.")
+        raise ValueError("This server takes its images from a PACS. Store the series there.")
 
     def remove_image(self, image_id: str) -> None:
         """Refuse: images come from the PACS.
@@ -284,14 +278,14 @@ class PacsDatastore(StudiesDatastore):
         Raises:
             ImageError: Always.
         """
-        raise ImageError("Images of this server come from its PACS. Remove the series there.")
+        raise ImageError("This server takes its images from a PACS. Remove the series there.")
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """Show a label under a tag (see the base class) and store a finished one in the PACS unless it is there."""
+        """Show a label under a tag (see the base class), and store a finished one in the PACS if it is not there."""
         if not self.get_image_uri(image_id):
             raise KeyError(image_id)
         tag = str(getattr(label_tag, "value", label_tag))
-        # The PACS stores a label with the names as they were sent: readers there must see the names that count.
+        # The PACS has the label with the names as they were sent, but readers there must see the names that count.
         own = tag == FINAL_TAG and (not label_info.get("instance") or bool(label_info.get(RENUMBERED)))
         info = {UNSENT: own, **label_info}
         saved = super().save_label(image_id, label_filename, tag, info)
@@ -302,47 +296,40 @@ class PacsDatastore(StudiesDatastore):
                 logger.warning("the label of series %s goes to the PACS later: %s", image_id, error)
         return saved
 
-    def json(self) -> dict[str, Any]:
-        """Return the index, with the series that nobody has opened yet."""
-        content: dict[str, Any] = super().json()
-        for uid, found in self.series().items():
-            content["objects"].setdefault(uid, {"image": {"ext": ".nii", "info": dict(found.info)}, "labels": {}})
-        return content
-
     def _local_file(self, image_id: str) -> str:
         """Return the file of a series that is here completely; empty for none."""
-        uri: str = super().get_image_uri(image_id)
-        with self._guard:
-            here = bool(uri) and mark_used(Path(uri))
-        return uri if here and self._is_complete(image_id) else ""
+        file = self.present_file(image_id)
+        is_here = file is not None and mark_used(file) and self._is_complete(image_id)
+        return str(file) if is_here else ""
 
     def _is_complete(self, image_id: str) -> bool:
-        """Return whether this server has the whole series; it may have been fetched while it still reached the PACS."""
+        """Return whether this server has the whole series; it may have been fetched while the PACS was still receiving
+        it."""
         folder = self._folder(image_id)
         try:
             known = self._listing.now(image_id)
         except requests.RequestException:
-            # A training needs what is here, whether or not the PACS answers just now.
+            # A training uses what is here, whether or not the PACS answers now.
             return True
         if known is None or not folder.is_dir():
             return True
-        # A PACS may count images that it does not return; fetching again would change nothing and cost the labels in
+        # A PACS may count images that it does not send. Fetching again would change nothing, and lose the labels in
         # use.
-        counted = int(super().get_image_info(image_id).get(COUNTED) or 0)
+        counted = int(self._records.of(image_id).get(COUNTED) or 0)
         return known.instances <= max(counted, sum(1 for _ in folder.iterdir()))
 
     def _folder(self, image_id: str) -> Path:
-        return Path(self._datastore_path) / SERIES_DIR / image_id
+        return self._place / SERIES_DIR / image_id
 
     def _frame_of_reference(self, image_id: str) -> str:
-        """Return the frame of reference of a series that is here; empty where it names none."""
+        """Return the frame of reference of a series that is here; "" if it names none."""
         folder = self._folder(image_id)
         first = min(folder.iterdir(), default=None) if is_uid(image_id) and folder.is_dir() else None
         header = None if first is None else read_header(first)
         return "" if header is None else str(header.get("FrameOfReferenceUID") or "")
 
     def _fetch(self, series: Series) -> str:
-        """Download a series and store it as a volume, too; the old files stay until the new ones can be read."""
+        """Download a series and store it as a volume; the old files stay until the new ones can be read."""
         if reason := self._listing.refusal(series):
             raise ImageError(reason)
         folder = self._folder(series.uid)
@@ -354,19 +341,21 @@ class PacsDatastore(StudiesDatastore):
                 volume = read_series(fresh)
                 for warning in volume.warnings:
                     logger.warning("series %s: %s", series.uid, warning)
-                # Not compressed: the same series must give the same bytes whenever it is fetched.
-                file = Path(name) / f"{series.uid}.nii"
+                file = Path(name) / f"{series.uid}{VOLUME_ENDING}"
                 write_volume(file, volume.data, volume.grid)
                 self._forget(series.uid)
                 move_folder(fresh, folder)
-                super().add_image(series.uid, str(file), {**series.info, COUNTED: series.instances})
+                with self._turn():
+                    copy_file(file, self._volume(series.uid))
+                    info = {**series.info, COUNTED: series.instances, "ts": int(time.time())}
+                    self._records.write(series.uid, info)
         except ImageError as error:
             self._listing.refuse(series, str(error))
             raise
         try:
             self._make_room(series.uid)
         except (OSError, StorageError) as error:
-            # The series was delivered; the next request makes room.
+            # The series is there; the next request will make room.
             logger.warning("No room could be made for fetched series: %s", error)
         return self._local_file(series.uid)
 
@@ -374,8 +363,7 @@ class PacsDatastore(StudiesDatastore):
         """Remove the least recently used series while all together take too much, but not the one that was just
         fetched.
         """
-        with self._guard:
-            labeled = {uid for uid, entry in self._datastore.objects.items() if entry.labels}
+        labeled = self._labels.images()
         volumes = [self._volume(path.name) for path in self._folder(fetched).parent.iterdir() if is_uid(path.name)]
 
         def stays(uid: str) -> bool:
@@ -392,31 +380,27 @@ class PacsDatastore(StudiesDatastore):
 
     def _remove_unused(self, image_id: str) -> None:
         """Remove a fetched series that was not requested in the meantime."""
-        with self._index():
+        with self._turn():
             volume = self._volume(image_id)
             if not volume.is_file() or is_in_use(volume):
                 return
-            self._datastore.objects.pop(image_id, None)
-            self._update_datastore_file()
             volume.unlink()
             shutil.rmtree(self._folder(image_id), ignore_errors=True)
+            self._records.remove(image_id)
         logger.info("Series %s was removed to make room; it is fetched again when it is needed", image_id)
 
     def _volume(self, image_id: str) -> Path:
-        return Path(self._datastore.image_path()) / f"{image_id}.nii"
+        return self._place / f"{image_id}{VOLUME_ENDING}"
 
     def _forget(self, image_id: str) -> None:
         """Remove an incomplete series and its labels in use; the history keeps what was submitted."""
-        with self._index():
-            labels = self._all_label_files(image_id)
-            entry = self._datastore.objects.pop(image_id, None)
-            self._update_datastore_file()
-        shutil.rmtree(self._folder(image_id), ignore_errors=True)
-        # Remove also a volume that is not in the index, as after a kill while room was made: it would not be replaced.
-        self._volume(image_id).unlink(missing_ok=True)
-        if entry is None:
-            return
-        logger.warning("Series %s had more images than were fetched; it was fetched again", image_id)
-        # Labels on the old grid: a file that stays would be shown again after a restart.
-        for file in labels:
-            file.unlink(missing_ok=True)
+        with self._turn():
+            is_known = bool(self._records.of(image_id))
+            # Remove also a volume without a record, as after a kill: it would not be replaced.
+            self._volume(image_id).unlink(missing_ok=True)
+            shutil.rmtree(self._folder(image_id), ignore_errors=True)
+            if is_known:
+                logger.warning("Series %s had more images than were fetched; it is fetched again", image_id)
+                # They are on the old grid.
+                self._labels.remove(image_id, self._labels.tags())
+                self._records.remove(image_id)

@@ -4,20 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from totalspineseg_server.anatomy import NAME_OF, SACRUM
+from totalspineseg_server.anatomy import CODE_OF, NAME_OF, SACRUM
 from totalspineseg_server.certainty import is_doubtful
 from totalspineseg_server.corrections.wire import VERTEBRAE_NAME, from_wire
-from totalspineseg_server.dicom.seg_writer import DESCRIPTION, seg_bytes, write_seg
+from totalspineseg_server.dicom.seg_writer import DESCRIPTION, DOUBTFUL, seg_bytes, write_seg
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.volume_io import read_labels
 
 STEP1_NAMES: Final = {**NAME_OF, SACRUM: VERTEBRAE_NAME}
 """Names of the segments of step 1."""
-DOUBTFUL: Final = f"{DESCRIPTION}, levels DOUBTFUL"
-"""Description of a result with uncertain levels, for lists of the PACS; nothing else of the report stays with the
-object.
-"""
 
 
 def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> bytes:
@@ -26,7 +22,7 @@ def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> 
     Args:
         file: Label map in wire ids, on the grid of the series.
         series: Folder with the DICOM files of the series.
-        report: The reply's report: labels, weights, and whether the levels are certain.
+        report: The report in the reply: labels, weights, and whether the levels are certain.
 
     Raises:
         LabelError: The model marks places to check, which are not structures.
@@ -49,6 +45,7 @@ def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> 
             model=", ".join(f"{step} {version}" for step, version in sorted(versions.items())),
             version=", ".join(sorted(set(versions.values()))),
             names=STEP1_NAMES if step1 else NAME_OF,
+            marked=[CODE_OF[name] for name in report.get("marked", ())],
             description=DOUBTFUL if is_doubtful(report.get("numbering")) else DESCRIPTION,
         )
     )

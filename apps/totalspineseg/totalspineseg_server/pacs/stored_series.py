@@ -1,18 +1,15 @@
-"""Read the work folder of a PACS without the PACS: for training where no server runs."""
+"""Read the work folder of a PACS without the PACS, for trainings without a server."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from monailabel.datastore.local import LocalDatastoreModel
-
-from totalspineseg_server.corrections.history import INDEX_FILE, PACS_DIR
+from totalspineseg_server.corrections.history import PACS_DIR
 from totalspineseg_server.corrections.image_ids import is_plain_stem
+from totalspineseg_server.corrections.image_records import IMAGES_DIR, ImageRecords, older_index
 from totalspineseg_server.pacs.found_series import patient_of
 
 
 class StoredSeries:
-    """Series that were needed once, by UID; nothing is written.
+    """The series that were fetched once, by UID; nothing is written.
 
     Args:
         work: Folder of the history, as in ``serve --work``.
@@ -20,18 +17,14 @@ class StoredSeries:
 
     def __init__(self, work: Path) -> None:
         self._folder = work / PACS_DIR
-        index = self._folder / INDEX_FILE
-        self._objects: Mapping[str, Any] = {}
-        if index.is_file():
-            self._objects = LocalDatastoreModel.model_validate_json(index.read_text(encoding="utf-8")).objects
+        self._records = ImageRecords(self._folder / IMAGES_DIR, older_index(self._folder))
 
     def image_file(self, series: str) -> Path | None:
         """Return the volume of a series; None when it is not here."""
-        entry = self._objects.get(series)
-        file = self._folder / f"{series}{entry.image.ext}" if entry and is_plain_stem(series) else None
-        return file if file and file.is_file() else None
+        is_known = is_plain_stem(series) and bool(self._records.of(series))
+        file = self._folder / f"{series}.nii"
+        return file if is_known and file.is_file() else None
 
     def subject(self, series: str) -> str:
         """Return an anonymous id of a series' patient, the same as the running server's."""
-        entry = self._objects.get(series)
-        return patient_of(series, entry.image.info if entry else {})
+        return patient_of(series, self._records.of(series))

@@ -1,4 +1,4 @@
-"""Take segmentations that a viewer stored in the PACS as submissions."""
+"""Count segmentations that a viewer stored in the PACS as submissions."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from totalspineseg_server.corrections.correction_store import Correction
-from totalspineseg_server.corrections.inbox import FINAL_TAG
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG
 from totalspineseg_server.corrections.outcomes import Outcome, accepted
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.dicom.seg_object import SegReference, seg_content
@@ -17,10 +17,10 @@ from totalspineseg_server.pacs.pacs_datastore import UNSENT, PacsDatastore
 
 logger = logging.getLogger(__name__)
 
-NOT_PUT_BACK: Final = "The PACS did not take the corrected names yet. Until it does, it shows the names you sent."
+NOT_PUT_BACK: Final = "The PACS has not accepted the corrected names yet. Until then it shows the names that you sent."
 
 Submit = Callable[[str, Path, str, Mapping[str, Any], Sender, Mapping[str, Any]], Correction]
-"""Function of the app that takes a label."""
+"""Function of the app that receives a label."""
 
 
 class Corrections(Protocol):
@@ -41,20 +41,20 @@ def submit_segmentation(
     reference: SegReference,
     sender: Sender,
 ) -> Outcome:
-    """Count a segmentation in the PACS as an annotator's submission, once.
+    """Count a segmentation in the PACS as a submission of an annotator, but only once.
 
-    A viewer that got no answer stores it again, perhaps while the first is still read.
+    A viewer that got no answer stores it again, perhaps while the first one is still being read.
 
     Args:
         datastore: The PACS.
-        submit: Takes the label.
+        submit: Receives the label.
         corrections: Earlier submissions.
         file: The segmentation.
         reference: Data from its header.
         sender: User who sent it.
 
     Returns:
-        The outcome; a segmentation that cannot be used is not an error, because the PACS has it.
+        The outcome. A segmentation that cannot be used is not an error, because the PACS has stored it.
     """
     instance, series = reference.instance, image_series(reference)
     if is_own(reference):
@@ -82,13 +82,13 @@ def submit_segmentation(
 
 
 def _earlier(corrections: Corrections, series: str, file: Path, sender: Sender) -> Correction | None:
-    """Return the record of the same instance with the same content, if there is one."""
+    """Return the record of the same instance with the same content, or None."""
     try:
         same_name = [known for known in corrections.of_image(series) if known.file_name == sender.file_name]
         content = seg_content(file) if same_name else ""
         return next((one for one in same_name if seg_content(corrections.path(one) / one.raw) == content), None)
     except (StorageError, LabelError) as error:
-        # Storing it twice is better than losing it.
+        # It is better to store it twice than to lose it.
         logger.warning("Earlier segmentations of series %s cannot be compared: %s", series, error)
         return None
 

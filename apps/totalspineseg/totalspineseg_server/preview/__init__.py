@@ -1,4 +1,4 @@
-"""Pictures a reader can check at a glance: the spine unrolled along its canal, with labels and names.
+"""Make pictures that a reader can check at a glance: the spine unrolled along its canal, with labels and names.
 
 The sagittal picture follows the canal (its x at every height), the coronal one the bodies and discs
 (their y), so that a scoliotic or rotated spine stays in the picture. Anterior is on the left of the
@@ -16,6 +16,7 @@ from totalspineseg_server.preview.palette import (
 from totalspineseg_server.preview.pictures import JPEG_QUALITY, mid_sagittal, save_picture
 from totalspineseg_server.preview.plane import OPACITY, Picture, Plane
 from totalspineseg_server.preview.planes import Course, course_of
+from totalspineseg_server.preview.sheet import sheet_svg
 
 __all__ = [
     "CODE_PALETTE",
@@ -32,4 +33,5 @@ __all__ = [
     "course_of",
     "mid_sagittal",
     "save_picture",
+    "sheet_svg",
 ]

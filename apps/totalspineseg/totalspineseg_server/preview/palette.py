@@ -31,7 +31,7 @@ STEP1_TAGS: Final = (C1, *DISCS)
 
 
 def _palette(step: int) -> Palette:
-    """Return colors of a network's classes: those of the structures they stand for, two for odd and even."""
+    """Return the color of each class of a network: that of its structure; odd and even vertebrae have two."""
     plain = [code for code in DISCS if code not in LANDMARK_DISCS]
     colors = {Step1.DISC.value: BY_CODE[plain[0]].color}
     colors |= {value: BY_CODE[code].color for value, code in LANDMARK_CLASS.items()}

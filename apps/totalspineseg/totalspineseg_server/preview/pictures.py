@@ -18,7 +18,7 @@ JPEG_QUALITY: Final = 88
 def mid_sagittal(
     volume: Volume, labels: LabelArray | None = None, *, doubtful: Collection[int] = (), height_px: int | None = None
 ) -> Picture:
-    """Return the sagittal picture along the canal, with labels and names; ``Plane`` makes all others.
+    """Return the sagittal picture along the canal, with labels and names; ``Plane`` makes other pictures.
 
     Args:
         volume: Image, any orientation and spacing. Not modified.
@@ -34,7 +34,7 @@ def mid_sagittal(
 
 
 def save_picture(path: Path, rgb: Picture) -> None:
-    """Write a picture as JPEG or PNG by the ending of ``path``, atomically.
+    """Write a picture as JPEG or PNG, depending on the ending of ``path``; it appears complete or not at all.
 
     Args:
         path: Final name, ending in .jpg, .jpeg or .png; its folder exists.

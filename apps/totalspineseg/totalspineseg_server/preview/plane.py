@@ -1,4 +1,4 @@
-"""Show one curved plane of a scan as a picture: image, translucent labels, points and tags."""
+"""Draw one curved plane of a scan as a picture: image, translucent labels, points and tags."""
 
 from collections.abc import Collection
 from functools import lru_cache
@@ -19,7 +19,7 @@ Picture = npt.NDArray[np.uint8]
 WINDOW_PERCENTILES: Final = (1.0, 99.5)
 """Percentiles of the gray values that become black and white: fat and coils are brighter than a T2 spine."""
 OPACITY: Final = 0.45
-"""Opacity of the labels: the edges of bodies and cord stay visible below."""
+"""Opacity of the labels: the edges of bodies and cord stay visible through them."""
 DOUBTFUL_STRIPE_PX: Final = 6
 """Period of the stripes that mark a doubtful level, pixels."""
 PIXEL_MM: Final = (0.3, 0.5)
@@ -34,6 +34,9 @@ POINT_RADIUS_MM: Final = 2.5
 
 class Plane:
     """One curved plane of a scan, cut and windowed once for any number of pictures.
+
+    Attributes:
+        gray: (rows, columns) uint8, the image in the plane, as high as the picture.
 
     Args:
         volume: Image, any orientation and spacing. Not modified.
@@ -57,7 +60,7 @@ class Plane:
         self._pixel_mm = fitting if height_px is None else size_mm[0] / height_px
         self._size_px = (round(size_mm[1] / self._pixel_mm), round(size_mm[0] / self._pixel_mm))
         self._voxel_px = (across / self._pixel_mm, height / self._pixel_mm)
-        self._gray = self._windowed(self._cut_linear(data))
+        self.gray = _resized(windowed(self._cut_linear(data)), self._size_px)
 
     def _visible(self, data: AnyArray) -> AnyArray:
         """Return the part of a nearest-RAS array that is in the picture."""
@@ -112,7 +115,7 @@ class Plane:
         Returns:
             (rows, columns, 3) uint8, square pixels, superior up, anterior left (coronal: the right side, marked R).
         """
-        gray = self._gray
+        gray = self.gray
         named = None if labels is None else self.cut(labels)
         painted = named if paint is None else self.cut(paint)
         if painted is not None and palette:
@@ -127,25 +130,38 @@ class Plane:
             return rgb
         return add_tags(rgb, self._tags(named, tags, doubtful))
 
-    def _windowed(self, gray: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-        inside = gray[gray != gray.min()]
-        low, high = np.percentile(inside if inside.size else gray, WINDOW_PERCENTILES)
-        scaled = np.clip((gray - low) * (255.0 / max(high - low, 1e-6)), 0, 255)
-        resized = Image.fromarray(scaled.astype(np.uint8)).resize(self._size_px, Image.Resampling.BICUBIC)
-        return np.asarray(resized, dtype=np.uint8)
+    def overlay(self, labels: LabelArray, *, doubtful: Collection[int] = ()) -> npt.NDArray[np.uint8]:
+        """Return the labels alone, to be laid over ``gray``.
+
+        Args:
+            labels: Codes on the grid of the volume. Not modified.
+            doubtful: Codes whose level is doubtful: striped.
+
+        Returns:
+            (rows, columns, 4) uint8, color and opacity.
+        """
+        table = np.zeros((256, 4), dtype=np.uint8)
+        for code, color in CODE_PALETTE.items():
+            table[code] = (*color, round(255 * OPACITY))
+        result: npt.NDArray[np.uint8] = table[_striped(self._enlarge(self.cut(labels)), doubtful)]
+        return result
+
+    def tags_of(self, labels: LabelArray, tags: Collection[int], doubtful: Collection[int] = ()) -> list[Tag]:
+        """Return a tag for each of these codes that is in the picture, pointing at its body; see ``picture``."""
+        return self._tags(self.cut(labels), tags, doubtful)
 
     def _enlarge(self, plane: LabelArray) -> LabelArray:
         image = Image.fromarray(np.ascontiguousarray(plane))
         return np.asarray(image.resize(self._size_px, Image.Resampling.NEAREST), dtype=np.uint8)
 
     def _tags(self, plane: LabelArray, codes: Collection[int], doubtful: Collection[int]) -> list[Tag]:
-        """Return a tag for every wanted code in the plane, pointing at its body."""
+        """Return a tag for each of the codes that is in the plane, pointing at its body."""
         rows, columns = np.nonzero(plane)
         values = plane[rows, columns].astype(np.intp)
         if self._sagittal:
             canal_column = plane.shape[1] - 1 - self._canal_y[::-1]
             body = columns < canal_column[rows]
-            # A structure that is completely behind the canal is pointed at where it is.
+            # The tag of a structure that lies completely behind the canal points there.
             body |= np.bincount(values[body], minlength=256)[values] == 0
             rows, columns, values = rows[body], columns[body], values[body]
         counts = np.bincount(values, minlength=256)
@@ -159,7 +175,7 @@ class Plane:
         return found
 
     def _dots(self, rgb: Picture, points: LabelArray) -> Picture:
-        """Draw level points, even those beside the plane."""
+        """Draw level points, including those beside the plane."""
         data = self._visible(to_ras(Volume(points, self._affine)).data)
         image = Image.fromarray(rgb)
         draw = ImageDraw.Draw(image)
@@ -178,7 +194,8 @@ class Plane:
 
 
 def _with_side(rgb: Picture) -> Picture:
-    """Write an "R" at the patient's right, because left and right look alike and programs hang pictures differently."""
+    """Write an "R" on the patient's right, because left and right look alike and programs show them on different
+    sides."""
     image = Image.fromarray(rgb)
     place, font = (SIDE_PX // 4, image.height / 2), _font(SIDE_PX)
     ImageDraw.Draw(image).text(
@@ -197,17 +214,35 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _blend(gray: npt.NDArray[np.uint8], labels: LabelArray, palette: Palette, doubtful: Collection[int]) -> Picture:
-    """Blend translucent colors; doubtful codes in stripes. One table lookup for each pixel: (label, gray) -> color."""
+    """Blend the image with translucent colors, with stripes for doubtful codes; a table gives the color of (label,
+    gray)."""
     ramp = np.arange(256, dtype=np.float32)[:, np.newaxis]
     table = np.repeat(np.arange(256, dtype=np.uint8)[:, np.newaxis], 3, axis=1)[np.newaxis].repeat(256, axis=0)
     for value in _present(labels) & palette.keys():
         color = np.array(palette[value], dtype=np.float32)
         table[value] = (ramp * (1 - OPACITY) + color * OPACITY + 0.5).astype(np.uint8)
-    if doubtful:
-        rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
-        gap = (rows + columns) % DOUBTFUL_STRIPE_PX < DOUBTFUL_STRIPE_PX // 2
-        unsure = np.zeros(256, dtype=np.bool_)
-        unsure[list(doubtful)] = True
-        labels = np.where(unsure[labels] & gap, 0, labels)
-    result: Picture = table[labels, gray]
+    result: Picture = table[_striped(labels, doubtful), gray]
     return result
+
+
+def _striped(labels: LabelArray, doubtful: Collection[int]) -> LabelArray:
+    """Return labels with gaps in doubtful ones, so that they look striped."""
+    if not doubtful:
+        return labels
+    rows, columns = np.ogrid[: labels.shape[0], : labels.shape[1]]
+    gap = (rows + columns) % DOUBTFUL_STRIPE_PX < DOUBTFUL_STRIPE_PX // 2
+    unsure = np.zeros(256, dtype=np.bool_)
+    unsure[list(doubtful)] = True
+    return np.where(unsure[labels] & gap, np.uint8(0), labels)
+
+
+def windowed(gray: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+    """Return gray values between black and white, see ``WINDOW_PERCENTILES``."""
+    inside = gray[gray != gray.min()]
+    low, high = np.percentile(inside if inside.size else gray, WINDOW_PERCENTILES)
+    scaled = np.clip((gray - low) * (255.0 / max(high - low, 1e-6)), 0, 255)
+    return np.asarray(scaled, dtype=np.uint8)
+
+
+def _resized(gray: npt.NDArray[np.uint8], size_px: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(gray).resize(size_px, Image.Resampling.BICUBIC), dtype=np.uint8)

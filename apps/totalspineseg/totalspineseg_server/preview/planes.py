@@ -11,9 +11,9 @@ from totalspineseg_server.anatomy import BACKGROUND, CANAL, CORD, DISCS
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, to_ras
 
 MARGIN_MM: Final = 50.0
-"""Margin shown before and behind the spine (and beside it), so that the picture shows what a reader needs, large."""
+"""Margin in front of, behind and beside the spine: the picture shows what a reader needs, and shows it large."""
 SMOOTHING_MM: Final = 8.0
-"""Standard deviation of the plane's smoothing: less than a vertebra, more than a voxel's steps."""
+"""Standard deviation of the plane's smoothing: less than a vertebra, more than the steps between voxels."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ def course_of(labels: LabelArray | None, grid: Grid) -> Course:
         grid: Grid of the image.
 
     Returns:
-        The course. It runs through the middle of the image without canal (or discs), and without labels over all of its
-        width.
+        The course. Without a canal (or discs) it runs through the middle of the image; without labels the picture has
+        the whole width.
     """
     ras = to_ras(Volume(np.broadcast_to(np.uint8(0), grid.shape) if labels is None else labels, grid.affine))
     middle_x, middle_y = ((n - 1) / 2 for n in ras.data.shape[:2])

@@ -1,1 +1,1 @@
-"""Model versions: where they are stored, which one is in use, publishing and rolling back."""
+"""Store model versions, publish new ones, and choose which one is in use."""

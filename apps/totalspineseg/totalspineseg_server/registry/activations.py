@@ -1,4 +1,4 @@
-"""Record which versions were in use before, so that a rollback knows where to return to."""
+"""Record which versions were in use, so that a rollback knows where to return to."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from totalspineseg_server.files import append_line, read_json_lines, storage_err
 logger = logging.getLogger(__name__)
 
 FILE: Final = "activations.jsonl"
-"""File beside the pointer file with one line for each change, written before the change."""
+"""File beside the pointer file with one line for each change, which is written before the change."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Activation:
     Attributes:
         time: UTC, ISO 8601.
         before: Step -> version's name before; empty for the starter weights.
-        after: Step -> version's name that was asked for.
+        after: Step -> name of the version to be used.
         back: Whether it was a rollback; choosing an earlier version by name is not one.
     """
 
@@ -36,7 +36,7 @@ class Activation:
 
 
 def note(model_dir: Path, before: Mapping[int, str], after: Mapping[int, str], *, back: bool) -> None:
-    """Append a change that is about to be made; if a crash prevents the change, its line is harmless.
+    """Record a change that is about to be made; if a crash prevents the change, the line does no harm.
 
     Args:
         model_dir: Folder of the pointer file.
@@ -64,7 +64,7 @@ def changes(model_dir: Path) -> tuple[Activation, ...]:
 
 
 def made(model_dir: Path, current: Mapping[int, str], default: str) -> tuple[Activation, ...]:
-    """Return the changes that were made, oldest first, without those that a crash prevented after they were recorded.
+    """Return the changes that were made, oldest first, without those that were recorded but that a crash prevented.
 
     Args:
         model_dir: Folder of the pointer file.
@@ -98,7 +98,7 @@ def before_last(model_dir: Path, current: Mapping[int, str], default: str, there
     here = {step: current.get(step, default) for step in (1, 2)}
     stack: list[Mapping[int, str]] = [dict.fromkeys(here, default)]
     for change in made(model_dir, current, default):
-        # Remove more than one entry where the rollback skipped versions that no longer exist.
+        # A rollback undoes more than one change if it had to skip versions that no longer exist.
         while change.back and len(stack) > 1 and stack[-1] != change.after:
             stack.pop()
         if stack[-1] != change.after:

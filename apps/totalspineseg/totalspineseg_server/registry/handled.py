@@ -1,4 +1,4 @@
-"""How well pairs of networks did on the synthetic spines they were tried on once, before they were trained further."""
+"""Record how well pairs of networks did on a few synthetic spines before they were trained further."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -8,7 +8,7 @@ from totalspineseg_server.locks import locked
 from totalspineseg_server.registry.model_store import ModelStore
 
 HANDLED_FILE: Final = "synthetic.json"
-"""In the model folder, since versions stay as they are: what both networks are called, with digits of their weights, ->
+"""File in the model folder (versions themselves never change): names of both networks with digits of their hashes ->
 scan -> measures."""
 
 Measured = Mapping[str, Mapping[str, float | None]]
@@ -16,10 +16,10 @@ Measured = Mapping[str, Mapping[str, float | None]]
 
 
 def measured_once(store: ModelStore, versions: Mapping[int, str], measure: Callable[[], Measured]) -> Measured:
-    """Return the record of a pair of networks; if there is none, measure and write it first.
+    """Return the measures of a pair of networks; if there are none, measure and record them first.
 
     Args:
-        store: Where the record is.
+        store: The store that holds the record.
         versions: Step -> version, as predictions state it.
         measure: Runs the networks.
 
@@ -37,15 +37,15 @@ def measured_once(store: ModelStore, versions: Mapping[int, str], measure: Calla
 
 
 def recorded(store: ModelStore) -> dict[str, Any]:
-    """Return all that is recorded; nothing where the file is missing or damaged, since it can be measured again."""
+    """Return all records; none if the file is missing or damaged, because everything can be measured again."""
     return read_json_or(store.model_dir / HANDLED_FILE, {})
 
 
 def handled_by(store: ModelStore, name: str) -> dict[str, Measured]:
-    """Return what is recorded of the pairs that a version is part of: names of both networks -> scan -> measures.
+    """Return the measures of each pair that a version is part of: names of both networks -> scan -> measures.
 
     Args:
-        store: Where the record is.
+        store: The store that holds the record.
         name: The version.
     """
     pairs = recorded(store).items()

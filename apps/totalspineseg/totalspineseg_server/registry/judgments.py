@@ -1,4 +1,4 @@
-"""Store the gate's judgments of existing versions, beside the report a version was published with."""
+"""Store the gate's judgments of existing versions, in addition to the report with which a version was published."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.errors import StorageError
-from totalspineseg_server.fields import from_fields
-from totalspineseg_server.files import load_json, storage_errors, write_json
+from totalspineseg_server.files import from_fields, load_json, storage_errors, write_json
 from totalspineseg_server.locks import locked
 from totalspineseg_server.registry.model_store import NAME, ModelStore
 
@@ -21,8 +20,8 @@ class Judgment:
 
     Attributes:
         time: UTC, ISO 8601.
-        site: Folder of the corrections whose hold-out was used beside the reference set; empty for none.
-        passed: Whether no measure fell.
+        site: Folder of the corrections whose hold-out was used in addition to the reference set; empty if none was.
+        passed: Whether no measure fell by more than is allowed.
         verdict: One sentence.
         report: The gate's report.
     """

@@ -1,4 +1,4 @@
-"""Answer questions about versions: which exist, how they were made, which one is in use."""
+"""Say which versions exist, how they were made, and which one is in use."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,10 +21,9 @@ class Listed:
         created: UTC, ISO 8601; empty where unknown.
         parent: Name of the version it was trained from; empty for others.
         corrections: Number of corrections it was trained on.
-        verdict: The gate's sentence, or why it was not put into use although it passed; empty where it was not judged
-        when
-            it was made.
-        judged: Time and sentence of the last judgment since then; empty where there is none.
+        verdict: The gate's sentence, or why the version was not put into use although it passed; empty if it was not
+            judged when it was made.
+        judged: Time and sentence of the last judgment since then; empty if there is none.
         removed: Time when its weights were removed; empty while they exist.
     """
 
@@ -43,7 +42,7 @@ def list_versions(store: ModelStore, *, removed: bool = False) -> tuple[Listed, 
     for.
     """
     active = {step: store.active().get(step, STARTER) for step in DATASET_OF_STEP}
-    names = (STARTER, *store.versions()) if (store.model_dir / STARTER).is_dir() else store.versions()
+    names = (STARTER, *store.versions()) if store.starter_dir.is_dir() else store.versions()
     listed = []
     for name in (*names, *(removed_versions(store) if removed else ())):
         record = read_record(store, name) or {}
@@ -65,7 +64,7 @@ def list_versions(store: ModelStore, *, removed: bool = False) -> tuple[Listed, 
 
 
 def show_version(store: ModelStore, name: str) -> Mapping[str, Any]:
-    """Return everything that is recorded about a version, its ancestors, and what it does on synthetic spines.
+    """Return everything that is recorded about a version, its ancestors, and how well it does on synthetic spines.
 
     Raises:
         WeightsError: There is no such version, and none was removed.
@@ -79,9 +78,9 @@ def show_version(store: ModelStore, name: str) -> Mapping[str, Any]:
 
 
 def require_served(store: ModelStore, name: str) -> None:
-    """Check that a version may be put into use: the gate did not refuse it when it was made, nor in a later judgment.
+    """Check that a version may be put into use: the gate refused it neither when it was made nor in a later judgment.
 
-    For the same hold-out the last judgment counts, because the version in use and the hold-out may have changed.
+    If the same hold-out was used several times, the last judgment counts.
 
     Raises:
         WeightsError: The gate refused it; the message is the gate's.
@@ -99,7 +98,7 @@ def require_served(store: ModelStore, name: str) -> None:
 
 
 def was_judged(store: ModelStore, name: str) -> bool:
-    """Return whether a gate ever judged a version; the starter weights count as judged, because others are compared
+    """Return whether a gate ever judged a version. The starter weights count as judged, because others are compared
     with them.
     """
     return name == STARTER or bool((read_record(store, name) or {}).get("gate") or _looks(store, name))
@@ -118,7 +117,7 @@ def require_known(store: ModelStore, name: str) -> None:
 
 
 def _looks(store: ModelStore, name: str) -> list[Judgment]:
-    """Return the judgments on the networks of a version, under any name, oldest first."""
+    """Return all judgments on the networks of a version, whatever its name was then, oldest first."""
     digests = (read_record(store, name) or {}).get("digests")
     same = [
         other

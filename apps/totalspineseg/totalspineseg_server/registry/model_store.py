@@ -1,8 +1,8 @@
-"""Store models, and point to the one in use.
+"""Store models, and record which one is in use.
 
 ``<model dir>/starter`` ships with the project; ``<model dir>/versions/<name>`` holds installed and trained ones;
 ``<model dir>/active.json`` names the version in use for each nnU-Net dataset (101 = step 1, 102 = step 2). A version
-never changes once it exists, so a rollback only names an older one.
+never changes once it exists, so a rollback only has to name an older one.
 """
 
 import re
@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from totalspineseg_server import places
 from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.files import read_json, staged_folder, write_json
 from totalspineseg_server.locks import locked
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.activations import before_last, made, note
 
 STARTER: Final = "starter"
@@ -22,9 +24,9 @@ OFFICIAL: Final = "official"
 OFFICIAL_PREFIX: Final = f"{OFFICIAL}-"
 """Prefix reserved for releases that ``weights install`` checks and names."""
 DATASET_OF_STEP: Final[Mapping[int, str]] = {1: "101", 2: "102"}
-"""nnU-Net's dataset ids, used as keys of the pointer file."""
+"""Step -> nnU-Net's dataset id, which is the key in the pointer file."""
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""Version names are folder names: no separators, no leading dot."""
+"""Pattern of a version's name, which is also the name of its folder: no separators, no leading dot."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Choice:
 
     Attributes:
         name: "starter", a version's name, or the name of a folder that somebody chose.
-        root: Folder that holds the model folder of the step, possibly some levels down.
+        root: Folder that contains the model folder of the step, possibly in subfolders.
     """
 
     name: str
@@ -52,6 +54,14 @@ class ModelStore:
     def __init__(self, model_dir: Path | str, *, weights: str = "") -> None:
         self.model_dir = Path(model_dir)
         self.weights = weights.strip()
+
+    @property
+    def starter_dir(self) -> Path:
+        """The folder of the starter weights; it may not exist. An installed wheel has its own inside the package."""
+        own = self.model_dir / STARTER
+        if places.INSTALLED and not own.is_dir() and self.model_dir.resolve() == places.model_dir().resolve():
+            return places.SHIPPED / "model" / STARTER
+        return own
 
     @property
     def versions_dir(self) -> Path:
@@ -89,7 +99,7 @@ class ModelStore:
         return names
 
     def resolve(self, step: int) -> Choice:
-        """Return the weights to use for a step, by the ``weights`` setting.
+        """Return the weights to use for a step, which the ``weights`` setting chooses.
 
         Raises:
             WeightsError: The weights that the setting or the pointer names do not exist.
@@ -124,7 +134,7 @@ class ModelStore:
         self.activate_each(dict.fromkeys(steps, name))
 
     def activate_each(self, names: Mapping[int, str]) -> None:
-        """Put one version for each step into use, all at once.
+        """Put a version into use for each step, all at once.
 
         Args:
             names: Step -> "starter" or a version's name; missing steps stay as they are.
@@ -137,7 +147,7 @@ class ModelStore:
             self._point(names)
 
     def go_back(self) -> Mapping[int, str]:
-        """Put the versions into use that were in use before the last change; running servers follow at once.
+        """Put the previous versions into use again; running servers follow at once.
 
         Returns:
             Step -> version in use now.
@@ -167,7 +177,7 @@ class ModelStore:
             names: Step -> version's name; missing steps stay as they are.
 
         Returns:
-            Empty when it was done, or had been before. Otherwise nothing was changed: step -> weights in use instead.
+            Empty if this was done, now or before. Otherwise step -> weights in use instead; then nothing was changed.
 
         Raises:
             WeightsError: There is no such version.
@@ -182,8 +192,8 @@ class ModelStore:
             return others
 
     def in_use_instead(self, compared: Mapping[int, Choice]) -> Mapping[int, str]:
-        """Return step -> name in the pointer file where it differs from ``compared``; the ``weights`` setting does not
-        matter.
+        """Return step -> name in the pointer file where it differs from ``compared``, whatever the ``weights`` setting
+        is.
         """
         active = self.active()
         named = {step: active.get(step, STARTER) for step in compared}
@@ -206,7 +216,7 @@ class ModelStore:
 
     @contextmanager
     def publish(self, name: str) -> Iterator[Path]:
-        """Add a version: yield an empty hidden folder to fill, which becomes the version when the block succeeds.
+        """Yield an empty hidden folder to fill; when the block ends without an error, it becomes the version.
 
         Args:
             name: Letters, digits, ".", "_" and "-"; not used yet.
@@ -232,18 +242,18 @@ class ModelStore:
         root = self._root(name)
         if not NAME.fullmatch(name) or not root.is_dir():
             raise WeightsError(
-                f"Version {name!r} is not installed in {str(self.model_dir)!r}. Run 'totalspineseg weights "
-                "install', or use WEIGHTS=starter."
+                f"Version {name!r} is not installed in {str(self.model_dir)!r}. Run '{COMMAND} weights "
+                "install', or choose the weights 'starter'."
             )
         return Choice(name, root)
 
     def _root(self, name: str) -> Path:
-        return self.model_dir / STARTER if name == STARTER else self.versions_dir / name
+        return self.starter_dir if name == STARTER else self.versions_dir / name
 
     def _newest_official(self) -> str:
         releases = [name for name in self.versions() if name.startswith(OFFICIAL_PREFIX)]
         if not releases:
-            raise WeightsError("The official weights are not installed. Run 'totalspineseg weights install'.")
+            raise WeightsError(f"The official weights are not installed. Run '{COMMAND} weights install'.")
         return releases[-1]
 
 

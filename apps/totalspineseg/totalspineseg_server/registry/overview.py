@@ -1,4 +1,4 @@
-"""All versions for people: what each was trained from and on, and what the gate said in numbers."""
+"""List all versions for people: what each was trained from, on which corrections, and the numbers of the gate."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -12,7 +12,7 @@ HOLDOUT: Final = "hold-out"
 
 
 def overview(store: ModelStore) -> list[dict[str, Any]]:
-    """Return all versions, those whose weights were removed too, plain values for JSON.
+    """Return all versions as plain values for JSON, including those whose weights were removed.
 
     Returns:
         ``name``, ``in_use`` (steps), ``created``, ``parents`` (step -> name), ``corrections``, ``annotators``,
@@ -51,7 +51,7 @@ def _version(store: ModelStore, name: str, in_use: tuple[int, ...], removed: str
 
 
 def _table(gate: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the gate's comparisons, one line each; those that applied to no subject are left out."""
+    """Return one line for each comparison of the gate; measures that applied to no subject are left out."""
     return [
         {"set": str(entry.get("name", "")), "measure": str(measure), **values}
         for entry in gate.get("sets", ())

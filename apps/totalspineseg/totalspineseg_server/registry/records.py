@@ -38,16 +38,15 @@ class VersionRecord:
         models: Step -> version as predictions state it.
         training: One entry for each correction it was trained on: image, hashes of image and label, annotator, time;
             "taught" lists the steps that learned from it.
-        replay: One entry for each replayed case, with "taught" too.
+        replay: One entry for each replayed case, also with "taught".
         skipped: Cases that could not be used: "case", "reason", and under "left_out_of" the steps, or the gate.
         settings: Settings of the training.
-        gate: The gate's report; None for a version that was imported, unless the gate had refused it or it was made
-            here.
-        not_served: Why a version that passed was not put into use when it was made; empty when it was.
+        gate: The gate's report. None for an imported version, unless it was made here or the gate had refused it.
+        not_served: Why a version that passed was not put into use when it was made; empty if it was.
         run: Id of the training run.
-        new_weights: Share of the trained weights; the rest are the parents'.
+        new_weights: Share of the trained weights; the rest is from the parents.
         digests: Step -> SHA-256 of the model, which identifies it under another name.
-        releases: Step -> official release that the network was trained from; a step of other origin is left out.
+        releases: Step -> official release that the network was trained from, for steps that come from one.
         software: Package -> version.
     """
 
@@ -91,25 +90,25 @@ def write_record(folder: Path, record: VersionRecord) -> None:
 
 def read_record(store: ModelStore, name: str) -> dict[str, Any] | None:
     """Return the record of a version, existing or removed, as plain values; None where it is missing or damaged."""
-    root = store.model_dir / STARTER if name == STARTER else store.versions_dir / name
+    root = store.starter_dir if name == STARTER else store.versions_dir / name
     record = read_json_or(root / RECORD_FILE, None)
-    # Look here last: the version may have been removed in between.
+    # This comes last, because the version may be removed meanwhile.
     return read_json_or(removed_file(store, name), None) if record is None and not root.is_dir() else record
 
 
 def removed_file(store: ModelStore, name: str) -> Path:
-    """Return the file for the record of a version whose weights are removed; an existing version has its own."""
+    """Return the file for the record of a removed version; the record of an existing version is in its folder."""
     return store.model_dir / REMOVED_DIR / f"{name}.json"
 
 
 def removed_versions(store: ModelStore) -> tuple[str, ...]:
-    """Return the names of the versions of which only the record is left, sorted."""
+    """Return the sorted names of the versions of which only the record is left."""
     known = {file.stem for file in (store.model_dir / REMOVED_DIR).glob("*.json") if NAME.fullmatch(file.stem)}
     return tuple(sorted(known - set(store.versions())))
 
 
 def holder(store: ModelStore, step: int, digest: str) -> str | None:
-    """Return a version, existing or removed, that holds the very same network; None where no record names one."""
+    """Return an existing or removed version that has exactly the same network; None if no record names one."""
     for name in (*store.versions(), *removed_versions(store)):
         if (read_record(store, name) or {}).get("digests", {}).get(str(step)) == digest:
             return name
@@ -117,7 +116,7 @@ def holder(store: ModelStore, step: int, digest: str) -> str | None:
 
 
 def lineage(store: ModelStore, name: str, step: int | None = None) -> tuple[str, ...]:
-    """Return the version and its ancestors, newest first, as far as they are recorded; for one step, or for both."""
+    """Return a version and its recorded ancestors, newest first, for one step or for both."""
     found: list[str] = []
     waiting = [name]
     while waiting:
@@ -130,15 +129,15 @@ def lineage(store: ModelStore, name: str, step: int | None = None) -> tuple[str,
 
 
 def trained_on(store: ModelStore, name: str, step: int) -> frozenset[str]:
-    """Return the ids of the corrections that one network of a version, or of its ancestors, has learned from."""
+    """Return the ids of the corrections from which a network of a version or of its ancestors has learned."""
     records = [read_record(store, entry) or {} for entry in lineage(store, name, step)]
     return frozenset(str(c["correction"]) for r in records for c in r.get("training", ()) if step in _steps_of(r, c))
 
 
 def images_trained_on(store: ModelStore, name: str) -> frozenset[str]:
-    """Return the SHA-256 of the images that any network of a version, or of its ancestors, has learned from.
+    """Return the SHA-256 of the images from which any network of a version or of its ancestors has learned.
 
-    The record that came with imported weights is trusted here: it can only exclude an image from judging.
+    The record that came with imported weights is trusted here, because it can only exclude an image from a comparison.
     """
     records = [read_record(store, entry) or {} for entry in lineage(store, name)]
     return frozenset(
@@ -150,13 +149,13 @@ def images_trained_on(store: ModelStore, name: str) -> frozenset[str]:
 
 
 def _claimed(record: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    """Return the training cases of the record that came with imported weights, as far as it can be read."""
+    """Return the training cases in the record that came with imported weights, as far as it can be read."""
     claim = record.get("settings", {}).get("imported", {}).get("record")
     cases = claim.get("training") if isinstance(claim, dict) else None
     return [case for case in cases if isinstance(case, dict)] if isinstance(cases, list) else []
 
 
 def _steps_of(record: Mapping[str, Any], case: Mapping[str, Any]) -> Sequence[int]:
-    """Return the steps that learned from a case; older records do not state them for each case."""
+    """Return the steps that learned from a case; for older records, which do not state this, all steps."""
     steps: Sequence[int] = case.get("taught", record.get("steps", ()))
     return steps

@@ -1,10 +1,11 @@
-"""The official releases: which ones this software supports, and which one the weights in use come from."""
+"""Know which official releases this software supports, and from which one the weights in use come."""
 
 import re
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.model_store import OFFICIAL_PREFIX, STARTER, ModelStore
 from totalspineseg_server.registry.records import lineage, read_record
 
@@ -14,23 +15,23 @@ NEWEST: Final = RELEASES[-1]
 RELEASE_NAME: Final = re.compile(r"r\d{8}")
 """Pattern of a release: the letter and the date; names sort by age."""
 OFFICIAL_NAME: Final = re.compile(r"Dataset10([12])_TotalSpineSeg_step\1_(r\d{8})(?!\d)")
-"""How the file name of an official zip begins, with the step and the release; a browser may add " (1)" to it."""
+"""Beginning of the file name of an official zip, with step and release; a browser may have added " (1)" to it."""
 VERSION_TEXT: Final = re.compile(r"(?P<name>.+?)(-[0-9a-f]{8})?(@.*)?")
-"""The name of weights, with their digest and the runtime where these are known."""
+"""Pattern of a version as predictions state it: the name of the weights, perhaps with a digest and the runtime."""
 STARTER_WARNING: Final = (
     "The starter weights were trained on synthetic spines and 18 people: good for trying the software, "
     "not for patients."
 )
-"""The sentence that people read wherever the starter weights made a result."""
+"""The warning beside each result of the starter weights."""
 DESCENDANT_WARNING: Final = (
     "The weights {name!r} were trained here from the starter weights, which know synthetic spines and 18 people, with "
     "{count}: good for trying the software, not for patients."
 )
-"""The sentence that people read wherever weights retrained from the starter weights made a result."""
+"""The warning beside each result of weights that were retrained from the starter weights."""
 
 
 def release_of(store: ModelStore, name: str, step: int) -> str:
-    """Return the official release that a version's network was trained from; empty where unknown.
+    """Return the official release from which a version's network was trained; empty if unknown.
 
     Args:
         store: Holds the version and its ancestors, or their records.
@@ -48,7 +49,7 @@ def release_of(store: ModelStore, name: str, step: int) -> str:
 
 
 def require_supported(release: str) -> None:
-    """Check that a release is not older than this software; a newer one may fit, and its regions are checked.
+    """Check that a release is not too old. A newer one may fit: its regions are checked elsewhere.
 
     Raises:
         WeightsError: It is too old.
@@ -56,12 +57,12 @@ def require_supported(release: str) -> None:
     if release < RELEASES[0]:
         raise WeightsError(
             f"Release {release} is too old: this software supports {' and '.join(RELEASES)}. Install {NEWEST} with "
-            "'totalspineseg weights install'."
+            f"'{COMMAND} weights install'."
         )
 
 
 def require_one_release(store: ModelStore, names: Mapping[int, str]) -> None:
-    """Check that both steps come from one release, because nobody trained or judged a mixed pair.
+    """Check that both steps come from the same release: a mixed pair was never trained or tested together.
 
     Args:
         store: Holds the versions.
@@ -80,7 +81,7 @@ def require_same(releases: Mapping[int, str], names: Mapping[int, str]) -> None:
     """Check that the steps come from one release.
 
     Args:
-        releases: Step -> release; a step whose release is unknown is left out.
+        releases: Step -> release, for steps whose release is known.
         names: Step -> name of its weights.
 
     Raises:
@@ -90,12 +91,12 @@ def require_same(releases: Mapping[int, str], names: Mapping[int, str]) -> None:
         pair = " and ".join(f"step {step} ({names[step]}) from {releases[step]}" for step in sorted(releases))
         raise WeightsError(
             f"The two steps come from different releases: {pair}. Use both steps of one release, for example with "
-            "'totalspineseg weights install'."
+            f"'{COMMAND} weights install'."
         )
 
 
 def weights_text(store: ModelStore, names: Mapping[int, str]) -> str:
-    """Return which weights are in use, their purpose, their release, and whether a newer one is supported.
+    """Return sentences that say which weights are in use, what they are for, and whether there is a newer release.
 
     Args:
         store: Holds the versions.
@@ -107,7 +108,7 @@ def weights_text(store: ModelStore, names: Mapping[int, str]) -> str:
 
 
 def warning_of(store: ModelStore, versions: Iterable[str]) -> str:
-    """Return the sentence that warns of the starter weights, or of what was trained from them; "" for other weights.
+    """Return the warning for starter weights or weights trained from them; "" for other weights.
 
     Args:
         store: Holds the versions, or their records.
@@ -133,7 +134,7 @@ def warning_of(store: ModelStore, versions: Iterable[str]) -> str:
 
 
 def release_text(store: ModelStore, names: Mapping[int, str]) -> str:
-    """Return one sentence on the release the weights come from, and on newer ones; empty where none is known.
+    """Return a sentence about the release the weights come from, and about newer ones; empty if it is unknown.
 
     Args:
         store: Holds the versions.
@@ -149,5 +150,5 @@ def release_text(store: ModelStore, names: Mapping[int, str]) -> str:
         return f"They come from the official release {release}, the newest that this software supports."
     return (
         f"They come from the official release {release}. This software supports the newer {NEWEST}: "
-        "'totalspineseg weights install' installs it."
+        f"'{COMMAND} weights install' installs it."
     )

@@ -1,4 +1,4 @@
-"""Remove a version's weights to free disk space; its record stays, so that its training data stay known."""
+"""Remove a version's weights to free disk space. Its record stays, because it lists the training data."""
 
 import shutil
 from collections.abc import Collection
@@ -19,12 +19,13 @@ LEAVING: Final = ".removed-"
 
 
 def remove_versions(store: ModelStore, names: Collection[str], *, force: bool = False) -> int:
-    """Remove the weights of versions for good; after a kill at any moment each version is complete or removed.
+    """Delete the weights of versions. If the process is killed, each version is either complete or removed.
 
     Args:
         store: Holds the versions.
         names: Versions to remove. Already removed names are ignored, so that an interrupted call can be repeated.
-        force: Whether to remove even those that a rollback would return to, or that the gate compares candidates with.
+        force: Whether to remove even versions that a rollback would return to, or with which the gate compares
+            candidates.
 
     Returns:
         Bytes freed.
@@ -71,7 +72,7 @@ def _earlier(store: ModelStore) -> Collection[str]:
 
 
 def _beginnings(store: ModelStore) -> Collection[str]:
-    """Return the versions that the gate compares candidates with, besides the weights in use."""
+    """Return the versions with which the gate compares candidates, besides those in use."""
     return [lineage(store, name, step)[-1] for step, name in store.active().items()]
 
 
@@ -86,7 +87,7 @@ def _take_out(store: ModelStore, name: str) -> None:
 
 
 def _sweep(versions: Path) -> int:
-    """Delete removed versions, also those of a killed process; return the bytes freed."""
+    """Delete versions marked as removed, including those that a killed process left; return the bytes freed."""
     freed = 0
     for folder in versions.glob(f"{LEAVING}*"):
         with storage_errors(versions):

@@ -1,4 +1,4 @@
-"""Synthetic spines: label maps, images of random contrast, demo studies."""
+"""Draw synthetic spines: label maps, images of random contrast, demo studies."""
 
 from totalspineseg_server.synthesis.classes import disc_order, mark_discs, step1_classes, step2_classes
 from totalspineseg_server.synthesis.demo import demo_studies

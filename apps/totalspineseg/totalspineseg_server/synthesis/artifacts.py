@@ -1,4 +1,4 @@
-"""Artifacts of a scanner: ringing, ghosts, wrap-around and the voids around metal."""
+"""Add artifacts of a scanner to an image: ringing, ghosts, wrap-around and the voids around metal."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 Image = NDArray[np.float32]
 
 RINGING_ODDS, GHOST_ODDS, WRAP_ODDS, METAL_ODDS = 0.12, 0.12, 0.05, 0.03
-"""Share of scans that show each at full strength; few, so that networks learn anatomy first."""
+"""Share of scans with each artifact at full strength. It is small, so that networks learn anatomy first."""
 KEPT_SPECTRUM = (0.55, 0.8)
 """Share of the spectrum along one axis that a truncated acquisition samples."""
 METAL_RADIUS_MM = (6.0, 22.0)
@@ -24,7 +24,7 @@ def add_artifacts(rng: np.random.Generator, image: Image, spacing: tuple[float, 
     Returns:
         A new image, 0 or more; the same image when there is no artifact.
     """
-    axis = int(rng.choice((1, 2)))  # phase direction: front to back, or along the column
+    axis = int(rng.choice((1, 2)))  # The phase direction is front to back, or along the column.
     if rng.random() < RINGING_ODDS * strength:
         image = ringing(image, int(rng.choice((1, 2))), float(rng.uniform(*KEPT_SPECTRUM)))
     if rng.random() < GHOST_ODDS * strength:
@@ -63,7 +63,7 @@ def ghosts(image: Image, axis: int, count: int, level: float) -> Image:
         image: Signal, float32 (X, Y, Z). Not modified.
         axis: Phase direction.
         count: Number of copies that fit into the side of the image.
-        level: Strength of the first copies; each further one is half as strong.
+        level: Strength of the first copies; each further copy is half as strong as the one before.
 
     Returns:
         A new image.
@@ -77,7 +77,7 @@ def ghosts(image: Image, axis: int, count: int, level: float) -> Image:
 
 
 def wrap(image: Image, axis: int, share: float, level: float) -> Image:
-    """Return an image in which what lies beyond one end of the field of view appears at the other.
+    """Return an image in which tissue beyond one end of the field of view appears at the other end.
 
     Args:
         image: Signal, float32 (X, Y, Z). Not modified.

@@ -1,4 +1,4 @@
-"""The belly: liver, spleen, kidneys, psoas and bowel in front of and beside the lumbar column."""
+"""Draw the belly: liver, spleen, kidneys, psoas and bowel in front of and beside the lumbar column."""
 
 from dataclasses import dataclass
 
@@ -51,7 +51,7 @@ def draw_belly(rng: np.random.Generator, out: Tissues, space: BellySpace) -> Non
 
 
 def _bowel(rng: np.random.Generator, out: Tissues, space: BellySpace, room: Mask) -> None:
-    """Draw loops of different content with walls of muscle, in fat; some lie right before the column and the sacrum."""
+    """Draw bowel loops of different content with walls of muscle, in fat; some lie directly in front of the column."""
     out[room] = Tissue.FAT
     out[room & (space.noise > 1.2)] = Tissue.ORGAN_A
     for _ in range(int(rng.integers(*_LOOPS))):
@@ -70,7 +70,7 @@ def _loop(
     half: NDArray[np.float64],
     content: Tissue,
 ) -> None:
-    """Draw an ellipsoid with a wall, in the box that holds it."""
+    """Draw an ellipsoid with a wall."""
     parts = space.local.right, space.local.anterior, space.local.superior
     near = [np.abs(part - c) < h for part, c, h in zip(parts, center, half, strict=True)]
     spans = [np.flatnonzero(n.any(axis=tuple(k for k in range(3) if k != axis))) for axis, n in enumerate(near)]

@@ -1,4 +1,4 @@
-"""The dural sac and the cord in it: traced from slice to slice, and drawn into a label map and a map of tissues."""
+"""Trace the dural sac and the cord in it from slice to slice, and draw them into a label map and a map of tissues."""
 
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -26,17 +26,19 @@ _SAC_RANGE = ((0.78, 1.06), (0.74, 1.10))
 """Width and depth of a person's sac relative to the usual one. Source: sagittal canal of 11 to 18 mm in healthy necks
 (Ulbrich et al., Radiology 271(1), 2014), in which a cord of 7 to 8 mm leaves rims of 1.5 to 4 mm."""
 _STENOSIS_ODDS, _STENOSIS, _STENOSIS_REACH_MM = 0.3, (0.1, 0.35), 5.0
-"""Share of columns with narrow levels, depth lost at a disc, and how far along the canal the narrowing reaches."""
+"""Share of columns with narrow levels, share of the depth lost at a disc, and reach of the narrowing along the
+canal."""
 _RIM_MM = 2.0
-"""Least width of the fluid around the cord, both sides together."""
+"""Smallest width of the fluid around the cord, both sides together."""
 _SACRAL_CANAL_MM = ((22.0, 14.0), (17.0, 11.0), (12.0, 8.0))
 """Width and depth of the canal at S1, S2, S3."""
 EPIDURAL_REACH_MM = 2.5
 """How far epidural fat reaches beyond the dural sac."""
 _FAT_PADS_MM = (6.0, 7.0)
-"""Additional reach of the fat behind the lumbar sac, between the laminae, and in front of the sac at the sacrum."""
+"""How much farther the fat reaches behind the lumbar sac, between the laminae, and in front of the sac at the
+sacrum."""
 _THREADS, _THREAD_MM = 48, 0.9
-"""Nerve roots are threads along the sac: number of their possible places per side, and their thickness."""
+"""Nerve roots are threads along the sac: number of possible places on each side, and thickness."""
 ABOVE_ATLAS_MM = 7.0
 """Distance from the middle of C1 up to the end of the labeled canal, at the foramen magnum."""
 _GRAY_SHARE = (0.62, 0.5)
@@ -117,7 +119,7 @@ def trace_canal(rng: np.random.Generator, column: BentColumn, raster: Raster, ji
         curves[:, 2] * min(share[0], 0.95),
         curves[:, 3] * min(share[1], 0.97),
     )
-    habitus = rng.spawn(1)[0]  # a stream of its own, so that earlier draws of a seed stay the same
+    habitus = rng.spawn(1)[0]  # This has its own random stream, so that the other draws of a seed stay the same.
     width = width * (1 + jitter * (habitus.uniform(*_SAC_RANGE[0]) - 1))
     depth = depth * (1 + jitter * (habitus.uniform(*_SAC_RANGE[1]) - 1)) * _stenoses(habitus, column, z, jitter)
     top = float(atlas.frame.point(0, canal_center(atlas), ABOVE_ATLAS_MM + jitter * rng.uniform(-4, 6))[2])
@@ -157,10 +159,10 @@ def _cord(
     depth: Floats,
     jitter: float,
 ) -> tuple[Floats, Floats, Floats, Floats]:
-    """Return the cord's middle and size by slice; it ends near L1 and lies at the inside of the curves."""
+    """Return middle and size of the cord in each slice; it ends near L1 and lies on the inside of the curves."""
     first_lumbar = next(v for v in column.vertebrae if v.region == "lumbar")
     step = first_lumbar.size.height + first_lumbar.size.disc_height
-    middle = first_lumbar.frame.origin[2] - first_lumbar.size.height / 4  # the lower third of L1
+    middle = first_lumbar.frame.origin[2] - first_lumbar.size.height / 4  # The cord ends at the lower third of L1.
     tip = float(middle + jitter * rng.normal(0, 0.5) * step)
     start = float(column.vertebrae[0].frame.origin[2])
     along = np.clip((start - z) / (start - tip), -0.3, 1.0)
@@ -177,7 +179,7 @@ def _cord(
 
 
 def draw_canal(rng: np.random.Generator, labels: Codes, tissues: Codes, curve: CanalCurve, raster: Raster) -> None:
-    """Draw epidural fat, dural sac, cauda equina and cord, over any bone that reaches in."""
+    """Draw epidural fat, dural sac, cauda equina and cord over any bone that reaches into the canal."""
     filling = Tissue.EPIDURAL if rng.random() < 0.7 else Tissue.LIGAMENT
     threads = rng.random((_THREADS, _THREADS)) < 0.6
     pads = rng.spawn(1)[0].uniform(0.3, 1.0, 2) * _FAT_PADS_MM

@@ -1,4 +1,4 @@
-"""Label maps and channels in the classes of the two networks, from maps of output codes."""
+"""Turn maps of output codes into the classes and channels of the two networks."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -48,7 +48,7 @@ def step2_classes(labels: NDArray[np.integer[Any]], *, swapped: bool = False) ->
 
 
 def disc_order(labels: NDArray[np.integer[Any]]) -> tuple[int, ...]:
-    """Return the disc codes present, superior to inferior (by mean z; the last axis points up)."""
+    """Return the codes of the discs in a map, superior to inferior (by mean z; the last axis points up)."""
     found = [code for code in np.unique(labels) if int(code) in anatomy.DISCS]
     heights = {int(code): float(np.mean(np.nonzero(labels == code)[2])) for code in found}
     return tuple(sorted(heights, key=lambda code: -heights[code]))

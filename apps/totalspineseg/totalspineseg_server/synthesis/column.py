@@ -1,4 +1,4 @@
-"""The bent column: the position, rotation and size of each vertebra."""
+"""Bend a column: draw the position, rotation and size of each vertebra."""
 
 from dataclasses import dataclass, replace
 
@@ -13,7 +13,7 @@ _LUMBAR_SHARE = (0.10, 0.14, 0.19, 0.24, 0.33)
 """Share of each segment L1-L2 .. L5-S in the lumbar lordosis, rising downward. The lowest disc is a wedge: 11.2 mm
 (3.2) high in front and 6.8 mm (2.7) behind in 25 patients of the SPIDER data set."""
 _SACRAL_KYPHOSIS_DEG = 62.0
-"""Rotation of the sacrum from S1 to S5."""
+"""Angle by which the sacrum turns from S1 to S5."""
 _CRUSH_ODDS, _CRUSH = 0.05, (0.15, 0.5)
 """Odds of a compression fracture per vertebra at the highest age, and the front height it loses. Source: morphometric
 prevalence in the elderly, 15 to 25 % of persons (Schousboe, J Clin Densitom 19(1), 2016), divided among the levels."""
@@ -57,10 +57,10 @@ class Vertebra:
         region: "cervical", "thoracic" or "lumbar".
         frame: Frame at the middle of its body.
         size: Its measures in mm.
-        wedge: Tangent by which each endplate opens to the front.
+        wedge: Tangent of the angle by which each endplate opens to the front.
         disc: Code of the disc below, None for C1.
         disc_frame: Frame at the middle of that disc.
-        index: Position from C1 = 0.
+        index: Position in the column, counted from C1 = 0.
         lip: Osteophytes at the endplates, as a share of the body's half width; 0 in the young.
     """
 
@@ -105,7 +105,7 @@ class BentColumn:
 
 
 def _axes(tilt_deg: float, side_deg: float, turn_deg: float) -> NDArray[np.float64]:
-    """Return axes that lean forward by tilt and to the right by side, turned about the long axis."""
+    """Return axes that lean forward by ``tilt_deg`` and to the right by ``side_deg``, turned about the long axis."""
     t, s, r = np.deg2rad([tilt_deg, side_deg, turn_deg])
     tilt = np.array([[1, 0, 0], [0, np.cos(t), np.sin(t)], [0, -np.sin(t), np.cos(t)]])
     side = np.array([[np.cos(s), 0, np.sin(s)], [0, 1, 0], [-np.sin(s), 0, np.cos(s)]])
@@ -114,7 +114,8 @@ def _axes(tilt_deg: float, side_deg: float, turn_deg: float) -> NDArray[np.float
 
 
 def _vary(rng: np.random.Generator, size: LevelSize, scale: float, jitter: float, degenerate: float) -> LevelSize:
-    """Return an individual's size: overall scale, small level-to-level differences, lost disc height."""
+    """Return the sizes of an individual: scaled as a whole, varied a little from level to level, with lost disc
+    height."""
     fields = {
         name: value * (scale if name != "spinous_slope" else 1.0) * (1 + jitter * 0.05 * rng.standard_normal())
         for name, value in vars(size).items()
@@ -128,7 +129,7 @@ def _vary(rng: np.random.Generator, size: LevelSize, scale: float, jitter: float
 
 def _crushed(rng: np.random.Generator, sizes: list[LevelSize], age: float) -> tuple[list[LevelSize], list[float]]:
     """Return sizes with the compression fractures of an age, and how far each front edge sank, mm (0: intact)."""
-    broken = [i > 7 and rng.random() < _CRUSH_ODDS * age for i in range(len(sizes))]  # the neck is spared
+    broken = [i > 7 and rng.random() < _CRUSH_ODDS * age for i in range(len(sizes))]  # The neck is spared.
     sunk = [float(rng.uniform(*_CRUSH)) * s.height if b else 0.0 for s, b in zip(sizes, broken, strict=True)]
     return [replace(s, height=s.height - d / 2) for s, d in zip(sizes, sunk, strict=True)], sunk
 
@@ -170,7 +171,7 @@ def _tilts(rng: np.random.Generator, counts: tuple[int, int, int], jitter: float
 
 
 def _lean(tilts: NDArray[np.float64], sizes: list[LevelSize]) -> float:
-    """Return the forward lean in degrees of C1 over the sacrum, which a standing body balances."""
+    """Return how far C1 leans forward over the sacrum, in degrees; a standing body balances this."""
     lengths = np.array([s.height + s.disc_height for s in reversed(sizes)])
     angles = np.deg2rad(tilts[1:])
     return float(np.rad2deg(np.arctan2((lengths * np.sin(angles)).sum(), (lengths * np.cos(angles)).sum())))
@@ -212,7 +213,7 @@ def bend_column(rng: np.random.Generator, thoracic: int, lumbar: int, jitter: fl
     rotations = 0.7 * scoliosis * np.cos(wave)
     vertebrae: list[Vertebra] = []
     cursor = np.zeros(3)
-    for step in range(1, total + 1):  # from the lowest vertebra up to C1
+    for step in range(1, total + 1):  # Go from the lowest vertebra up to C1.
         i = total - step
         size = sizes[i]
         disc_axes = _axes(*(0.5 * (a[step - 1] + a[step]) for a in (tilts, sides, rotations)))
@@ -220,10 +221,10 @@ def bend_column(rng: np.random.Generator, thoracic: int, lumbar: int, jitter: fl
         gap = size.disc_height if plan.discs[i] is not None else 0.0
         disc_frame = Frame(cursor + disc_axes[:, 2] * gap / 2, disc_axes)
         origin = cursor + disc_axes[:, 2] * gap + axes[:, 2] * size.height / 2
-        if i == 0:  # C1 rides on the shoulders of C2, around the dens
+        if i == 0:  # C1 sits on the shoulders of C2, around the dens.
             origin = cursor + axes[:, 2] * size.height * 0.65
         disc_frame = Frame(disc_frame.origin + axes[:, 1] * slips[i] / 2, disc_axes)
-        origin = origin + axes[:, 1] * slips[i]  # those above ride along
+        origin = origin + axes[:, 1] * slips[i]  # The vertebrae above move with it.
         cursor = origin + axes[:, 2] * size.height / 2
         below = tilts[step - 1] - tilts[step]
         wedge = float(np.tan(np.deg2rad(np.clip(0.25 * below, -6, 6)))) - sunk[i] / (2 * size.depth)

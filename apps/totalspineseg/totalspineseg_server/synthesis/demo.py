@@ -1,4 +1,4 @@
-"""Synthetic studies as files, for trying the server without a patient's scan."""
+"""Write synthetic studies as files, for trying the server without a patient's scan."""
 
 from pathlib import Path
 

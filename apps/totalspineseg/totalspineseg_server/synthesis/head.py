@@ -1,4 +1,4 @@
-"""Head and throat: the surroundings of the top of the column, parts of which look like more of it."""
+"""Draw head and throat: they surround the top of the column, and parts of them look like more vertebrae."""
 
 from dataclasses import dataclass
 
@@ -51,12 +51,12 @@ def draw_head(rng: np.random.Generator, out: Tissues, space: HeadSpace) -> None:
 
 
 def _throat(rng: np.random.Generator, out: Tissues, space: HeadSpace) -> None:
-    """Draw the air from the nose down to C3, behind it some 8 mm of soft tissue before the bone.
+    """Draw the air from the nose down to C3, with some 8 mm of soft tissue between it and the bone.
 
     Source: Rojas et al., AJNR 30, 2009, 136-141: upper limits of 8.5, 6 and 7 mm at C1, C2 and C3.
     """
     side, ahead, height, scale = np.abs(space.local.right), space.local.anterior, space.local.superior, space.scale
-    back = np.where(height > -8, 38, 32) * scale  # the arch of C1 stands out
+    back = np.where(height > -8, 38, 32) * scale  # The arch of C1 protrudes.
     throat = (side < 12) & (ahead > back) & (ahead < back + 9 * scale) & (height < 25) & (height > -48)
     out[space.inner & throat] = Tissue.AIR if rng.random() < 0.8 else Tissue.MUSCLE
 
@@ -81,7 +81,7 @@ def _jaw(rng: np.random.Generator, out: Tissues, space: HeadSpace, bone: Tissue)
     palate = (local.right < 18) & (local.anterior > 46) & (np.abs(local.superior - 12.5) < 1.8)
     out[space.inner & palate] = Tissue.CORTICAL
     for start, end, radius in (
-        ((47.0, 14.0, 24.0), (43.0, 22.0, -8.0), 5.0),  # ramus
+        ((47.0, 14.0, 24.0), (43.0, 22.0, -8.0), 5.0),  # The ramus.
         ((43.0, 22.0, -8.0), (14.0, 68.0, -26.0), 6.5),  # body
         ((14.0, 68.0, -26.0), (0.0, 73.0, -26.0), 8.0),  # chin
     ):
@@ -103,7 +103,7 @@ def _skull(out: Tissues, space: HeadSpace, bone: Tissue) -> None:
     out[space.inner & brain] = Tissue.BRAIN
     rise = np.clip(height + 4, 0, 24)
     funnel = (right / (9 + 0.35 * rise)) ** 2 + ((ahead + 0.3 * rise) / (8 + 0.5 * rise)) ** 2 < 1
-    out[space.inner & funnel & (height > -4) & (height < 20)] = Tissue.CSF  # the cistern behind the medulla
+    out[space.inner & funnel & (height > -4) & (height < 20)] = Tissue.CSF  # The cistern behind the medulla.
     medulla = (right / 8.5) ** 2 + ((ahead - 0.5) / (6.5 + 0.04 * rise)) ** 2 < 1
     pons = (right / 17) ** 2 + ((ahead - 8) / 13) ** 2 + ((height - 45) / 15) ** 2 < 1
     out[space.inner & ((medulla & (height > 2) & (height < 45)) | pons)] = Tissue.BRAIN

@@ -1,4 +1,4 @@
-"""Implants in a column: screws through the pedicles, rods between them, plates in front of the neck."""
+"""Draw implants: screws through the pedicles, rods between them, plates in front of the neck."""
 
 import itertools
 
@@ -16,15 +16,15 @@ Point = NDArray[np.float64]
 IMPLANT_ODDS = 0.05
 """Share of columns with metal in them."""
 _LEVELS = (2, 5)
-"""Number of vertebrae that are held together."""
+"""Smallest and largest number of vertebrae that are held together."""
 _SCREW_MM, _ROD_MM = (3.5, 6.0), (3.5, 5.5)
-"""Radius of the void around a screw and a rod: two to three times the metal's own, as on spin echoes."""
+"""Radius of the void around a screw and a rod: two to three times that of the metal, as on spin echoes."""
 _CEMENT_ODDS = 0.02
-"""Share of columns with a vertebra that holds cement."""
+"""Share of columns with a vertebra that is filled with cement."""
 
 
 def draw_implants(rng: np.random.Generator, tissues: Tissues, column: BentColumn, raster: Raster) -> None:
-    """Draw the implants of a few columns; the labels stay, because a vertebra with a screw is still one.
+    """Draw implants into a few columns; labels do not change, because a vertebra with a screw is still a vertebra.
 
     Args:
         rng: Source of randomness.

@@ -1,4 +1,4 @@
-"""The long ligaments of the column: in front of the bodies, and between and behind the spinous processes."""
+"""Draw the long ligaments of the column: in front of the bodies, and between and behind the spinous processes."""
 
 import itertools
 

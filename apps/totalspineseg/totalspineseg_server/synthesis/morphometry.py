@@ -1,4 +1,4 @@
-"""Sizes of the parts of each vertebra, in mm, by region and relative position within it.
+"""List the sizes of the parts of each vertebra, in mm, by region and relative position within it.
 
 Sources:
     Panjabi et al., Cervical human vertebrae, Spine 16(8), 1991, 861-869; Thoracic human vertebrae, Spine

@@ -1,4 +1,4 @@
-"""Options of a synthetic spine."""
+"""Define the options of a synthetic spine."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -45,12 +45,10 @@ class SpineOptions:
             ValueError: A spacing or extent is not positive, or the jitter is negative.
         """
         if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
-            raise ValueError(f"spacing_mm must be three positive lengths, got {self.spacing_mm!r}; use for example 1.0")
+            raise ValueError(f"expected spacing_mm of three positive lengths, got {self.spacing_mm!r}")
         for name in ("width_mm", "depth_mm"):
             value = getattr(self, name)
             if value is not None and value <= 0:
-                raise ValueError(
-                    f"{name} must be a positive length in mm, got {value!r}; leave it None for a usual one"
-                )
+                raise ValueError(f"expected {name} above 0, or None for a usual one, got {value!r}")
         if self.jitter < 0:
-            raise ValueError(f"jitter must be 0 or more, got {self.jitter!r}; 1 is a broad population")
+            raise ValueError(f"expected jitter of 0 or more (1 is a broad population), got {self.jitter!r}")

@@ -1,4 +1,4 @@
-"""The grid of a scan: boxes around parts, and coordinates in their frames."""
+"""Describe the grid of a scan: boxes around parts, and coordinates in their frames."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from totalspineseg_server.synthesis.shapes import Local
 Box = tuple[slice, slice, slice]
 Corner = Sequence[float] | NDArray[np.float64]
 WORLD = Frame(np.zeros(3), np.eye(3))
-"""The scanner's own axes."""
+"""The axes of the scanner."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Raster:
 
     @property
     def affine(self) -> NDArray[np.float64]:
-        """Voxel -> RAS mm, (4, 4)."""
+        """The (4, 4) affine, voxel -> RAS mm."""
         matrix = np.diag([*self.spacing, 1.0])
         matrix[:3, 3] = self.origin
         return matrix
@@ -41,7 +41,7 @@ class Raster:
         return (self.origin[number] + self.spacing[number] * np.arange(self.shape[number])).astype(np.float32)
 
     def box(self, frame: Frame, low: Corner, high: Corner) -> Box | None:
-        """Return the part of the grid that holds a frame's box from ``low`` to ``high`` (mm); None outside."""
+        """Return the part of the grid around a frame's box from ``low`` to ``high`` (mm); None if that is outside."""
         corners = np.array([[(low, high)[(n >> k) & 1][k] for k in range(3)] for n in range(8)])
         world = frame.origin + corners @ frame.axes.T
         first = np.floor((world.min(0) - self.origin) / self.spacing).astype(int)
@@ -52,7 +52,7 @@ class Raster:
         return tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))  # type: ignore[return-value]
 
     def around(self, frame: Frame, start: Corner, end: Corner, radius: float) -> Box | None:
-        """Return the part of the grid that holds a frame's capsule (mm) with a margin of 1 mm; None outside."""
+        """Return the part of the grid around a frame's capsule (mm), with a margin of 1 mm; None if that is outside."""
         low, high = np.minimum(start, end) - radius - 1, np.maximum(start, end) + radius + 1
         return self.box(frame, low, high)
 
@@ -70,7 +70,7 @@ class Raster:
 
 
 def overlap(one: Box, other: Box) -> Box:
-    """Return the overlap of two boxes; empty where they do not meet."""
+    """Return the overlap of two boxes; it is empty if they do not meet."""
     pairs = zip(one, other, strict=True)
     x, y, z = (slice(max(a.start, b.start), max(a.start, b.start, min(a.stop, b.stop))) for a, b in pairs)
     return x, y, z

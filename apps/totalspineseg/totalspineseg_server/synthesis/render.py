@@ -1,4 +1,4 @@
-"""MR-like images of random contrast, made from tissues."""
+"""Render MR-like images of random contrast from tissues."""
 
 from dataclasses import dataclass
 
@@ -15,24 +15,26 @@ Image = NDArray[np.float32]
 _MARROW = [Tissue.MARROW, Tissue.ARCH_MARROW, Tissue.OTHER_BONE]
 
 SLICE_AXES = (0, 0, 0, 0, 0, 1, 2, 2)
-"""Axes to choose the thick-slice direction from: mostly sagittal acquisitions, some axial, few coronal."""
+"""Axes from which the direction across thick slices is chosen: mostly sagittal acquisitions, some axial, few
+coronal."""
 _CLINICAL_ODDS, _CLINICAL_MM = 0.45, (3.2, 5.2)
-"""Share of the scans with slices as thick as usual in clinics, and their thickness; the rest take any of the range."""
+"""Share of the scans with slices as thick as usual in clinics, and that thickness; the others have any thickness."""
 _MOTTLE, _STRONG_MOTTLE = 0.08, 0.3
-"""Spread of the signal within marrow, usually and in a fifth of people: fat and blood-forming marrow lie in spots."""
+"""Spread of the signal within marrow, usually and in a fifth of people, whose fatty and red marrow form spots."""
 _DARK_MARROW_ODDS, _DARK_MARROW = 0.2, (0.35, 0.85)
-"""Share of people whose marrow has less signal, and how much remains: the young, the anemic, smokers."""
+"""Share of people whose marrow has less signal (the young, the anemic, smokers), and how much signal remains."""
 _SATURATION_ODDS, _SATURATION_MM = 0.3, (4.0, 40.0)
-"""Share of scans with a saturation band before the column, and how far in front of the bodies it begins."""
+"""Share of scans with a saturation band in front of the column, and how far from the bodies it begins."""
 _COIL_REACH_MM = (60.0, 500.0)
 """Distance from a spine coil over which its signal falls to a third."""
 FLOW_ODDS = 0.35
-"""Share of scans in which the fluid loses signal to its pulsation; usual on T2 of the neck and chest."""
+"""Share of scans in which pulsation takes signal from the fluid, as is usual on T2 of neck and chest."""
 ODDS = {"T1": 0.17, "T2": 0.37, "STIR": 0.1, "T2star": 0.08, "T1gre": 0.08, "random": 0.2}
-"""Share of the scans by contrast, where the options name none."""
+"""Share of each contrast among the scans, if the options do not choose one."""
 WEIGHTING, WEIGHTING_ODDS = (0.8, 2.3), 0.75
-"""Exponent on a contrast's signals, and the odds that it is not 1. At 1 fluid is twice as bright as the cord on T2, as
-in short echo trains; long echo times reach four times (measured on public cervical and whole-spine scans)."""
+"""Exponent on a contrast's signals, and the odds that it is not 1. With 1, fluid is twice as bright as the cord on T2,
+as with short echo trains; with long echo times it is up to four times as bright (measured on public cervical and
+whole-spine scans)."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +59,13 @@ class RenderOptions:
         """
         known = (*PRIORS, "random")
         if self.contrast is not None and self.contrast not in known:
-            raise ValueError(f"contrast must be one of {known}, got {self.contrast!r}; leave it None for a draw")
+            raise ValueError(f"expected contrast {known} or None for a random one, got {self.contrast!r}")
         if self.strength < 0:
-            raise ValueError(f"strength must be 0 or more, got {self.strength!r}; 1 is the whole range")
+            raise ValueError(f"expected strength of 0 or more (1 is the whole range), got {self.strength!r}")
 
 
 def tissue_signals(rng: np.random.Generator, contrast: str) -> NDArray[np.float32]:
-    """Return the signal by tissue number for one draw of a contrast, float32 of length 256, air near 0."""
+    """Return a random signal for each tissue number in a contrast, float32 of length 256; air is near 0."""
     table = np.zeros(256, np.float32)
     random = rng.uniform(0.02, 1.0, len(Tissue)).astype(np.float32)
     if contrast == "random":
@@ -94,7 +96,7 @@ def render(
         rng: Source of all randomness.
         spine: Labels and tissues. Not modified.
         options: Options of the image.
-        spacing_mm: Voxel size; None takes the spine's own.
+        spacing_mm: Voxel size; None for that of the spine.
 
     Returns:
         An image on the spine's grid, float32 (X, Y, Z), 0 to about 1000.
@@ -166,7 +168,7 @@ def _texture(rng: np.random.Generator, tissues: NDArray[np.uint8], strength: flo
 def _saturate(
     rng: np.random.Generator, image: Image, spine: SyntheticSpine, spacing: tuple[float, ...], strength: float
 ) -> None:
-    """Reduce the signal in front of the column in a few scans, like a band against motion of the belly or throat."""
+    """Reduce the signal in front of the column in a few scans, like a saturation band over belly or throat."""
     if rng.random() >= _SATURATION_ODDS * strength:
         return
     column = spine.labels.max(0) > 0
@@ -192,7 +194,7 @@ def _receive(rng: np.random.Generator, image: Image, strength: float) -> Image:
 
 
 def _flow(rng: np.random.Generator, tissues: NDArray[np.uint8], strength: float) -> Image | float:
-    """Return the share of the fluid's signal that its pulsation leaves, in clouds."""
+    """Return the share of the fluid's signal that remains after pulsation, uneven like clouds."""
     if rng.random() >= FLOW_ODDS * strength:
         return 1.0
     loss = np.clip(smooth_noise(rng, tissues.shape, 24), 0, 1) * np.float32(rng.uniform(0.2, 0.8))

@@ -1,4 +1,4 @@
-"""The sacrum and the coccyx, drawn into a label map and a map of tissues."""
+"""Draw the sacrum and the coccyx into a label map and a map of tissues."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,11 +12,12 @@ from totalspineseg_server.synthesis.tissues import Tissue
 Codes = NDArray[np.uint8]
 
 _COCCYX_MM = 42.0
-"""Length along its curve. Source: Woon et al., Eur Spine J 22(4), 2013, 863-870: 44 mm in men, 40 mm in women."""
+"""Length of the coccyx along its curve. Source: Woon et al., Eur Spine J 22(4), 2013, 863-870: 44 mm in men, 40 mm in
+women."""
 
 
 _DISC_TISSUES = (Tissue.ANNULUS, Tissue.SACRAL_DISC, Tissue.NUCLEUS)
-"""Tissues of rudimentary discs: dark as most old discs, like marrow, or bright; all discs of a person are alike."""
+"""Tissues of rudimentary discs: dark like most old discs, like marrow, or bright; all discs of a person are alike."""
 _PLATE_MM = 0.9
 """Thickness of the cortical bone above and below a rudimentary disc."""
 
@@ -71,11 +72,11 @@ def _draw_gap(labels: Codes, tissues: Codes, segment: Segment, number: int, rast
 
 def _sacral_part(local: Local, segment: Segment, number: int) -> NDArray[np.bool_]:
     half, w, d = segment.height / 2, segment.width / 2, segment.depth
-    narrow = 1 - 0.12 * (half - local.superior) / segment.height  # tapers downward
+    narrow = 1 - 0.12 * (half - local.superior) / segment.height  # The sacrum tapers downward.
     tall = np.abs(local.superior) < half + 0.6
     core = (outline(local, 0.52 * segment.width, d) < narrow**2) & tall
     side = np.abs(local.right)
-    drop = np.clip(side - 0.2 * w, 0, None)  # the alae fall back and sideways
+    drop = np.clip(side - 0.2 * w, 0, None)  # The alae slope backward and sideways.
     wing = (side < w * narrow) & (np.abs(local.anterior + 0.3 * drop + 0.12 * d) < 0.42 * d + 2) & tall
     hole = (side - 0.42 * w) ** 2 + (local.superior + half) ** 2 < 16.0
     back = -(d / 2 + 15.0 * (1 - 0.12 * number))

@@ -1,4 +1,4 @@
-"""Implicit shapes of the vertebra's parts in its own frame (right, anterior, superior; mm)."""
+"""Compute the shapes of a vertebra's parts in its own frame (right, anterior, superior; mm)."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ _BODY_POWER = 2.6
 _WAIST = 0.12
 """Share by which a body is narrower at half height."""
 _CORNER_SHARE, _CORNER_FROM = 0.09, 0.68
-"""Share of its half height that a body loses at the rim, and where its endplates begin to round off; old bodies with
+"""Share of the half height that a body loses at the rim, and where its endplates begin to round off. Old bodies with
 osteophytes have sharp corners."""
 _SPINOUS_POWER = 3.0
 """Exponent of a spinous process' cross-section and of its rounded tip."""
@@ -39,7 +39,7 @@ class Local:
 
 
 def outline(local: Local, width: float, depth: float) -> Array:
-    """Return the squared-like radius of the rounded body outline: 1 on its rim."""
+    """Return a measure of the distance from the middle of the rounded body outline: 1 on its rim, less inside."""
     right = np.abs(local.right * np.float32(2 / width))
     anterior = np.abs(local.anterior * np.float32(2 / depth))
     return np.asarray(right**_BODY_POWER + anterior**_BODY_POWER, dtype=np.float32)
@@ -56,7 +56,8 @@ def capsule(local: Local, start: tuple[float, float, float], end: tuple[float, f
 
 
 def body(local: Local, vertebra: Vertebra) -> Mask:
-    """Return the vertebral body: waisted, wedged, with hollow endplates and osteophytes; cervical edges are raised."""
+    """Return the vertebral body: narrower at its waist, wedged, with hollow endplates, osteophytes and raised cervical
+    edges."""
     size = vertebra.size
     relative = local.superior * np.float32(2 / size.height)
     waist = 1 - _WAIST * np.clip(1 - relative**2, 0, 1)
@@ -66,7 +67,7 @@ def body(local: Local, vertebra: Vertebra) -> Mask:
     half = size.height / 2 + vertebra.wedge * local.anterior
     hollow = (0.05 * size.height) * (1 - np.clip(rim, 0, 1))
     young = max(0.0, 1 - vertebra.lip / 0.08)
-    young = 0.4 * young if vertebra.region == "cervical" else young  # low bodies, whose edges rise
+    young = 0.4 * young if vertebra.region == "cervical" else young  # These are the low bodies, whose edges rise.
     corner = _CORNER_SHARE * young * size.height * (np.clip(rim - _CORNER_FROM, 0, None) / (1 - _CORNER_FROM)) ** 2
     half = half - corner
     top = half - hollow
@@ -98,7 +99,7 @@ def arch(local: Local, vertebra: Vertebra) -> Mask:
     outer = (flat_r / (half_w + thick)) ** 2 + (flat_a / (half_d + thick)) ** 2
     lamina_low = {"cervical": -0.45, "thoracic": -0.72, "lumbar": -0.55}[region] * h
     lamina_high = {"cervical": 0.35, "thoracic": 0.30, "lumbar": 0.22}[region] * h
-    tilt = 0.25 * (flat_a + half_d)  # laminae slope down toward the back
+    tilt = 0.25 * (flat_a + half_d)  # The laminae slope down toward the back.
     level = local.superior - tilt
     parts = (inner > 1) & (outer < 1) & (flat_a < 0) & (level > lamina_low) & (level < lamina_high)
     pedicle_w = size.pedicle_width
@@ -173,7 +174,7 @@ def spinous(local: Local, vertebra: Vertebra) -> Mask:
     half_height = size.spinous_height / 2 * (1 + grows * along)
     half_width = {"cervical": 3.0, "thoracic": 3.2, "lumbar": 3.8}[vertebra.region] * (1.15 - 0.3 * along)
     if vertebra.region == "cervical" and vertebra.index < 6:
-        half_width = half_width + 3.5 * np.clip(along - 0.75, 0, 1)  # forked tip
+        half_width = half_width + 3.5 * np.clip(along - 0.75, 0, 1)  # The tip is forked.
     blunt = 1 - np.clip((along - 0.55) / 0.45, 0, 1) ** _SPINOUS_POWER
     across, up = np.abs(local.right) / half_width, np.abs(local.superior - middle) / half_height
     inside = (along > -0.15) & (along < 1)

@@ -1,4 +1,4 @@
-"""The surroundings of the column: head, neck, chest, belly, pelvis, skin and air."""
+"""Draw the surroundings of the column: head, neck, chest, belly, pelvis, skin and air."""
 
 import itertools
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ Floats = NDArray[np.float64]
 Point = tuple[float, float, float]
 
 _RIB, _NEXT_RIB, _LAST_RIB, _FIRST_RIB = (90.0, 26.0), (80.0, 34.0), (60.0, 42.0), (48.0, 10.0)
-"""Reach to the side and fall in mm of a rib as far as it is drawn; of T11 and T12, which end free; of T1, which then
-bends forward: ours."""
+"""Reach to the side and fall of a rib as far as it is drawn, mm; then those of T11 and T12, which end free, and of T1,
+which bends forward. The numbers are ours."""
 _STOUT_ODDS, _STOUT_MM = 0.25, (8.0, 42.0)
 """Share of people with more fat under the skin of the back, and how much more."""
 _RECTUM_MM = (7.0, 15.0)
@@ -100,7 +100,7 @@ def draw_surroundings(
     spine_x, spine_y = (
         np.convolve(np.pad(c, 20, mode="edge"), np.ones(41) / 41, mode="valid") for c in (curve.x, curve.y)
     )
-    x = raster.axis(0)[:, None, None] - _slices(spine_x)  # the body follows its spine
+    x = raster.axis(0)[:, None, None] - _slices(spine_x)  # The body follows its spine.
     y = raster.axis(1)[None, :, None]
     middle_y = spine_y - back + depth / 2
 
@@ -118,7 +118,7 @@ def draw_surroundings(
     streaks = smooth_noise(rng, raster.shape, 60)
     out[inner & (streaks > 1.5 - 0.6 * rng.random())] = Tissue.FAT
     ahead = y - _slices(spine_y)
-    # Streams of their own, so that belly, head, ribs and ligaments do not change the other random draws.
+    # Belly, head, ribs and ligaments have their own random streams, so that they do not change the other draws.
     _belly(rng.spawn(1)[0], out, noise, inner, Local(x, ahead, _slices(z - at.sacrum)), at.diaphragm, column.scale)
     _chest(rng, out, inner, x, ahead, z, at, column.scale)
     _head(rng.spawn(1)[0], out, noise, inner, Local(x, ahead, _slices(z - at.atlas)), column.scale)
@@ -197,7 +197,8 @@ def _head(
 
 
 def _ribs(rng: np.random.Generator, out: Tissues, column: BentColumn, raster: Raster) -> None:
-    """Draw the back ends of the ribs, from the body out, back and down; the last two are short and steep."""
+    """Draw the back ends of the ribs, which run from the body outward, back and down; the last two are short and
+    steep."""
     thoracic = [v for v in column.vertebrae if v.region == "thoracic"]
     for vertebra, (reach, fall) in zip(
         reversed(thoracic), [_LAST_RIB, _NEXT_RIB, *[_RIB] * len(thoracic)], strict=False
@@ -220,7 +221,7 @@ def _ribs(rng: np.random.Generator, out: Tissues, column: BentColumn, raster: Ra
 
 
 def _rib(out: Tissues, raster: Raster, frame: Frame, line: tuple[Point, Point], radius: float, within: Box) -> None:
-    """Draw a straight piece of rib on either side, each in a small box of its own."""
+    """Draw a straight piece of rib on either side."""
     for side in (-1, 1):
         ends = [(side * right, front, up) for right, front, up in line]
         box = raster.around(frame, ends[0], ends[1], radius)

@@ -1,4 +1,4 @@
-"""A random spine as a label map and a map of tissues."""
+"""Draw a random spine as a label map and a map of tissues."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ from totalspineseg_server.synthesis.vertebrae import draw_cortical_shell, draw_d
 Codes = NDArray[np.uint8]
 
 _VARIANT_ODDS = ((11, 0.03), (12, 0.94), (13, 0.03)), ((4, 0.05), (5, 0.89), (6, 0.06))
-"""Odds of each thoracic and lumbar count: anomalies twice as often as in people (7.7 %: Tins and Balain, Insights
-Imaging 7(2), 2016, 199-203), so that networks see them."""
+"""Odds of each thoracic and lumbar count. Anomalies are twice as frequent as in people (7.7 %: Tins and Balain,
+Insights Imaging 7(2), 2016, 199-203), so that networks see them."""
 _SLAB_ODDS, _SLAB_MM = 0.12, (15.0, 36.0)
 """Share of the scans that show only the middle of the column, and their width: few slices, as in thin volumes."""
 _USUAL_COUNT = len(anatomy.column().vertebrae)
@@ -63,7 +63,7 @@ def random_spine(rng: np.random.Generator, options: SpineOptions | None = None) 
 
     Args:
         rng: Source of all randomness; the same state gives the same spine.
-        options: Options; everything left open is random.
+        options: Options; whatever they leave open is random.
 
     Returns:
         The spine in RAS, with its first voxel at a random place in the scanner.

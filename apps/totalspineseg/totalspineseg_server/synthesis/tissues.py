@@ -1,4 +1,4 @@
-"""The tissues of a synthetic scan and their signals in MRI contrasts.
+"""List the tissues of a synthetic scan and their signals in MRI contrasts.
 
 Tissue numbers are private to the synthesis: they never leave it as labels.
 """
@@ -10,7 +10,7 @@ from typing import Final
 
 
 class Tissue(IntEnum):
-    """Tissue of a voxel."""
+    """The tissue of a voxel."""
 
     AIR = 0
     SKIN = 1
@@ -163,5 +163,5 @@ PRIORS: Final[Mapping[str, Mapping[Tissue, float]]] = MappingProxyType(
 Source: the ordering of signals in clinical spine sequences: fat and marrow bright on T1, fluid bright on T2, fat nulled
 on STIR, marrow dark on gradient echo. On T1 of inverted or spoiled gradient echoes, the usual volume scans of the neck,
 fluid is nearly black and white matter the brightest tissue but fat, because its T1 is the shortest (0.88 s at 3 T,
-Smith et al., Magn Reson Med 2008). The values are ours and are jittered on every draw.
+Smith et al., Magn Reson Med 2008). The values are ours, and each draw varies them.
 """

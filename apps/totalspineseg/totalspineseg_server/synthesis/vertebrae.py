@@ -1,4 +1,4 @@
-"""Vertebrae, the dens and the discs between them, drawn into a label map and a map of tissues."""
+"""Draw vertebrae, the dens and the discs between them into a label map and a map of tissues."""
 
 from collections.abc import Callable
 from functools import partial
@@ -28,15 +28,16 @@ from totalspineseg_server.synthesis.tissues import Tissue
 Codes = NDArray[np.uint8]
 
 _DENS_RADIUS_MM, _DENS_HEIGHT_MM = 5.5, 16.0
-"""Source: Kulkarni et al., Indian J Orthop 47(3), 2013, 250-254 (diameter 11.5 x 9.9 mm); Vasilopoulos et al., Cureus
-12(3), 2020 (height 17 to 19 mm)."""
+"""Radius and height of the dens. Source: Kulkarni et al., Indian J Orthop 47(3), 2013, 250-254 (diameter 11.5 x 9.9
+mm); Vasilopoulos et al., Cureus 12(3), 2020 (height 17 to 19 mm)."""
 _DENS_LINE_ODDS = 0.5
-"""Odds that the joint between dens and body of C2 is visible as a line. Source: it persists in most adults, over a
-quarter of the depth (Gebauer et al., Eur Spine J 15, 2006); the odds are ours. To a network it looks like a disc."""
+"""Odds that the joint between dens and body of C2 is visible as a line, which looks like a disc to a network. Source:
+it persists in most adults, over a quarter of the depth (Gebauer et al., Eur Spine J 15, 2006); the odds are ours."""
 _DENS_LINE_MM = (9.0, 13.0)
 """Height of that line above the base of C2. Source: Tubbs et al., World Neurosurg 96, 2016, 80-84 (MRI)."""
 _BULGE = {"cervical": 0.7, "thoracic": 0.5, "lumbar": 1.2}
-"""Bulge of the discs of a region relative to their common spread; ours, from where discs usually bulge."""
+"""Bulge of the discs of each region relative to their common spread. The numbers are ours and follow where discs
+usually bulge."""
 
 
 _DARK_ODDS = {"cervical": 0.5, "thoracic": 0.4, "lumbar": 0.5}
@@ -50,7 +51,7 @@ _ENDPLATE_ODDS = 0.06
 
 
 def draw_vertebra(rng: np.random.Generator, labels: Codes, tissues: Codes, vertebra: Vertebra, raster: Raster) -> None:
-    """Draw body, arch and processes (a ring for C1); about one body in twenty has a spot of another tissue."""
+    """Draw body, arch and processes (for C1 a ring); about one body in twenty has a spot of another tissue."""
     size = vertebra.size
     reach = size.transverse_width / 2 + 4
     back = size.depth / 2 + size.canal_depth + size.spinous_length + 8
@@ -66,7 +67,7 @@ def draw_vertebra(rng: np.random.Generator, labels: Codes, tissues: Codes, verte
     _draw_bone(labels, tissues, vertebra, raster, arch, arch_reach(vertebra), Tissue.ARCH_MARROW)
     _draw_bone(labels, tissues, vertebra, raster, spinous, spinous_reach(vertebra), Tissue.ARCH_MARROW)
     spot = None
-    if rng.random() < 0.06:  # hemangioma, metastasis or Schmorl-like spot
+    if rng.random() < 0.06:  # The spot resembles a hemangioma, a metastasis or a Schmorl node.
         at = rng.uniform(-0.35, 0.35, 3) * (size.width, size.depth, size.height)
         spot = tuple(at), float(rng.uniform(0.15, 0.4)) * size.height
     if centrum is None:
@@ -91,7 +92,7 @@ def _draw_bone(
     reach: Reach,
     tissue: Tissue,
 ) -> tuple[Box, Local, Mask] | None:
-    """Draw a part of a vertebra where nothing is labeled yet; return where, or None if it is out of view."""
+    """Draw a part of a vertebra where nothing is labeled yet; return the voxels, or None if it is out of view."""
     box = raster.box(vertebra.frame, *reach)
     if box is None:
         return None
@@ -102,7 +103,7 @@ def _draw_bone(
 
 
 def draw_dens(rng: np.random.Generator, labels: Codes, tissues: Codes, column: BentColumn, raster: Raster) -> None:
-    """Draw the dens of C2, over C1 where they meet, with or without the line at its base."""
+    """Draw the dens of C2 (over C1 where they meet), with or without the line at its base."""
     axis = column.vertebrae[1]
     half, scale = axis.size.height / 2, column.scale
     tip = half + _DENS_HEIGHT_MM * scale
@@ -125,7 +126,7 @@ def draw_dens(rng: np.random.Generator, labels: Codes, tissues: Codes, column: B
 def draw_disc(
     rng: np.random.Generator, labels: Codes, tissues: Codes, vertebra: Vertebra, raster: Raster, jitter: float
 ) -> None:
-    """Draw the disc below a vertebra, between its bones; a degenerate one has no nucleus."""
+    """Draw the disc below a vertebra, between the bones; a degenerate disc has no nucleus."""
     if vertebra.disc is None:
         return
     size = vertebra.size
@@ -150,7 +151,7 @@ def draw_disc(
 
 
 def draw_cortical_shell(labels: Codes, tissues: Codes) -> None:
-    """Draw one voxel of cortical bone where a vertebra meets something else (front, back, top, bottom)."""
+    """Draw a layer of cortical bone, one voxel thick, in front of, behind, above and below vertebrae."""
     bone = np.isin(labels, (*anatomy.VERTEBRAE, anatomy.SACRUM))
     edge = np.zeros_like(bone)
     for axis in (1, 2):

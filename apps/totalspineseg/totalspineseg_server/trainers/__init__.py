@@ -1,1 +1,1 @@
-"""Training from corrections to a published model: material, judging, runs, and the tasks that clients start."""
+"""Train on corrections, from their collection to a published model, and offer this to clients as tasks."""

@@ -19,9 +19,10 @@ from totalspineseg_server.trust import Trust
 
 CANDIDATE_DIR: Final = "candidate"
 MIXED_DIR: Final = "mixed-"
-"""Folder of the candidate's weights mixed with those in use; the share of new weights is added to the name."""
+"""Beginning of the name of a folder with the candidate's weights mixed with those in use; the share of new weights
+follows."""
 DONE_FILE: Final = "done.json"
-"""In a candidate's folder once it is complete."""
+"""File that is written into a candidate's folder once it is complete."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Lesson:
 
     Attributes:
         cases: Names of the cases.
-        skipped: Those that could not be used.
+        skipped: Cases that could not be used.
         best: Best mean pseudo Dice; None if there was no report.
     """
 
@@ -60,7 +61,7 @@ class Candidates:
         return self._run / f"step{step}"
 
     def folder(self, step: int, share: float) -> Path:
-        """Return the folder of the network that is judged with this share of the trained weights."""
+        """Return the folder of the network that has this share of the trained weights."""
         return self.work(step) / (CANDIDATE_DIR if share == 1 else f"{MIXED_DIR}{share:g}")
 
     def open(self, step: int, share: float = 1) -> ModelFolder:
@@ -77,7 +78,7 @@ class Candidates:
         return ModelFolder.open(self.folder(step, share), step=step, name="candidate")
 
     def keep(self, step: int, weights: Mapping[str, torch.Tensor], lesson: Lesson, trust: Trust) -> None:
-        """Write a trained network and the trust in it; after that, its training is not repeated.
+        """Write a trained network and how far it is trusted; after that, its training is not repeated.
 
         Raises:
             StorageError: It cannot be written.

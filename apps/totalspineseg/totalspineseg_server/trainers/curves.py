@@ -1,4 +1,4 @@
-"""The newest training as curves, read from what it writes while it runs."""
+"""Read the curves of the newest training from the files that it writes while it runs."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -7,7 +7,7 @@ from totalspineseg_server.nnunet.training_log import TrainingLog
 from totalspineseg_server.trainers.runs import RunState, newest_run
 
 MAX_POINTS: Final = 400
-"""Points of a curve that are sent: more than a picture of it has pixels to show."""
+"""Largest number of points of a curve that are sent: more than a picture has pixels to show."""
 
 
 def curves_of(training_dir: Path) -> dict[str, dict[str, Any]]:
@@ -19,7 +19,7 @@ def curves_of(training_dir: Path) -> dict[str, dict[str, Any]]:
     run = newest_run(training_dir)
     found = {}
     for folder in sorted(run.glob("step*")) if run is not None else ():
-        # What was done again after an interruption counts as it was done last.
+        # If iterations were repeated after an interruption, the last values count.
         events = {event["iteration"]: event for event in TrainingLog(folder).events() if "dice" in event}
         points = [events[iteration] for iteration in sorted(events)]
         points = points[:: 1 + len(points) // MAX_POINTS]
@@ -33,7 +33,7 @@ def curves_of(training_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def seconds_left(state: RunState) -> float | None:
-    """Return how long a running training will take, as if every report took as long; None where that is not known."""
+    """Return how many seconds a running training still takes, if every report takes equally long; None if unknown."""
     if state.status != "running" or not state.epoch:
         return None
     return round(state.seconds * (state.total_epochs - state.epoch) / state.epoch)

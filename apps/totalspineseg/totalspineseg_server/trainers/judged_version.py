@@ -35,7 +35,7 @@ class _Version:
     models: Mapping[int, ModelFolder]
 
     def open(self, step: int, share: float = 1) -> ModelFolder:
-        """Return its network; all of its weights are new."""
+        """Return the version's network of a step; ``share`` is ignored, because nothing is mixed."""
         return self.models[step]
 
 
@@ -47,14 +47,15 @@ def judge_version(
     device: str = "auto",
     tell: Callable[[str], None] = lambda _: None,
 ) -> Judgment:
-    """Compare a version with the weights in use (if it is itself in use, with those before), and store the judgment.
+    """Compare a version with the weights in use (or, if it is in use itself, with the previous ones), and store the
+    judgment.
 
     The weights in use, the hold-out list and the report published with the version do not change.
 
     Args:
-        store: Where the version is.
+        store: The store that holds the version.
         name: "starter" or a version's name.
-        site: The site whose hold-out judges in addition to the reference set. A subject that no training has used yet
+        site: The site whose hold-out is used in addition to the reference set. A subject that no training has used yet
             gets the role that it will have in the next one. None for the reference set alone.
         device: Device of the computation.
         tell: Called with a line of progress.
@@ -75,7 +76,7 @@ def judge_version(
     settings = RetrainSettings(tuple(models), FinetuneSettings(device=device), new_weights=(1.0,))
 
     def say(line: str, **values: Any) -> None:
-        # Show no details of the gate here: they are in the judgment.
+        # The details are not logged here, because they are in the judgment.
         if not values:
             tell(line)
 

@@ -1,4 +1,4 @@
-"""Judge trained networks against those in use and those that the first training began with."""
+"""Compare trained networks with those in use and with those from which the first training began."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,11 +24,11 @@ Known = tuple[dict[str, CaseScore], dict[str, CaseScore]]
 
 
 class Contender(Protocol):
-    """The networks that are judged: the trained networks of a run, or a version."""
+    """Networks that are judged: those that a run has trained, or those of a version."""
 
     @property
     def name(self) -> str:
-        """Its name in the report."""
+        """The name in the report."""
 
     def open(self, step: int, share: float = 1) -> ModelFolder:
         """Return a network with this share of new weights."""
@@ -40,7 +40,7 @@ class _Rated:
 
     Attributes:
         model: Both networks.
-        known: Scores so far; they are filled in, so that each model segments each scan once.
+        known: Scores so far. New ones are added, so that each model segments each scan only once.
     """
 
     model: Model
@@ -52,7 +52,7 @@ class Judging:
 
     Args:
         store: The model versions.
-        parents: Step -> the network in use; a training started from it.
+        parents: Step -> the network in use, from which the training started.
         candidates: The networks that are judged.
         settings: Steps to judge, shares of the new weights, device.
         say: Called with a line for the log.
@@ -86,10 +86,10 @@ class Judging:
         Args:
             reference: Makes the fixed scans.
             holdout: The scans of the site.
-            own_answers: Segments scans of the site with the weights in use and returns those whose names they do not
-                doubt: as many as there are spines of the reference set that these weights do not handle.
+            own_answers: Segments scans of the site with the weights in use and returns those whose names are not
+                doubtful: as many as there are spines of the reference set that these weights do not handle.
             unreadable: Scans of the site that cannot be used.
-            on_left_out: Called with every other scan that cannot judge.
+            on_left_out: Called with every other scan that cannot be used.
 
         Raises:
             WeightsError: A model cannot be loaded.
@@ -151,7 +151,7 @@ class Judging:
                 candidate=candidate.model,
                 known=known,
                 known_candidate=rated,
-                before_each=lambda name: self._tell(f"judging on {name}"),
+                before_each=lambda name: self._tell(f"comparing on {name}"),
                 on_left_out=skip,
             )
             for cases, known, rated in zip(sets, active.known, candidate.known, strict=True)
@@ -160,7 +160,8 @@ class Judging:
     def _beside_own(
         self, cases: Sequence[JudgedCase], active: _Rated, candidate: _Rated, skip: Callable[[str, str], None]
     ) -> list[SubjectScores]:
-        """Score a candidate and the weights in use on the latter's own answers, for each group that these contain."""
+        """Score a candidate and the weights in use against the answers of the weights in use, for each group in
+        them."""
         if not cases:
             return []
         scores = score_models(
@@ -168,15 +169,15 @@ class Judging:
             active=active.model,
             candidate=candidate.model,
             known={case.name: score_prediction(case, case.truth.data) for case in cases},
-            before_each=lambda name: self._tell(f"judging on {name}"),
+            before_each=lambda name: self._tell(f"comparing on {name}"),
             on_left_out=skip,
         )
         return [replace(entry, candidate=tuple(map(as_in_truth, entry.active, entry.candidate))) for entry in scores]
 
     def _beginnings(self, left_out: dict[str, str]) -> dict[int, ModelFolder]:
-        """Return, for each trained step that was trained before, the network that its first training began with.
+        """Return the network from which the first training of each step began, for steps that were trained before.
 
-        If that was removed, the oldest existing successor is used, and ``left_out`` has the reason.
+        If that network was removed, its oldest successor that still exists is used, and ``left_out`` has the reason.
         """
         found: dict[int, ModelFolder] = {}
         for step in self._settings.steps:
@@ -185,8 +186,8 @@ class Judging:
                     found[step] = ModelFolder.open(self._store.named(name).root, step=step, name=name)
                     break
                 except WeightsError as error:
-                    left_out[f"{name}, which step {step} began with"] = str(error)
-                    self._say(f"step {step} is not compared with {name}, from which its training began: {error}")
+                    left_out[f"{name}, from which step {step} began"] = str(error)
+                    self._say(f"step {step} is not compared with {name}, from which its first training began: {error}")
         return found
 
     def _rated(self, folders: Mapping[int, ModelFolder]) -> _Rated:
@@ -206,9 +207,9 @@ def _handled(reference: Sequence[SubjectScores]) -> list[SubjectScores]:
 def never_seen(
     store: ModelStore, names: Collection[str], holdout: Sequence[ScanSource]
 ) -> tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]:
-    """Return the hold-out without images that one of the versions was trained on.
+    """Return the hold-out without the images on which one of the versions was trained.
 
-    Another server that shares the models may have used them, or this server under a name that was in training then.
+    Another server that shares the models may have used these images, or this server under another name.
 
     Args:
         store: The model versions.
@@ -216,7 +217,7 @@ def never_seen(
         holdout: Scans of the hold-out.
 
     Returns:
-        Those that may judge, and the others with the reason.
+        The scans that may be used, and the others with the reason.
     """
     seen = frozenset[str]().union(*(images_trained_on(store, name) for name in names))
     learned = [source for source in holdout if source.provenance["image_sha256"] in seen]

@@ -1,4 +1,4 @@
-"""Find the predictions that weights or their ancestors made."""
+"""Find out whether given weights or their ancestors made a prediction."""
 
 from collections.abc import Collection, Mapping
 
@@ -8,7 +8,7 @@ from totalspineseg_server.registry.records import lineage, read_record
 
 
 def line_of(store: ModelStore, names: Collection[str]) -> frozenset[str]:
-    """Return the names of versions and their ancestors, and the identifiers of their networks' predictions.
+    """Return the names of versions and their ancestors, and the identifiers that their networks' predictions carry.
 
     Args:
         store: The model versions.
@@ -23,7 +23,7 @@ def line_of(store: ModelStore, names: Collection[str]) -> frozenset[str]:
 
 
 def is_of_line(prediction: Mapping[str, object] | None, line: frozenset[str]) -> bool:
-    """Return whether a network of a line made a prediction, with either step.
+    """Return whether a network of a line made a prediction, in either step.
 
     Args:
         prediction: The prediction in a correction's record ("versions": step -> version); None if there is none.

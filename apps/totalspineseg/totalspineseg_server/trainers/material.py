@@ -1,4 +1,5 @@
-"""Choose the corrections that train and those that judge: the newest finished label of each image, split by subject."""
+"""Split the newest finished label of each image by subject: into corrections to train on, and corrections to test
+on."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -12,7 +13,7 @@ from totalspineseg_server.agreement import NOTHING_LEFT, Left
 from totalspineseg_server.anatomy import NAME_OF, UNREVIEWED
 from totalspineseg_server.corrections.checks import INCOMPLETE
 from totalspineseg_server.corrections.correction_store import CODES_FILE, Correction
-from totalspineseg_server.corrections.inbox import FINAL_TAG, STEP1_TAG
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, STEP1_TAG
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.gate.holdout import Split, drawn_out, update_split
@@ -31,12 +32,12 @@ FINISHED_TAGS: Final = {1: (FINAL_TAG, STEP1_TAG), 2: (FINAL_TAG,)}
 
 
 NEVER_JUDGES: Final = (
-    "The result was accepted unchanged, which never judges, and the subject judges or would judge, so it does not "
-    "train either. Correct the scan to use it."
+    "The result was accepted unchanged, and its subject is held out for comparing models, so it is used neither for "
+    "that nor for training. Correct the scan to use it."
 )
 TRAINS_TOO: Final = (
-    "this image also trains under another name, so it cannot judge. Give the images of one person the same subject "
-    "(sub-..)"
+    "this image is also used for training under another name, so it cannot be used for comparing models. Give the "
+    "images of one person the same subject (sub-..)"
 )
 
 
@@ -45,8 +46,8 @@ class Material:
     """The corrections of a site, as material for training and judging.
 
     Attributes:
-        training: Scans for training, not read yet.
-        holdout: Scans for judging, not read yet.
+        training: Scans to train on, not read yet.
+        holdout: Scans to compare models on, not read yet.
         skipped: Corrections left out, with the reason.
         known: Step -> ids of corrections that its network in use was trained on.
     """
@@ -57,7 +58,7 @@ class Material:
     known: Mapping[int, frozenset[str]] = field(default_factory=dict)
 
     def lessons(self, step: int) -> tuple[ScanSource, ...]:
-        """Return the training scans of a step; those that its network was trained on before count as replay."""
+        """Return the training scans of a step; those on which its network was trained before count as replay."""
         known = self.known.get(step, frozenset())
         return tuple(
             _as_earlier(source)
@@ -77,16 +78,16 @@ def site_material(
 ) -> Material:
     """Collect the newest finished corrections of all images and split them by subject.
 
-    Finished are accepted corrections with one of ``FINISHED_TAGS``. Work in progress is skipped with its reason until a
-    finished label follows, and withdrawn labels do not count. If a corrected step-1 map follows a finished label, step
-    1 is trained on the map and step 2 on the label.
+    Accepted corrections with one of ``FINISHED_TAGS`` are finished. Work in progress is skipped, with the reason, until
+    a finished label follows. Withdrawn labels do not count. If a corrected step-1 map follows a finished label, step 1
+    is trained on the map and step 2 on the label.
 
     Args:
         site: Studies and corrections.
         known: Step -> ids of corrections that its network in use was trained on; they become replay.
-        line: Weights and their ancestors (see ``trainers.line``). What readers left as these predicted it is
-            marked. Empty for networks without ancestors here.
-        split_of: Returns who trains and who judges, given the file of the hold-out list and the subjects; it may write
+        line: Weights and their ancestors (see ``trainers.line``). Structures that readers left as these predicted them
+            are marked. Empty for networks without ancestors here.
+        split_of: Returns the role of each subject, given the file of the hold-out list and the subjects; it may write
             the file.
 
     Returns:
@@ -140,12 +141,12 @@ def site_material(
 
 
 def _may_judge(split: Split, subject: str) -> bool:
-    """Return whether a subject judges, or would by the rule once somebody corrects a scan of it."""
+    """Return whether a subject is held out, or would be by the rule once somebody corrects a scan of it."""
     return split.holds_out(subject) if subject in split.role else drawn_out(subject)
 
 
 def judged_cases(sources: tuple[ScanSource, ...]) -> tuple[tuple[JudgedCase, ...], tuple[Skipped, ...]]:
-    """Read hold-out scans; skip those that cannot be read or whose label cannot be right, with the reason."""
+    """Read hold-out scans; those that cannot be read, or whose label cannot be right, are skipped with the reason."""
     cases, skipped = [], []
     for source in sources:
         try:
@@ -168,13 +169,14 @@ def _reason(draft: Correction) -> str:
 
 
 def _has_newer_final(newest: Mapping[tuple[str, int], Correction], earlier: Correction) -> bool:
-    """Return whether a finished label follows, which trains step 1, too, so that an older step-1 map adds nothing."""
+    """Return whether a finished label follows a step-1 map. It is used for step 1, too, so the older map adds
+    nothing."""
     final = newest.get((earlier.image, 2))
     return final is not None and final.id > earlier.id
 
 
 def _steps(newest: Mapping[tuple[str, int], Correction], correction: Correction) -> tuple[int, ...]:
-    """Return the steps that are trained on a correction, the newest of its kind."""
+    """Return the steps that are trained on a correction, which is the newest of its kind."""
     if correction.step == 1:
         return (1,)
     step1 = newest.get((correction.image, 1))
@@ -208,7 +210,8 @@ def _read(site: Site, correction: Correction, name: str, left: Left) -> LabeledS
     _require_same_image(path, correction)
     image = read_image(path)
     codes = read_labels(site.corrections.path(correction) / CODES_FILE)
-    unreviewed = frozenset(correction.unreviewed)
+    # A name that nobody confirmed says nothing, and without its name a structure has no class.
+    unreviewed = frozenset((*correction.unreviewed, *correction.unconfirmed))
     volume = Volume(codes.data, codes.affine)
     return LabeledScan(name, site.subject(correction.image), _origin(correction), image, volume, unreviewed, left)
 
@@ -238,8 +241,9 @@ def _provenance(correction: Correction) -> dict[str, Any]:
         "received": correction.received,
         "offered": correction.offered,
         "unreviewed": [NAME_OF[code] for code in correction.unreviewed],
+        "unconfirmed": [NAME_OF[code] for code in correction.unconfirmed],
         "unchanged": correction.unchanged,
         "untouched": [NAME_OF[code] for code in correction.untouched],
-        # An incomplete label does not train. The reason is reported where it is left out.
+        # An incomplete label is not trained on. The reason is reported where it is left out.
         "findings": [str(f.get("message", "")) for f in correction.findings if f.get("kind") != INCOMPLETE],
     }

@@ -9,6 +9,7 @@ from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.files import storage_errors
 from totalspineseg_server.gate.verdict import GateReport
 from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.manage import require_served
 from totalspineseg_server.registry.model_store import Choice, ModelStore
 from totalspineseg_server.registry.records import VersionRecord, read_record, write_record
@@ -42,9 +43,10 @@ class Judged:
 
 
 def published(store: ModelStore, name: str) -> tuple[Judged, Mapping[str, Any]] | None:
-    """Return the verdict on a version that was published before, and its record; None if it was not published.
+    """Return the verdict on a version and its record if it was published before, else None.
 
-    A version has only the weights of its verdict; if the same candidates are judged again, other shares may pass.
+    A published version has the share of new weights that its verdict was about. If the same candidates are judged
+    again, another share may pass.
 
     Raises:
         StorageError: The version has no readable record.
@@ -81,14 +83,14 @@ def publish(store: ModelStore, record: VersionRecord, candidates: Candidates) ->
 
 
 def not_served(name: str, compared: Mapping[int, Choice], instead: Mapping[int, str]) -> str:
-    """Return why a version that passed is not put into use, and how to do it; empty if nothing else is in use."""
+    """Return why a version that passed is not put into use, and how to use it; empty if nothing else is in use."""
     if not instead:
         return ""
     there = ", ".join(f"{compared[step].name} for step {step}" for step in sorted(instead))
     here = ", ".join(f"{chosen} for step {step}" for step, chosen in sorted(instead.items()))
     return (
         f"passed the gate, but is not served: it was compared with {there}, and now other weights are in use "
-        f"({here}). To serve it anyway: totalspineseg models activate {name}"
+        f"({here}). To serve it anyway: {COMMAND} models activate {name}"
     )
 
 
@@ -97,7 +99,7 @@ def refused_since(store: ModelStore, name: str) -> str:
     try:
         require_served(store, name)
     except WeightsError as refusal:
-        return f"passed the gate when it was made, but is not served: {refusal}"
+        return f"passed the gate when it was made, but was not put into use: {refusal}"
     return ""
 
 
@@ -107,5 +109,5 @@ def taken_back(store: ModelStore, name: str) -> str:
         return ""
     return (
         "passed the gate and was in use, but is not served again, because somebody has put other weights into use "
-        f"since. To serve it anyway: totalspineseg models activate {name}"
+        f"since. To serve it anyway: {COMMAND} models activate {name}"
     )

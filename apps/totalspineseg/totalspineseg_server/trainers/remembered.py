@@ -1,7 +1,7 @@
-"""Choose scans on which weights must not become worse: synthetic spines, and scans of the site that they name surely.
+"""Choose scans on which weights must not become worse: synthetic spines, or scans of the site that they name well.
 
-Weights that were never trained on synthetic spines would otherwise be trained and judged on scans that they cannot
-handle. In place of the spines that they do not handle, their own answers on uncorrected scans of the site are used.
+Weights that were never trained on synthetic spines do poorly on them. For such spines, the answers of these weights on
+uncorrected scans of the site are used instead, in training and in the gate.
 """
 
 import logging
@@ -14,8 +14,7 @@ import numpy as np
 
 from totalspineseg_server.agreement import MEASURES, CaseScore, score_case
 from totalspineseg_server.certainty import Certainty, certainty_of
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps
-from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.errors import GridError, ImageError, StorageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.gate.holdout import drawn_out, read_split
@@ -31,7 +30,7 @@ from totalspineseg_server.trainers.site import Site
 from totalspineseg_server.volume_io import read_image
 
 SEED: Final = 71_993
-"""First part of every replay scan's seed; the reference set of the gate uses another."""
+"""First part of the seed of every replay scan; the reference set of the gate uses another."""
 FIELDS: Final = (Field.LUMBAR, Field.CERVICOTHORACIC, Field.THORACOLUMBAR, Field.CERVICAL)
 
 
@@ -58,13 +57,13 @@ def _draw(number: int, name: str) -> LabeledScan:
 logger = logging.getLogger(__name__)
 
 TRIED: Final = 4
-"""Synthetic spines that weights are tried on once: one of each field of view in replay."""
+"""Number of synthetic spines on which weights are tried once: one for each field of view in replay."""
 OWN_AT_MOST: Final = 24
-"""Largest number of own answers in replay: each takes the whole pipeline, minutes on a CPU with networks of the
+"""Largest number of own answers in replay. Each needs the whole pipeline: minutes on a CPU with networks of the
 official size."""
 WITHOUT_DOUBT: Final[tuple[Certainty, ...]] = ("certain", "counted")
-"""Certainty of names that count as an own answer. Nearly all lumbar scans are counted, and a site may have no others. A
-rare column of six lumbar vertebrae that is counted as five is also what these weights answer."""
+"""Certainty that the names of an own answer must have. *Counted* is enough, because a site may have lumbar scans only.
+If a rare column of six lumbar vertebrae is counted as five, that is still what these weights answer."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class OwnAnswer:
     """A scan of the site with the segmentation that weights made of it.
 
     Attributes:
-        name: For logs; no patient name.
+        name: Name for logs, never a patient's.
         subject: Subject of the scan.
         path: Its image, read when it is needed.
         codes: The segmentation, on the grid of the image.
@@ -86,7 +85,7 @@ class OwnAnswer:
     image_sha256: str
 
     def judged(self) -> JudgedCase:
-        """Return it as a scan for judging.
+        """Return the scan with its answer as the truth, for comparing models.
 
         Raises:
             ImageError: The image cannot be read anymore.
@@ -105,7 +104,7 @@ class OwnAnswer:
 def replay_of(
     site: Site, model: Model, count: int, *, tell: Callable[[str], None] = lambda _: None
 ) -> tuple[ScanSource, ...]:
-    """Return the scans against forgetting: synthetic spines, and own answers instead of those that are not handled.
+    """Return the scans to replay: synthetic spines, and own answers in place of spines that the weights do not handle.
 
     Args:
         site: Studies and models.
@@ -125,7 +124,7 @@ def replay_of(
 
 
 def handled_share(store: ModelStore, model: Model, *, tell: Callable[[str], None] = lambda _: None) -> float:
-    """Return the share of synthetic spines that weights handle; it is measured once and recorded.
+    """Return the share of synthetic spines that weights handle, which is measured once and recorded.
 
     Raises:
         WeightsError: A model cannot be loaded.
@@ -163,8 +162,8 @@ def own_answers(
         site: Studies and models; recently segmented scans that were named without doubt are tried.
         model: The weights.
         count: Number of scans; twice as many are tried.
-        judges: Whether to use scans of people who may judge, else of people who may train: by the hold-out list, or for
-            people who are not in it by the rule that it will follow.
+        judges: Whether to use scans of subjects that are held out; otherwise of those that are used for training. The
+            hold-out list decides, or, for subjects that are not in it yet, its rule.
         seen: SHA-256 of images to leave out.
         tell: Called with a line of progress.
 
@@ -186,7 +185,7 @@ def own_answers(
         if latest is None or certainty_of(latest.numbering) not in WITHOUT_DOUBT:
             continue
         tried += 1
-        tell(f"answering {image_id} with the weights in use")
+        tell(f"segmenting {image_id} with the weights in use")
         try:
             path = site.image_file(image_id)
             if path is None or sha256_of(path) != sha256:
@@ -194,7 +193,7 @@ def own_answers(
             image = read_image(path)
             codes, certainty = predict_named(image, model)
         except (ImageError, GridError, StorageError, OSError) as error:
-            logger.warning("%s is not used against forgetting: %s", image_id, error)
+            logger.warning("%s is not used to prevent forgetting: %s", image_id, error)
             continue
         if certainty in WITHOUT_DOUBT:
             found += 1
@@ -202,6 +201,6 @@ def own_answers(
 
 
 def as_in_truth(truth: CaseScore, score: CaseScore) -> CaseScore:
-    """Return a score without the structures that its truth lacks, because an own answer may have missed them."""
+    """Return a score without the structures that are not in the truth, because an own answer may have missed them."""
     dice = {name: float("nan") if truth.dice[name] != truth.dice[name] else value for name, value in score.dice.items()}
     return replace(score, dice=dice)

@@ -39,7 +39,8 @@ class Reporter:
             logger.warning("%s (not in the log of run %s: %s)", text, self._run.name, error)
 
     def tell(self, message: str, *, now: bool = True) -> None:
-        """Report what the run is doing before or after training; with ``now`` false it is written only now and then.
+        """Report what the run is doing before or after training; with ``now`` false, only the newest report is written
+        now and then.
 
         Raises:
             StorageError: It cannot be written.
@@ -47,7 +48,7 @@ class Reporter:
         self._progress.write(self._state("running", message=message), now=now)
 
     def trained(self, progress: Progress) -> None:
-        """Report one more iteration.
+        """Report the progress of a training.
 
         Raises:
             StorageError: It cannot be written.

@@ -1,4 +1,4 @@
-"""Settings of a retraining: numbers only, importable without PyTorch."""
+"""Define the settings of a retraining. They are plain values, so that PyTorch is not needed to read them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -14,14 +14,15 @@ from totalspineseg_server.nnunet.finetune_settings import (
 from totalspineseg_server.requested import choice, number
 
 REPLAY_CASES: Final = 48
-"""Synthetic scans against forgetting, used many times in varied patches. With fewer, the network learns them by heart
-and becomes worse on other old scans."""
+"""Number of synthetic scans that are replayed to prevent forgetting, each in many varied patches. With fewer, the
+network learns them by heart and becomes worse on other old scans."""
 REFERENCE_CASES: Final = 12
-"""Scans of the reference set: every measure applies to at least six of them, and a CPU scores the starter weights on
-them in minutes. With half of them the gate would refuse harmless candidates."""
+"""Number of scans of the reference set. Every measure applies to at least six of them, and a CPU scores the starter
+weights on them in minutes. With half as many the gate would refuse harmless candidates."""
 NEW_WEIGHTS: Final = (1.0, 0.5)
-"""Shares of the trained weights that are judged, in order, until one passes: all, then the mean with the weights in
-use, which learns less and forgets less. Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022."""
+"""Shares of the trained weights that are judged, in this order, until one passes: first all, then the mean with the
+weights in use, which has learned less and forgotten less. Source: Wortsman et al., Robust fine-tuning of zero-shot
+models, CVPR 2022."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,10 @@ class RetrainSettings:
     Attributes:
         steps: Networks to train, in order.
         finetune: Settings of the fine-tuning.
-        replay_cases: Synthetic scans against forgetting.
-        reference_cases: Scans of the fixed reference set that judge.
+        replay_cases: Number of synthetic scans to replay.
+        reference_cases: Number of scans of the fixed reference set.
         new_weights: Shares of the trained weights that are judged, in order; the rest is from the weights in use.
-        resume: Continue an unfinished run about the same material and settings.
+        resume: Whether to continue an unfinished run with the same corrections and settings.
     """
 
     steps: tuple[int, ...] = (1, 2)
@@ -47,7 +48,7 @@ class RetrainSettings:
 
 DEVICES: Final = ("auto", "cuda", "cpu")
 MAX_ITERATIONS: Final = 250_000
-"""Iterations of nnU-Net's training from scratch; a larger number is a typing error."""
+"""Largest number of iterations: that of nnU-Net's training from scratch. A larger number is probably a typing error."""
 NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "iterations": (1, MAX_ITERATIONS),
     "batch_size": (1, 64),
@@ -59,12 +60,13 @@ NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
 }
 """Setting -> smallest and largest value."""
 AUTO: Final = "auto"
-"""Learning rate that fits the network."""
+"""Setting for a learning rate that fits the network."""
 WHOLE: Final = ("iterations", "batch_size", "replay_cases", "seed")
 
 
 def client_config() -> dict[str, Any]:
-    """Return the settings for clients: a list is a choice with its default first, a bool a box, a text is free."""
+    """Return the settings for clients: a list is a choice (the first is the default), a bool a check box, a text free
+    input."""
     settings = RetrainSettings()
     finetune = settings.finetune
     defaults: dict[str, Any] = {
@@ -84,12 +86,12 @@ def read_settings(request: Mapping[str, Any], steps: tuple[int, ...]) -> Retrain
     """Return the settings of a request.
 
     Args:
-        request: The request of a client; unknown keys belong to the host.
+        request: The request of a client. Unknown keys are ignored: they belong to MONAI Label.
         steps: The networks to train.
 
     Raises:
-        SettingError: A value that a setting cannot have.
-        TrainingError: Values that do not fit together.
+        SettingError: A setting has a value that it cannot have.
+        TrainingError: Two settings do not fit together.
     """
     auto = {"learning_rate": (AUTO,)}
     every = {

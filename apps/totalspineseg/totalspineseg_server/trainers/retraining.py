@@ -1,4 +1,4 @@
-"""Retrain: fine-tune on corrections and replay, judge the result, and publish it with its report."""
+"""Fine-tune the weights in use on corrections and replayed scans, let the gate judge the result, and publish it."""
 
 import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,7 +44,7 @@ from totalspineseg_server.trust import Trust
 
 GATE_FILE: Final = "gate.json"
 GATE: Final = "gate"
-"""Use from which a hold-out scan is left out; cases are left out of a step."""
+"""Key for scans that are left out of the gate; other cases are left out of a step."""
 CALIBRATION: Final = "calibration"
 
 
@@ -56,8 +56,8 @@ class Retrained:
         run: Folder of the run: logs, curves, gate report.
         version: Name of the new version.
         report: The gate's report.
-        served: Whether the version is in use; not every version that passed is.
-        message: The gate's reason, or why a version that passed is not served.
+        served: Whether the version is in use. A version that passed is not always put into use.
+        message: The gate's reason, or why a version that passed was not put into use.
         skipped: Cases that could not be used.
     """
 
@@ -77,17 +77,18 @@ def retrain(
     reference: Callable[[], Iterable[JudgedCase]] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Retrained:
-    """Fine-tune on a site's corrections, and serve the result if nothing became worse.
+    """Fine-tune on a site's corrections, and put the result into use if nothing became worse.
 
-    If it is killed at any moment, the next call continues from the last stored state. In use is always the last version
-    that passed, or the one that somebody activated.
+    It may be killed at any moment: the next call continues from the last stored state. The version in use is always the
+    last one that passed, or one that somebody activated.
 
     Args:
         site: Studies, corrections and models.
         settings: Settings of the training.
-        replay: Scans against forgetting; None for synthetic spines as far as the weights in use handle them, and for
-            their own answers on scans of the site.
-        reference: Makes the scans that judge besides the hold-out; None for the fixed synthetic ones.
+        replay: Scans to replay; None for synthetic spines as far as the weights in use handle them, and otherwise for
+            the answers of these weights on scans of the site.
+        reference: Makes the reference scans, on which models are compared besides the hold-out; None for the fixed
+            synthetic ones.
         should_stop: Called after every iteration.
 
     Raises:
@@ -127,16 +128,16 @@ class _Retraining:
             "settings": _plain(asdict(settings)),
             "training": [dict(s.provenance) for s in material.training if set(s.steps) & set(settings.steps)],
         }
-        # The device does not matter: a run continues on any device.
+        # The device is not part of the key: a run continues on any device.
         anywhere = replace(settings, finetune=replace(settings.finetune, device=""))
         key = content_key(about | {"settings": _plain(asdict(anywhere))})
         self.run = begin(site.training_dir, key, about, resume=settings.resume)
         if f"{PREFIX}{self.run.name}" in removed_versions(site.models):
-            # It was published before a kill and removed since. No other weights may get its name.
+            # The version was published before a kill and has been removed since. No other weights may get its name.
             self.run = begin(site.training_dir, key, about, resume=False)
         for other in site.training_dir.iterdir():
             if other != self.run:
-                # Remove what a kill left of a run that is not continued.
+                # Remove the remains of a killed run that is not continued.
                 clear(other)
         self.version = f"{PREFIX}{self.run.name}"
         self.candidates = Candidates(self.run, self.parents)
@@ -147,7 +148,7 @@ class _Retraining:
         self.reporter.tell("preparing cases")
 
     def go(self, should_stop: Callable[[], bool], reference: Callable[[], Iterable[JudgedCase]]) -> Retrained:
-        """Run it; its state always records how it ended."""
+        """Carry out the run; its state always records how it ended."""
         self._report_material()
         try:
             with storage_errors(self.run):
@@ -173,7 +174,7 @@ class _Retraining:
         report, message = judged.report, (why_not or judged.sentence) + self.untrained
         self.reporter.say(f"version {self.version}: {message}")
         served = report.publish and not why_not
-        # Report the end first, because a run without an end continues with its candidates.
+        # Report the end before the candidates are removed: a run without an end is continued and needs them.
         self.reporter.end("published" if served else "kept" if report.publish else "refused", message)
         clear(self.run)
         return Retrained(self.run, self.version, report, served, message, tuple(self.left_out))
@@ -191,12 +192,14 @@ class _Retraining:
         self.reporter.say(f"run {self.run.name}: {', '.join(counts)}; {held}{self.untrained}")
         for source in self.material.training:
             for finding in source.provenance.get("findings", ()):
-                self.reporter.say(f"case {source.name} is used for training, although: {finding}", case=source.name)
+                self.reporter.say(
+                    f"case {source.name} is used for training, although the checks found: {finding}", case=source.name
+                )
         for case in self.material.skipped:
             self._leave_out(case, *(f"step {step}" for step in self.settings.steps))
 
     def _remembered(self) -> tuple[ScanSource, ...]:
-        """Return the scans against forgetting what the weights in use can do."""
+        """Return the scans that are replayed so that the network does not forget."""
         networks = [WarmPredictor(self.parents[step], device=self.settings.finetune.device) for step in STEPS]
 
         def tell(line: str) -> None:
@@ -210,7 +213,7 @@ class _Retraining:
             network.free()
         spines = sum("synthetic" in source.provenance for source in found)
         self.reporter.say(
-            f"against forgetting: {spines} synthetic spines and {len(found) - spines} scans of the site that the "
+            f"to prevent forgetting: {spines} synthetic spines and {len(found) - spines} scans of the site that the "
             "weights in use name without doubt"
         )
         return found
@@ -254,8 +257,8 @@ class _Retraining:
         return lesson
 
     def _trust(self, step: int) -> Trust:
-        """Return the trust in a network, measured also on its corrections: with the network before, which was not
-        trained on them."""
+        """Return how far a network is trusted. Its corrections count, too: they are measured with the network before
+        it, which was not trained on them."""
         parent = self.parents[step]
         if self._measured is None:
             lessons = [[s for s in self.material.lessons(k) if s.origin is Origin.CORRECTION] for k in STEPS]
@@ -273,7 +276,7 @@ class _Retraining:
         return parent.trust if measured is None else joined(parent.trust, measured)
 
     def _finder(self) -> WarmPredictor:
-        """Return the step-1 network that will guide step 2: just trained, or the one in use."""
+        """Return the step-1 network that finds the discs for step 2: the one just trained, or the one in use."""
         folder = self.candidates.open(1) if 1 in self.settings.steps else self.parents[1]
         return WarmPredictor(folder, device=self.settings.finetune.device)
 
@@ -315,7 +318,7 @@ class _Retraining:
         return judged
 
     def _publish(self, judged: Judged) -> str:
-        """Publish the version; return why it is not to be served although it passed, else ""."""
+        """Publish the version; return why it must not be put into use although it passed, or ""."""
         why_not = ""
         if judged.report.publish:
             why_not = not_served(self.version, self.choices, self.site.models.in_use_instead(self.choices))
@@ -323,7 +326,7 @@ class _Retraining:
         return why_not
 
     def _take_up(self, judged: Judged, record: Mapping[str, Any]) -> str:
-        """Continue with a version that an earlier process published; return the same as ``_publish``."""
+        """Continue with a version that an earlier process published; the result is that of ``_publish``."""
         for step in self.settings.steps:
             lesson = self.candidates.lesson(step)
             self.reporter.finished(step, lesson.best if lesson else None)
@@ -335,14 +338,13 @@ class _Retraining:
         return str(record.get("not_served", "")) or taken_back(models, name) or refused_since(models, name)
 
     def _serve(self) -> str:
-        """Put the version into use; return why that was not done, else ""."""
+        """Put the version into use; return why that was not possible, or ""."""
         store = self.site.models
         names = dict.fromkeys(self.settings.steps, self.version)
         why_not = not_served(self.version, self.choices, store.activate_in_place_of(self.choices, names))
         if store.weights and not why_not:
             self.reporter.say(
-                f"this server was started with {store.weights!r}; restart it without that option to serve "
-                f"{self.version}"
+                f"this server was started with {store.weights!r}; restart it without that option to use {self.version}"
             )
         return why_not
 
@@ -371,7 +373,7 @@ class _Retraining:
         )
 
     def _trained_on(self, sources: Iterable[ScanSource]) -> list[dict[str, Any]]:
-        """Return the sources that a network was trained on, each with the steps."""
+        """Return the cases that networks were trained on, each with the steps that learned from it."""
         steps = {s.name: [step for step in self.lessons if s.name in self.lessons[step].cases] for s in sources}
         return [dict(s.provenance) | {"taught": steps[s.name]} for s in sources if steps[s.name]]
 

@@ -1,4 +1,4 @@
-"""Keep training runs on disk: one at a time, each with its state for clients and for the next start."""
+"""Keep training runs on disk, one at a time, with a state that clients read and from which the next start continues."""
 
 import json
 import logging
@@ -13,22 +13,21 @@ from typing import IO, Any, Final, Literal
 
 from totalspineseg_server.corrections.history import time_after
 from totalspineseg_server.errors import StorageError, TrainingError
-from totalspineseg_server.fields import from_fields
-from totalspineseg_server.files import read_json_or, storage_errors, write_json
+from totalspineseg_server.files import from_fields, read_json_or, storage_errors, write_json
 from totalspineseg_server.locks import file_lock, is_locked
 
 logger = logging.getLogger(__name__)
 
 RUN_FILE, PROGRESS_FILE, LOCK_FILE = "run.json", "progress.json", ".training"
 LOCK_WAIT_S: Final = 0.5
-"""How long to try for a held lock, seconds: ``is_running`` holds it only for an instant."""
+"""How long to wait for the lock, seconds: ``is_running`` holds it only for an instant."""
 PROGRESS_EVERY_S: Final = 1.0
 """Shortest time between two writes of the progress, seconds: clients ask every few seconds."""
 
 Status = Literal["running", "stopped", "failed", "interrupted", "published", "kept", "refused"]
-"""The last three are final: in use; passed, but not compared with the weights now in use; failed the gate."""
+"""The last three are final: in use; passed, but other weights are in use since the comparison; refused by the gate."""
 RESUMABLE: Final = ("running", "stopped", "failed", "interrupted")
-"""States from which a run continues; "running" without its lock means that it was killed."""
+"""States from which a run can be continued; "running" without its lock means that the process was killed."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +38,8 @@ class RunState:
         run: Its id.
         status: See ``Status``.
         step: Step in training; 0 before and after.
-        epoch: Reports so far, of all steps.
-        total_epochs: Reports of the whole run.
+        epoch: Number of reports so far, of all steps.
+        total_epochs: Number of reports of the whole run.
         seconds: Time that the present process has spent on the run.
         best_metric: Best mean pseudo Dice of the step in training, afterwards of the last step; None before the first
             report.
@@ -93,7 +92,7 @@ def begin(training_dir: Path, key: str, about: Mapping[str, Any], *, resume: boo
     """
     newest = newest_run(training_dir)
     if resume and newest is not None:
-        # What is missing or damaged is simply not continued.
+        # A run whose record is missing or damaged is simply not continued.
         record, progress = read_json_or(newest / RUN_FILE, {}), read_json_or(newest / PROGRESS_FILE, {})
         if record.get("key") == key and progress.get("status", "running") in RESUMABLE:
             return newest
@@ -107,7 +106,7 @@ def begin(training_dir: Path, key: str, about: Mapping[str, Any], *, resume: boo
 
 
 def newest_run(training_dir: Path) -> Path | None:
-    """Return the run that was begun last, or None."""
+    """Return the run that began last, or None."""
     if not training_dir.is_dir():
         return None
     return max((p for p in training_dir.iterdir() if (p / RUN_FILE).is_file()), default=None)

@@ -1,4 +1,5 @@
-"""Train from scratch with nnU-Net's own planning, preprocessing and training, in given folders and resumable."""
+"""Train from scratch with nnU-Net's own planning, preprocessing and training; an interrupted training can be
+continued."""
 
 import hashlib
 import json
@@ -14,6 +15,7 @@ from typing import IO, Any, Final
 
 import torch
 
+from totalspineseg_server import places
 from totalspineseg_server.errors import TrainingError
 from totalspineseg_server.files import read_json_or, storage_errors, write_json
 from totalspineseg_server.locks import locked
@@ -24,27 +26,27 @@ from totalspineseg_server.nnunet.raw_folder import DATASET_FILE
 from totalspineseg_server.nnunet.runtimes import resolve_device
 from totalspineseg_server.nnunet.splits import require_fold, subjects_of, write_splits
 from totalspineseg_server.nnunet.training_log import TEXT_FILE
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.model_store import DATASET_OF_STEP
 from totalspineseg_server.trainers.runs import is_running, only_one
 
-APP_DIR: Final = Path(__file__).resolve().parents[2]
 PLUGIN_DIR: Final = Path(__file__).resolve().parents[1] / "nnunet" / "plugin"
 CONFIGURATION: Final = "3d_fullres"
-"""The configuration of the reference; cases are at 1 mm already."""
+"""The configuration that the reference used; cases are at 1 mm already."""
 SIZES: Final = ("M", "L", "XL")
 """Residual encoder presets of nnU-Net; the reference used L."""
 FOLDS: Final = ("0", "1", "2", "3", "4", "all")
 PLANNED_FILE: Final = "totalspineseg.json"
-"""In nnU-Net's preprocessed folder: the cases it was made from."""
+"""File in nnU-Net's preprocessed folder that records the cases from which it was made."""
 SETTINGS_FILE: Final = "training.json"
 OUTPUT_FILE: Final = "nnunet.txt"
-"""Everything that nnU-Net prints."""
+"""File with everything that nnU-Net prints."""
 FINAL_FILE: Final = "checkpoint_final.pth"
 STARTED: Final = (FINAL_FILE, "checkpoint_latest.pth", "checkpoint_best.pth")
 DONE_FILE: Final = Path("validation") / "summary.json"
 POLL_S: Final = 0.5
 PLAN_SECONDS: Final = 24 * 3600.0
-"""How long a fold waits for another one that plans and preprocesses."""
+"""How long a fold waits while another one plans and preprocesses, seconds."""
 TAIL_LINES: Final = 400
 """Lines of nnU-Net's output that are searched for the reason of a failure."""
 PLAN_MODULE: Final = "nnunetv2.experiment_planning.plan_and_preprocess_entrypoints"
@@ -131,7 +133,7 @@ class _Scratch:
         subjects = subjects_of(self.raw)
         if not subjects:
             raise TrainingError(
-                f"There are no labeled cases in {str(self.raw)!r}. Write them with 'totalspineseg prepare'."
+                f"There are no labeled cases in {str(self.raw)!r}. Write them with '{COMMAND} prepare'."
             )
         require_fold(self.fold, subjects.values())
         try:
@@ -173,25 +175,26 @@ class _Scratch:
         words = ["-d", DATASET_OF_STEP[self.step], "-pl", f"nnUNetPlannerResEnc{self.settings.size}"]
         words += ["-c", CONFIGURATION, "--clean", "--verify_dataset_integrity", "--no_pbar"]
         if known:
-            # It was planned for another size with the same cases, and another training may be reading them.
+            # The cases are the same, but were planned for another network size, and a training of that size may be
+            # reading them.
             words += ["--no_pp"]
         if self.settings.workers is not None:
-            # The planner does not take 0, which means "in this process" when training.
+            # The planner does not accept 0 processes (which means "in this process" to the training).
             count = str(max(1, self.settings.workers))
             words += ["-np", count, "-npfp", count]
-        # If it is interrupted, it is planned again, because only a part of the files is then from these cases.
+        # After an interruption everything is planned again, because only some of the files are from these cases.
         write_json(self.preprocessed / PLANNED_FILE, known)
         self._run(PLAN_MODULE, words, {})
         write_splits(self.raw, self.preprocessed)
         if _digest(self.raw) != digest:
             raise TrainingError(
-                f"The cases have changed while {self.dataset} was planned. Train again after 'totalspineseg prepare' "
+                f"The cases have changed while {self.dataset} was planned. Train again after '{COMMAND} prepare' "
                 "has finished."
             )
         write_json(self.preprocessed / PLANNED_FILE, {**known, self.settings.plans: digest})
 
     def _forget(self) -> None:
-        """Remove this fold's run."""
+        """Delete the run of this fold."""
         with storage_errors(self.folder):
             for entry in self.folder.iterdir():
                 if self.lock is not None and entry.name == Path(self.lock.name).name:
@@ -203,7 +206,8 @@ class _Scratch:
         return any((self.folder / name).is_file() for name in STARTED)
 
     def _others_begun(self) -> list[str]:
-        """Return the other folds, of any size, that use the plan: those with a state, and those in training now."""
+        """Return the other folds, of any network size, that use the plan: those with a state, and those in training
+        now."""
         folds = sorted((self.folders.results / self.dataset).glob(f"{SpineTrainer.__name__}__*/fold_*"))
         return [f"{fold.parent.name}/{fold.name}" for fold in folds if fold != self.folder and _relies_on_plan(fold)]
 
@@ -230,7 +234,8 @@ class _Scratch:
         return self.model
 
     def _require_same_settings(self, begun: bool) -> None:
-        """Check that a run continues with its first settings, since the learning rate depends on the epochs."""
+        """Check that a run continues with the settings it began with, since the learning rate depends on the number of
+        epochs."""
         file = self.folder / SETTINGS_FILE
         wanted = {
             name: value for name, value in asdict(self.settings).items() if name in ("size", "epochs", "iterations")
@@ -251,7 +256,7 @@ class _Scratch:
         """Run one of nnU-Net's programs in a process of its own, and pass its log on line by line."""
         environment = {**os.environ, **self.folders.environment(), **variables}
         environment["nnUNet_extTrainer"] = str(PLUGIN_DIR)
-        environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(APP_DIR), os.environ.get("PYTHONPATH", "")]))
+        environment["PYTHONPATH"] = places.python_path()
         if not any(map(shutil.which, ("cc", "gcc", "clang"))):
             # Compiling the network needs a C compiler; without one nnU-Net would stop.
             environment.setdefault("nnUNet_compile", "f")
@@ -268,7 +273,7 @@ class _Scratch:
                 stdin=subprocess.DEVNULL,
                 env=environment,
                 # Let the child hold the lock as long as it trains, even if this process is killed.
-                pass_fds=() if self.lock is None else (self.lock.fileno(),),
+                pass_fds=() if self.lock is None or sys.platform == "win32" else (self.lock.fileno(),),
             )
             try:
                 while process.poll() is None:
@@ -307,7 +312,7 @@ class _Scratch:
 def _relies_on_plan(fold: Path) -> bool:
     if any((fold / name).is_file() for name in STARTED):
         return True
-    # In its first epochs a training has no state yet; one that waits for the plan has no settings either.
+    # In its first epochs a training has no state yet; a training that waits for the plan has no settings either.
     return (fold / SETTINGS_FILE).is_file() and is_running(fold)
 
 

@@ -1,4 +1,4 @@
-"""The place of a training: its studies, corrections and models."""
+"""Say where the studies, corrections and models of a training are."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ class Site:
         models: The model versions, and which are in use.
         corrections: Corrections of annotators.
         image_file: ``image_file(image_id)`` is the file or folder of an image, or None if it is missing.
-        subject: ``subject(image_id)`` is the subject of an image; the images of one subject all train or all judge.
+        subject: ``subject(image_id)`` is the subject of an image. All images of a subject are used for training, or all
+            are held out.
     """
 
     history: Path
@@ -32,12 +33,12 @@ class Site:
 
     @property
     def training_dir(self) -> Path:
-        """Folder of the training runs; may not exist yet."""
+        """The folder of the training runs; it may not exist yet."""
         return self.history / "training"
 
     @property
     def holdout_file(self) -> Path:
-        """The stored list of subjects that train and subjects that judge."""
+        """The file with the role of each subject: used for training, or held out."""
         return self.history / "holdout.json"
 
 

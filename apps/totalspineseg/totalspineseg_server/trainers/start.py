@@ -1,4 +1,4 @@
-"""Find out what a training begins with, or why it cannot begin."""
+"""Collect what a training needs before it begins, or say why it cannot begin."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ class Start:
 
 
 def start_of(site: Site, settings: RetrainSettings) -> Start:
-    """Return what there is to train on, after checking the device.
+    """Return what a training begins with, after checking the device.
 
     Args:
         site: Studies, corrections and models.

@@ -14,13 +14,13 @@ from totalspineseg_server.trainers.site import Site
 logger = logging.getLogger(__name__)
 
 DESCRIPTION: Final = (
-    "Fine-tunes {what} on the submitted corrections, with synthetic cases mixed in against forgetting. The new "
-    "version is served only if nothing became worse on the reference set and on the site's hold-out."
+    "Fine-tunes {what} on the submitted corrections, with synthetic cases mixed in so that it forgets nothing. The new "
+    "version is put into use only if nothing became worse on the reference set and on the site's hold-out."
 )
 
 
 class SpineTrainTask(TrainTask):  # type: ignore[misc]
-    """Fine-tuning of one or both networks; constructing it reads no file and uses no device.
+    """The task that fine-tunes one or both networks. Constructing it reads no file and uses no device.
 
     Args:
         site: Studies, corrections and models.
@@ -38,12 +38,13 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
         return client_config()
 
     def stats(self) -> dict[str, Any]:
-        """Return the progress of the present run, else of the last one, of any task; empty before the first."""
+        """Return the progress of the running training, else of the last one, of any task; empty before the first."""
         state = state_of(self._site.training_dir)
         if state is None:
             return {}
         hours, rest = divmod(round(state.seconds), 3600)
-        # Named as in MONAI Label's own trainers: 3D Slicer shows a run with a total time as one without progress.
+        # The keys are those of MONAI Label's own trainers. There is no total time, because 3D Slicer would then show no
+        # progress.
         time = "current_time" if state.status == "running" else "total_time"
         return {
             "epoch": state.epoch,
@@ -57,7 +58,7 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
         }
 
     def check(self, request: Mapping[str, Any]) -> None:
-        """Raise the reason why a training could not begin, which clients could not see after its end.
+        """Check that a training can begin. If it failed later, in its own process, clients would not see why.
 
         Args:
             request: Settings, see ``config``.
@@ -72,7 +73,7 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
         start_of(self._site, read_settings(request, self._steps))
 
     def __call__(self, request: Mapping[str, Any], datastore: Any) -> dict[str, Any]:
-        """Train; the host runs this in a process of its own and kills it to stop. It also stops if the server ends.
+        """Train. MONAI Label runs this in a process of its own and kills it to stop; it also stops if the server ends.
 
         Args:
             request: Settings, see ``config``.
@@ -87,10 +88,10 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
             Stopped: The server has ended; the state is stored.
         """
         from totalspineseg_server.trainers.retraining import (
-            retrain,  # PyTorch and nnU-Net: not for a server that only lists its tasks
+            retrain,  # Import PyTorch and nnU-Net only here, so that a server that lists its tasks starts quickly.
         )
 
-        # Log at once: clients cannot show or stop a task that has written nothing.
+        # Log at once, because clients cannot show or stop a task that has logged nothing.
         logger.info("Training of step %s starts", " and ".join(map(str, self._steps)))
         result = retrain(self._site, read_settings(request, self._steps), should_stop=parent_is_gone)
         logger.info("version %s: %s", result.version, result.message)

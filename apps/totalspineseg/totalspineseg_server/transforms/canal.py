@@ -1,4 +1,4 @@
-"""One canal with one cord in it, without holes."""
+"""Clean up the canal: one canal with one cord in it, without holes."""
 
 from typing import Final
 
@@ -16,27 +16,28 @@ from totalspineseg_server.transforms.components import (
 )
 
 CANAL_PART_VOX: Final = 1000
-"""Smallest piece of canal at 1 mm, mm3, that continues behind a stenosis or metal: three to five millimeters of it."""
+"""Smallest piece of canal, mm3 at 1 mm, that counts as its continuation behind a stenosis or metal: 3 to 5 mm of its
+length."""
 CANAL_GAP_VOX: Final = 150
-"""Slices that may lie between two pieces of canal: metal hides up to five levels."""
+"""Largest number of slices between two pieces of canal: metal hides up to five levels."""
 CORD_PART_VOX: Final = 1000
-"""The same for the cord: one to two centimeters of it, more than what is mistaken for cord among the roots below."""
+"""The same for the cord: 1 to 2 cm of its length, more than what is mistaken for cord among the roots below it."""
 CORD_GAP_VOX: Final = 15
-"""The same for the cord: below a compressed level it continues at once."""
+"""The same for the cord, which continues directly below a compressed level."""
 
 
 def fill_canal(labels: Labels) -> Labels:
-    """Keep one cord and one canal, and close the canal around the cord.
+    """Return a map with one cord and one canal, closed around the cord.
 
-    Cord outside the one cord becomes canal; canal and cord outside the one canal become background. Each is its
-    largest component and the components that continue it above and below. Then everything between canal or cord along
-    x and along y that is not cord becomes canal.
+    Of cord and canal, the largest component is kept, and the components that continue it above and below. Other cord
+    becomes canal; other canal, and cord outside the canal, become background. Then everything between canal or cord
+    along x and along y that is not cord becomes canal.
 
     Args:
         labels: uint8 (X, Y, Z) RAS, output codes. Not modified.
 
     Returns:
-        A new uint8 map; a copy where there is neither canal nor cord.
+        A new uint8 map; a copy if there is neither canal nor cord.
 
     Source:
         The reference keeps only the largest component: it loses the shorter part of a canal that a stenosis interrupts,
@@ -60,11 +61,11 @@ def fill_canal(labels: Labels) -> Labels:
 
 
 def soft_structure(probability: npt.NDArray[np.float32], mask: Mask) -> npt.NDArray[np.float32]:
-    """Return a region's probability inside its hard label grown by one voxel.
+    """Return a region's probability inside its label, grown by one voxel.
 
     Args:
         probability: float32 (X, Y, Z), 0 to 1. Not modified.
-        mask: bool (X, Y, Z), the hard label on the same grid. Not modified.
+        mask: bool (X, Y, Z), the label on the same grid. Not modified.
 
     Returns:
         A new float32 array, 0 elsewhere; all 0 for an empty mask.

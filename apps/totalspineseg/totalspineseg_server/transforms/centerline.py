@@ -1,4 +1,4 @@
-"""The course of the canal: one voxel per slice to order pieces by, and a smooth line for levels."""
+"""Follow the canal: one voxel per slice to order pieces by, and a smooth line for levels."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -16,13 +16,14 @@ SPLINE_DEGREE: Final = 3
 
 
 def _extent(hits: Mask) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Return the first and the last True along axis 0 for every column of axis 1 (undefined without any True)."""
+    """Return the first and the last True along axis 0 for every column of axis 1; undefined for columns without
+    True."""
     return hits.argmax(axis=0), hits.shape[0] - 1 - hits[::-1].argmax(axis=0)
 
 
 @dataclass(frozen=True)
 class CanalExtent:
-    """Extent of canal and cord in each axial slice that has any, as voxel indices, inclusive.
+    """Extent of canal and cord in each axial slice that shows them, as voxel indices, both ends included.
 
     Attributes:
         z: Slices with canal, rising.
@@ -47,7 +48,7 @@ class CanalExtent:
             x, y, z: (n,) voxel indices. Not modified.
 
         Returns:
-            (n,); all False without canal. Of two heights that are equally near the upper one counts.
+            (n,); all False without a canal. If two heights are equally near, the upper one counts.
         """
         if self.z.size == 0 or z.size == 0:
             return np.zeros(z.size, dtype=np.bool_)
@@ -66,7 +67,7 @@ def canal_extent(canal: Mask) -> CanalExtent:
         canal: bool (X, Y, Z) RAS, canal or cord. Not modified.
 
     Returns:
-        The extents; all arrays are empty when the mask is.
+        The extents; all arrays are empty if the mask is.
     """
     along_x, along_y = canal.any(axis=1), canal.any(axis=0)
     z = np.flatnonzero(along_x.any(axis=0))
@@ -86,7 +87,7 @@ def smooth_centerline(canal: Mask, slice_mm: float) -> npt.NDArray[np.float64]:
 
     Returns:
         (n, 3) voxel coordinates, one point per slice from the first to the last slice with canal,
-        rising z; (0, 3) when the mask is empty. With too few slices for a spline, their means, interpolated.
+        rising z; (0, 3) if the mask is empty. If there are too few slices for a spline, their means are interpolated.
     """
     box = foreground_box(canal)
     if box is None:

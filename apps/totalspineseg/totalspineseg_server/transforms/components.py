@@ -1,7 +1,7 @@
-"""Connected components, boxes and dilation: the few operations that all other rooms build on.
+"""Find connected components and boxes, and dilate: the few operations that other rooms build on.
 
-Everything works on C-ordered copies of the foreground's box. That changes no result: a dilation that joins two
-components does so inside the box that holds both.
+Everything works on C-ordered copies of the foreground's box. This changes no result: if a dilation joins two
+components, it does so inside the box around both.
 """
 
 from typing import Final
@@ -18,7 +18,7 @@ Slices = npt.NDArray[np.intp]
 CONNECTIVITY: Final = 26
 """Voxels that share a face, an edge or a corner are connected."""
 JOIN_LARGEST_VOX: Final = 5
-"""Voxels of dilation at 1 mm, so that a disc missing between two vertebrae (about 10 mm) does not cut the spine."""
+"""Dilation in voxels at 1 mm, so that a missing disc between two vertebrae (about 10 mm) does not cut the spine."""
 
 
 def foreground_box(labels: npt.NDArray[np.generic], *, margin_vox: int = 0) -> Box | None:
@@ -29,7 +29,7 @@ def foreground_box(labels: npt.NDArray[np.generic], *, margin_vox: int = 0) -> B
         margin_vox: Voxels to add on every side, as far as the array goes.
 
     Returns:
-        One slice per axis; None when every voxel is zero.
+        One slice per axis; None if every voxel is zero.
     """
     mask = labels if labels.dtype == np.bool_ else labels != 0
     slices = []
@@ -50,7 +50,7 @@ def grown_box(box: Box, margin_vox: int, shape: tuple[int, ...]) -> Box:
 
 
 def dilate_faces(mask: Mask, times: int = 1) -> Mask:
-    """Grow a mask by its face neighbors.
+    """Return a mask grown by its face neighbors.
 
     Args:
         mask: bool (X, Y, Z). Not modified.
@@ -71,7 +71,7 @@ def dilate_faces(mask: Mask, times: int = 1) -> Mask:
 
 
 def between_extremes(mask: Mask, axis: int) -> Mask:
-    """Return the voxels between the first and the last True of their line, ends included.
+    """Return a mask that fills each line between its first and last True.
 
     Args:
         mask: bool (X, Y, Z). Not modified.
@@ -97,13 +97,13 @@ def labels_present(labels: Labels) -> Mask:
         labels: uint8 (X, Y, Z). Not modified.
 
     Returns:
-        256 bools; the background's is always False.
+        256 bools; that of the background is always False.
     """
     return np.asarray(np.bincount(labels[labels != 0], minlength=256) > 0)
 
 
 def look_up(labels: Labels, table: npt.NDArray[np.generic]) -> Labels:
-    """Replace every label by its entry in a table.
+    """Return a map with every label replaced by its entry in a table.
 
     Args:
         labels: uint8 (X, Y, Z). Not modified.
@@ -122,7 +122,7 @@ def connected_components(mask: Mask, *, join_vox: int = 0) -> tuple[npt.NDArray[
 
     Args:
         mask: bool (X, Y, Z). Not modified.
-        join_vox: Components that touch after each is dilated by this many voxels (by faces) count as one.
+        join_vox: Components that touch after dilation by this many voxels (by faces) count as one.
 
     Returns:
         A uint32 map, 0 outside the mask, and the number of components. An empty mask gives zeros and 0.
@@ -139,8 +139,8 @@ def row_mask(mask: Mask, *, min_vox: int, max_gap_vox: int) -> Mask:
 
     Args:
         mask: bool (X, Y, Z) RAS. Not modified.
-        min_vox: Voxels that a further component must have.
-        max_gap_vox: Number of slices that may lie between it and the components found so far.
+        min_vox: Smallest size of a component that continues it, voxels.
+        max_gap_vox: Largest number of slices between it and the components found so far.
 
     Returns:
         A new bool array; all False for an empty mask. No two of its components share an axial slice.
@@ -163,14 +163,14 @@ def row_mask(mask: Mask, *, min_vox: int, max_gap_vox: int) -> Mask:
 
 
 def gap_vox(slices: Slices, others: Slices) -> int:
-    """Return the distance from some slices to the nearest slice of others, above, below or between them.
+    """Return the distance from some slices to the nearest of other slices, which may lie above, below or between them.
 
     Args:
         slices: The slices, rising; at least one.
         others: The other slices, rising.
 
     Returns:
-        1 for neighbors; 0 where they share a slice, or there are no others.
+        1 for neighbors; 0 if they share a slice, or if there are no other slices.
     """
     below, above = slices[0] - others, others - slices[-1]
     gaps = np.maximum(below, above)

@@ -1,4 +1,4 @@
-"""The part of the scan that step 2 sees: the box of the step-1 result."""
+"""Find the part of the scan that step 2 sees: the box around the step-1 result."""
 
 from typing import Final
 
@@ -6,7 +6,7 @@ from totalspineseg_server.errors import NoSpineError
 from totalspineseg_server.transforms.components import Box, Labels, foreground_box
 
 CROP_MARGIN_MM: Final = 10
-"""Margin around the step-1 result for step 2, at inference and in training: its networks were trained with this."""
+"""Margin around the step-1 result, at inference and in training: the step-2 networks were trained with it."""
 
 
 def crop_box(labels: Labels, *, margin: int) -> Box:

@@ -1,4 +1,4 @@
-"""The second channel of step 2: every other disc, by its place in the column."""
+"""Make the second channel of step 2: every other disc, by its place in the column."""
 
 from collections.abc import Collection
 
@@ -32,14 +32,14 @@ def odd_discs(labels: Labels, *, missed: Collection[int] = ()) -> Labels:
 
     Args:
         labels: uint8 (X, Y, Z), output codes. Not modified.
-        missed: Discs in view that have no voxels; each still takes its turn. Otherwise the next disc would take it, and
-            two neighboring vertebrae would get the same class, which looks like one vertebra.
+        missed: Discs in view that have no voxels. They count all the same: otherwise two neighboring vertebrae would
+            get the same class and look like one vertebra.
 
     Returns:
         A new uint8 map: 1 in the odd discs, else 0; all 0 without discs.
 
     Source:
-        The reference counts only the discs present, as here without ``missed``.
+        The reference counts only the discs that are present, like this function without ``missed``.
     """
     present = labels_present(labels)
     row = [code for code in DISCS if present[code] or code in missed]
@@ -57,8 +57,8 @@ def discs_named_as(labels: Labels, result: Labels) -> Labels:
         result: uint8, the same shape, codes of the result. Not modified.
 
     Returns:
-        ``labels`` itself where the names agree. Otherwise a new map, without the discs that the result does not name or
-        whose name lies more on another disc.
+        ``labels`` itself if the names agree. Otherwise a new map without discs that the result does not name, or whose
+        name fits another disc better.
     """
     both = np.isin(labels, DISCS) & np.isin(result, DISCS)
     counts = np.zeros((256, 256), dtype=np.intp)
@@ -75,13 +75,14 @@ def discs_named_as(labels: Labels, result: Labels) -> Labels:
 def missing_discs(labels: Labels) -> tuple[int, ...]:
     """Return the discs between the first and the last one present that have no voxels.
 
-    A missed T11-T12 or L4-L5 looks like a column without it in a map of step 1, so these two are not counted there.
+    In a map of step 1, a missed T11-T12 or L4-L5 looks like a column without this disc, so these two never count as
+    missing there.
 
     Args:
         labels: uint8 (X, Y, Z), output codes. Not modified.
 
     Returns:
-        Their codes, superior to inferior, in the column of ``column_showing``.
+        The codes, superior to inferior, in the column of ``column_showing``.
     """
     present = np.flatnonzero(labels_present(labels)).tolist()
     of_step1 = not any(code in present for code in VERTEBRAE if code != C1)
@@ -92,7 +93,7 @@ def missing_discs(labels: Labels) -> tuple[int, ...]:
 
 
 def column_showing(present: Collection[int], *, whole: bool = True) -> Column:
-    """Return the column that fits the codes in view; the usual one where they do not decide.
+    """Return the column that fits the codes in view, or the usual one if they do not decide.
 
     Args:
         present: Codes that have voxels.

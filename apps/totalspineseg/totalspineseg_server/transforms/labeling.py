@@ -1,4 +1,4 @@
-"""Iterative labeling: names from ordered pieces, and a label map from names."""
+"""Name ordered pieces by the iterative method, and make a label map from the names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ UNNAMED: Final = BACKGROUND
 
 @dataclass(frozen=True)
 class Naming:
-    """A code for every piece; ``UNNAMED`` (0) where there is none.
+    """A code for every piece; ``UNNAMED`` (0) if it has none.
 
     Attributes:
         discs: Codes of ``Pieces.discs``, in their order.
@@ -43,7 +43,7 @@ class Naming:
 
 
 def _column_with(disc: int, *, lumbar: int = 5) -> Column:
-    """Return the normal column, or the variant that this disc belongs to."""
+    """Return the normal column, or the variant to which this disc belongs."""
     return column(13 if disc == DISC_T12_T13 else 12, 6 if disc == DISC_L5_L6 else lumbar)
 
 
@@ -54,7 +54,7 @@ def _discs_above(disc: int) -> list[int]:
 
 
 def _discs_below(disc: int) -> list[int]:
-    """Return the codes below a disc, the nearest first: down to L5-L6, as only a landmark shows the disc on S1."""
+    """Return the codes below a disc, the nearest first, down to L5-L6; only a landmark shows the disc on S1."""
     if disc == DISC_L5_S:
         return []
     codes = [code for code in _column_with(disc, lumbar=6).discs if code is not None and code != DISC_L5_S]
@@ -96,7 +96,7 @@ def _next_below(vertebra: int) -> int:
 
 
 def _name_vertebrae(row: Sequence[Place], discs: Sequence[int], vertebrae: Sequence[Piece]) -> tuple[int, ...]:
-    """Name vertebrae by the disc above, count up above the first disc, and count on below the last."""
+    """Name each vertebra by the disc above it; above the first disc count upward, below the last one downward."""
     names = [UNNAMED] * len(vertebrae)
     is_disc = [place.is_disc for place in row]
     first = is_disc.index(True)
@@ -116,11 +116,10 @@ def name_iteratively(pieces: Pieces, *, localizer: npt.NDArray[np.integer[Any]] 
 
     Args:
         pieces: Pieces of either step.
-        localizer: Output codes of another series of the same patient, on this grid; None without.
-            Not modified.
+        localizer: Output codes of another series of the same patient, on this grid, or None. Not modified.
 
     Returns:
-        One code per piece. Without any landmark only the sacrum has a name.
+        One code per piece. If there is no landmark, only the sacrum has a name.
 
     Raises:
         ValueError: The localizer is on another grid.
@@ -147,8 +146,8 @@ def paint(pieces: Pieces, raw: Labels, naming: Naming, step: Step) -> Labels:
         step: 1 or 2.
 
     Returns:
-        A new uint8 map of output codes: named pieces, canal, cord, sacrum, and in step 1 C1; there all
-        other vertebrae have the sacrum's code. Unnamed pieces become background, even those of the sacrum's class.
+        A new uint8 map of output codes: named pieces, canal, cord and sacrum; in step 1 also C1, and all other
+        vertebrae have the sacrum's code there. Unnamed pieces become background, even those of the sacrum's class.
 
     Raises:
         ValueError: The naming belongs to other pieces.

@@ -1,4 +1,4 @@
-"""The discs that the maps themselves, or a localizer, name."""
+"""Find the discs that have a name before counting: landmarks of the map itself, or of a localizer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -20,7 +20,8 @@ from totalspineseg_server.transforms.pieces import Piece, Pieces
 MIN_LANDMARK_VOXELS: Final = 200
 """A landmark class needs more voxels than this (mm3 at 1 mm; a small C2-C3 disc has about 1000)."""
 TRUSTED_PAIR: Final = 2
-"""The first two landmarks of the list are both used; a later one only as long as none was found."""
+"""Number of landmarks, from the top of the list, that are always used; the others are used only if none was found
+before."""
 TRUST: Final = (DISC_C2_C3, DISC_L5_S, DISC_C7_T1, DISC_T12_L1)
 """Landmarks, most trusted first: the two ends of the mobile column cannot be mistaken for another level."""
 TRUST_WITH_LOCALIZER: Final = TRUST[:2]
@@ -29,13 +30,13 @@ _CLASS_OF: Final = {code: value for value, code in LANDMARK_CLASS.items()}
 
 
 def _candidates(discs: Sequence[Piece], trust: Sequence[int]) -> list[int]:
-    """Return the landmarks that are possible: C2-C3 must be at the topmost disc, L5-S at the lowest."""
+    """Return the possible landmarks: C2-C3 must be the topmost disc, and L5-S the lowest."""
     ends = {DISC_C2_C3: discs[0], DISC_L5_S: discs[-1]}
     return [code for code in trust if code not in ends or _CLASS_OF[code] in ends[code].class_voxels]
 
 
 def _holder(discs: Sequence[Piece], code: int) -> int | None:
-    """Return the index of the disc with most of this landmark class, if it is the most common one there."""
+    """Return the index of the disc with most of this landmark class, if this class is the most common one in it."""
     held = [disc.class_voxels.get(_CLASS_OF[code], 0) for disc in discs]
     best = int(np.argmax(held))
     rivals = [discs[best].class_voxels.get(value, 0) for value in LANDMARK_CLASS]
@@ -45,7 +46,7 @@ def _holder(discs: Sequence[Piece], code: int) -> int | None:
 
 
 def own_landmarks(discs: Sequence[Piece], *, trust: Sequence[int] = TRUST) -> Mapping[int, int]:
-    """Return the discs that the network's landmark classes name.
+    """Return the discs that are named by the network's landmark classes.
 
     Args:
         discs: Superior to inferior.
@@ -67,23 +68,21 @@ def own_landmarks(discs: Sequence[Piece], *, trust: Sequence[int] = TRUST) -> Ma
 
 
 def localizer_landmarks(pieces: Pieces, localizer: npt.NDArray[np.integer[Any]]) -> Mapping[int, int]:
-    """Return the discs that a localizer of the same patient names.
+    """Return the discs that are named by a localizer of the same patient.
 
     Args:
         pieces: Pieces of this scan.
         localizer: Output codes on the grid of this scan (X, Y, Z). Not modified.
 
     Returns:
-        Index of the disc -> its code, from the localizer's landmark discs. Without one in view, the topmost disc that
-        overlaps any disc of the localizer. Empty when none overlaps.
+        Index of the disc -> its code, from the localizer's landmark discs; if none of them is in view, the topmost disc
+        that overlaps any disc of the localizer. Empty if none overlaps.
 
     Raises:
         ValueError: The localizer has another shape.
     """
     if localizer.shape != pieces.shape:
-        raise ValueError(
-            f"expected a localizer of the scan's shape {pieces.shape}, got {localizer.shape}; resample it first"
-        )
+        raise ValueError(f"expected a localizer of the scan's shape {pieces.shape}, got {localizer.shape}")
     inside = np.flatnonzero(pieces.disc_map)
     codes = np.ascontiguousarray(localizer).ravel()[inside]
     owner = pieces.disc_map.ravel()[inside] - 1

@@ -1,4 +1,4 @@
-"""One point per disc, in the spinal cord toolbox's disc convention."""
+"""Mark each disc by a point, in the convention of the Spinal Cord Toolbox."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -19,7 +19,7 @@ Voxel = npt.NDArray[np.intp]
 
 
 def _upper_points(labels: Labels, c2_c3: Voxel, line: Points, spacing: Points) -> dict[int, Voxel]:
-    """Return points 1 and 2, above the C2-C3 disc; empty where C1 or vertebrae are missing."""
+    """Return points 1 and 2, above the C2-C3 disc; none if C1 or vertebrae are missing."""
     c1 = labels == C1
     if np.count_nonzero(c1) <= MIN_C1_VOXELS:
         return {}
@@ -27,8 +27,8 @@ def _upper_points(labels: Labels, c2_c3: Voxel, line: Points, spacing: Points) -
     below_top = np.argwhere(labels[c2_c3[0], :, :c1_top] == SACRUM)
     if len(below_top) == 0:
         return {}
-    # The most anterior of several equally superior voxels, with halves rounded up: "first" and "down" of the reference
-    # count from the anterior and superior end.
+    # Of several equally superior voxels the most anterior one is used, and halves are rounded up, because the reference
+    # counts from the anterior and superior end.
     y, z = below_top[np.lexsort((below_top[:, 0], below_top[:, 1]))[-1]]
     top = np.array([c2_c3[0], y, z])
     middle = (top + c2_c3 + 1) // 2
@@ -42,7 +42,7 @@ def _upper_points(labels: Labels, c2_c3: Voxel, line: Points, spacing: Points) -
 
 
 def _disc_tips(labels: Labels, line: Points, spacing: Points) -> dict[int, Voxel]:
-    """Return disc code -> its voxel nearest to the line."""
+    """Return disc code -> the disc's voxel nearest to the line."""
     table = np.zeros(256, dtype=np.bool_)
     table[list(LEVEL_POINT)] = True
     voxels = np.argwhere(look_up(labels, table))
@@ -56,7 +56,7 @@ def _disc_tips(labels: Labels, line: Points, spacing: Points) -> dict[int, Voxel
 
 
 def level_points(labels: Labels, spacing: Sequence[float] = (1.0, 1.0, 1.0)) -> Labels:
-    """Mark every disc by its voxel nearest to the canal, and the two levels above C2-C3.
+    """Return a map that marks every disc by its voxel nearest to the canal, and the two levels above C2-C3.
 
     Args:
         labels: uint8 (X, Y, Z) RAS, the step-1 result in output codes. Not modified.

@@ -1,4 +1,4 @@
-"""The one spine in a network's map, even where metal or a void cuts it in two."""
+"""Keep one spine in a network's map, even if metal or a void cuts it in two."""
 
 from typing import Final
 
@@ -18,27 +18,27 @@ from totalspineseg_server.transforms.components import (
 from totalspineseg_server.transforms.pieces import Step, canal_mask
 
 MIN_DISC_VOX: Final = 300
-"""Disc voxels that a part of the spine must have (at 1 mm, mm3): half of a small disc."""
+"""Smallest number of disc voxels in a part of the spine (at 1 mm, mm3): half of a small disc."""
 ASIDE_MM: Final = 15.0
-"""How far beside the end of the canal a further part may begin, mm, without a gap."""
+"""How far to the side of the canal's end another part may begin if there is no gap, mm."""
 ASIDE_SHARE: Final = 0.5
-"""How much that grows for each mm of gap: a lordotic lumbar canal runs 30 degrees off the vertical."""
+"""How much that distance grows for each mm of gap: a lordotic lumbar canal runs 30 degrees off the vertical."""
 
 
 def one_spine(raw: Labels, step: Step) -> Labels:
-    """Keep the largest component of a map, and the parts of the spine above, below and between.
+    """Return the largest component of a map, and the parts of the spine above it, below it and between.
 
     Args:
         raw: uint8 (X, Y, Z) RAS, 1 mm, classes of the step's network. Not modified.
         step: 1 or 2.
 
     Returns:
-        A new uint8 map, zero elsewhere; zeros for an empty map.
+        A new uint8 map, 0 elsewhere; all 0 for an empty map.
 
     Source:
         The reference keeps only the largest component, and so loses half of the spine behind metal that hides bone,
-        discs and canal. Here a further part must hold canal and disc, share no height of the canal with what was found
-        before, and begin near the end of its canal.
+        discs and canal. Here another part must have canal and disc, must not have canal at the same height as what was
+        found before, and must begin near the end of that canal.
     """
     spine = np.zeros(raw.shape, dtype=np.uint8)
     box = foreground_box(raw)
@@ -65,7 +65,7 @@ def one_spine(raw: Labels, step: Step) -> Labels:
 
 
 def _goes_on(part: Mask, canal: Mask) -> bool:
-    """Return whether a piece of canal lies above, below or between the others, near the place where they end."""
+    """Return whether a piece of canal lies above, below or between the others, near their ends."""
     mine, its = (np.flatnonzero(mask.any(axis=(0, 1))) for mask in (part, canal))
     gap = gap_vox(mine, its)
     if not gap:

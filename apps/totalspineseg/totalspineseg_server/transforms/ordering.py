@@ -1,4 +1,4 @@
-"""Discs and vertebrae as one row, superior to inferior, alternating as far as the pieces allow."""
+"""Put discs and vertebrae in one row, superior to inferior, alternating as far as the pieces allow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Final
 
 @dataclass(frozen=True)
 class Place:
-    """One disc or vertebra in the row.
+    """A disc or vertebra in the row.
 
     Attributes:
         is_disc: Whether it is a disc.
@@ -22,12 +22,13 @@ class Place:
 
 
 MAX_END_SWAP_VOX: Final = 5.0
-"""Largest distance of two that change places at an end, where one neighbor alone decides: they must be nearly level
-(mm at 1 mm; half a cervical body)."""
+"""Largest difference in height of two that change places at an end of the row, where only one neighbor decides (mm at 1
+mm; half a cervical body)."""
 
 
 def _best_swap(row: Sequence[Place]) -> int | None:
-    """Return the position i where swapping i and i + 1 repairs the row: in x x y y, x y y at the top, x x y below."""
+    """Return the position i where swapping i and i + 1 repairs the row (x x y y; at the top x y y; at the bottom x x
+    y)."""
     found = []
     for i, (upper, lower) in enumerate(pairwise(row)):
         if upper.is_disc == lower.is_disc:
@@ -45,14 +46,15 @@ def interleave(disc_heights: Sequence[tuple[int, float]], vertebra_heights: Sequ
     """Put discs and vertebrae in one row.
 
     Two discs without a vertebra between them, next to two vertebrae without a disc between them, are out of order: the
-    nearer pair changes places. So does a pair at either end whose two are nearly level.
+    two that are nearest in height change places. At either end of the row, two that are nearly level also change
+    places.
 
     Args:
         disc_heights: (index, height) of the discs, superior to inferior.
         vertebra_heights: The same for the vertebrae.
 
     Returns:
-        All of them, superior to inferior; a disc goes before a vertebra of the same height.
+        All of them, superior to inferior; a disc comes before a vertebra of the same height.
     """
     row = [Place(True, index, height) for index, height in disc_heights]
     row += [Place(False, index, height) for index, height in vertebra_heights]

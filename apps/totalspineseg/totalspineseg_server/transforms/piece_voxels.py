@@ -1,4 +1,4 @@
-"""The voxels of pieces as lists: most of a map is empty, and a list needs memory only for the voxels it has."""
+"""Store the voxels of pieces as lists, because most of a map is empty and a list takes less memory."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -11,9 +11,9 @@ from totalspineseg_server.transforms.components import Mask, connected_component
 Ints = npt.NDArray[np.intp]
 
 JOIN_VOX: Final = 1
-"""Components that touch after each has grown by one voxel are one: networks leave cracks of 1-2 mm."""
+"""Components that touch after growing by this many voxels are one piece, because networks leave cracks of 1-2 mm."""
 MIN_PIECE_VOXELS: Final = 10
-"""Smaller components are noise (mm3 at 1 mm)."""
+"""Smallest component that is not noise (mm3 at 1 mm)."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PieceVoxels:
     count: int
 
     def number(self, shape: tuple[int, ...]) -> npt.NDArray[np.int32]:
-        """Return a new map in which the voxels of piece k are k + 1, and all others 0."""
+        """Return a new map in which the voxels of piece k have the value k + 1, and all others 0."""
         numbered = np.zeros(shape, dtype=np.int32)
         numbered.ravel()[self.flat] = self.owner + 1
         return numbered
@@ -52,7 +52,7 @@ def all_voxels(parts: list[PieceVoxels]) -> PieceVoxels:
 
 
 def find_voxels(mask: Mask) -> PieceVoxels:
-    """Return the voxels of those components of a mask that are large enough.
+    """Return the voxels of all components of a mask that are large enough.
 
     Args:
         mask: bool (X, Y, Z), C order. Not modified.

@@ -1,4 +1,4 @@
-"""The connected pieces of a step's label map, superior to inferior, before they get names."""
+"""Find the connected pieces of a step's label map, superior to inferior, before they get names."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from totalspineseg_server.transforms.tally import Point, Tally, mean_of, tally_p
 Step = Literal[1, 2]
 
 MIN_BODY_VOXELS: Final = 50
-"""Fewer voxels in front of the canal are the tip of a process, not a body (mm3 at 1 mm)."""
+"""Smallest number of voxels in front of the canal that make a body; fewer are the tip of a process (mm3 at 1 mm)."""
 
 _IS_DISC: Final = np.isin(np.arange(256), DISC_CLASSES)
 _KIND: Final = {Step2.VERTEBRA_ODD: Kind.VERTEBRA, Step2.VERTEBRA_EVEN: Kind.VERTEBRA, Step2.SACRUM: Kind.SACRUM}
@@ -34,13 +34,13 @@ class Piece:
         voxels: Number of voxels, including the remnants assigned to the piece.
         centroid_vox: Center of mass of all voxels (x, y, z), voxel indices of the map.
         body_voxels: Voxels anterior to the canal and within its width; for a disc, all of them.
-        body_centroid_vox: Center of mass of the body; None where no body is in view.
-        z_order: Height that orders the pieces (voxel index, rising to superior): z of the centerline voxel nearest to
-            the body, or to the whole piece where no body is in view. A vertebra whose body is above the view counts as
-            above its upper end, because its process hangs down to the bodies below.
+        body_centroid_vox: Center of mass of the body; None if no body is in view.
+        z_order: Height by which pieces are ordered (voxel index, rising to superior): z of the centerline voxel nearest
+            to the body, or to the whole piece if no body is in view. A vertebra whose body lies above the image is
+            placed above its upper end, because its process hangs down to the bodies below.
         box: Smallest box that holds the piece.
-        class_voxels: Network class -> voxels of it in this piece (landmark classes of a disc,
-            odd / even / remnant of a vertebra).
+        class_voxels: Network class -> number of its voxels in this piece (landmark classes of a disc; odd, even and
+            remnant of a vertebra).
         parts: Number of connected components that were joined into this piece.
     """
 
@@ -65,7 +65,7 @@ class Pieces:
         discs: The discs.
         vertebra_map: int32; value k is ``vertebrae[k - 1]``, 0 is none. None in step 1, whose network
             does not separate vertebrae.
-        vertebrae: The vertebrae and the sacrum (``Piece.kind`` tells which); empty in step 1.
+        vertebrae: The vertebrae and the sacrum (see ``Piece.kind``); empty in step 1.
     """
 
     shape: tuple[int, int, int]
@@ -114,7 +114,7 @@ def require_spine(raw: Labels, step: Step) -> None:
 
 
 def _height(point: Point, canal: CanalExtent) -> float:
-    """Return the height along the canal; without a canal, z."""
+    """Return the height along the canal, or z if there is no canal."""
     if len(canal.points) == 0:
         return point[2]
     nearest = np.argmin(((canal.points - np.array(point)) ** 2).sum(axis=1))
@@ -122,7 +122,7 @@ def _height(point: Point, canal: CanalExtent) -> float:
 
 
 def _is_cut_off(kind: Kind, box: Box, canal: CanalExtent) -> bool:
-    """Return whether a piece without a body belongs to a vertebra that the upper end of the view cuts off."""
+    """Return whether a piece without a body belongs to a vertebra that the upper end of the image cuts off."""
     return kind is Kind.VERTEBRA and canal.z.size > 0 and box[2].stop > int(canal.z[-1])
 
 
@@ -169,7 +169,8 @@ def _find_discs(raw: Labels, canal: CanalExtent) -> tuple[npt.NDArray[np.int32],
 
 
 def _one_vertebra(upper: Piece, lower: Piece, disc_heights: Sequence[float]) -> bool:
-    """Return whether two consecutive pieces of a class are one vertebra: not if they are bodies with a disc between."""
+    """Return whether two consecutive pieces of a class are one vertebra, unless both are bodies with a disc between
+    them."""
     if upper.body_centroid_vox is None or lower.body_centroid_vox is None:
         return True
     return not any(lower.z_order < height < upper.z_order for height in disc_heights)
@@ -178,7 +179,8 @@ def _one_vertebra(upper: Piece, lower: Piece, disc_heights: Sequence[float]) -> 
 def _join(
     single: Sequence[Piece], class_of: Sequence[Step2], disc_heights: Sequence[float]
 ) -> tuple[npt.NDArray[np.intp], list[Step2]]:
-    """Join consecutive pieces of one class; return the new index of each, and the classes of the joined ones."""
+    """Join consecutive pieces of one class; return the new index of each piece, and the classes of the joined
+    pieces."""
     owner, classes = np.zeros(len(single), dtype=np.intp), list[Step2]()
     above: int | None = None
     for k in _top_down(single):
@@ -208,7 +210,7 @@ def _find_vertebrae(
 
 
 def _moved(piece: Piece, origin: tuple[int, int, int]) -> Piece:
-    """Return the piece in the indices of the whole map."""
+    """Return a piece with the voxel indices of the whole map."""
 
     def moved(point: Point) -> Point:
         return point[0] + origin[0], point[1] + origin[1], point[2] + origin[2]
@@ -232,10 +234,10 @@ def find_pieces(raw: Labels, step: Step) -> Pieces:
         step: 1 or 2.
 
     Returns:
-        The pieces, superior to inferior. Components under 10 voxels are dropped. Consecutive vertebra pieces of the
-        same odd/even class are joined unless they are two bodies with a disc between. Voxels of the class without
-        odd/even go to the vertebra around them. A map without foreground has no pieces; without a canal, z alone
-        orders them.
+        The pieces, superior to inferior. Components of fewer than 10 voxels are dropped. Consecutive vertebra pieces of
+        the same odd/even class are joined unless they are two bodies with a disc between. Voxels of the class without
+        odd/even go to the vertebra around them. A map without foreground has no pieces; without a canal, z alone orders
+        them.
 
     Source:
         SPEC of the iterative labeling. Differences: a vertebra's body decides its place, and fewer pieces are joined

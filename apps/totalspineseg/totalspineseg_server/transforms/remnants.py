@@ -1,4 +1,4 @@
-"""Vertebra voxels to which the step-2 network gave no odd/even class."""
+"""Assign the vertebra voxels to which the step-2 network gave neither the odd nor the even class."""
 
 from collections.abc import Sequence
 
@@ -13,12 +13,12 @@ from totalspineseg_server.transforms.piece_voxels import PieceVoxels
 def find_remnants(raw: Labels, numbered: npt.NDArray[np.int32], boxes: Sequence[Box]) -> PieceVoxels:
     """Return the voxels without odd/even class, with the vertebra around each.
 
-    A vertebra is filled between its extremes along x, y or z (any one suffices) and grown by one voxel; remnants inside
-    that belong to it. Where two vertebrae claim a voxel, the superior one gets it.
+    Each vertebra is filled between its extremes along x, y or z (one of them is enough) and grown by one voxel;
+    remnants inside belong to it. A voxel that two vertebrae claim goes to the superior one.
 
     Args:
         raw: uint8 (X, Y, Z), step-2 classes. Not modified.
-        numbered: int32 of the same shape; k is vertebra k - 1 from superior to inferior, 0 none. Not modified.
+        numbered: int32 of the same shape: value k is vertebra k - 1 from superior to inferior, 0 is none. Not modified.
         boxes: The box of each vertebra.
 
     Returns:

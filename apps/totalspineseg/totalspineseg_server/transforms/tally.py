@@ -1,4 +1,4 @@
-"""Counts of the voxels of many pieces at once, which add up when pieces are joined."""
+"""Count the voxels of many pieces at once; the counts add up when pieces are joined."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -11,12 +11,12 @@ from totalspineseg_server.transforms.components import Box, Labels
 from totalspineseg_server.transforms.piece_voxels import PieceVoxels
 
 CLASSES: Final = 16
-"""Number of columns, enough for the classes of either network."""
+"""Number of columns: enough for the classes of either network."""
 
 Ints = npt.NDArray[np.intp]
 Point = tuple[float, float, float]
 Profiles = tuple[Ints, Ints, Ints]
-"""Voxels of each piece (row) at each x, y and z (column)."""
+"""Number of voxels of each piece (row) at each x, y and z (column)."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Tally:
     classes: Ints
 
     def joined(self, new_owner: Ints, count: int) -> "Tally":
-        """Return a tally in which the rows with the same new owner are added up."""
+        """Return a tally in which rows with the same new owner are added up."""
 
         def add(rows: Ints) -> Ints:
             total = np.zeros((count, rows.shape[1]), dtype=np.intp)

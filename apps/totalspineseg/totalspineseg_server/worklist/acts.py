@@ -11,12 +11,12 @@ import numpy as np
 from totalspineseg_server.anatomy import BY_CODE, NAME_OF, WIRE_LABELS, Kind
 from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.inbox import FINAL_TAG, UNCHANGED_PARAMETER
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG
+from totalspineseg_server.corrections.inbox import UNCHANGED_PARAMETER
 from totalspineseg_server.corrections.outcomes import message_of
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.corrections.rejections import Rejection, Rejections
-from totalspineseg_server.corrections.untouched import ALL
-from totalspineseg_server.corrections.untouched import PARAMETER as ACCEPTED_NAMES
+from totalspineseg_server.corrections.unreviewed import ACCEPTED_NAMES, ALL
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import labels_from_iso

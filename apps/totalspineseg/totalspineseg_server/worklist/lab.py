@@ -1,13 +1,34 @@
 """Everything the lab's page asks about scans."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
 
+from totalspineseg_server.activelearning.scores import Scores
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps
+from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.rejections import Rejections
 from totalspineseg_server.errors import UnknownImageError
-from totalspineseg_server.worklist.acts import Acts
+from totalspineseg_server.worklist import worklist as lines
+from totalspineseg_server.worklist.acts import Acts, Submit, Undo
+from totalspineseg_server.worklist.choice import Choice, choose
+from totalspineseg_server.worklist.readers import agreements, corrected
 from totalspineseg_server.worklist.rows import Row
 from totalspineseg_server.worklist.scans import Scans, View
 from totalspineseg_server.worklist.thumbnails import Thumbnails
-from totalspineseg_server.worklist.worklist import Worklist
+from totalspineseg_server.worklist.worklist import Records, Worklist
+
+
+class Studies(lines.Studies, Protocol):
+    """The images, as a datastore offers them."""
+
+    def image_file(self, image_id: str) -> Path | None:
+        """Return the file or folder of an image, or None."""
+
+    def fingerprint(self, image_id: str) -> str:
+        """Return what changes whenever an image may have changed."""
 
 
 @dataclass(frozen=True)
@@ -19,12 +40,16 @@ class Lab:
         scans: Images with their labels.
         thumbnails: Small pictures.
         acts: What readers do.
+        corrections: What readers sent.
+        submit: Takes a label as a client's.
     """
 
     worklist: Worklist
     scans: Scans
     thumbnails: Thumbnails
     acts: Acts
+    corrections: CorrectionStore
+    submit: Submit
 
     def row(self, image_id: str) -> Row:
         """Return the line of a scan as it is now.
@@ -46,3 +71,63 @@ class Lab:
         """
         row = self.row(image_id)
         return row, self.scans.view(row)
+
+    def choose(self, image_id: str, choice: Choice, sender: Sender) -> Correction:
+        """Let one of the finished labels of a scan count, or one merged of them; see ``choice.choose``."""
+        _, view = self.view(image_id)
+        return choose(self.corrections, self.submit, image_id, view.grid, choice, sender)
+
+    def agreements(self, image_id: str) -> list[dict[str, Any]]:
+        """Return how well finished labels of an image by different readers agree; see ``readers.agreements``."""
+        return agreements(self.corrections, image_id)
+
+    def corrected(self) -> dict[str, Any]:
+        """Return how much readers corrected; see ``readers.corrected``."""
+        return corrected(self.corrections)
+
+    def history(self, image_id: str) -> list[dict[str, Any]]:
+        """Return what readers sent for an image, newest first: when, who, and what became of it."""
+        withdrawn = self.corrections.withdrawals.of_image(image_id)
+        sent = self.corrections.of_image(image_id)
+        reader_of = {one.id: one.reader for one in sent}
+        return [
+            {
+                "correction": one.id,
+                "date": one.received,
+                "user": one.reader,
+                "status": "taken back" if one.id in withdrawn else one.status,
+                "unchanged": one.unchanged,
+                "chosen": [reader_of.get(id_, "") for id_ in one.chosen],
+                "structures": len(one.present),
+                "reason": one.reason,
+                "findings": [str(finding.get("message", "")) for finding in one.findings],
+            }
+            for one in reversed(sent)
+        ]
+
+
+def open_lab(
+    root: Path,
+    studies: Callable[[], Studies],
+    scores: Scores,
+    maps: DrawnMaps,
+    corrections: CorrectionStore,
+    submit: Submit,
+    undo: Undo,
+) -> Lab:
+    """Return what the lab's page asks about scans; nothing is read yet.
+
+    Args:
+        root: The history folder.
+        studies: Returns the datastore.
+        scores: How doubtful each result is.
+        maps: What the networks drew lately.
+        corrections: What readers sent.
+        submit: Takes a label as a client's.
+        undo: Takes the newest label back.
+    """
+    store, rejections = studies(), Rejections(root)
+    worklist = Worklist(studies, Records(root, scores, corrections, rejections, store.fingerprint))
+    scans = Scans(store.image_file, store.fingerprint, worklist.record, maps, corrections)
+    acts = Acts(submit, undo, corrections, rejections)
+    return Lab(worklist, scans, Thumbnails(root, scans.glance, store.fingerprint), acts, corrections, submit)

@@ -11,12 +11,11 @@ import numpy as np
 from totalspineseg_server.agreement import dice_by_group, named_apart
 from totalspineseg_server.anatomy import NAME_OF, UNREVIEWED
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.inbox import FINAL_TAG
-from totalspineseg_server.corrections.unreviewed import without_regions
-from totalspineseg_server.corrections.untouched import UNTOUCHED_DICE
+from totalspineseg_server.corrections.unreviewed import UNTOUCHED_DICE, without_regions
 from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.transforms.components import labels_present
+from totalspineseg_server.worklist.choice import finished_labels
 
 DIGITS: Final = 3
 MONTH: Final = len("2026-01")
@@ -26,27 +25,33 @@ def agreements(corrections: CorrectionStore, image_id: str) -> list[dict[str, An
     """Compare the finished label of a scan with the last one of each other reader.
 
     Returns:
-        One for each other reader, newest first: ``reader``, ``date``, ``correction``, ``dice`` (name of each structure
+        One for each other reader, newest first: ``reader``, ``date``, ``correction`` (its id), ``beside`` (that of the
+        finished label), ``dice`` (name of each structure
         of either label -> 0..1, from top to bottom), ``mean`` of these, and ``named`` (name in the finished label ->
-        that reader's name for what lies there). Empty where one reader alone finished the scan, or the others saw
-        another image.
+        that reader's name for what lies there). A finished label that was chosen is nobody's own, and is compared with
+        those of all readers. Empty where one reader alone finished the scan, or the others saw another image.
     """
-    last: dict[str, Correction] = {}
-    finished = [one for one in corrections.in_force(image_id) if one.tag == FINAL_TAG and one.step != 1]
-    for one in reversed(finished):
-        last.setdefault(one.reader, one)
-    if len(last) < 2:
+    finished = finished_labels(corrections, image_id)
+    if not finished:
         return []
-    current, *others = last.values()
+    current, last = finished[-1], dict[str, Correction]()
+    for one in reversed(finished):
+        if not one.chosen and (current.chosen or one.reader != current.reader):
+            last.setdefault(one.reader, one)
+    others = tuple(last.values())
+    if not others:
+        return []
     codes = corrections.codes(current)
     return [
-        _compared(codes, corrections.codes(one), one, unreviewed={*current.unreviewed, *one.unreviewed})
+        _compared(codes, corrections.codes(one), one, current, unreviewed={*current.unreviewed, *one.unreviewed})
         for one in others
         if one.image_sha256 == current.image_sha256
     ]
 
 
-def _compared(codes: LabelArray, other: LabelArray, of: Correction, *, unreviewed: set[int]) -> dict[str, Any]:
+def _compared(
+    codes: LabelArray, other: LabelArray, of: Correction, beside: Correction, *, unreviewed: set[int]
+) -> dict[str, Any]:
     # What one of the two did not look at says nothing about either.
     codes = np.where(other == UNREVIEWED, np.uint8(UNREVIEWED), codes)
     present = labels_present(without_regions(codes)) | labels_present(without_regions(other))
@@ -57,6 +62,7 @@ def _compared(codes: LabelArray, other: LabelArray, of: Correction, *, unreviewe
         "reader": of.reader,
         "date": of.received,
         "correction": of.id,
+        "beside": beside.id,
         "dice": known,
         "mean": round(fmean(known.values()), DIGITS) if known else None,
         "named": {NAME_OF[a]: NAME_OF[b] for a, b in named_apart(codes, other).items()},
@@ -103,6 +109,9 @@ def corrected(corrections: CorrectionStore) -> dict[str, Any]:
     readers: dict[str, _Sum] = defaultdict(_Sum)
     withdrawn: dict[str, frozenset[str]] = {}
     for one in corrections.all():
+        if one.chosen:
+            # The labels that it was chosen from are counted.
+            continue
         if one.image not in withdrawn:
             withdrawn[one.image] = frozenset(corrections.withdrawals.of_image(one.image))
         reader = readers[one.reader]

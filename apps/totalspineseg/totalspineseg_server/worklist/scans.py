@@ -14,8 +14,7 @@ from scipy import ndimage
 from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, DISCS, NAME_OF, SACRUM, VERTEBRAE, Kind
 from totalspineseg_server.certainty import is_doubtful
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.drawn_maps import DrawnMaps, KeptMaps
-from totalspineseg_server.corrections.predictions import PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord
 from totalspineseg_server.corrections.unreviewed import without_regions
 from totalspineseg_server.errors import UnknownImageError
 from totalspineseg_server.files import sha256_of
@@ -73,8 +72,8 @@ class Scans:
 
     Args:
         image_file: ``image_file(image_id)`` returns the file or folder of an image, or None.
-        fingerprint: See ``StudiesDatastore.fingerprint``.
-        predictions: Records of what was predicted.
+        fingerprint: See ``SpineDatastore.fingerprint``.
+        record: Returns the record of the result that a line describes, or None.
         maps: What the networks drew lately.
         corrections: What readers sent.
     """
@@ -83,12 +82,12 @@ class Scans:
         self,
         image_file: Callable[[str], Path | None],
         fingerprint: Callable[[str], str],
-        predictions: PredictionStore,
+        record: Callable[[Row], PredictionRecord | None],
         maps: DrawnMaps,
         corrections: CorrectionStore,
     ) -> None:
         self._image_file, self._fingerprint = image_file, fingerprint
-        self._predictions, self._maps, self._corrections = predictions, maps, corrections
+        self._record, self._maps, self._corrections = record, maps, corrections
         self._memory = OrderedDict[tuple[str, ...], View]()
         self._guard = threading.Lock()
 
@@ -125,19 +124,13 @@ class Scans:
     def _finished(self, row: Row) -> Correction | None:
         return self._corrections.latest_accepted(row.id) if row.status == "finished" else None
 
-    def record(self, row: Row) -> PredictionRecord | None:
-        """Return the record of the result that a line describes; None where there is none."""
-        if not row.prediction:
-            return None
-        return self._predictions.of_content(row.id, row.prediction)
-
     def _read(self, row: Row, finished: Correction | None) -> View:
         file = self._image_file(row.id)
         if file is None:
             raise UnknownImageError(row.id)
         image = read_image(file)
         ras = to_ras(image)
-        record = self.record(row)
+        record = self._record(row)
         sha256 = record.image_sha256 if record is not None else ""
         sha256 = sha256 or (finished.image_sha256 if finished is not None else sha256_of(file))
         maps = None if record is None else self._maps.of_prediction(sha256, record.id)

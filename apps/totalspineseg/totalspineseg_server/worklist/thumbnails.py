@@ -37,7 +37,7 @@ class Thumbnails:
     Args:
         root: The history folder.
         read: Reads a scan.
-        fingerprint: See ``StudiesDatastore.fingerprint``.
+        fingerprint: See ``SpineDatastore.fingerprint``.
     """
 
     def __init__(self, root: Path, read: Callable[[Row], View], fingerprint: Callable[[str], str]) -> None:

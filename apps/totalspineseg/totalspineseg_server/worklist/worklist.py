@@ -13,7 +13,7 @@ from totalspineseg_server.activelearning.offers import RESERVED_SECONDS, last_no
 from totalspineseg_server.activelearning.scores import Scores
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.history import folder_name
-from totalspineseg_server.corrections.predictions import PredictionStore
+from totalspineseg_server.corrections.predictions import PredictionRecord
 from totalspineseg_server.corrections.rejections import Rejections
 from totalspineseg_server.worklist.rows import Row, row_of
 
@@ -56,15 +56,13 @@ class Records:
     Attributes:
         root: The history folder.
         scores: How doubtful each result is.
-        predictions: What was predicted.
         corrections: What readers sent.
         rejections: What readers rejected.
-        fingerprint: ``fingerprint(image_id)``, see ``StudiesDatastore.fingerprint``.
+        fingerprint: ``fingerprint(image_id)``, see ``SpineDatastore.fingerprint``.
     """
 
     root: Path
     scores: Scores
-    predictions: PredictionStore
     corrections: CorrectionStore
     rejections: Rejections
     fingerprint: Callable[[str], str]
@@ -120,6 +118,12 @@ class Worklist:
             return None
         return self._row(image_id, store, is_finished=image_id in store.get_labeled_images())
 
+    def record(self, row: Row) -> PredictionRecord | None:
+        """Return the record of the result that a line describes; None where there is none, or it is gone."""
+        score = self._records.scores.of(row.id, self._records.fingerprint(row.id))
+        is_same = score is not None and score.prediction == row.prediction
+        return self._records.scores.record_of(score) if is_same and score is not None else None
+
     def update(self, image_id: str) -> None:
         """Build the line of a scan again, after somebody worked on it."""
         row, before = self.row(image_id), self._lines
@@ -169,9 +173,7 @@ class Worklist:
     def _row(self, image_id: str, store: Studies, *, is_finished: bool) -> Row:
         records = self._records
         score = records.scores.of(image_id, records.fingerprint(image_id))
-        record = None
-        if score is not None and score.prediction:
-            record = records.predictions.of_content(image_id, score.prediction)
+        record = None if score is None else records.scores.record_of(score)
         corrections: Sequence[Any] = records.corrections.of_image(image_id)
         return row_of(
             image_id,

@@ -2,10 +2,34 @@
 (function () {
   'use strict';
   const COLORS = /*COLORS*/{};
+  const ORDER = /*ORDER*/[];
   const TITLE = 'TotalSpineSeg';
   const READY_MS = 250;
   const REVIEW = '_review';
-  const SHOWN_MS = 20000;
+  const ASK_MS = 700;
+  const SEGMENTATION = '1';
+  const REPORT = 'x-totalspineseg-report';
+  const MARK = ' ?';
+  const COLOR_OF = { accepted: '#4ade80', prediction: '#60a5fa' };
+  const STYLE = `
+    .monaiLabelPanel .tab:has(> #tab-4), .monaiLabelPanel .modelSelector > div { display: none !important; }
+    .monaiLabelPanel .w3-center { color: #000; }
+    .monaiLabelPanel input:not([type=radio]):not([type=checkbox]), .monaiLabelPanel select, .optionsForm select,
+    .optionsInput { color: #000; background: #fff; }
+    #totalspineseg-side { margin: 6px 4px; font-size: 12px; line-height: 1.4; color: #fff; }
+    #totalspineseg-side a, .totalspineseg-answer a { color: #5acce6; text-decoration: underline; }
+    #totalspineseg-side progress { width: 100%; height: 8px; }
+    #totalspineseg-side ul { margin: 4px 0; max-height: 30vh; overflow-y: auto; }
+    #totalspineseg-side li { margin: 2px 0; }
+    #totalspineseg-side button { text-align: left; color: #fbbf24; text-decoration: underline; }
+    #totalspineseg-answers { position: fixed; left: 50%; bottom: 12px; transform: translateX(-50%); z-index: 99998;
+      width: min(640px, 90vw); font: 14px/1.4 sans-serif; }
+    .totalspineseg-answer { display: flex; gap: 12px; align-items: start; margin-top: 6px; padding: 10px 12px;
+      color: #fff; background: #16202b; border: 1px solid #3c5d80; border-left: 6px solid; border-radius: 4px; }
+    .totalspineseg-answer > div { flex: 1; max-height: 30vh; overflow-y: auto; }
+    .totalspineseg-answer button { font-size: 20px; line-height: 1; color: #fff; }
+    #totalspineseg-hover { position: fixed; z-index: 99997; padding: 1px 6px; pointer-events: none; color: #fff;
+      background: rgba(0, 0, 0, 0.8); border-radius: 3px; font: 13px sans-serif; }`;
 
   const BRUSH_MM = { min: 0.5, max: 30, step: 0.5, value: 4 };
 
@@ -39,9 +63,208 @@
     };
   }
 
-  function notify(message, type) {
-    window.services.uiNotificationService.show({ title: TITLE, message, type, duration: SHOWN_MS });
+  // An element with its attributes and what it contains.
+  function element(name, attributes = {}, ...content) {
+    const made = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) {
+      if (key === 'onclick') {
+        made.addEventListener('click', value);
+      } else {
+        made.setAttribute(key, value);
+      }
+    }
+    made.append(...content);
+    return made;
   }
+
+  function service() {
+    return window.services.segmentationService;
+  }
+
+  function segments() {
+    return service().getSegmentation(SEGMENTATION)?.segments || {};
+  }
+
+  // --- beside the picture: progress, what is doubtful, what the checks found
+
+  // Names as published by segment, the series on the screen, and what is shown of its result.
+  const known = { names: {}, panel: null, running: null, message: '', levels: [], findings: [] };
+
+  function series() {
+    try {
+      return known.panel.getActiveViewportInfo().displaySet.SeriesInstanceUID;
+    } catch (error) {
+      return '';
+    }
+  }
+
+  function reviewLink() {
+    const uid = series();
+    const address = uid ? `/#/review/${encodeURIComponent(uid)}` : '/';
+    return element('a', { href: address, target: '_blank', rel: 'noopener' }, uid ? 'Review page of this scan' : 'Worklist');
+  }
+
+  function drawSide() {
+    const side = document.getElementById('totalspineseg-side');
+    if (!side) {
+      return;
+    }
+    const parts = [element('p', {}, reviewLink())];
+    if (known.running) {
+      const { text, place, stages } = known.running;
+      const bar = element('progress', { max: stages, 'aria-label': 'Progress' });
+      if (place) {
+        bar.value = place;
+      }
+      parts.push(element('p', { role: 'status' }, text), bar);
+    }
+    if (known.message) {
+      parts.push(element('p', { id: 'totalspineseg-message' }, known.message));
+    }
+    const lines = known.levels.map(level => {
+      const other = level.runner_up;
+      const rather = other ? ` or ${other.name} (${Math.round(100 * other.probability)}%)` : '';
+      return element('li', {}, element('button', { onclick: () => jumpTo(level.name) }, `${level.name}${MARK}${rather}`));
+    });
+    lines.push(...known.findings.map(finding => element('li', {}, finding)));
+    if (lines.length) {
+      parts.push(element('ul', {}, ...lines));
+    }
+    side.replaceChildren(...parts);
+  }
+
+  // What stage of the server's work the reader waits for.
+  async function watch(model, image) {
+    const mine = (known.running = { text: 'Asking the server', place: 0, stages: 1 });
+    while (known.running === mine) {
+      drawSide();
+      await new Promise(resolve => setTimeout(resolve, ASK_MS));
+      const response = await fetch('/infer/progress').catch(() => null);
+      if (response?.ok && known.running === mine) {
+        const { running, waiting } = await response.json();
+        if (running && running.model === model && running.image === image) {
+          const seconds = `${Math.round(running.seconds)} s`;
+          Object.assign(mine, { text: `${running.stage} (${seconds})`, place: running.place, stages: running.stages });
+        } else if (running) {
+          mine.text = `Waiting: the server works on another scan (${waiting} waiting)`;
+        }
+      }
+    }
+  }
+
+  // The doubtful levels and the findings of a result, from what the server keeps of it.
+  async function readReview(image, prediction) {
+    const response = await fetch(`/scans/${encodeURIComponent(image)}`).catch(() => null);
+    const scan = response?.ok ? await response.json() : {};
+    if (scan.prediction === prediction) {
+      known.levels = scan.levels.filter(level => level.doubtful);
+      known.findings = scan.findings;
+      drawSide();
+    }
+  }
+
+  // Names as published: a result is laid over the segments by them, whatever their reader renamed before.
+  function restoreNames() {
+    for (const [index, name] of Object.entries(known.names)) {
+      if (segments()[index] && segments()[index].label !== name) {
+        service().setSegmentLabel(SEGMENTATION, Number(index), name);
+      }
+    }
+  }
+
+  function markNames(marked) {
+    for (const [index, name] of Object.entries(known.names)) {
+      if (segments()[index] && marked.includes(name)) {
+        service().setSegmentLabel(SEGMENTATION, Number(index), name + MARK);
+      }
+    }
+  }
+
+  function viewports() {
+    return window.cornerstone.getRenderingEngines().flatMap(engine => engine.getViewports());
+  }
+
+  // Show the middle of a level in every view.
+  function jumpTo(name) {
+    const index = Object.keys(known.names).find(key => known.names[key] === name);
+    const volume = service().getLabelmapVolume(SEGMENTATION);
+    const data = volume.voxelManager.getCompleteScalarDataArray();
+    const [width, height] = volume.dimensions;
+    const sum = [0, 0, 0];
+    let count = 0;
+    for (let at = 0; at < data.length; at++) {
+      if (data[at] === Number(index)) {
+        sum[0] += at % width;
+        sum[1] += Math.floor(at / width) % height;
+        sum[2] += Math.floor(at / (width * height));
+        count += 1;
+      }
+    }
+    if (count) {
+      const middle = volume.imageData.indexToWorld(sum.map(value => value / count));
+      viewports().forEach(viewport => viewport.jumpToWorld?.(middle));
+    }
+  }
+
+  // --- in the picture: the name below the mouse
+
+  function nameAt(event) {
+    const below = document.elementsFromPoint(event.clientX, event.clientY);
+    const viewport = viewports().find(one => below.includes(one.canvas) || below.includes(one.element));
+    const volume = viewport && service().getSegmentation(SEGMENTATION) && service().getLabelmapVolume(SEGMENTATION);
+    if (!volume) {
+      return '';
+    }
+    const frame = viewport.canvas.getBoundingClientRect();
+    const world = viewport.canvasToWorld([event.clientX - frame.x, event.clientY - frame.y]);
+    const index = volume.imageData.worldToIndex(world).map(Math.round);
+    if (index.some((place, axis) => place < 0 || place >= volume.dimensions[axis])) {
+      return '';
+    }
+    return segments()[volume.voxelManager.getAtIJK(...index)]?.label || '';
+  }
+
+  function hover(event) {
+    let label = document.getElementById('totalspineseg-hover');
+    let name = '';
+    try {
+      name = nameAt(event);
+    } catch (error) {
+      // Views that show no volume have no names.
+    }
+    if (!name) {
+      label?.remove();
+      return;
+    }
+    if (!label) {
+      label = element('div', { id: 'totalspineseg-hover' });
+      document.body.append(label);
+    }
+    label.textContent = name;
+    label.style.left = `${event.clientX + 14}px`;
+    label.style.top = `${event.clientY + 14}px`;
+  }
+
+  // --- the answer to a submission, until its reader closes it
+
+  function answer(message, status) {
+    let answers = document.getElementById('totalspineseg-answers');
+    if (!answers) {
+      answers = element('div', { id: 'totalspineseg-answers', role: 'log', 'aria-label': `${TITLE}: answers` });
+      document.body.append(answers);
+    }
+    const box = element('div', { class: 'totalspineseg-answer' }, element('div', {}, message, ' ', reviewLink()));
+    box.style.borderLeftColor = COLOR_OF[status] || '#f87171';
+    box.append(element('button', { type: 'button', 'aria-label': 'Close', onclick: () => box.remove() }, '\u00d7'));
+    answers.append(box);
+  }
+
+  document.head.append(element('style', {}, STYLE));
+  let frame = 0;
+  document.addEventListener('mousemove', event => {
+    cancelAnimationFrame(frame);
+    frame = requestAnimationFrame(() => hover(event));
+  });
 
   // The picture must be there before segments can be laid over it.
   function shown(panel) {
@@ -99,18 +322,61 @@
       return rgb ? { r: rgb[0], g: rgb[1], b: rgb[2] } : null;
     },
 
-    // The models of the server but the review; the panel looks at both lists.
+    // The models of the server but the review; the panel looks at both lists. Of a model that does not train it would
+    // say that all of its training is done.
     offered(info) {
+      info.train_stats = Object.fromEntries(
+        Object.entries(info.train_stats).map(([name, stats]) => [name, Object.keys(stats).length ? stats : null])
+      );
       const names = Object.keys(info.models).filter(name => !name.endsWith(REVIEW));
       info.models = Object.fromEntries(names.map(name => [name, info.models[name]]));
       return info.models;
     },
 
-    warning(createElement, info) {
-      return info.warning && createElement('p', { id: 'totalspineseg-warning', style: { color: '#fbbf24' } }, info.warning);
+    // The names in the panel's order, which numbers the segments from 1: the column from top to bottom, then the rest.
+    ordered(names) {
+      const place = name => (ORDER.includes(name) ? ORDER.indexOf(name) : ORDER.length);
+      const list = [...new Set(names)].sort((one, other) => place(one) - place(other));
+      known.names = Object.fromEntries(list.map((name, index) => [index + 1, name]));
+      return list;
+    },
+
+    // Below the server's name: whether the weights are for patients, and what a result says of itself.
+    aside(createElement, info) {
+      const warning = { key: 'warning', id: 'totalspineseg-warning', style: { color: '#fbbf24' } };
+      return [
+        info.warning && createElement('p', warning, info.warning),
+        createElement('div', { key: 'side', id: 'totalspineseg-side', ref: node => node && drawSide() }),
+      ];
+    },
+
+    // Run a model, with the progress of the server's work.
+    async run(infer, model, image) {
+      Object.assign(known, { message: '', levels: [], findings: [] });
+      watch(model, image);
+      try {
+        const response = await infer();
+        if (response.status === 200) {
+          restoreNames();
+        }
+        return response;
+      } finally {
+        known.running = null;
+        drawSide();
+      }
+    },
+
+    // A result is on the screen: mark its doubtful names.
+    overlaid(response, image) {
+      const report = JSON.parse(response.headers[REPORT]);
+      markNames(report.marked);
+      known.message = report.message;
+      drawSide();
+      return readReview(image, report.prediction);
     },
 
     async ready(panel) {
+      known.panel = panel;
       while (!shown(panel)) {
         await new Promise(resolve => setTimeout(resolve, READY_MS));
       }
@@ -132,7 +398,7 @@
       const response = await fetch(`/submissions/${encodeURIComponent(report.SOPInstanceUID)}`);
       const outcome = response.ok ? await response.json() : { message: '', status: 'refused' };
       const message = outcome.message || 'The PACS has the segmentation, but the server did not count it.';
-      notify(message, { accepted: 'success', prediction: 'info' }[outcome.status] || 'error');
+      answer(message, outcome.status);
     },
   };
 })();

@@ -1,1 +1,2 @@
-"""Trainers that nnU-Net finds itself (``nnUNet_extTrainer``); it imports every module here, so keep others out."""
+"""Hold the trainers that nnU-Net finds itself (``nnUNet_extTrainer``); it imports every module here, so add no
+others."""

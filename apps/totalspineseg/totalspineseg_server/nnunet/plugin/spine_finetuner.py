@@ -1,4 +1,4 @@
-"""nnU-Net's trainer for fine-tuning: it starts from all weights of a parent, and trains on corrections and replay."""
+"""Extend nnU-Net's trainer for fine-tuning: start from all weights of a parent, and train on corrections and replay."""
 
 import math
 import time
@@ -47,12 +47,12 @@ from totalspineseg_server.nnunet.training import (
 from totalspineseg_server.nnunet.training_log import TrainingLog
 
 BAD_LOSSES: Final = 10
-"""Losses in a row that are not finite, after which a training ends: it will not recover."""
+"""Number of losses in a row that are not finite after which a training ends, because it will not recover."""
 STATE_SECONDS: Final = 60.0
-"""A state is stored this long after the last one, even within an epoch: with large networks on a CPU an epoch takes an
+"""Seconds after which another state is stored even within an epoch: with large networks on a CPU an epoch takes an
 hour, and writing a state takes seconds."""
 OUTPUT_FILE: Final = "nnunet.txt"
-"""Output of nnU-Net."""
+"""File with the output of nnU-Net."""
 WEIGHT_DECAY: Final = 1e-4
 """Weight decay of AdamW."""
 
@@ -72,7 +72,7 @@ class WarmCosine(PolyLRScheduler):  # type: ignore[misc]
         super().__init__(optimizer, peak, epochs)
 
     def step(self, current_step: float | None = None) -> None:
-        """Set the rate for a time, in epochs."""
+        """Set the learning rate for a time, which is counted in epochs."""
         at = max(0.0, current_step or 0.0)
         rate = learning_rate(at, total=self.max_steps, warmup=self._warmup, peak=self.initial_lr)
         for group in self.optimizer.param_groups:
@@ -80,13 +80,13 @@ class WarmCosine(PolyLRScheduler):  # type: ignore[misc]
 
 
 class Waiting(Iterator[Sample]):
-    """Batches, and how long the training waited for them.
+    """Passes on batches and measures how long the training waited for them.
 
     Args:
-        batches: Where they come from.
+        batches: The source of the batches.
 
     Attributes:
-        seconds: Waited so far; where batches are made in this process, that takes as long.
+        seconds: Time waited so far; if batches are made in this process, this is the time that making them took.
     """
 
     def __init__(self, batches: Iterator[Sample]) -> None:
@@ -119,7 +119,7 @@ class SpineFinetuner(SpineTrainer):
     ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         if not self.is_ddp:
-            # nnU-Net takes the first GPU, whichever was requested.
+            # nnU-Net uses the first GPU, even if another one was requested.
             self.device = device
         # bfloat16 needs no scaled gradients.
         self.grad_scaler = None
@@ -214,18 +214,19 @@ class SpineFinetuner(SpineTrainer):
         """Return the loss at every resolution; targets are shares of voxels, without voxels that nobody checked."""
         levels = [level.float() for level in logits]
         loss = deep_loss(levels, target.float(), weight.float())
-        # In distributed training, every weight must have a part in the loss.
+        # In distributed training, the loss must depend on every weight.
         return loss + 0 * levels[-1].sum() if self.is_ddp else loss
 
     # --- its patches
 
     def get_dataloaders(self) -> tuple[Iterator[Sample], Iterator[Sample]]:
-        """Return an iterator of the remaining augmented patches, and an endless one of patches without."""
+        """Return an iterator over the remaining augmented patches, and an endless one over patches without
+        augmentation."""
         settings = self.job.settings
         patches = Patches(
             self.job.cases,
             Path(self.preprocessed_dataset_folder_base) / IDENTIFIER,
-            # The patch is that of this training's plans.
+            # The size of a patch comes from the plans of this training.
             replace(self.job.parent, configuration=self.configuration_manager.configuration),
             replay_share=settings.replay_share,
             accepted_share=settings.accepted_share,
@@ -242,7 +243,7 @@ class SpineFinetuner(SpineTrainer):
         return Waiting(iter(training)), ({name: value[None] for name, value in patch.items()} for patch in unvaried)
 
     def _numbers(self) -> Iterator[range]:
-        """Yield the numbers of the patches of each remaining batch, or of this process's part of it."""
+        """Yield the patch numbers of each remaining batch; in distributed training, those of this process."""
         size = self.job.settings.batch_size
         rank, ranks = (dist.get_rank(), dist.get_world_size()) if self.is_ddp else (0, 1)
         for iteration in range(self.iterations_done, self.job.settings.iterations):
@@ -252,7 +253,7 @@ class SpineFinetuner(SpineTrainer):
     # --- one iteration
 
     def train_step(self, batch: Sample) -> dict[str, float]:
-        """Update the weights once, and report it."""
+        """Update the weights once, and report the progress."""
         self.lr_scheduler.step(self.iteration / self.job.settings.epoch)
         loss = self._update(batch)
         self.bad_losses = self.bad_losses + 1 if math.isnan(loss) else 0
@@ -269,7 +270,7 @@ class SpineFinetuner(SpineTrainer):
         return {"loss": loss}
 
     def _update(self, batch: Sample) -> float:
-        """Do one step of the optimizer; return the loss, nan if the weights did not change."""
+        """Do one step of the optimizer; return the loss, or nan if the weights did not change."""
         total = self._gradient(batch)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
         if not (math.isfinite(total) and bool(torch.isfinite(norm))):
@@ -292,7 +293,7 @@ class SpineFinetuner(SpineTrainer):
                 if self.pass_size == 1 or self.is_ddp:
                     patches = "one patch" if self.pass_size == 1 else f"{self.pass_size} patches"
                     raise self._too_little(f"{patches} of step {step}") from error
-            # Do this outside the handler, because the traceback would keep the tensors alive.
+            # This is done outside the handler, because the traceback would keep the tensors alive.
             self.optimizer.zero_grad(set_to_none=True)
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
@@ -328,7 +329,7 @@ class SpineFinetuner(SpineTrainer):
     # --- epochs, states, output
 
     def on_train_start(self) -> None:
-        """Begin or continue."""
+        """Begin or continue the training."""
         first = self.iteration
         super().on_train_start()
         verb = f"resumed at iteration {first}" if first else "started"
@@ -337,19 +338,19 @@ class SpineFinetuner(SpineTrainer):
         self._say(f"{verb} of {self.job.settings.iterations} on {self.device}, {size}", iteration=first)
 
     def on_train_end(self) -> None:
-        """Say how much of the time the device waited."""
+        """Log how much of the time the device waited."""
         super().on_train_end()
         self._say(f"ended; {self.waited:.0%} of the time it waited for patches", waited=self.waited)
 
     def on_epoch_start(self) -> None:
-        """Let an epoch end where it would have ended, and the last one with the last iteration."""
+        """End an epoch where it would have ended without interruption, and the last one with the last iteration."""
         super().on_epoch_start()
         settings = self.job.settings
         end = min(settings.epoch * (int(self.current_epoch) + 1), settings.iterations)
         self.num_iterations_per_epoch = end - self.iteration
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
-        """Let nnU-Net average the losses that were finite."""
+        """Let nnU-Net average only the losses that were finite."""
         super().on_train_epoch_end([o for o in train_outputs if not math.isnan(o["loss"])] or train_outputs)
 
     def on_epoch_end(self) -> None:
@@ -358,7 +359,7 @@ class SpineFinetuner(SpineTrainer):
         self._tell()
 
     def save_checkpoint(self, filename: str) -> None:
-        """Store the state with its job. The best state is not kept, because the gate judges the last one."""
+        """Store the state with its job. There is no best state, because the gate judges the last one."""
         if Path(filename).name in STATES:
             state = {KEY: self.job.key, PASS_SIZE: self.pass_size, ITERATION: self.iteration}
             self.my_init_kwargs[FINETUNING] = state
@@ -366,7 +367,7 @@ class SpineFinetuner(SpineTrainer):
             self.stored = time.monotonic()
 
     def on_state_loaded(self) -> None:
-        """Continue within an epoch, and with passes as small as they had become."""
+        """Continue within an epoch, with passes as small as they had become."""
         state, settings = self.my_init_kwargs[FINETUNING], self.job.settings
         self.pass_size, self.iteration = int(state[PASS_SIZE]), int(state[ITERATION])
         ended = self.iteration == settings.iterations
@@ -379,7 +380,7 @@ class SpineFinetuner(SpineTrainer):
         """Do nothing: the run's record and logs have this information."""
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
-        """Do nothing: the gate validates, and whole scans that were trained on would show nothing."""
+        """Do nothing: the gate validates, and whole scans from the training would show nothing."""
 
     def print_to_log_file(self, *args: Any, also_print_to_console: bool = True, add_timestamp: bool = True) -> None:
         """Write nnU-Net's output to a file only, because the output of this process belongs to its caller."""

@@ -1,8 +1,8 @@
-"""nnU-Net's own trainer for training from scratch, adapted to spines and long runs.
+"""Adapt nnU-Net's own trainer to spines and long runs, for training from scratch.
 
-Different from the stock class: mirroring is left to right only (a spine upside down has other landmarks, and odd
-vertebrae would be above their disc), images vary as in MRI, the odd-disc channel is deformed with the image but keeps
-its values, checkpoints are written whole and often and are read without running any code, and the log names the
+It differs from the stock class in this: images are mirrored left to right only (upside down, landmarks would differ,
+and odd vertebrae would lie above their disc) and varied as in MRI; the odd-disc channel is deformed with the image but
+keeps its values; checkpoints are written whole and often, and read without running any code; and the log names the
 regions.
 """
 
@@ -25,15 +25,15 @@ from totalspineseg_server.nnunet.training_log import TrainingLog, dice_text
 
 EPOCHS_VARIABLE: Final = "TOTALSPINESEG_EPOCHS"
 ITERATIONS_VARIABLE: Final = "TOTALSPINESEG_ITERATIONS"
-"""Settings in the environment, because nnU-Net's trainers take none."""
+"""Environment variable for a setting, because nnU-Net's trainers accept none."""
 SAVE_EVERY: Final = 5
-"""Epochs between two states; with nnU-Net's 50, an interruption would cost hours."""
+"""Number of epochs between two stored states; with nnU-Net's 50, an interruption would cost hours."""
 VALIDATION_SHARE: Final = 5
-"""Training iterations for each validation iteration: nnU-Net's 250 to 50."""
+"""Number of training iterations for each validation iteration: nnU-Net has 250 to 50."""
 REMAPPED: Final = ("disc", "vertebrae", "sacrum", "canal", "cord")
 """Regions that get their own gray value; the cord follows the canal that contains it."""
 SPATIAL: Final = 1
-"""Number of nnU-Net's transforms that deform all channels; the following ones change gray values."""
+"""Number of nnU-Net's transforms that deform all channels; those that follow change gray values."""
 
 
 class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
@@ -109,7 +109,7 @@ class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
             write_file(Path(filename), lambda temporary: save(str(temporary)))
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Continue from a checkpoint, read as plain data; nnU-Net would run code in the file."""
+        """Continue from a checkpoint that is read as plain data; nnU-Net would run code in the file."""
         if not self.was_initialized:
             self.initialize()
         content = load_checkpoint(Path(filename_or_checkpoint))
@@ -128,7 +128,7 @@ class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
             TrainingLog(Path(self.output_folder)).say(text, epoch=self.current_epoch)
 
     def on_state_loaded(self) -> None:
-        """Take what a subclass has stored beside nnU-Net's state."""
+        """Let a subclass restore what it has stored beside nnU-Net's state."""
 
 
 def with_scanners(transforms: list[BasicTransform], regions: int) -> list[BasicTransform]:

@@ -33,6 +33,12 @@ export function day(text) {
   return Number.isNaN(date.getTime()) ? text : date.toLocaleString('en-GB', { dateStyle: 'medium', timeStyle: 'short' });
 }
 
+// A time that people estimate: minutes, or hours.
+export function duration(seconds) {
+  const minutes = Math.max(1, Math.round(seconds / 60));
+  return minutes < 90 ? `about ${minutes} min` : `about ${Math.round(minutes / 60)} h`;
+}
+
 export function percent(share) {
   return share === null || share === undefined ? '' : `${Math.round(100 * share)} %`;
 }

@@ -1,7 +1,7 @@
 // Trainings, the gate's verdicts, and which version answers.
 
 import { get, send } from '/lab/api.js';
-import { ask, day, element, say, tag } from '/lab/dom.js';
+import { ask, day, duration, element, say, tag } from '/lab/dom.js';
 
 const LOOK_MS = 5000;
 const MODEL = 'totalspineseg';
@@ -14,6 +14,8 @@ const SVG = 'http://www.w3.org/2000/svg';
 export async function show(view) {
   let isLeft = false;
   let timer = 0;
+  let judged = 0;
+  let wasRunning = false;
   const training = element('section', { class: 'card', 'aria-labelledby': 'training-title' });
   const versions = element('section', { class: 'card', 'aria-labelledby': 'versions-title' });
   const verdict = element('section', { class: 'card', 'aria-labelledby': 'verdict-title', hidden: true });
@@ -27,6 +29,12 @@ export async function show(view) {
       return;
     }
     drawTraining(state);
+    const isRunning = state.running || state.state?.status === 'running';
+    if (wasRunning && !isRunning) {
+      // It made a version, and the gate has judged that.
+      await loadVersions();
+    }
+    wasRunning = isRunning;
     timer = setTimeout(() => look().catch(error => say(error.message, true)), LOOK_MS);
   }
 
@@ -42,7 +50,7 @@ export async function show(view) {
             'p',
             {},
             element('progress', { max: state.total_epochs || 1, value: state.epoch, 'aria-label': 'Training' }),
-            ` ${state.epoch} of ${state.total_epochs} reports${left === null ? '' : `, about ${Math.max(1, Math.round(left / 60))} min left`}`,
+            ` ${state.epoch} of ${state.total_epochs} reports${left === null ? '' : `, ${duration(left)} left`}`,
           )
         : '',
       element(
@@ -118,8 +126,45 @@ export async function show(view) {
         element('button', { type: 'button', id: 'go-back', disabled: !answer.back || Boolean(answer.fixed), onclick: () => change('Go back?', answer.back, used, '/versions/rollback') }, 'Go back'),
         answer.back ? '' : element('span', { class: 'soft' }, 'There is nothing to go back to.'),
       ),
+      judgment(answer.judge),
       tree(answer, used),
     );
+  }
+
+  // The judgment that runs, or why the last one came to no end.
+  function judgment({ running: isRunning, version, seconds, message, failure }) {
+    clearTimeout(judged);
+    if (isRunning) {
+      judged = setTimeout(() => loadVersions().catch(error => say(error.message, true)), LOOK_MS);
+      return element(
+        'p',
+        { id: 'judgment', role: 'status' },
+        element('progress', { 'aria-label': 'Judgment' }),
+        ` ${version} is being judged (${Math.floor(seconds / 60)} min ${seconds % 60} s). ${message} `,
+        element('button', { type: 'button', id: 'stop-judging', onclick: stopJudging }, 'Stop'),
+      );
+    }
+    return failure ? element('p', { class: 'failed', role: 'status' }, failure) : '';
+  }
+
+  async function judge(version, isUsed) {
+    const other = isUsed ? 'the versions that were in use before it' : 'the versions in use';
+    const given = await ask(
+      `Judge ${version.name}?`,
+      element('p', {}, `The gate compares it with ${other}, on the reference spines and on your hold-out. This takes minutes. Nothing is put into use or out of it.`),
+      { yes: 'Judge' },
+    );
+    if (given) {
+      await send(`/versions/${encodeURIComponent(version.name)}/judge`);
+      say(`${version.name} is being judged.`);
+      await loadVersions();
+    }
+  }
+
+  async function stopJudging() {
+    await send('/versions/judge', {}, 'DELETE');
+    say('The judgment was stopped.');
+    await loadVersions();
   }
 
   function tree(answer, used) {
@@ -153,6 +198,7 @@ export async function show(view) {
       element(
         'div',
         { class: 'bar' },
+        version.removed ? '' : element('button', { type: 'button', disabled: answer.judge.running, 'aria-label': `Judge ${version.name}`, onclick: () => judge(version, isUsed) }, 'Judge'),
         version.table.length ? element('button', { type: 'button', onclick: () => drawVerdict(version), 'aria-label': `Verdict on ${version.name}` }, 'Verdict') : '',
         version.removed
           ? ''
@@ -226,6 +272,7 @@ export async function show(view) {
   return () => {
     isLeft = true;
     clearTimeout(timer);
+    clearTimeout(judged);
   };
 }
 

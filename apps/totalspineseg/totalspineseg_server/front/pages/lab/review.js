@@ -124,11 +124,12 @@ export async function show(view, id) {
             'details',
             {},
             element('summary', {}, `History (${scan.history.length})`),
-            element('ul', {}, scan.history.map(one => element('li', {}, `${day(one.date)}, ${one.user}: ${one.status}${one.unchanged ? ', unchanged' : ''} ${one.reason}`))),
+            element('ul', {}, scan.history.map(one => element('li', {}, `${day(one.date)}, ${one.user}: ${one.status}${one.unchanged ? ', unchanged' : ''}${one.chosen.length ? `, chosen from ${one.chosen.join(' and ')}` : ''} ${one.reason}`))),
           )
         : '',
       scan.study ? element('p', {}, element('a', { href: ohifPath(scan), target: '_blank', rel: 'noopener' }, 'Open in OHIF')) : '',
       ...scan.agreements.map(agreement),
+      scan.agreements.length ? element('p', {}, element('button', { type: 'button', id: 'choose', onclick: chooseLabel }, 'Choose or merge')) : '',
       scan.label ? '' : element('p', {}, scan.prediction ? 'The maps of this result are no longer kept. ' : scan.status === 'failed' ? '' : 'There is no result yet. ', element('button', { type: 'button', id: 'predict', onclick: predict }, scan.status === 'failed' ? 'Predict again' : 'Predict')),
     );
     const isOpen = scan.status !== 'finished';
@@ -138,6 +139,36 @@ export async function show(view, id) {
     buttons.submit.hidden = !Object.keys(pins).length;
     buttons.reject.disabled = !isOpen;
     buttons.undo.disabled = !(scan.status === 'finished' || scan.status === 'rejected');
+  }
+
+  // An administrator says which of several readers' labels counts.
+  async function chooseLabel() {
+    const others = scan.agreements;
+    const first = { correction: others[0].beside, reader: `${scan.user} (counts now)` };
+    const option = one => element('option', { value: one.correction }, one.reader);
+    const label = element('select', { id: 'choose-label' }, [first, ...others].map(option));
+    const other = element('select', { id: 'choose-other' }, [...others, first].map(option));
+    const beside = element('input', { type: 'checkbox', id: 'choose-leave-out' });
+    const parts = element('select', { id: 'choose-parts', multiple: true, size: 6 });
+    const names = [...new Set(others.flatMap(one => Object.entries(one.dice).sort((a, b) => a[1] - b[1]).map(([name]) => name)))];
+    parts.append(...names.map(name => element('option', { value: name }, `${name} (Dice ${Math.min(...others.map(one => one.dice[name] ?? 1)).toFixed(2)})`)));
+    const fields = [
+      element('label', {}, 'The label that counts ', label),
+      element('label', {}, 'Beside it, that of ', other),
+      element('label', {}, 'Structures to take from the other one (none: the label counts as it is) ', parts),
+      element('div', {}, element('label', { class: 'check' }, beside, ' Leave out of training what the two draw differently')),
+      element('p', { class: 'soft' }, 'Clients see this label, and trainings learn from it. The labels of the readers are kept.'),
+    ];
+    const read = () => ({
+      correction: label.value,
+      take: Object.fromEntries([...parts.selectedOptions].map(one => [one.value, other.value])),
+      leave_out: beside.checked ? [other.value] : [],
+    });
+    const given = await ask('Which label counts?', fields, { yes: 'Use this label', read, ready: () => label.focus() });
+    if (given) {
+      const answer = await act(id, 'choose', given);
+      await again(answer.message, true);
+    }
   }
 
   function agreement(other) {

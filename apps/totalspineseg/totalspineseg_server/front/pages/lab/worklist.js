@@ -1,7 +1,7 @@
 // All scans: find, predict, open.
 
 import { blobUrl, get, ohifPath, readerName, scanPath, send, setStrategy, strategy as chosenStrategy } from '/lab/api.js';
-import { ask, day, element, isTyping, percent, say, tag } from '/lab/dom.js';
+import { ask, day, duration, element, isTyping, percent, say, tag } from '/lab/dom.js';
 
 const STATUSES = ['new', 'predicted', 'failed', 'in work', 'submitted', 'parked', 'rejected', 'finished'];
 const CERTAINTIES = ['certain', 'counted', 'doubtful'];
@@ -21,6 +21,8 @@ const MODEL = 'totalspineseg';
 const PICTURES_AT_ONCE = 3;
 const LOOK_MS = 5000;
 const SEARCH_MS = 250;
+
+const PICTURES = 'totalspineseg-pictures';
 
 const asked = { search: '', status: '', certainty: '', sort: 'id', descending: false, page: 0 };
 
@@ -43,6 +45,8 @@ export async function show(view) {
   let chosen = 0;
   let isLeft = false;
   let timer = 0;
+  let running = '';
+  let last = null;
 
   const search = element('input', { type: 'search', id: 'search', value: asked.search, size: 22, 'aria-label': 'Search' });
   search.placeholder = 'Search (/)';
@@ -55,17 +59,26 @@ export async function show(view) {
   const progress = element('span', { class: 'soft', id: 'progress' });
   const next = element('button', { type: 'button', class: 'main', onclick: openNext }, 'Next for me');
   const counts = element('span', { class: 'soft', id: 'counts' });
+  const large = element('button', { type: 'button', id: 'pictures', title: 'Large pictures in which names can be read (v)', onclick: () => showPictures(!split.classList.contains('pictures')) }, 'Pictures');
   const head = element('tr', {});
   const body = element('tbody', {});
   const pager = element('div', { class: 'bar' });
   const side = element('section', { class: 'card', 'aria-label': 'Chosen scan' });
   const table = element('table', { id: 'scans' }, element('thead', {}, head), body);
+  const split = element('div', { class: 'split' }, element('div', {}, table, pager), side);
   view.append(
     element('h2', {}, 'Scans'),
     element('div', { class: 'bar' }, search, status, certainty, counts, element('span', { class: 'grow' }), strategy, next),
-    element('div', { class: 'bar' }, predict, stop, bar, progress),
-    element('div', { class: 'split' }, element('div', {}, table, pager), side),
+    element('div', { class: 'bar' }, predict, stop, bar, progress, element('span', { class: 'grow' }), large),
+    split,
   );
+
+  function showPictures(areLarge) {
+    localStorage.setItem(PICTURES, areLarge ? 'large' : '');
+    split.classList.toggle('pictures', areLarge);
+    large.setAttribute('aria-pressed', String(areLarge));
+    body.children[chosen]?.scrollIntoView({ block: 'nearest' });
+  }
 
   function choice(label, values, value, all) {
     const made = element('select', { 'aria-label': label });
@@ -90,6 +103,7 @@ export async function show(view) {
       return null;
     }
     rows = answer.rows;
+    running = answer.batch?.current || '';
     chosen = Math.max(0, Math.min(chosen, rows.length - 1));
     const listed = STATUSES.filter(name => answer.counts[name]).map(name => `${answer.counts[name]} ${name}`);
     counts.textContent = answer.complete ? listed.join(', ') : 'The scans are being read ...';
@@ -134,10 +148,10 @@ export async function show(view) {
     return element(
       'tr',
       { 'data-scan': row.id, onclick: () => choose(place), ondblclick: () => open.click() },
-      element('td', {}, element('img', { alt: '', src: pictures.get(pictureKey(row)) || NO_PICTURE })),
+      element('td', { class: 'shot' }, element('img', { alt: '', src: pictures.get(pictureKey(row)) || NO_PICTURE })),
       element('td', {}, open, element('div', { class: 'soft' }, row.levels)),
       element('td', {}, names),
-      element('td', {}, tag(row.status), row.unchanged ? element('div', { class: 'soft' }, 'unchanged') : ''),
+      element('td', {}, row.id === running ? tag('running', 'submitted') : tag(row.status), row.unchanged ? element('div', { class: 'soft' }, 'unchanged') : ''),
       element('td', {}, row.user),
       element('td', { class: 'soft' }, day(row.date)),
       element('td', { class: 'soft' }, element('div', { class: 'clipped', title: row.version }, row.version)),
@@ -259,8 +273,9 @@ export async function show(view) {
 
   async function stopPrediction() {
     await send('/batch/infer', {}, 'DELETE');
-    say('The prediction was stopped. Start it again, and it goes on where it was.');
+    last = null;
     await look();
+    say('The prediction was stopped. Start it again, and it goes on where it was.');
   }
 
   async function look() {
@@ -275,7 +290,16 @@ export async function show(view) {
     predict.hidden = isRunning;
     bar.max = batch?.total || 1;
     bar.value = batch?.scored || 0;
-    progress.textContent = isRunning ? `${batch.scored} of ${batch.total} scans have a result` : '';
+    if (isRunning) {
+      const left = batch.seconds_left === null || batch.seconds_left === undefined ? '' : `, ${duration(batch.seconds_left)} left`;
+      progress.textContent = `${batch.scored} of ${batch.total} scans done${batch.failed ? `, ${batch.failed} of them failed` : ''}${left}${running ? `. Now: ${running}` : ''}`;
+    } else {
+      progress.textContent = '';
+      if (last) {
+        say(`The prediction has ended: ${last.total} scans${last.failed ? `, ${last.failed} of them failed` : ''}.`);
+      }
+    }
+    last = batch;
     if (!isLeft) {
       timer = setTimeout(() => look().catch(error => say(error.message, true)), isRunning ? LOOK_MS / 2 : 2 * LOOK_MS);
     }
@@ -296,6 +320,7 @@ export async function show(view) {
       k: () => choose(chosen - 1),
       ArrowUp: () => choose(chosen - 1),
       n: () => next.click(),
+      v: () => large.click(),
       Enter: () => event.target.closest('a, button') || (location.hash = `#/review/${encodeURIComponent(rows[chosen]?.id || '')}`),
     };
     if (event.key in keys) {
@@ -320,6 +345,7 @@ export async function show(view) {
   strategy.append(...Object.keys(info.strategies).map(name => element('option', { value: name }, name.replaceAll('_', ' '))));
   strategy.value = chosenStrategy() in info.strategies ? chosenStrategy() : Object.keys(info.strategies)[0];
   setStrategy(strategy.value);
+  showPictures(localStorage.getItem(PICTURES) === 'large');
   await look();
 
   return () => {

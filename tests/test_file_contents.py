@@ -1,4 +1,4 @@
-"""Tests of checking whether an image is still the labeled one, by its content, which is read only if necessary."""
+"""Tests of remembering what files hold: contents are read only if necessary, and values again after a change."""
 
 import os
 import threading
@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import totalspineseg_server.corrections.image_fingerprints as module
-from totalspineseg_server.corrections.datastore import StudiesDatastore
-from totalspineseg_server.corrections.image_fingerprints import DRAWN_ON, IMPRINT, ImageCheck, imprint_of
+import totalspineseg_server.corrections.file_contents as module
+from totalspineseg_server.corrections.file_contents import ContentHashes, Remembered
+from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.files import sha256_of
 
 
@@ -24,21 +25,41 @@ def test_an_image_is_read_once_and_only_if_it_was_touched(
 ) -> None:
     image, read = tmp_path / "a.nii", sha256_of
     image.write_bytes(b"first")
-    label = {DRAWN_ON: read(image), IMPRINT: imprint_of(image)}
+    drawn_on = ContentHashes(tmp_path / "hashes.json").of(image)
     if content is not None:
         image.write_bytes(content)
         # File systems tell times apart by milliseconds at best.
         os.utime(image, (0, 0))
     seen: list[Path] = []
     monkeypatch.setattr(module, "sha256_of", lambda path: seen.append(path) or read(path))
-    check = ImageCheck()
+    contents = ContentHashes(tmp_path / "hashes.json")
     for _ in range(3):
-        assert check.check(image, label) == (imprint_of(image) if same else None)
+        assert contents.is_content(image, drawn_on) is same
     assert len(seen) == reads
 
 
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"a": 1, "b": [1, 2], "c": ["x", 1, 2]}'])
+def test_hashes_that_cannot_be_read_are_computed_again(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "hashes.json").write_text(damage, encoding="utf-8")
+    (tmp_path / "a.nii").write_bytes(b"first")
+    assert ContentHashes(tmp_path / "hashes.json").of(tmp_path / "a.nii") == sha256_of(tmp_path / "a.nii")
+
+
+def test_a_file_that_changes_at_once_is_read_at_once(tmp_path: Path) -> None:
+    """Two changes within a millisecond have one time."""
+    file, remembered = tmp_path / "a", Remembered[str]()
+    for text in ("one", "two", "six"):
+        file.write_text(text, encoding="utf-8")
+        assert remembered.value("a", [file], lambda: file.read_text(encoding="utf-8")) == text
+    os.utime(file, (0, 0))
+    reads: list[int] = []
+    for _ in range(2):
+        remembered.value("a", [file], lambda: (reads.append(1), file.read_text(encoding="utf-8"))[1])
+    assert len(reads) == 1, "it is read once while it stays"
+
+
 def test_an_image_replaced_before_its_label_was_shown_is_not_finished(tmp_path: Path) -> None:
-    """A label of what the image was a minute ago counted for good: the file that took its place was never read."""
+    """A label of the previous image counted for good, because the new file was never read."""
     image, label = tmp_path / "studies" / "a.nii", tmp_path / "label.nii"
     image.parent.mkdir()
     for file in (image, label):
@@ -54,10 +75,10 @@ def test_an_image_replaced_before_its_label_was_shown_is_not_finished(tmp_path: 
 
 
 def test_many_who_ask_at_once_have_an_image_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a copy of the studies each list that clients asked for read all images anew, all at the same time."""
+    """After the studies were copied, each request for a list read all images anew, all at the same time."""
     image, read, askers = tmp_path / "a.nii", sha256_of, 4
     image.write_bytes(b"first")
-    label, together = {DRAWN_ON: read(image)}, threading.Barrier(askers)
+    drawn_on, together = read(image), threading.Barrier(askers)
     seen: list[Path] = []
 
     def slowly(path: Path) -> str:
@@ -66,11 +87,11 @@ def test_many_who_ask_at_once_have_an_image_read_once(tmp_path: Path, monkeypatc
         return read(path)
 
     monkeypatch.setattr(module, "sha256_of", slowly)
-    check = ImageCheck()
+    contents = ContentHashes(tmp_path / "hashes.json")
 
     def ask(_: int) -> bool:
         together.wait()
-        return check.check(image, label) is not None
+        return contents.is_content(image, drawn_on)
 
     with ThreadPoolExecutor(askers) as pool:
         assert all(pool.map(ask, range(askers)))

@@ -1,0 +1,555 @@
+"""The MONAI Label app. Constructing it is cheap and touches no GPU."""
+
+import hashlib
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import requests
+from fastapi import HTTPException
+from monailabel.config import settings as host_settings
+from monailabel.interfaces.app import MONAILabelApp
+
+from totalspineseg_server import places
+from totalspineseg_server.activelearning.batch import SpineBatch, is_result_of
+from totalspineseg_server.activelearning.finished import FinishedLevels
+from totalspineseg_server.activelearning.offers import Offers, noted_for
+from totalspineseg_server.activelearning.rounds import ImageScoring
+from totalspineseg_server.activelearning.scorer import Scorer
+from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Scores
+from totalspineseg_server.activelearning.selection import counts_of, rarity
+from totalspineseg_server.activelearning.strategies import DoubtfulFirst, First, Last, MostToLearn, Random, SurestFirst
+from totalspineseg_server.anatomy import NAME_OF
+from totalspineseg_server.corrections.attribution import Uploads
+from totalspineseg_server.corrections.checks import check
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.corrections.datastore import SpineDatastore, is_safe_tag
+from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
+from totalspineseg_server.corrections.history import HISTORY_DIR, STUDIES_DIR
+from totalspineseg_server.corrections.image_ids import is_usable_id
+from totalspineseg_server.corrections.inbox import Inbox, Studies
+from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.outcomes import Outcome, Outcomes
+from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
+from totalspineseg_server.corrections.receipts import Receipts, Sender, Waiting
+from totalspineseg_server.corrections.studies_folder import StudiesDatastore
+from totalspineseg_server.errors import (
+    ImageError,
+    SettingError,
+    StorageError,
+    TotalSpineSegError,
+    UnknownImageError,
+    WeightsError,
+)
+from totalspineseg_server.files import sha256_of
+from totalspineseg_server.gate.holdout import read_split, subject_of
+from totalspineseg_server.infers.http import NOT_FOUND, UnknownLabelError
+from totalspineseg_server.infers.listed import ALWAYS_LISTED
+from totalspineseg_server.infers.published import FullTask, Step1Task, Step2Task
+from totalspineseg_server.infers.result_tag import result_tag
+from totalspineseg_server.infers.review import ReviewTask
+from totalspineseg_server.infers.services import Networks, Services
+from totalspineseg_server.infers.sessions import TrustedPath, remove_expired
+from totalspineseg_server.infers.settings import doubtful_names_of
+from totalspineseg_server.processes import end_with_parent
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.releases import warning_of, weights_text
+from totalspineseg_server.trainers.runs import is_running
+from totalspineseg_server.trainers.site import Site
+from totalspineseg_server.trainers.train_task import SpineTrainTask
+from totalspineseg_server.version import VERSION
+from totalspineseg_server.worklist.lab import open_lab
+
+if TYPE_CHECKING:
+    from totalspineseg_server.dicom.seg_object import SegReference
+
+logger = logging.getLogger(__name__)
+
+CITATIONS: Final = (
+    "Cite: Warszawer et al., TotalSpineSeg, 2025, doi 10.13140/RG.2.2.31318.56649 and 10.5281/zenodo.13894354; "
+    "Isensee et al., nnU-Net, Nature Methods 18(2), 203-211, 2021; Diaz-Pinto et al., MONAI Label, arXiv 2203.12362."
+)
+
+
+class App(MONAILabelApp):  # type: ignore[misc]
+    """TotalSpineSeg on a folder of studies.
+
+    Args:
+        app_dir: The app folder; its models are in ``model``.
+        studies: Folder of images, or a DICOMweb address.
+        conf: ``weights`` (what to run: "starter", an installed version, or a folder), ``device``, ``runtime``.
+    """
+
+    def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
+        # The host builds another app for each training and batch inference, in a process that would outlive a killed
+        # server.
+        end_with_parent()
+        self._settings = dict(conf or {})
+        root = history_root(studies, self._settings)
+        self._networks = self.make_networks(Path(app_dir), self._settings)
+        self._corrections = CorrectionStore(root)
+        self._levels = FinishedLevels(self._corrections)
+        self._predictions = PredictionStore(root)
+        self._maps = DrawnMaps(root)
+        self._receipts = Receipts(root)
+        self._datastore = store = self.open_studies(studies, root)
+        images = Studies(store.image_file, store.save_label, store.series_folder, self._offered)
+        self._inbox = Inbox(self._receipts, self._corrections, self._predictions, check, self._maps, images)
+        self.outcomes = Outcomes()
+        self.submissions = self._inbox.ongoing
+        self._uploads = Uploads()
+        names = doubtful_names_of(self._settings.get("doubtful_names") or "")
+        self._services = Services(self._networks, self._predictions, self._maps, store, self.weights_text, names)
+        scores = Scores(root, self._predictions, self._maps)
+        self._scorer = Scorer(scores, self._services, self.infer)
+        models = ModelStore(Path(app_dir) / "model", weights=self._settings.get("weights") or "")
+        self._weights_texts: dict[tuple[tuple[int, str], ...], str] = {}
+        self._site = Site(root, models, self._corrections, store.image_file, self._subject)
+        self.lab = open_lab(
+            root, self.datastore, scores, self._maps, self._corrections, self.submit_label, self._undo_label
+        )
+        super().__init__(
+            app_dir,
+            studies,
+            dict(conf or {}),
+            name="TotalSpineSeg",
+            description=self._description(),
+            version=VERSION,
+            labels=[NAME_OF[code] for code in ALWAYS_LISTED],
+        )
+        # Otherwise the host would start a process that predicts every image at each start, each next sample and each
+        # training's end, while readers wait for the processor.
+        self._auto_update_scoring = False
+
+    def make_networks(self, app_dir: Path, conf: Mapping[str, str]) -> Networks:
+        """Return the networks that serve requests; nothing is loaded yet."""
+        from totalspineseg_server.nnunet.networks import Networks as WarmNetworks
+        from totalspineseg_server.nnunet.runtimes import runtime_of
+
+        store = ModelStore(app_dir / "model", weights=conf.get("weights") or "")
+        return WarmNetworks(
+            store, device=conf.get("device") or "auto", runtime=runtime_of(conf.get("runtime") or "torch")
+        )
+
+    def _undo_label(self, image_id: str, correction_id: str, *, user: str) -> str:
+        return self._inbox.undo(image_id, correction_id, user=user, hide=self._datastore.remove_label)
+
+    @property
+    def models(self) -> ModelStore:
+        """The versions of the weights."""
+        return self._site.models
+
+    @property
+    def training_dir(self) -> Path:
+        """Folder of the trainings on these studies; may not exist yet."""
+        return self._site.training_dir
+
+    def judge_words(self, version: str) -> list[str]:
+        """Return the arguments of ``totalspineseg models judge`` for a version, beside these studies."""
+        folder = self._settings.get("work") or ("" if is_address(self.studies) else self.studies)
+        # Without a label there are no hold-out scans, and the folder has no history yet.
+        site = [str(folder or self._site.history)] if self._site.history.is_dir() else []
+        device = self._settings.get("device") or "auto"
+        return [version, *site, "--device", device, "--data-dir", str(self._site.models.model_dir)]
+
+    def warm_up(self) -> None:
+        """Load the networks before a request needs them; without usable weights the request itself says so."""
+        logger.info(self.weights_text())
+        try:
+            self._networks.warm_up()
+        except WeightsError as error:
+            logger.warning("The networks are not loaded: %s", error)
+
+    def free_networks(self) -> None:
+        """Release the networks' memory for a training that starts; the next request loads them again."""
+        self._networks.free()
+
+    def is_training(self) -> bool:
+        """Return whether a process trains on these studies, whoever started it."""
+        return is_running(self._site.training_dir)
+
+    def info(self) -> dict[str, Any]:
+        """Return what clients show about the app and its models; never "config", which would override requests."""
+        return {**super().info(), "description": self._description(), "warning": self.weights_warning()}
+
+    def _description(self) -> str:
+        return f"Spine MRI: every vertebra, disc, the cord and the canal by name. {self.weights_text()} {CITATIONS}"
+
+    def weights_text(self) -> str:
+        """Return one sentence about the weights in use, for clients; nothing is loaded."""
+        try:
+            names = {step: self._networks.folder(step).name for step in (1, 2)}
+        except WeightsError as error:
+            return f"No weights are in use: {str(error).rstrip('.')}."
+        # Versions do not change, so their records are read once.
+        key = tuple(names.items())
+        if key not in self._weights_texts:
+            self._weights_texts[key] = weights_text(self._site.models, names)
+        return self._weights_texts[key]
+
+    def weights_warning(self) -> str:
+        """Return a sentence where results are not for patients; "" where the weights in use carry no warning."""
+        try:
+            return warning_of(self._site.models, [self._networks.folder(step).name for step in (1, 2)])
+        except WeightsError:
+            return ""
+
+    def init_datastore(self) -> SpineDatastore:
+        """Return the studies, which are open already."""
+        return self._datastore
+
+    def open_studies(self, studies: str, root: Path) -> SpineDatastore:
+        """Return the folder of studies, made safe, or the PACS.
+
+        Args:
+            studies: The folder, or its address.
+            root: Folder of the history.
+        """
+        shown = DisplayedCorrections(self._corrections)
+        if is_address(studies):
+            from totalspineseg_server.pacs.cache import MAX_GB
+            from totalspineseg_server.pacs.configured_store import pacs_datastore
+
+            room = float(self._settings.get("cache_gb") or MAX_GB)
+            return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room, corrections=shown)
+        work = self._settings.get("work")
+        return StudiesDatastore(
+            str(Path(work) / STUDIES_DIR) if work else studies,
+            images=studies if work else "",
+            auto_reload=host_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=host_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
+            corrections=shown,
+        )
+
+    def _is_needed(self, series: str) -> bool:
+        """Return whether a series of the PACS must stay here: it was corrected, or its patient trains or judges."""
+        if self._corrections.any_of(series):
+            return True
+        try:
+            return self._subject(series) in read_split(self._site.holdout_file).role
+        except StorageError:
+            # It is not known now which patients judge.
+            return True
+
+    def cleanup_sessions(self) -> None:
+        """Remove sessions that are over; the host calls this at the start and every five minutes."""
+        if self._sessions is not None:
+            remove_expired(self._sessions)
+
+    def init_infers(self) -> dict[str, Any]:
+        """Return the models by name. The host would look for them in a folder of its own."""
+        return {
+            WHOLE_MODEL: FullTask(self._services),
+            f"{WHOLE_MODEL}_review": ReviewTask(self._services),
+            f"{WHOLE_MODEL}_step1": Step1Task(self._services),
+            f"{WHOLE_MODEL}_step2": Step2Task(self._services),
+        }
+
+    def init_trainers(self) -> dict[str, Any]:
+        """Return the trainers of the models that have one."""
+        steps = {WHOLE_MODEL: (1, 2), f"{WHOLE_MODEL}_step1": (1,), f"{WHOLE_MODEL}_step2": (2,)}
+        return {model: SpineTrainTask(self._site, steps=trained) for model, trained in steps.items()}
+
+    def check_training(self, model: str, request: Mapping[str, Any]) -> None:
+        """Raise the reason why a training of an existing trainer cannot begin; see ``SpineTrainTask.check``."""
+        self._trainers[model].check(request)
+
+    def init_strategies(self) -> dict[str, Any]:
+        """Return the orders in which images are offered."""
+        offers, known = Offers(), self._scorer.known
+        return {
+            "first": First(offers),
+            "random": Random(offers),
+            "last": Last(offers),
+            "doubtful_first": DoubtfulFirst(offers, known),
+            "surest_first": SurestFirst(offers, known),
+            "most_to_learn": MostToLearn(offers, known, self._finished_levels),
+        }
+
+    def init_scoring_methods(self) -> dict[str, Any]:
+        """Return what can be computed for all images in the background."""
+        return {
+            "doubt": ImageScoring(
+                "How doubtful the result for each image is: uncertain names, findings, and differences between the two "
+                "steps and between the image and its mirror. An image that these weights have not predicted is "
+                "predicted",
+                self._scorer.fill,
+            ),
+            "doubt_scale": ImageScoring(
+                "The same, with how much the result changes when the image is taken for a smaller person's: each image "
+                "is predicted once more",
+                self._scorer.fill_scale,
+            ),
+        }
+
+    def init_batch_infer(self) -> SpineBatch:
+        """Return a batch inference that works without a GPU and leaves out what is done."""
+        return SpineBatch(self._done_before)
+
+    def scoring_progress(self, images: Sequence[str] = ()) -> dict[str, int]:
+        """Return the number of images (of all when none are named) and of those scored by the weights in use; see
+        ``Scorer.progress``."""
+        return self._scorer.progress(images or self._datastore.list_images())
+
+    def batch_progress(self, images: Sequence[str], begun: str) -> dict[str, Any]:
+        """Return how far a batch over these images (all when none are named) is; see ``Scorer.round``."""
+        return self._scorer.round(images or self._datastore.list_images(), begun)
+
+    def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
+        """Run a model.
+
+        Args:
+            request: ``model``; ``image``: the id of an image of the studies, or a ``TrustedPath`` from the front, never
+                a path that a client names; ``label``: a ``TrustedPath``, too, or the tag of a label of the image;
+                settings; ``save_label`` and ``label_tag`` to store the result.
+            datastore: Unused; there is only the app's own.
+
+        Returns:
+            ``file`` (temporary), ``label``, ``tag`` and ``params``.
+
+        Raises:
+            TotalSpineSegError: The request cannot be served.
+            HTTPException: There is no such model.
+        """
+        model = request.get("model")
+        task = self._infers.get(model)
+        if task is None:
+            raise HTTPException(NOT_FOUND, f"There is no model {model!r}. Use one of {', '.join(self._infers)}.")
+        image = request.get("image")
+        with self._services.progress.of(str(model), "" if isinstance(image, TrustedPath) else str(image or "")):
+            return self._infer(task, request)
+
+    def infer_progress(self) -> dict[str, Any] | None:
+        """Return how far the inference that runs has come, or None; see ``Progress.as_json``."""
+        return self._services.progress.as_json()
+
+    def _infer(self, task: Any, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Run a model, score its result, and store it where asked to; see ``infer``."""
+        model, prepared = request.get("model"), self._prepared(request)
+        tag = result_tag(prepared, task.part)
+        image_id, scored = str(prepared["image_id"]), model == WHOLE_MODEL
+        fingerprint = self._datastore.fingerprint(image_id) if scored and image_id else ""
+        try:
+            file, report = task(prepared)
+        except TotalSpineSegError as error:
+            if fingerprint:
+                self._scorer.refused(image_id, fingerprint, Path(prepared["image"]), error)
+            raise
+        if fingerprint:
+            self._scorer.predicted(image_id, fingerprint, report)
+        label = file
+        if tag:
+            info = {"model": model, "params": report, DRAWN_ON: report.get("image_sha256", "")}
+            try:
+                label = self._datastore.save_label(prepared["image_id"], file, tag, info)
+            except BaseException:
+                # Nothing else knows about this file.
+                Path(file).unlink(missing_ok=True)
+                raise
+        return {"label": label, "tag": tag or "original", "file": file, "params": report}
+
+    def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the image to annotate next; for a PACS, only a volume."""
+        sample = self._next_sample(request)
+        sample.update(self._score_note(sample))
+        self._uploads.record_offer(str(request.get("client_id") or ""), str(sample.get("id") or ""))
+        return sample
+
+    def _next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        self._datastore.send_waiting()
+        for _ in range(len(self._datastore.list_images()) + 1):
+            try:
+                sample: dict[str, Any] = super().next_sample(request)
+            except ImageError:
+                # The datastore has removed it from its list.
+                continue
+            return sample
+        return {}
+
+    def _score_note(self, sample: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the ``score`` that an image is offered with, and how rare its levels are; empty where it has none."""
+        score = self._scorer.known([sample["id"]]).get(sample["id"]) if sample else None
+        if score is None:
+            return {}
+        rare = rarity(score.codes, counts_of(self._finished_levels()))
+        return {"score": {**score.as_note(), "rarity": round(rare, 4)}}
+
+    def _finished_levels(self) -> list[frozenset[int]]:
+        """Return the structures that each finished label shows."""
+        return self._levels.of(self._datastore.get_labeled_images())
+
+    def _done_before(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Return the result of an earlier run of a batch request by the weights in use; None where it is to be done."""
+        model, image_id = request["model"], request["image"]
+        task = self._infers.get(model)
+        score = self._scorer.current(image_id) if model == WHOLE_MODEL else None
+        if score is not None and score.refused:
+            return {"error": score.message}
+        if task is None:
+            return None
+        tag = result_tag(request, task.part)
+        is_stored = self._datastore.label_file(image_id, tag) is not None
+        info = self._datastore.get_label_info(image_id, tag)
+        if not is_stored or not is_result_of(info, request, self._scorer.versions()):
+            return None
+        # A label from before scores were stored, or whose score was deleted, still has its record.
+        return self._scorer.fill(image_id) if model == WHOLE_MODEL else {"skipped": True}
+
+    def _offered(self, image_id: str, sender: Sender) -> Mapping[str, Any] | None:
+        """Return the offer of an image to a sender, as noted with the image."""
+        try:
+            return noted_for(self._datastore.get_image_info(image_id), sender.names)
+        except requests.RequestException:
+            # The PACS does not answer, and the label matters more than the record of the offer.
+            logger.warning("The PACS does not answer, so it is not recorded which strategy offered %r.", image_id)
+            return None
+
+    def add_image(self, image_id: str, file: Path, info: Mapping[str, Any], sender: Sender) -> str:
+        """Add an image to the studies; see ``StudiesDatastore.add_image``.
+
+        Raises:
+            FileExistsError: Another image has this id.
+        """
+        content = sha256_of(file)
+        try:
+            added: str = self._datastore.add_image(image_id, str(file), dict(info))
+        except FileExistsError:
+            self._uploads.record_refusal(_known_as(sender), image_id, content)
+            raise
+        self._uploads.record_upload(_known_as(sender), added, content)
+        return added
+
+    def submit_label(
+        self,
+        image_id: str,
+        file: Path,
+        tag: str,
+        params: Mapping[str, Any],
+        sender: Sender,
+        info: Mapping[str, Any] | None = None,
+        fault: str = "",
+    ) -> Correction:
+        """Accept an annotator's label; see ``Inbox.submit``, also for the errors.
+
+        Args:
+            image_id: Image that it was sent for; see ``corrections.attribution``.
+            file: The label.
+            tag: Tag that it was sent for.
+            params: Parameters that were sent with it.
+            sender: The sender.
+            info: Further information to store with it.
+            fault: Why it cannot be understood, where that is already known.
+        """
+        claims = self._uploads.claims(_known_as(sender), image_id)
+        return self._inbox.submit(
+            image_id, file, tag=tag, sender=sender, params=params, claims=claims, info=info, fault=fault
+        )
+
+    def interpret_waiting(self, *, again: bool) -> tuple[Waiting, ...]:
+        """Read the submissions that could not be read when they arrived; see ``Inbox.interpret_waiting``."""
+        return self._inbox.interpret_waiting(again=again)
+
+    def waiting_submissions(self) -> tuple[Waiting, ...]:
+        """Return the submissions that could not be read yet, oldest first."""
+        return self._receipts.waiting()
+
+    def unfiled_submissions(self) -> tuple[Waiting, ...]:
+        """Return the latest submissions that belong to no image, oldest first."""
+        return self._receipts.unfiled()
+
+    def parked_submissions(self) -> tuple[Correction, ...]:
+        """Return the submissions that were not understood."""
+        return tuple(correction for correction in self._corrections.all() if correction.status == "parked")
+
+    def withdraw_label(self, image_id: str, tag: str, user: str) -> tuple[str, ...]:
+        """Take back the labels of an image under a tag; see ``Inbox.withdraw``.
+
+        Raises:
+            UnknownLabelError: There is no such label, and there was none.
+            StorageError: The withdrawal could not be stored.
+        """
+        if not (is_usable_id(image_id) and is_safe_tag(tag)):
+            raise UnknownLabelError(image_id, tag)
+        is_listed = tag in self._datastore.get_labels_by_image_id(image_id)
+        withdrawn = self._inbox.withdraw(image_id, tag, user=user, hide=self._datastore.remove_label)
+        if not is_listed and not withdrawn:
+            raise UnknownLabelError(image_id, tag)
+        return withdrawn
+
+    def submit_segmentation(self, file: Path, reference: "SegReference", sender: Sender) -> Outcome:
+        """Accept a DICOM segmentation that a viewer stored in the PACS; see ``pacs.submissions``."""
+        from totalspineseg_server.pacs.submissions import submit_segmentation
+
+        return submit_segmentation(self._datastore, self.submit_label, self._corrections, file, reference, sender)
+
+    def segmentation(self, image_id: str, file: Path, report: Mapping[str, Any]) -> bytes:
+        """Return a result as DICOM SEG.
+
+        Args:
+            image_id: Series of the PACS.
+            file: The result in wire ids, on the grid of the series.
+            report: The result's report.
+
+        Raises:
+            SettingError: The image is not a series of a PACS.
+        """
+        folder = self._datastore.series_folder(image_id) if image_id else None
+        if folder is None:
+            raise SettingError("Only a series of a PACS can be sent as DICOM SEG. Request the result as an image.")
+        from totalspineseg_server.pacs.results import result_segmentation
+
+        return result_segmentation(file, folder, report)
+
+    def _prepared(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the request, with paths only where the server itself put them."""
+        prepared = dict(request)
+        image = request.get("image")
+        if isinstance(image, TrustedPath):
+            prepared |= {"image": str(image), "image_id": "", "save_label": False}
+        else:
+            image_id = image if isinstance(image, str) else ""
+            path = self._datastore.image_file(image_id)
+            if path is None:
+                raise UnknownImageError(image_id)
+            prepared |= {"image": str(path), "image_id": image_id}
+        label = prepared.pop("label", None)
+        prepared["label_from"] = ""
+        if isinstance(label, TrustedPath):
+            prepared["label"] = str(label)
+        elif label:
+            if not (isinstance(label, str) and is_safe_tag(label)):
+                raise SettingError(f"expected a label file or the tag of a label, got {label!r}")
+            prepared["label_from"] = label
+        return prepared
+
+    def _subject(self, image_id: str) -> str:
+        """Return whose image it is: in a PACS the patient, whose series must not both train and judge."""
+        subject = getattr(self._datastore, "subject", subject_of)
+        return str(subject(image_id))
+
+
+def _known_as(sender: Sender) -> str:
+    """Return the name for a client's volumes: the user with authentication, else the client where it has a name."""
+    return sender.user if host_settings.MONAI_LABEL_AUTH_ENABLE else sender.client or sender.user
+
+
+def is_address(studies: str) -> bool:
+    """Return whether the studies are on a server rather than in a folder."""
+    return re.match(r"https?://", studies) is not None
+
+
+def history_root(studies: str, conf: Mapping[str, str]) -> Path:
+    """Return the folder for the history of these studies: ``conf["work"]``, or else inside the studies folder.
+
+    Corrections must outlive a cleaned cache, so for studies on a server it is in the user's data folder. What version
+    0.1 began in another folder goes on there.
+    """
+    if conf.get("work"):
+        return Path(conf["work"])
+    if not is_address(studies):
+        return Path(studies) / HISTORY_DIR
+    name = hashlib.sha256(studies.rstrip("/").encode()).hexdigest()[:16]
+    earlier = Path.home() / ".local" / "share" / "totalspineseg" / name
+    return earlier if earlier.is_dir() else places.data_dir() / name

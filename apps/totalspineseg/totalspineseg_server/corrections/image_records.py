@@ -1,0 +1,138 @@
+"""Keep what is known about images beside their files: who uploaded one, and to whom it was offered.
+
+Each image has a record of its own, ``images/<image>.json``. Earlier versions kept all of it in the index of MONAI
+Label's own datastore, ``datastore_v2.json``, which is still read and never written.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from totalspineseg_server.corrections import history
+from totalspineseg_server.corrections.file_contents import Remembered
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.files import read_json, read_json_or, storage_errors, write_json
+
+logger = logging.getLogger(__name__)
+
+IMAGES_DIR: Final = "images"
+IMAGES_FILE: Final = "images.json"
+"""File in a folder of labels that says where the images are, if they are in another one."""
+INDEX_FILE: Final = "datastore_v2.json"
+"""The host's name for the index of studies."""
+
+
+@dataclass(frozen=True)
+class OlderIndex:
+    """The index that an earlier version of this software wrote.
+
+    Attributes:
+        images_dir: Folder of the images; "." for the folder of the index.
+        objects: Image id -> what is known about it and its labels.
+        changed_ns: Time of its last change, ns.
+    """
+
+    images_dir: str = "."
+    objects: Mapping[str, Any] | None = None
+    changed_ns: int = 0
+
+    def image(self, image_id: str) -> dict[str, Any]:
+        """Return what is known about an image."""
+        return _info(_field(self._entry(image_id), "image"))
+
+    def label(self, image_id: str, tag: str) -> dict[str, Any]:
+        """Return what is known about the label of an image under a tag."""
+        return _info(_field(_field(self._entry(image_id), "labels"), tag))
+
+    def _entry(self, image_id: str) -> object:
+        return (self.objects or {}).get(image_id)
+
+
+def older_index(folder: Path) -> OlderIndex:
+    """Return the index in a folder; an empty one if there is none, or none that can be read."""
+    file = folder / INDEX_FILE
+    try:
+        if not file.is_file():
+            return OlderIndex()
+        content = read_json(file)
+        objects = content.get("objects")
+        known = objects if isinstance(objects, dict) else {}
+        return OlderIndex(str(content.get("images_dir") or "."), known, file.stat().st_mtime_ns)
+    except (StorageError, OSError) as error:
+        logger.warning("The index of an earlier version is not used: %s", error)
+        return OlderIndex()
+
+
+def images_folder(labels: Path) -> Path | None:
+    """Return the folder of the images whose labels are in another folder; None if that folder knows of none."""
+    for name in (IMAGES_FILE, INDEX_FILE):
+        known = read_json_or(labels / name, {}).get("images_dir")
+        if isinstance(known, str) and known != ".":
+            return Path(known)
+    return None
+
+
+class ImageRecords:
+    """The records of the images in a folder.
+
+    Args:
+        folder: Folder of the records; made when the first one is written.
+        older: What an earlier version knew.
+    """
+
+    def __init__(self, folder: Path, older: OlderIndex) -> None:
+        self._folder = folder
+        self._older = older
+        self._remembered: Remembered[dict[str, Any]] = Remembered()
+
+    def of(self, image_id: str) -> dict[str, Any]:
+        """Return what is known about an image; empty for nothing."""
+        file = self._file(image_id)
+        return dict(self._remembered.value(image_id, [file], lambda: self._read(image_id, file)))
+
+    def write(self, image_id: str, info: Mapping[str, Any]) -> None:
+        """Replace what is known about an image.
+
+        Raises:
+            StorageError: It could not be written; the old record is still there.
+        """
+        with storage_errors(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+        write_json(self._file(image_id), dict(info), default=str)
+
+    def remove(self, image_id: str) -> None:
+        """Forget an image.
+
+        Raises:
+            StorageError: It could not be written.
+        """
+        if self._older.image(image_id):
+            # Otherwise the older index would be asked again.
+            self.write(image_id, {})
+            return
+        file = self._file(image_id)
+        with storage_errors(file):
+            file.unlink(missing_ok=True)
+
+    def _file(self, image_id: str) -> Path:
+        return self._folder / f"{history.folder_name(image_id)}.json"
+
+    def _read(self, image_id: str, file: Path) -> dict[str, Any]:
+        if not file.is_file():
+            return self._older.image(image_id)
+        try:
+            return read_json(file)
+        except StorageError as error:
+            logger.warning("What is known about an image cannot be read: %s", error)
+            return {}
+
+
+def _field(content: object, name: str) -> object:
+    return content.get(name) if isinstance(content, Mapping) else None
+
+
+def _info(content: object) -> dict[str, Any]:
+    info = _field(content, "info")
+    return dict(info) if isinstance(info, Mapping) else {}

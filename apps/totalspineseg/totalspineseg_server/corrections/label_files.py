@@ -1,0 +1,200 @@
+"""Label maps as they are shown to clients: ``labels/<tag>/<image><ending>``, each with a hidden note beside it.
+
+The note has what is known about the map. Both together can be deleted: a reader's label is written again from the
+corrections, and a prediction is computed again. A map without a note was copied there by somebody else.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from totalspineseg_server.corrections.file_contents import ContentHashes, Remembered
+from totalspineseg_server.corrections.image_ids import OFFERED_ENDINGS, by_image, file_stem, image_files, split_name
+from totalspineseg_server.corrections.image_records import OlderIndex
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.files import copy_file, read_json_or, sha256_of, storage_errors, write_json
+
+logger = logging.getLogger(__name__)
+
+LABELS_DIR: Final = "labels"
+DRAWN_ON: Final = "image_sha256"
+"""Field of a label's information: hash of the image it was drawn on; "" if nobody knows. Labels that were copied by
+hand have none."""
+ASIDE: Final = ".not-submitted"
+"""Added to the name of a label that somebody else put in the place of a label of the server."""
+
+
+@dataclass(frozen=True)
+class DisplayedLabel:
+    """A label map for clients.
+
+    Attributes:
+        file: The map; None for one that has yet to be written.
+        info: What is known about it; without ``DRAWN_ON``, this server did not make it.
+    """
+
+    file: Path | None
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether this server made it."""
+        return DRAWN_ON in self.info
+
+
+class LabelFiles:
+    """The labels below a folder. Who changes them holds the lock of the studies.
+
+    Args:
+        folder: Folder of the labels; made when the first one is written.
+        contents: Hashes of their files.
+        older: What an earlier version knew about them.
+    """
+
+    def __init__(self, folder: Path, contents: ContentHashes, older: OlderIndex) -> None:
+        self.folder = folder
+        self._contents = contents
+        self._older = older
+        self._tags: Remembered[tuple[str, ...]] = Remembered()
+        self._names: Remembered[dict[str, list[str]]] = Remembered()
+        self._infos: Remembered[dict[str, Any]] = Remembered()
+
+    def tags(self) -> tuple[str, ...]:
+        """Return the tags that have a folder."""
+        return self._tags.value("", [self.folder], self._read_tags)
+
+    def images(self) -> frozenset[str]:
+        """Return the ids of images that have labels."""
+        return frozenset(image_id for names in self.names().values() for image_id in names)
+
+    def names(self) -> dict[str, Mapping[str, Sequence[str]]]:
+        """Return tag -> image id -> names of the files of its labels."""
+        return {tag: self._listed(tag) for tag in self.tags()}
+
+    def of(
+        self, image_id: str, names: Mapping[str, Mapping[str, Sequence[str]]] | None = None
+    ) -> dict[str, DisplayedLabel]:
+        """Return the labels of an image by tag; the server's own before one that somebody copied beside it.
+
+        Args:
+            image_id: The image.
+            names: The result of ``names`` of a moment ago, for who asks about many images.
+        """
+        found = {}
+        for tag, listed in (self.names() if names is None else names).items():
+            files = [self.folder / tag / name for name in listed.get(image_id, ())]
+            labels = [DisplayedLabel(file, self._info(image_id, tag, file)) for file in files]
+            if labels:
+                found[tag] = next((label for label in labels if label.is_own), labels[0])
+        return found
+
+    def write(self, image_id: str, tag: str, source: Path, info: Mapping[str, Any]) -> None:
+        """Show a label map under a tag, in place of the one shown before.
+
+        A map that somebody else put there is kept under another name.
+
+        Args:
+            image_id: Image that it belongs to.
+            tag: Its tag.
+            source: The map. Copied.
+            info: What is known about it, with ``DRAWN_ON``. Not modified.
+
+        Raises:
+            StorageError: It could not be written; the label shown before is still there.
+        """
+        before, folder = self.of(image_id).get(tag), self.folder / tag
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        target = folder / f"{file_stem(image_id)}{split_name(source.name)[1]}"
+        others = [file for file in self._files(image_id, tag) if file not in (target, note_of(target))]
+        self._set_foreign_aside(image_id, tag, (target, *others))
+        note: dict[str, Any] = {"label_sha256": sha256_of(source), "info": {**info, "name": target.name}}
+        if before is not None and before.is_own and before.file == target:
+            # Until the map itself is replaced, the one before is there.
+            note["before"] = {"label_sha256": self._contents.of(target), "info": before.info}
+        write_json(note_of(target), note, default=str)
+        copy_file(source, target)
+        for file in others:
+            # The new label is shown even if these cannot be removed.
+            try:
+                remove_file(file)
+            except StorageError as error:
+                logger.warning("A replaced label might be shown again: %s", error)
+
+    def add_info(self, label: DisplayedLabel, info: Mapping[str, Any]) -> None:
+        """Add to what is known about a label that has a file.
+
+        Raises:
+            StorageError: It could not be written.
+        """
+        if label.file is not None:
+            note = {"label_sha256": self._contents.of(label.file), "info": {**label.info, **info}}
+            write_json(note_of(label.file), note, default=str)
+
+    def remove(self, image_id: str, tags: Iterable[str]) -> None:
+        """Remove the labels of an image under some tags, in every format, with their notes, which name readers.
+
+        Raises:
+            StorageError: A file could not be removed.
+        """
+        for tag in tags:
+            for file in self._files(image_id, tag):
+                remove_file(file)
+
+    def _read_tags(self) -> tuple[str, ...]:
+        if not self.folder.is_dir():
+            return ()
+        return tuple(sorted(path.name for path in self.folder.iterdir() if path.is_dir()))
+
+    def _listed(self, tag: str) -> dict[str, list[str]]:
+        """Return image id -> names of the files under a tag."""
+        folder = self.folder / tag
+        return self._names.value(tag, [folder], lambda: by_image(image_files(folder)) if folder.is_dir() else {})
+
+    def _files(self, image_id: str, tag: str) -> tuple[Path, ...]:
+        """Return the files of an image's labels under a tag, in any format, each with its note's place."""
+        folder = self.folder / tag
+        names = {*self._listed(tag).get(image_id, ()), *(f"{file_stem(image_id)}{end}" for end in OFFERED_ENDINGS)}
+        return tuple(path for name in sorted(names) for path in (folder / name, note_of(folder / name)))
+
+    def _set_foreign_aside(self, image_id: str, tag: str, files: Iterable[Path]) -> None:
+        """Rename label files that this server did not write, before its own files take their place."""
+        for file in files:
+            if file.is_file() and not file.name.startswith(".") and DRAWN_ON not in self._info(image_id, tag, file):
+                aside = file.with_name(f"{file.name}{ASIDE}")
+                with storage_errors(file):
+                    file.replace(aside)
+                logger.warning("%r was not made by this server. It is kept as %r.", file.name, aside.name)
+
+    def _info(self, image_id: str, tag: str, file: Path) -> dict[str, Any]:
+        return self._infos.value(file, [file, note_of(file)], lambda: self._read_info(image_id, tag, file))
+
+    def _read_info(self, image_id: str, tag: str, file: Path) -> dict[str, Any]:
+        """Return what is known about a label; empty if its file was replaced since, for instance by hand."""
+        note = read_json_or(note_of(file), None)
+        try:
+            if note is None:
+                info = self._older.label(image_id, tag)
+                is_known = info.get("name") == file.name and file.stat().st_mtime_ns <= self._older.changed_ns
+                return info if is_known else {}
+            known = {str(each["label_sha256"]): each["info"] for each in (note.get("before"), note) if each}
+            return dict(known.get(self._contents.of(file), {}))
+        except (OSError, KeyError, TypeError, ValueError):
+            return {}
+
+
+def note_of(label: Path) -> Path:
+    """Return the path of a label's note, beside the label's file. The note names a reader, so remove both together."""
+    return label.with_name(f".{label.name}.json")
+
+
+def remove_file(file: Path) -> None:
+    """Remove a file, which may not exist.
+
+    Raises:
+        StorageError: It cannot be removed.
+    """
+    with storage_errors(file):
+        file.unlink(missing_ok=True)

@@ -1,0 +1,360 @@
+"""A folder of images as the studies: every image file directly in it is an image, and no file is ever overwritten."""
+
+import logging
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any, Final
+
+from totalspineseg_server.corrections.datastore import SpineDatastore
+from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
+from totalspineseg_server.corrections.history import HISTORY_DIR
+from totalspineseg_server.corrections.image_ids import (
+    OFFERED_ENDINGS,
+    by_image,
+    file_stem,
+    image_files,
+    is_usable_id,
+    split_name,
+)
+from totalspineseg_server.corrections.image_records import IMAGES_FILE, images_folder
+from totalspineseg_server.corrections.label_files import remove_file
+from totalspineseg_server.corrections.not_offered import not_offered
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.files import (
+    PARTIAL_PREFIX,
+    copy_file,
+    sha256_of,
+    storage_errors,
+    sync_folder,
+    write_json,
+)
+from totalspineseg_server.places import COMMAND
+
+logger = logging.getLogger(__name__)
+
+FOREIGN: Final = (
+    "was not made by this server, so the names of its structures are not known and it does not count. Load it in "
+    "3D Slicer as a segmentation over its image, name its segments (such as L5 or L4-L5), and submit it. To train from "
+    f"many such maps, see '{COMMAND} prepare --help'"
+)
+WITHOUT_IMAGE: Final = "belongs to no image here. Restore the image or remove the label"
+NAMES_IN_LOG: Final = 5
+LISTED_SECONDS: Final = 1.0
+"""A list of images that is no older is not made again, so that many requests at once list the folder once."""
+LISTED_TIMES: Final = 10.0
+"""Nor one that is no older than so many times what it took: a slow disk must not be listed all the time."""
+EXAMINATION: Final = re.compile(r"sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?_")
+"""Series of one session share the scanner's coordinates; those of two sessions do not."""
+
+
+def same_examination(one: str, other: str) -> bool:
+    """Return whether two image ids are of one examination: they begin with the same BIDS ``sub-`` and ``ses-``."""
+    first, second = (EXAMINATION.match(image_id) for image_id in (one, other))
+    return first is not None and second is not None and first.groups() == second.groups()
+
+
+class StudiesDatastore(SpineDatastore):
+    """A folder of images.
+
+    Of two files with one id, the one offered before is used, since labels are drawn on it, else the one whose ending is
+    first in ``OFFERED_ENDINGS``.
+
+    Args:
+        path: Folder of the labels that are shown; made when missing.
+        images: Folder of the images, which is only read unless somebody uploads one; empty for the same folder.
+        auto_reload: Whether added and removed files are noticed without ``refresh``.
+        read_only: Whether nothing is written when the studies are opened.
+        corrections: See ``SpineDatastore``.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        images: str = "",
+        auto_reload: bool = True,
+        read_only: bool = False,
+        corrections: DisplayedCorrections | None = None,
+    ) -> None:
+        folder = Path(path)
+        with storage_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        super().__init__(folder, folder if images else folder / HISTORY_DIR, corrections)
+        self._images = Path(images or path)
+        self._is_separate = bool(images)
+        self._follows = auto_reload
+        self._listing = threading.Lock()
+        self._files: Mapping[str, str] = {}
+        self._same_id: Mapping[str, str] = {}
+        self._names: frozenset[str] = frozenset()
+        self._listed_at, self._listing_seconds = 0.0, 0.0
+        self._not_offered: Mapping[str, str] = {}
+        self._foreign: Mapping[str, str] = {}
+        if images and not read_only and images_folder(folder) != self._images:
+            try:
+                write_json(folder / IMAGES_FILE, {"images_dir": images})
+            except StorageError as error:
+                logger.warning("Commands that train do not find the images of this work folder: %s", error)
+        self.refresh()
+
+    # Images.
+
+    def list_images(self) -> list[str]:
+        """Return the ids of the images."""
+        return sorted(self._offered())
+
+    def get_image_uri(self, image_id: str) -> str:
+        """Return the file of an image; "" if there is none."""
+        file = self.present_file(image_id)
+        return "" if file is None else str(file.resolve())
+
+    def present_file(self, image_id: str) -> Path | None:
+        """Return the file of an image, or None."""
+        name = self._offered().get(image_id)
+        return None if name is None else self._images / name
+
+    def fingerprint(self, image_id: str) -> str:
+        """Return the size and time of an image's file, which change whenever its content may have changed; "" if there
+        is no such image."""
+        file = self.present_file(image_id)
+        try:
+            stat = None if file is None else file.stat()
+        except OSError:
+            return ""
+        return "" if stat is None else f"{stat.st_size}-{stat.st_mtime_ns}"
+
+    def siblings(self, image_id: str) -> tuple[str, ...]:
+        """Return the images of the same examination, whose coordinates can be compared with those of this image."""
+        return tuple(other for other in self.list_images() if other != image_id and same_examination(image_id, other))
+
+    def series_folder(self, image_id: str) -> Path | None:
+        """Return None: an image of a folder has no DICOM files."""
+        return None
+
+    def study_of(self, image_id: str) -> str:
+        """Return "": an image of a folder has no study in a PACS."""
+        return ""
+
+    def same_space(self, one: str, other: str) -> bool:
+        """Return whether the coordinates of two images can be compared, as far as is known."""
+        return True
+
+    def send_waiting(self) -> None:
+        """Do nothing: no label of a folder waits to be sent."""
+
+    def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        """Add an image.
+
+        Args:
+            image_id: Its id; empty for the file's name.
+            image_filename: NIfTI or NRRD file. Copied.
+            image_info: Information about it.
+
+        Returns:
+            The id.
+
+        Raises:
+            ValueError: The id is missing or not readable, or the ending is not that of an image.
+            FileExistsError: Another image has this id.
+            StorageError: It could not be written, or the image with this id is out of reach.
+        """
+        source = Path(image_filename)
+        own, ending = split_name(source.name)
+        image_id = image_id or own
+        if not is_usable_id(image_id):
+            raise ValueError(f"expected a short image id without control characters, got {image_id[:80]!r}")
+        if ending.lower() not in OFFERED_ENDINGS:
+            raise ValueError(f"The image ends in {ending!r}. Convert it to .nii.gz, .nii or .nrrd.")
+        is_known, there = image_id in self._files, self._file_now(image_id)
+        if there is None and is_known and self._is_away():
+            raise StorageError(
+                f"The server has a record of an image {image_id!r}, but none of its images can be read now, so "
+                "it cannot tell whether yours is another one. Mount the folder of images, or rename yours."
+            )
+        # What takes seconds for a large image is done while others may change the studies.
+        if there is not None and sha256_of(there) != sha256_of(source):
+            raise FileExistsError(
+                f"Another image here is named {image_id!r}. Rename yours (in 3D Slicer, the volume in the "
+                "module Data) and press 'Upload Volume' before 'Submit Label'."
+            )
+        with _copied(source, self._images) if there is None else nullcontext() as copy, self._turn():
+            file = self._file_now(image_id)
+            if file == there:
+                if copy is not None:
+                    file = self._images / f"{file_stem(image_id)}{ending}"
+                    with storage_errors(file):
+                        copy.replace(file)
+                        sync_folder(self._images)
+                if copy is not None or not is_known:
+                    self._records.write(image_id, {**image_info, "ts": int(time.time())})
+                    self._list()
+                return image_id
+        # Somebody else added or removed it in the meantime.
+        return self.add_image(image_id, image_filename, image_info)
+
+    def remove_image(self, image_id: str) -> None:
+        """Remove an image from the studies, with the labels shown for it; the history keeps all submissions.
+
+        If the image is a link, only the link is removed.
+
+        Raises:
+            ImageNotFoundException: There is no such image.
+            StorageError: A file could not be changed.
+        """
+        with self._turn():
+            file = self._require_image(image_id)
+            # Remove the image first: if it cannot be removed, its labels stay.
+            remove_file(file)
+            self._labels.remove(image_id, self._labels.tags())
+            self._records.remove(image_id)
+            self._list()
+
+    def status(self) -> dict[str, Any]:
+        """Return how many images and labels there are.
+
+        ``not_offered`` maps a file or folder to the offered file with the same id, or to the reason why it is not
+        offered.
+        """
+        self._offered()
+        return {**super().status(), "not_offered": {**self._not_offered, **self._foreign_labels(), **self._same_id}}
+
+    def refresh(self) -> None:
+        """List the images, and find files that are not offered."""
+        self._list()
+        self._report_not_offered()
+
+    # The list.
+
+    def _offered(self) -> Mapping[str, str]:
+        """Return image id -> its file's name, listed a moment ago."""
+        age = time.monotonic() - self._listed_at
+        is_old = age > max(LISTED_SECONDS, LISTED_TIMES * self._listing_seconds)
+        # Who comes while somebody lists the folder gets the list before.
+        if self._follows and is_old and self._listing.acquire(blocking=False):
+            try:
+                names = self._names
+                self._list_now()
+            finally:
+                self._listing.release()
+            if self._names != names:
+                threading.Thread(target=self._report_not_offered, name="studies-look", daemon=True).start()
+        return self._files
+
+    def _list(self) -> None:
+        with self._listing:
+            self._list_now()
+
+    def _list_now(self) -> None:
+        begun = time.monotonic()
+        try:
+            names, images = frozenset(file.name for file in self._images.iterdir()), image_files(self._images)
+        except OSError as error:
+            logger.warning("The folder of the images cannot be read at the moment: %s", error)
+            names, images = self._names, None
+        if images or not (self._is_separate or images is None):
+            self._choose(by_image(images or ()))
+        elif self._files:
+            logger.warning("There are no images in %s anymore. Their labels are kept until they return.", self._images)
+        self._names, self._listed_at, self._listing_seconds = names, begun, time.monotonic() - begun
+
+    def _choose(self, candidates: Mapping[str, list[str]]) -> None:
+        """Set which file of each image is offered, and report the others once."""
+        before = self._same_id
+        files: dict[str, str] = {}
+        same_id: dict[str, str] = {}
+        for image_id, names in candidates.items():
+            files[image_id] = names[0]
+            if len(names) > 1:
+                known = (self._files.get(image_id), self._records.of(image_id).get("name"))
+                files[image_id] = next((name for name in known if name in names), names[0])
+                same_id |= {name: files[image_id] for name in names if name != files[image_id]}
+        self._files, self._same_id = files, same_id
+        for name, other in same_id.items():
+            if before.get(name) != other:
+                logger.warning(
+                    "%r and %r have the same image id, so %r is not offered. Rename or remove one.", other, name, name
+                )
+
+    def _file_now(self, image_id: str) -> Path | None:
+        """Return the file of an image, even if it was copied just now; None if there is none, even if it is listed."""
+        name = self._files.get(image_id)
+        if name is not None and (self._images / name).is_file():
+            return self._images / name
+        names = by_image(image_files(self._images)).get(image_id) if self._images.is_dir() else None
+        return self._images / names[0] if names else None
+
+    def _is_away(self) -> bool:
+        """Return whether a separate folder of images that had images has none: an archive that is not mounted now."""
+        return self._is_separate and not (self._images.is_dir() and image_files(self._images))
+
+    # What is not offered.
+
+    def _report_not_offered(self) -> None:
+        """Find what the folder contains besides, and log the reason once for each.
+
+        No lock is held while folders are searched, which may take long.
+        """
+        try:
+            found = not_offered(self._images, labels=self._labels.folder) if self._images.is_dir() else {}
+        except OSError as error:
+            logger.warning("The studies folder could not be read: %s", error)
+            return
+        before, self._not_offered = self._not_offered, found
+        _log_new(before, found)
+        self._foreign_labels()
+        self._record_choices()
+
+    def _record_choices(self) -> None:
+        """Record which of two files with one id is offered, so that it is the same one after the next start."""
+        for chosen in set(self._same_id.values()):
+            image_id = split_name(chosen)[0]
+            if self._records.of(image_id).get("name") != chosen:
+                with suppress(StorageError), self._turn():
+                    self._records.write(image_id, {**self._records.of(image_id), "name": chosen})
+
+    def _foreign_labels(self) -> dict[str, str]:
+        """Return the label files that this server did not write, whose values have no known names."""
+        found, folder = {}, self._labels.folder.parent
+        for tag, listed in self._labels.names().items():
+            for image_id, names in listed.items():
+                label = self._labels.of(image_id, {tag: listed})[tag] if image_id in self._files else None
+                for name in names:
+                    file = self._labels.folder / tag / name
+                    if label is None:
+                        found[file.relative_to(folder).as_posix()] = WITHOUT_IMAGE
+                    elif label.file == file and not label.is_own:
+                        found[file.relative_to(folder).as_posix()] = FOREIGN
+        before, self._foreign = self._foreign, found
+        _log_new(before, found)
+        return found
+
+
+def _log_new(before: Mapping[str, str], found: Mapping[str, str]) -> None:
+    """Log what is not offered and was not known before, one line for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in found.items():
+        if before.get(name) != reason:
+            by_reason.setdefault(reason, []).append(name)
+    for reason, names in by_reason.items():
+        listed = ", ".join(map(repr, names[:NAMES_IN_LOG])) + (" and more" if len(names) > NAMES_IN_LOG else "")
+        logger.warning("Not offered: %s, which %s.", listed, reason)
+
+
+@contextmanager
+def _copied(source: Path, folder: Path) -> Iterator[Path]:
+    """Copy a file into a folder under a name that no image has; at the end, remove the copy if it is still there.
+
+    Raises:
+        StorageError: It could not be written.
+    """
+    copy = folder / f"{PARTIAL_PREFIX}{secrets.token_hex(8)}"
+    copy_file(source, copy)
+    try:
+        yield copy
+    finally:
+        copy.unlink(missing_ok=True)

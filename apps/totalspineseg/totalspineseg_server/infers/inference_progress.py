@@ -1,0 +1,86 @@
+"""How far the inference that runs has come, for clients that show it."""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any, Final
+
+STAGES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "": "Fetching the scan",
+        "read image": "Reading the scan",
+        "resample to 1 mm": "Resampling the scan to 1 mm",
+        "step 1 network": "Step 1: finding discs, cord and canal",
+        "levels": "Naming the levels",
+        "step 2 network": "Step 2: outlining each vertebra",
+        "back to the scan": "Bringing the result to the scan's voxels",
+        "lint": "Checking the result",
+        "write result": "Sending the result",
+    }
+)
+"""The stages that readers are told, in their order -> what happens in them."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """An inference that runs.
+
+    Attributes:
+        model: Name of the model.
+        image: Image id; empty outside the studies.
+        started: Monotonic time, seconds.
+        stage: One of ``STAGES``.
+    """
+
+    model: str
+    image: str
+    started: float
+    stage: str = ""
+
+
+class Progress:
+    """The inference that runs now, one at a time. Safe under simultaneous readers."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: Running | None = None
+
+    @contextmanager
+    def of(self, model: str, image: str) -> Iterator[None]:
+        """Say that an inference runs, until it ends.
+
+        Args:
+            model: Name of the model.
+            image: Image id; empty outside the studies.
+        """
+        with self._lock:
+            self._running = Running(model, image, time.monotonic())
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running = None
+
+    def enter(self, stage: str) -> None:
+        """Say that a stage has begun; one that readers are not told is part of the stage before it."""
+        with self._lock:
+            if self._running is not None and stage in STAGES:
+                self._running = replace(self._running, stage=stage)
+
+    def as_json(self) -> dict[str, Any] | None:
+        """Return what runs: model, image, its stage in words, its place and the number of stages, seconds; or None."""
+        with self._lock:
+            running = self._running
+        if running is None:
+            return None
+        return {
+            "model": running.model,
+            "image": running.image,
+            "stage": STAGES[running.stage],
+            "place": list(STAGES).index(running.stage) + 1,
+            "stages": len(STAGES),
+            "seconds": round(time.monotonic() - running.started, 1),
+        }

@@ -1,0 +1,131 @@
+"""Choose which of the finished labels of a scan counts, or merge them into one."""
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, UNREVIEWED, UNREVIEWED_NAME, WIRE_LABELS
+from totalspineseg_server.corrections.correction_store import CHOSEN_PARAMETER, Correction, CorrectionStore
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG
+from totalspineseg_server.corrections.inbox import UNCHANGED_PARAMETER
+from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.unreviewed import ACCEPTED_NAMES, UNREVIEWED_NAMES
+from totalspineseg_server.corrections.wire import to_wire
+from totalspineseg_server.errors import ConflictError, LabelError
+from totalspineseg_server.geometry import Grid, LabelArray
+from totalspineseg_server.spellings import code_of_name
+from totalspineseg_server.volume_io import write_volume
+from totalspineseg_server.worklist.acts import Submit
+
+REGION: Final = max(WIRE_LABELS.values()) + 1
+"""Value of the region that nobody is to learn from, behind those of the structures."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The label that counts from now on.
+
+    Attributes:
+        label: Id of the finished label that it is taken from.
+        take: Name of a structure -> id of the finished label that this structure is taken from instead.
+        leave_out: Ids of finished labels; what they draw otherwise than ``label`` is left out of training.
+    """
+
+    label: str
+    take: Mapping[str, str] = field(default_factory=dict)
+    leave_out: tuple[str, ...] = ()
+
+
+def choose(
+    corrections: CorrectionStore, submit: Submit, image_id: str, grid: Grid, choice: Choice, sender: Sender
+) -> Correction:
+    """Submit the chosen label as the newest finished one, so that clients see it, and trainings use it.
+
+    The labels that it is taken from stay in the history as they are.
+
+    Args:
+        corrections: All labels.
+        submit: Takes a label.
+        image_id: The scan.
+        grid: Of its image.
+        choice: What was chosen. Not modified.
+        sender: The administrator.
+
+    Raises:
+        ConflictError: A label is no finished one of this scan, or belongs to another image.
+        LabelError: There is no such structure in the label that it is to be taken from.
+    """
+    named = {choice.label, *choice.take.values(), *choice.leave_out}
+    known = {one.id: one for one in finished_labels(corrections, image_id)}
+    if missing := sorted(named - known.keys()):
+        raise ConflictError(f"{missing[0][:80]!r} is not a finished label of this scan now. Open the scan again.")
+    labels = {id_: known[id_] for id_ in (choice.label, *sorted(named - {choice.label}))}
+    base = labels[choice.label]
+    if any(one.image_sha256 != base.image_sha256 for one in labels.values()):
+        raise ConflictError("These labels were made on different images. Choose one of them whole.")
+    codes = {id_: corrections.codes(one) for id_, one in labels.items()}
+    merged = merge(codes, choice)
+    params = _params(base, labels, merged, is_whole=len(labels) == 1)
+    wire = to_wire(np.where(merged == UNREVIEWED, BACKGROUND, merged).astype(np.uint8))
+    wire[merged == UNREVIEWED] = REGION
+    with tempfile.TemporaryDirectory(prefix="totalspineseg-choice-") as folder:
+        file = Path(folder) / "label.nii.gz"
+        write_volume(file, wire, grid)
+        return submit(image_id, file, FINAL_TAG, params, sender)
+
+
+def finished_labels(corrections: CorrectionStore, image_id: str) -> list[Correction]:
+    """Return the finished labels of a scan that count, oldest first."""
+    return [one for one in corrections.in_force(image_id) if one.tag == FINAL_TAG and one.step != 1]
+
+
+def merge(codes: Mapping[str, LabelArray], choice: Choice) -> LabelArray:
+    """Return one label of several.
+
+    Args:
+        codes: Id of a label -> its codes, all on one grid. Not modified.
+        choice: What is taken from which.
+
+    Returns:
+        uint8 of the same shape, with ``UNREVIEWED`` where it is not to be learned from.
+
+    Raises:
+        LabelError: There is no such structure in the label that it is to be taken from.
+    """
+    merged = codes[choice.label].copy()
+    taken = {}
+    for name, id_ in choice.take.items():
+        code = code_of_name(name)
+        if code is None or not (codes[id_] == code).any():
+            raise LabelError(f"{name[:80]!r} is not in the label that it is to be taken from. Choose another one.")
+        taken[code] = codes[id_] == code
+    for code in taken:
+        merged[merged == code] = BACKGROUND
+    for code, mask in taken.items():
+        merged[mask] = code
+    for other in choice.leave_out:
+        merged[codes[choice.label] != codes[other]] = UNREVIEWED
+    return merged
+
+
+def _params(
+    base: Correction, labels: Mapping[str, Correction], merged: LabelArray, *, is_whole: bool
+) -> dict[str, Any]:
+    """Return the parameters with which a label means what it meant when its reader sent it."""
+    present = {code for code in np.unique(merged).tolist() if code in NAME_OF}
+    unreviewed = {code for one in labels.values() for code in one.unreviewed} & present
+    # What the reader left as predicted still counts as left, and nothing else does.
+    drawn = present - unreviewed - {code for one in labels.values() for code in (*one.untouched, *one.renamed)}
+    label_info = [{"name": name, "idx": value} for name, value in {**WIRE_LABELS, UNREVIEWED_NAME: REGION}.items()]
+    return {
+        "label_info": label_info,
+        "prediction": str((base.prediction or {}).get("id", "")),
+        UNREVIEWED_NAMES: [NAME_OF[code] for code in sorted(unreviewed)],
+        ACCEPTED_NAMES: [NAME_OF[code] for code in sorted(drawn)],
+        UNCHANGED_PARAMETER: is_whole and base.unchanged,
+        CHOSEN_PARAMETER: list(labels),
+    }
