@@ -4,7 +4,9 @@
 
 OUT is a starter folder with ``share`` of TRAINED and the rest of BEFORE in every weight; with ``--fine-share``, another
 share at the two finest resolutions, so that outlines may change more than what tells levels apart. Its
-``training.json`` is that of TRAINED and names both. Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022.
+``training.json`` is that of TRAINED and names both.
+
+Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022.
 """
 
 import argparse
