@@ -156,7 +156,7 @@ bench-official: setup ## Measure time and memory with networks of the official s
 # The viewer of the lab's page is in it if `make setup` could install that.
 wheel: setup ## Build the wheel into dist/
 	rm -rf build dist
-	$(BIN)/uv build --quiet --wheel --out-dir dist $(FROM_WHEELS)
+	$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir dist
 	@rm -rf build $(APP)/*.egg-info
 
 # For machines without internet: every package of the lock, and what builds those that come as source.
@@ -169,7 +169,7 @@ wheelhouse: setup ## Download all packages for a machine without internet
 # Rewrites the lock from the pins, everything else the newest that fits; the tested set changes only through this.
 lock: setup ## Renew requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
-	  --no-header requirements-dev.txt -o requirements.lock
+	  --no-header --overrides requirements-override.txt requirements-dev.txt -o requirements.lock
 	$(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --no-header requirements-slicer.txt -o requirements-slicer.lock
 

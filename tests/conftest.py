@@ -1,11 +1,16 @@
 """Fixtures shared by test files."""
 
+import multiprocessing
 import os
 import subprocess
 
 # Set this before torch loads: the crash tests fork, and a forked child hangs on the threads that its parent had
 # started.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+if method := os.environ.get("START_METHOD"):
+    # How Windows and macOS start worker processes; tools/release_check.py asks for it.
+    multiprocessing.set_start_method(method)
 
 from collections.abc import Iterator
 from typing import Any

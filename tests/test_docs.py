@@ -29,11 +29,15 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = (
     *("first-scan", "cohort", "localizer", "server", "ohif", "training", "versions", "cluster", "offline-install"),
-    *("speed", "calibration"),
+    *("speed", "calibration", "install"),
 )
-RUN_ELSEWHERE = ("cli", "from-scratch", "prepare", "training-sets", "measurements", "measured", "design", "model-card")
+RUN_ELSEWHERE = (
+    *("cli", "from-scratch", "prepare", "training-sets", "measurements", "measured", "design", "model-card", "python"),
+)
 """Pages whose commands other tests run, or that have none."""
 BLOCK = re.compile(r"^```([a-z]+)?[ ]?([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
+OUTSIDE = ("export", "dask", "apt-get", "curl", "pip", "uv", "docker", "monailabel")
+"""Programs of others."""
 EXITS = {"": (0,), "finds": (0, 1)}
 
 
@@ -59,12 +63,14 @@ def parsed(words: list[str]) -> None:
             assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"make has no target {target}"
         for name in (word.split("=")[0] for word in words[1:] if "=" in word):
             assert re.search(rf"^{name} \?=", makefile, flags=re.MULTILINE), f"make knows no {name}"
-    elif words[0].endswith("totalspineseg"):
+    elif words[0].endswith(("totalspineseg", "totalspineseg-server")):
         rest = words[1:]
         command = rest.pop(0) if rest[0] in COMMANDS else "run"
         _parser(command, import_module(f"totalspineseg_server.cli.{command.replace('-', '_')}")).parse_args(rest)
     else:
-        assert words[0] in ("export", "dask", "apt-get", "curl"), f"a command that nothing checks: {words}"
+        assert words[0] in OUTSIDE, f"a command that nothing checks: {words}"
+        named = [word for word in words if word.startswith(("containers/", "requirements"))]
+        assert [name for name in named if not (ROOT / name).is_file()] == []
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +210,12 @@ def test_a_page_fits_two_screens(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", re.findall(r"^\.venv/bin/totalspineseg .*$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+    "line",
+    re.findall(
+        r"^(?:\.venv/bin/totalspineseg|totalspineseg-server) .*$",
+        (ROOT / "README.md").read_text(encoding="utf-8"),
+        re.M,
+    ),
 )
 def test_commands_of_the_readme(line: str, folder: Path) -> None:
     words = words_of(line)

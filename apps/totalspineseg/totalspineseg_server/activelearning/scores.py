@@ -124,7 +124,7 @@ class Scores:
         return replace(score, parts=parts) if score.image == image_id else None
 
     def record_of(self, score: Score) -> PredictionRecord | None:
-        """Return the record of the prediction that a score was derived from; None where it is gone."""
+        """Return the record of the prediction that a score was derived from; None if it is gone."""
         image_id = score.image if score.predicted_as is None else score.predicted_as
         return self._predictions.find(image_id, score.prediction, score.image_sha256) if score.prediction else None
 

@@ -322,7 +322,7 @@ def _digest(dataset: Path) -> str:
         digest = hashlib.sha256((dataset / DATASET_FILE).read_bytes())
     except FileNotFoundError as error:
         raise TrainingError(
-            f"The dataset in {str(dataset)!r} is not finished: {DATASET_FILE!r} is missing. Let 'totalspineseg "
+            f"The dataset in {str(dataset)!r} is not finished: {DATASET_FILE!r} is missing. Let '{COMMAND} "
             "prepare' finish."
         ) from error
     digest.update(json.dumps(subjects_of(dataset)).encode())

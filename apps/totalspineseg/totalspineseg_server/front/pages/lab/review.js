@@ -424,7 +424,7 @@ export async function show(view, id) {
     }
     const reason = element('input', { id: 'reason', list: 'reasons', maxlength: 500, required: true });
     const given = await ask(
-      'Why is this result of no use?',
+      'Why can this result not be used?',
       [element('label', {}, 'Reason ', reason), element('datalist', { id: 'reasons' }, REASONS.map(text => element('option', { value: text })))],
       { yes: 'Reject', read: () => reason.value, ready: () => reason.focus() },
     );
