@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 from highdicom.sr import srread
 from nibabel.affines import apply_affine
-from totalspineseg_server.corrections.names import map_names
 
 from dicom_series import SAGITTAL, itk_slices, placed, save, slices
 from phantom import CodeReader, image_of, lumbar_codes
@@ -30,6 +29,7 @@ from totalspineseg_server.cohort.run_options import RunOptions
 from totalspineseg_server.cohort.running import Summary
 from totalspineseg_server.cohort.running import run as run_cases
 from totalspineseg_server.cohort.work import Work
+from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.dicom.seg_reader import read_seg
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.geometry import Grid
