@@ -72,8 +72,8 @@ test-fast: setup ## Run the tests to pass before each commit: no server, no trai
 test: setup ## Run every test but those of browser, Orthanc and Slicer, 10 min
 	$(BIN)/python -m pytest $(PARALLEL)
 
-# Needs Debian's package chromium.
-test-browser: setup ## Run the tests in Chromium
+# Needs Debian's package chromium; with firefox-esr and xvfb the lab's page is tried in Firefox, too.
+test-browser: setup ## Run the tests in Chromium and Firefox
 	$(BIN)/python -m pytest -m browser
 
 # Needs Debian's packages orthanc, orthanc-dicomweb, chromium.

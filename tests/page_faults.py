@@ -1,4 +1,4 @@
-"""What axe finds that keeps somebody from using a page."""
+"""Find with axe what keeps people from using a page."""
 
 from playwright.sync_api import Page
 from server_process import APP

@@ -6,10 +6,13 @@ import shutil
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from totalspineseg_server.anatomy import NUMBER_TABLES
 from totalspineseg_server.cli import COMMANDS, _parser, main
 from totalspineseg_server.cohort.outputs import FOLDERS
+from totalspineseg_server.volume_io import read_labels, write_volume
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
@@ -29,7 +32,12 @@ def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copy(golden / "step2_raw.nii.gz", tmp_path)
     shutil.copy(golden / "step2_output.nii.gz", tmp_path / "labels.nii.gz")
     (tmp_path / "folder_of_maps").mkdir()
-    (tmp_path / "studies").mkdir()
+    for folder in ("studies", "bids", "STUDIES", "OUT"):
+        (tmp_path / folder).mkdir()
+    labels = read_labels(golden / "step2_output.nii.gz")
+    upward = {code: number for number, code in NUMBER_TABLES["totalsegmentator-mr"].codes.items()}
+    vertebrae = np.vectorize(lambda code: upward.get(code, 0), otypes=[np.uint8])(labels.data)
+    write_volume(tmp_path / "vertebrae.nii.gz", vertebrae, labels.grid)
     shutil.copy(golden / "step2_raw.nii.gz", tmp_path / "folder_of_maps" / "a.nii.gz")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -44,11 +52,11 @@ def test_the_page_has_commands() -> None:
 def test_commands_of_the_page(line: str) -> None:
     words = line.split()[1:]
     command = words.pop(0) if words[0] in COMMANDS else "run"
-    if command in ("label", "lint"):
+    if command in ("label", "lint", "measure"):
         # The pinned point lies anywhere: the command still answers, and says that it was not used.
         assert main([command, *words]) == 0
     else:
-        _parser(command, import_module(f"totalspineseg_server.cli.{command}")).parse_args(words)
+        _parser(command, import_module(f"totalspineseg_server.cli.{command.replace('-', '_')}")).parse_args(words)
 
 
 def test_the_page_names_every_option_and_folder() -> None:

@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from highdicom.sr import srread
 from nibabel.affines import apply_affine
+from totalspineseg_server.corrections.names import map_names
 
 from dicom_series import SAGITTAL, itk_slices, placed, save, slices
 from phantom import CodeReader, image_of, lumbar_codes
 from totalspineseg_server.anatomy import CODE_OF, DISC_L5_S, SACRUM
 from totalspineseg_server.cohort.documents import write_documents
 from totalspineseg_server.cohort.inputs import Case, find_cases, pair_localizers
+from totalspineseg_server.cohort.interchange import write_bids, write_segs
 from totalspineseg_server.cohort.local import LocalExecutor
 from totalspineseg_server.cohort.outputs import FOLDERS, _stored_image
 from totalspineseg_server.cohort.overlap import overlapped, sentence
@@ -27,12 +30,14 @@ from totalspineseg_server.cohort.run_options import RunOptions
 from totalspineseg_server.cohort.running import Summary
 from totalspineseg_server.cohort.running import run as run_cases
 from totalspineseg_server.cohort.work import Work
+from totalspineseg_server.dicom.seg_reader import read_seg
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.geometry import Grid
 from totalspineseg_server.numbering.alignment import ELSEWHERE
 from totalspineseg_server.numbering.evidence import Pin
 from totalspineseg_server.numbering.report import doubtful_codes
 from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.version import VERSION
 from totalspineseg_server.volume_io import read_image, read_labels, write_volume
 
 pytestmark = pytest.mark.slow
@@ -216,6 +221,7 @@ def test_keep_only_writes_those_folders(tmp_path: Path, few: np.ndarray) -> None
         "run.json",
         "measurements.csv",
         "report.html",
+        "label_tables",
     }
 
 
@@ -273,9 +279,76 @@ def test_a_skewed_image_is_not_measured(tmp_path: Path, few: np.ndarray) -> None
     skewed[1, 1] = np.tan(np.radians(12))
     write_volume(tmp_path / "in" / "b.nii.gz", image.data, Grid(image.grid.shape, skewed))
     records = run(tmp_path / "in", tmp_path / "out", keep=("step2_output",)).records
-    assert [bool(records[name]["measurements"]) for name in "ab"] == [True, False]
+    heights = [[row["disc_height_mm"] for row in records[name]["measurements"]] for name in "ab"]
+    assert any(heights[0]) and not any(heights[1])
+    assert all(row["volume_ml"] for row in records["b"]["measurements"])
     assert not any("skews" in warning for warning in records["a"]["warnings"])
     assert "12 degrees" in records["b"]["warnings"][-1]
+
+
+def test_structures_are_measured_on_the_image_as_scanned(finished: Path, codes: np.ndarray) -> None:
+    rows = list(csv.DictReader((finished / "measurements.csv").read_text(encoding="utf-8").splitlines()))
+    l3 = next(row for row in rows if (row["scan"], row["level"]) == ("a", "L3"))
+    image = read_image(finished.parent / "in" / "a.nii.gz")
+    marked = codes == CODE_OF["L3"]
+    assert float(l3["intensity_mean"]) == pytest.approx(image.data[marked].mean(), abs=0.01)
+    place = [float(l3[f"centroid_{axis}_vox"]) for axis in "ijk"]
+    assert place == pytest.approx(np.argwhere(marked).mean(axis=0), abs=0.1)
+    assert (float(l3["volume_ml"]), l3["names"]) == (pytest.approx(marked.sum() / 1000, abs=0.2), "certain")
+    assert {"sacrum", "canal", "column"} <= {row["level"] for row in rows}
+    assert (finished / "label_tables" / "totalspineseg.ctbl").is_file()
+
+
+def test_label_maps_as_bids_derivatives(tmp_path: Path, few: np.ndarray) -> None:
+    write_scan(tmp_path / "in" / "sub-01" / "ses-1" / "anat" / "sub-01_ses-1_T2w.nii.gz", few)
+    write_scan(tmp_path / "in" / "no BIDS name.nii.gz", few)
+    out, keep = tmp_path / "out", ("step2_output",)
+    records = run(tmp_path / "in", out, keep=keep).records
+    assert write_bids(out, find_cases(tmp_path / "in"), records, iso=False) == 2
+    root = out / "derivatives" / "totalspineseg"
+    label = root / "sub-01" / "ses-1" / "anat" / "sub-01_ses-1_seg-TotalSpineSeg_desc-T2w_dseg.nii.gz"
+    assert label.read_bytes() == (out / "step2_output" / "sub-01_ses-1_T2w.nii.gz").read_bytes()
+    known = json.loads((label.with_name(label.name.replace(".nii.gz", ".json"))).read_text(encoding="utf-8"))
+    assert known["Sources"] == ["bids:raw:sub-01/ses-1/anat/sub-01_ses-1_T2w.nii.gz"]
+    assert known["NamesCertainty"] in ("certain", "counted", "doubtful")
+    assert known["ModelVersions"] == {"step1": "reader-1", "step2": "reader-2"}
+    assert str(tmp_path) not in json.dumps(known)
+    description = json.loads((root / "dataset_description.json").read_text(encoding="utf-8"))
+    assert (description["DatasetType"], description["GeneratedBy"][0]["Version"]) == ("derivative", VERSION)
+    assert (root / "dseg.tsv").read_text(encoding="utf-8").startswith("index\tname\tcolor\n")
+    assert len(list(root.glob("sub-noBIDSname*/anat/*_dseg.nii.gz"))) == 1
+    written = label.stat().st_mtime_ns
+    write_bids(out, find_cases(tmp_path / "in"), records, iso=False)
+    assert label.stat().st_mtime_ns == written, "a map that is up to date is not written again"
+    (tmp_path / "in" / "sub-01" / "ses-1" / "anat" / "sub-01_ses-1_T2w.nii.gz").write_bytes(b"broken")
+    run(tmp_path / "in", out, keep=keep)
+    assert not label.exists(), "a result that is gone stayed as a derivative"
+
+
+def test_label_maps_of_dicom_series_as_seg(tmp_path: Path, few: np.ndarray) -> None:
+    sagittal = np.ascontiguousarray(image_of(few).transpose(1, 2, 0)[::-1, ::-1])
+    save(tmp_path / "in" / "series", slices(placed(SAGITTAL, (1, 1, 1), np.eye(3)), pixels=sagittal))
+    write_scan(tmp_path / "in" / "a.nii.gz", few)
+    out = tmp_path / "out"
+    records = run(tmp_path / "in", out, keep=("step2_output",)).records
+    cases = find_cases(tmp_path / "in")
+    assert write_segs(out, cases, records) == (1, {})
+    labels = read_labels(out / "step2_output" / "series.nii.gz")
+    seg = read_seg(out / "seg" / "series.dcm", labels.grid, sources=tmp_path / "in" / "series")
+    assert map_names(seg, labels.grid).codes.tolist() == labels.data.tolist()
+    assert write_segs(out, cases, records, reports=True) == (1, {})
+    report = srread(out / "sr" / "series.dcm")
+    groups = {g.tracking_identifier: g for g in report.content.get_volumetric_roi_measurement_groups()}
+    assert set(groups) == {segment.name for segment in seg.segments}
+    row = next(row for row in records["series"]["measurements"] if row["kind"] == "disc")
+    measured = {m.name.meaning: m.value for m in groups[row["level"]].get_measurements()}
+    assert (measured["Volume"], measured.get("Mean height of the disc")) == (row["volume_ml"], row["disc_height_mm"])
+    certainties = [q.value.meaning for q in groups[row["level"]].get_qualitative_evaluations()]
+    assert certainties == [row["names"].capitalize()]
+    (tmp_path / "in" / "series").rename(tmp_path / "in" / "moved")
+    (tmp_path / "out" / "seg" / "series.dcm").unlink()
+    count, failures = write_segs(out, cases, records)
+    assert (count, "No DICOM SEG" in failures["series"]) == (0, True)
 
 
 def test_a_series_without_each_second_slice_has_a_warning(tmp_path: Path, few: np.ndarray) -> None:

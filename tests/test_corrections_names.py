@@ -9,8 +9,7 @@ import pytest
 import SimpleITK as sitk
 
 from totalspineseg_server.anatomy import NAME_OF, WIRE_LABELS
-from totalspineseg_server.corrections.names import map_names
-from totalspineseg_server.corrections.submission import read_submission
+from totalspineseg_server.corrections.submission import map_names, read_submission
 from totalspineseg_server.corrections.wire import STEP1_WIRE_LABELS, from_wire, to_wire
 from totalspineseg_server.errors import GridError, ImageError, LabelError
 from totalspineseg_server.geometry import Grid

@@ -8,7 +8,7 @@ import pytest
 from scipy import ndimage
 
 from totalspineseg_server.anatomy import NAME_OF
-from totalspineseg_server.corrections.names import map_names
+from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.dicom.demo_series import DemoStudy, demo_pacs
 from totalspineseg_server.dicom.headers import read_headers
 from totalspineseg_server.dicom.seg_reader import read_seg

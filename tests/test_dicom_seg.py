@@ -19,7 +19,7 @@ from pydicom import Dataset, dcmread
 
 from dicom_series import OBLIQUE, SIZE, STACKS, at, enhanced, picture, save, slices
 from totalspineseg_server.anatomy import BY_CODE, CODE_OF, DISCS, NAME_OF, STRUCTURES, VERTEBRAE, WIRE_LABELS, column
-from totalspineseg_server.corrections.names import map_names
+from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.dicom.headers import read_headers, uid_from
 from totalspineseg_server.dicom.seg_object import is_seg, seg_reference
@@ -90,6 +90,17 @@ def test_a_result_says_what_made_it_and_whether_its_levels_are_certain(
     seg = pydicom.dcmread(BytesIO(result_segmentation(tmp_path / "result.nii", series, report)))
     assert (seg.SeriesDescription, seg.ContentDescription) == (description, description)
     assert list(seg.SoftwareVersions) == list(models.values())
+
+
+def test_a_doubtful_level_is_named_so_in_a_pacs_and_comes_back_unconfirmed(series: Path, tmp_path: Path) -> None:
+    """Which of the levels were doubtful was lost: only the description of the whole said it."""
+    write_volume(tmp_path / "result.nii", to_wire(codes(*SPINE)), GRID)
+    report = {"label_names": WIRE_LABELS, "models": {"step1": "a"}, "marked": ["L5-S"], "numbering": None}
+    content = result_segmentation(tmp_path / "result.nii", series, report)
+    segments = {item.SegmentLabel: item for item in pydicom.dcmread(BytesIO(content)).SegmentSequence}
+    assert [label for label in segments if "?" in label] == ["L5-S ?"]
+    assert segments["L5-S ?"].TrackingID == "L5-S", "the same structure in every segmentation of a study"
+    assert map_names(read_seg(content, GRID), GRID).unconfirmed == (CODE_OF["L5-S"],)
 
 
 @pytest.mark.parametrize("affine", STACKS.values(), ids=STACKS.keys())

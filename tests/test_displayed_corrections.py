@@ -11,7 +11,7 @@ import pytest
 
 from test_corrections_store import GRID, Desk
 from totalspineseg_server.anatomy import WIRE_LABELS
-from totalspineseg_server.corrections import label_files
+from totalspineseg_server.corrections import file_contents, label_files
 from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
 from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
@@ -134,6 +134,14 @@ def test_the_index_of_an_older_version_is_read_and_never_written(desk: Desk) -> 
     shutil.move(desk.root / ".aside", desk.image)
     assert "ward" not in opened(desk).get_image_info("img"), "it may be another patient's"
     assert (desk.root / "datastore_v2.json").read_bytes() == index
+
+
+def test_images_that_an_older_version_read_are_not_read_again(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first list after an update would read every finished scan of a large site."""
+    stat = desk.image.stat()
+    older_studies(desk, image_imprint=[stat.st_size, stat.st_mtime_ns])
+    monkeypatch.setattr(file_contents, "sha256_of", pytest.fail)
+    assert opened(desk).get_label_uri("img", "original")
 
 
 def test_a_file_that_came_after_an_older_index_is_a_stranger_s(desk: Desk) -> None:

@@ -12,9 +12,9 @@ from block_spines import block_spine, classes_of
 from test_corrections_store import Desk
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
 from totalspineseg_server.corrections.checks import UNCONFIRMED, beside_prediction
-from totalspineseg_server.corrections.names import Mapped, map_names
 from totalspineseg_server.corrections.predictions import KeptMaps
 from totalspineseg_server.corrections.renames import compare, follow_rename
+from totalspineseg_server.corrections.submission import Mapped, map_names
 from totalspineseg_server.corrections.unreviewed import with_untouched
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import LabelError, SettingError

@@ -17,11 +17,11 @@ from totalspineseg_server.corrections.attribution import Corrected
 from totalspineseg_server.corrections.checks import beside_prediction, check
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.inbox import Inbox, Studies
-from totalspineseg_server.corrections.names import map_names
 from totalspineseg_server.corrections.outcomes import message_of
 from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
 from totalspineseg_server.corrections.renames import compare
+from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.infers.published import FullTask
 from totalspineseg_server.numbering.renumber import NamedMap

@@ -80,7 +80,7 @@ def test_too_many_entries_are_refused_before_they_are_read(tmp_path: Path, monke
     with pytest.raises(TooLargeError, match="more than 29 entries"):
         unpack_series(io.BytesIO(many), tmp_path, max_bytes=LIMIT)
     monkeypatch.setattr(zipfile, "ZipInfo", None)
-    monkeypatch.setattr(zips, "MAX_READ_BYTES", 1000)
+    monkeypatch.setattr(zips, "BYTES_PER_ENTRY", 34)
     with pytest.raises(TooLargeError, match="more than 29 entries"):
         unpack_series(io.BytesIO(many), tmp_path, max_bytes=LIMIT)
 

@@ -90,7 +90,7 @@ def test_whoever_waits_sees_what_the_server_does_and_what_is_doubtful_in_the_end
         app.go_on.set()
         for reply in (first.result(), second.result()):
             report = json.loads(reply.headers[infer.REPORT_HEADER])
-            assert report == {"message": "The names\u2026", "marked": ["L4"], "prediction": "p"}
+            assert report == {"message": "The names\u2026", "marked": ["L4"], "prediction": "p", "warning": None}
         assert client.get("/infer/progress").json()["running"] is None
 
 

@@ -96,6 +96,17 @@ def test_the_script_has_the_table_s_colors() -> None:
     assert '"l4": [' in ohif._script().decode()
 
 
+def test_the_script_lists_the_column_from_top_to_bottom() -> None:
+    """T10 came before T2, and each disc far from its vertebrae: the viewer sorted by the alphabet."""
+    order = ohif.order()
+    assert order[:4] == ["C1", "C2", "C2-C3", "C3"]
+    assert order[-6:] == ["L6", "L5-S", "sacrum", "vertebrae", "cord", "canal"]
+    assert {structure.name for structure in STRUCTURES} < set(order)
+    script = ohif._script().decode()
+    assert '["C1", "C2"' in script
+    assert not any(mark in script for mark in (ohif.ORDER_MARK, ohif.COLORS_MARK))
+
+
 def test_the_viewer_is_served_changed_and_asked_for_each_time(server: Server) -> None:
     page = requests.get(f"{server.url}/ohif/", timeout=60)
     assert "default-src 'self'" in page.headers["content-security-policy"], "no study's address goes to a font server"

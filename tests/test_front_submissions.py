@@ -22,6 +22,7 @@ from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.front import failures as errors
 from totalspineseg_server.front import saved, studies
 from totalspineseg_server.infers.listed import LISTED
+from totalspineseg_server.trainers.site import folder_site
 from totalspineseg_server.volume_io import write_volume
 
 APP_DIR = Path(__file__).resolve().parents[1] / "apps" / "totalspineseg"
@@ -179,3 +180,21 @@ def test_a_saved_result_that_is_replaced_between_its_names_and_its_map_is_refuse
     assert (answer.status_code, "replaced" in answer.json()["detail"]) == (409, True)
     assert names() == ["L5", "L4"]
     assert reader.get("/datastore/label", params=query).status_code == 200
+
+
+def test_scans_of_one_patient_are_one_subject_and_nobody_reads_whose(
+    client: TestClient, app: Any, tmp_path: Path
+) -> None:
+    """Two uploads of a patient were two subjects: one could train, and the other one judge."""
+    for name in ("b", "c"):
+        write_volume(tmp_path / f"{name}.nii.gz", image_of(CODES) + ord(name), RAS)
+        file = (f"{name}.nii.gz", (tmp_path / f"{name}.nii.gz").read_bytes())
+        answer = client.put("/datastore/image", files={"file": file}, data={"params": json.dumps({"patient": "P-77"})})
+        assert answer.json() == {"image": name}
+    client.put("/datastore/image/info", params={"image": "a"}, data={"info": json.dumps({"patient": "P-78"})})
+    site = folder_site(tmp_path / "studies", app.models)
+    for subject in (app._subject, site.subject):
+        first, second, other = (subject(name) for name in ("b", "c", "a"))
+        assert first == second != other
+    stored = (path.read_bytes() for path in (tmp_path / "studies").rglob("*.json"))
+    assert not any(b"P-7" in content for content in stored)

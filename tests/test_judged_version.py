@@ -195,7 +195,7 @@ def test_real_networks_are_judged(
     code, out, error = run(site, capsys, "judge", "same", str(tmp_path / "studies"), "--device", "cpu")
     assert (code, "same passed" in out) == (0, True), out
     assert "could not be used: sub-1" in out
-    assert "judging on reference-2" in error
+    assert "comparing on reference-2" in error
 
 
 def test_a_version_that_does_not_exist_is_not_judged(site: Site, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,6 +72,10 @@ def test_a_scan_goes_from_new_to_finished_by_accepting_it(server: Server) -> Non
     assert (correction.id, correction.unchanged, correction.client, correction.untouched) == (kept, True, "ada", ())
     np.testing.assert_array_equal(store(server).codes(correction), CODES)
     assert "finished already" in post(server, "/scans/lab-way-2/accept", accept, 409)["detail"]
+    assert "'other'" in post(server, "/scans/lab-way-2/choose", {"correction": "other"}, 409)["detail"]
+    post(server, "/scans/lab-way-2/choose", {"correction": kept, "client_id": "chief"})
+    newest, oldest = scan(server, "lab-way-2")["history"]
+    assert (newest["user"], newest["chosen"], newest["unchanged"], oldest["chosen"]) == ("chief", ["ada"], True, [])
 
 
 def test_undo_takes_the_last_act_back(server: Server) -> None:
@@ -213,6 +217,8 @@ def test_the_versions_name_the_starter_weights_in_use(server: Server) -> None:
     assert found["back"] is None
     assert post(server, "/versions/rollback", None, 409)["detail"]
     assert "no-such" in post(server, "/versions/no-such/activate", None, 409)["detail"]
+    assert "no-such" in post(server, "/versions/no-such/judge", None, 409)["detail"]
+    assert (found["judge"]["running"], found["judge"]["failure"]) == (False, "")
     assert get(server, "/training")["curves"] == {}
 
 

@@ -186,11 +186,11 @@ def test_from_a_refusal_by_the_gate_to_going_back(server: Server, page: Page) ->
     assert faults(page) == []
 
     page.get_by_label("Activate trained-good").click()
-    assert "starter answers no more, trained-good answers" in page.locator("#dialog").inner_text()
+    assert "starter is replaced by trained-good" in page.locator("#dialog").inner_text()
     page.locator("#dialog-yes").click()
     page.get_by_text("In use now: step 1 trained-good").wait_for()
     page.locator("#go-back:enabled").click()
-    assert "trained-good answers no more, starter answers" in page.locator("#dialog").inner_text()
+    assert "trained-good is replaced by starter" in page.locator("#dialog").inner_text()
     page.locator("#dialog-yes").click()
     page.get_by_text("In use now: step 1 starter").wait_for()
     assert requests.get(f"{server.url}/versions", timeout=60).json()["in_use"] == {"1": "starter", "2": "starter"}

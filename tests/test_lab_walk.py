@@ -127,6 +127,6 @@ def look_why(page: Page, version: str) -> None:
 
 def go_back(page: Page, version: str) -> None:
     page.locator("#go-back:enabled").click()
-    assert f"{version} answers no more, starter answers" in page.locator("#dialog").inner_text()
+    assert f"{version} is replaced by starter" in page.locator("#dialog").inner_text()
     page.locator("#dialog-yes").click()
     page.get_by_text("In use now: step 1 starter").wait_for()

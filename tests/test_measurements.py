@@ -1,13 +1,19 @@
 """Tests of sizes and angles on columns with known measures: straight, tilted, and bent to an arc."""
 
+import csv
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from totalspineseg_server.anatomy import CANAL, CODE_OF, CORD, NAME_OF, SACRUM, column
-from totalspineseg_server.measurements import COLUMN_ROW, COLUMNS, CORD_NOTE, measure
+from totalspineseg_server.cli import main
+from totalspineseg_server.geometry import Grid, Volume
+from totalspineseg_server.measurements import COLUMN_ROW, COLUMNS, CORD_NOTE, measure, structure_rows
+from totalspineseg_server.volume_io import write_volume
 
 SHAPE = (36, 110, 230)
 BODY_MM, DISC_MM, DEPTH_MM = 26.0, 9.0, 32.0
@@ -157,13 +163,64 @@ def test_wedge_angle_of_a_wedged_body() -> None:
 
 def test_doubtful_levels_are_measured_in_rows_that_say_so() -> None:
     labels = draw(250.0)
-    rows = measure(labels, (1, 1, 1), doubtful=(CODE_OF["L1"], CODE_OF["L3-L4"]))
+    rows = measure(labels, (1, 1, 1), doubtful=(CODE_OF["L1"], CODE_OF["L3-L4"]), certainty="counted")
     without = measure(labels, (1, 1, 1))
     for level in ("L1", "L3-L4"):
         assert row(rows, level) == row(without, level) | {"names": "doubtful"}
-    assert (row(rows, "L2")["names"], row(rows, COLUMN_ROW)["names"]) == (None, None)
-    assert row(rows, COLUMN_ROW)["lumbar_lordosis_deg"] is None
+    assert (row(rows, "L2")["names"], row(without, "L2")["names"]) == ("counted", None)
     assert row(rows, "L2")["body_middle_mm"] is not None
+
+
+def test_an_angle_between_doubtful_levels_is_measured_and_marked() -> None:
+    """The angles of nearly every real scan were empty, because a name was doubtful."""
+    labels = draw(250.0)
+    found = row(measure(labels, (1, 1, 1), doubtful=(CODE_OF["L1"],), certainty="counted"), COLUMN_ROW)
+    known = row(measure(labels, (1, 1, 1), doubtful=(CODE_OF["L2"],), certainty="counted"), COLUMN_ROW)
+    assert found["lumbar_lordosis_deg"] == known["lumbar_lordosis_deg"] is not None
+    assert (found["names"], known["names"], known["note"]) == ("doubtful", "counted", None)
+    assert "lumbar_lordosis_deg" in found["note"] and "L1" in found["note"]
+
+
+SCAN = np.array([[0, 0, 4.0, -70], [-1, 0, 0, 110], [0, 1, 0, -900], [0, 0, 0, 1.0]])
+"""A sagittal scan: slices of 4 mm from left to right, rows from anterior to posterior."""
+
+
+def test_volume_place_and_intensity_of_every_structure() -> None:
+    """A canal or a sacrum had no row, and nothing said where a structure is or how bright."""
+    labels = draw()
+    affine = np.diag([1.0, 1, 1, 1])
+    affine[:3, 3] = (-18, 3, -900)
+    picture = np.where(labels == CODE_OF["L3"], 70.0, 10.0)
+    picture[labels == CODE_OF["L4"]] = np.arange((labels == CODE_OF["L4"]).sum())
+    rows = structure_rows(
+        Volume(labels, affine), Grid((110, 230, 9), SCAN), image=(Volume(picture, affine), labels), certainty="certain"
+    )
+    assert [r["level"] for r in rows][-5:] == ["L5-S", "sacrum", "canal", "cord", COLUMN_ROW]
+    assert all(tuple(r) == COLUMNS for r in rows)
+    assert [r["label"] for r in rows[-4:-1]] == [SACRUM, CANAL, CORD]
+    l3, at = row(rows, "L3"), np.argwhere(labels == CODE_OF["L3"])
+    assert l3["volume_ml"] == pytest.approx(len(at) / 1000, abs=0.005)
+    middle = at.mean(axis=0) + affine[:3, 3]
+    assert [l3[f"centroid_{axis}_mm"] for axis in "xyz"] == pytest.approx(middle, abs=0.01)
+    back = SCAN @ [*(l3[f"centroid_{axis}_vox"] for axis in "ijk"), 1]
+    assert back[:3] == pytest.approx(middle, abs=0.05)
+    assert (l3["intensity_mean"], l3["intensity_sd"], row(rows, "cord")["intensity_median"]) == (70, 0, 10)
+    l4 = row(rows, "L4")
+    assert l4["intensity_p5"] < l4["intensity_median"] < l4["intensity_p95"]
+    assert l4["intensity_mean"] == pytest.approx(l4["intensity_median"], abs=1)
+    assert (l3["names"], row(rows, "cord")["names"]) == ("certain", None)
+    assert row(rows, "L2-L3")["disc_height_mm"] == pytest.approx(DISC_MM, abs=0.6)
+
+
+def test_structures_have_a_volume_where_no_size_can_be_measured() -> None:
+    """Without a canal, or in an image that its header skews, there was no row at all."""
+    labels = np.where(np.isin(draw(), (CANAL, CORD)), 0, draw())
+    grid = Grid((1, 1, 1), np.eye(4))
+    found = row(structure_rows(Volume(labels, np.eye(4)), grid), "L3")
+    assert found["volume_ml"] > 10 and found["body_middle_mm"] is None and found["intensity_mean"] is None
+    skewed = row(structure_rows(Volume(draw(), np.eye(4)), grid, sizes=False), "L3")
+    assert skewed["volume_ml"] == found["volume_ml"] and skewed["body_middle_mm"] is None
+    assert structure_rows(Volume(np.zeros((3, 3, 3), np.uint8), np.eye(4)), grid) == []
 
 
 def test_cut_off_bodies_are_not_measured() -> None:
@@ -280,3 +337,23 @@ def test_the_argument_is_not_modified() -> None:
     before = labels.copy()
     measure(labels, (1, 1, 1))
     np.testing.assert_array_equal(labels, before)
+
+
+def test_other_label_maps_are_measured_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A label that a reader corrected could not be measured."""
+    labels = np.ascontiguousarray(draw()[:, ::2, ::2])
+    grid = Grid(labels.shape, np.diag([1.0, 2.0, 2.0, 1.0]))
+    for folder, data in (("maps", labels), ("images", np.where(labels == CODE_OF["L3"], 70, 10).astype(np.int16))):
+        (tmp_path / folder).mkdir()
+        write_volume(tmp_path / folder / "a.nii.gz", data, grid)
+    write_volume(tmp_path / "maps" / "b.nii.gz", labels, grid)
+    maps, out = str(tmp_path / "maps"), tmp_path / "out.json"
+    assert main(["measure", maps, str(out), "--image", str(tmp_path / "images")]) == 1
+    assert "'b'" in capsys.readouterr().err
+    found = row(json.loads(out.read_text(encoding="utf-8")), "L3")
+    assert (found["scan"], found["intensity_mean"], found["names"]) == ("a", 70, None)
+    assert found["body_middle_mm"] == pytest.approx(BODY_MM, abs=2)
+    assert main(["measure", maps, str(tmp_path / "out.csv")]) == 0
+    table = list(csv.DictReader((tmp_path / "out.csv").read_text(encoding="utf-8").splitlines()))
+    assert {r["scan"] for r in table} == {"a", "b"}
+    assert main(["measure", maps, str(tmp_path / "out.xlsx")]) == 2

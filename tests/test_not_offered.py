@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom import Dataset
 
 from dicom_series import save, slices
 from totalspineseg_server.cohort.inputs import find_cases, pair_localizers
@@ -41,15 +42,21 @@ def written(file: Path, content: bytes) -> None:
     file.write_bytes(content)
 
 
+def as_ct(header: Dataset, _: int) -> None:
+    header.Modality = "CT"
+
+
 def studies_in(folder: Path) -> StudiesDatastore:
     return StudiesDatastore(str(folder), auto_reload=False)
 
 
 LEFT = {
-    "BIDS": (lambda f: volume(f / "sub-01" / "anat" / "sub-01_T2w.nii.gz"), "sub-01/", "Link or copy"),
+    "deeper BIDS": (lambda f: volume(f / "raw" / "sub-01" / "anat" / "sub-01_T2w.nii.gz"), "raw/", "sub- folders"),
+    "BIDS pointer": (lambda f: written(f / "sub-01" / "anat" / "sub-01_T2w.nii.gz", LFS), "sub-01/", "git lfs pull"),
+    "almost BIDS": (lambda f: volume(f / "sub-01" / "anat" / "T2w.nii.gz"), "sub-01/", "Link or copy"),
     "deep": (lambda f: volume(f / "a" / "b" / "c" / "d" / "e.nii.gz"), "a/", "a/b/c/d/e.nii.gz"),
-    "DICOM folder": (lambda f: save(f / "patient" / "study" / "series", slices()), "patient/", "Convert"),
-    "DICOM file": (lambda f: slices()[0].save_as(f / "IM01", write_like_original=False), "IM01", "Convert"),
+    "CT": (lambda f: save(f / "patient" / "study" / "series", slices(), as_ct), "patient/", "only MR"),
+    "DICOM file": (lambda f: slices()[0].save_as(f / "IM01", write_like_original=False), "IM01", "convert"),
     "MetaImage": (lambda f: written(f / "x.MHA", b"ObjectType = Image"), "x.MHA", "Convert it"),
     "Analyze": (lambda f: written(f / "x.img", b"x"), "x.img", "Convert"),
     "FreeSurfer": (lambda f: written(f / "x.MGZ", b"x"), "x.MGZ", "Convert"),
@@ -68,7 +75,7 @@ LEFT = {
 def test_what_is_not_offered_is_named(
     tmp_path: Path, make: Callable[[Path], object], name: str, remedy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A BIDS tree or a folder of DICOM gave an empty list, and pointer files were listed as images."""
+    """A folder of images gave an empty list, and pointer files were listed as images."""
     folder = tmp_path / "studies"
     volume(folder / "one.nii.gz")
     written(folder / "README.md", b"text")
@@ -121,7 +128,7 @@ def test_many_files_of_one_kind_are_one_line_of_the_log(tmp_path: Path, caplog: 
     save(tmp_path / "studies", slices(size=(13, 11, 30)))
     with caplog.at_level(logging.WARNING):
         assert len(studies_in(tmp_path / "studies").status()["not_offered"]) == 30
-    assert len([record for record in caplog.records if "not offered" in record.message]) == 1
+    assert len([record for record in caplog.records if "Not offered" in record.message]) == 1
 
 
 @pytest.mark.parametrize("ending", [".NII.GZ", ".Nii.Gz", ".NII", ".Nrrd"])

@@ -153,6 +153,10 @@ def test_doubt_is_seen_in_the_viewer_and_what_is_confirmed_counts(
     assert said in answer.inner_text()
     answer.get_by_role("button", name="Close").click()
     answer.wait_for(state="detached")
+    viewer.button("Confirm all names").click()
+    assert not any(name.endswith(" ?") for name in viewer.segments())
+    viewer.export()
+    assert store.of_image(study.series)[-1].unconfirmed == ()
     assert viewer.errors == []
 
 

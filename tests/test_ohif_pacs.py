@@ -18,7 +18,7 @@ from pacs_serving import PacsServer, Study, pacs_server, phantom_slices, stored,
 from phantom import PIR, lumbar_codes
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.names import map_names
+from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.corrections.wire import from_wire
 from totalspineseg_server.dicom.seg_reader import read_seg
 from totalspineseg_server.dicom.seg_writer import seg_bytes, write_seg

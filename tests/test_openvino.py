@@ -23,6 +23,7 @@ from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.networks import Networks
 from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.nnunet.runtimes import resolve_device, runtime_of
+from totalspineseg_server.places import NAME
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.synthesis import demo_studies
 from totalspineseg_server.volume_io import read_image, write_volume
@@ -36,7 +37,7 @@ LABEL_TOLERANCE = 1e-4
 @pytest.fixture(autouse=True)
 def user_cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "totalspineseg" / "openvino"
+    return tmp_path / "cache" / NAME / "openvino"
 
 
 @pytest.fixture
@@ -248,7 +249,7 @@ def test_runtime_and_device_must_fit(monkeypatch):
 
 
 def test_runtime_names():
-    assert [runtime_of(name) for name in ("", "torch", "openvino")] == ["torch", "torch", "openvino"]
+    assert [runtime_of(name) for name in ("", "torch", "openvino")] == ["auto", "torch", "openvino"]
     with pytest.raises(ValueError, match="'onnx'"):
         runtime_of("onnx")
 

@@ -21,7 +21,7 @@ from phantom import PIR
 from totalspineseg_server.anatomy import WIRE_LABELS
 from totalspineseg_server.cli.site_folder import has_corrections, site_of
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.names import map_names
+from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.dicom.seg_reader import read_seg
 from totalspineseg_server.dicom.seg_writer import seg_bytes

@@ -28,7 +28,7 @@ def stub(module: str) -> Path | None:
 
 
 def holds(test: ast.expr, platform: str) -> bool | None:
-    """Return whether a condition of a stub holds on a platform; None where it is about something else."""
+    """Return whether a condition of a stub holds on a platform; None if it is about something else."""
     if isinstance(test, ast.BoolOp):
         parts = [holds(value, platform) for value in test.values]
         if isinstance(test.op, ast.And):

@@ -11,9 +11,9 @@ from block_spines import block_spine, classes_of, step1_answer
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, SACRUM, WIRE_LABELS
 from totalspineseg_server.certainty import certainty_of
 from totalspineseg_server.corrections import renames
-from totalspineseg_server.corrections.names import map_names
 from totalspineseg_server.corrections.predictions import KeptMaps
 from totalspineseg_server.corrections.renames import Followed, compare, follow_rename
+from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.corrections.wire import VERTEBRAE_NAME, to_wire
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.numbering.renumber import NamedMap, renumber

@@ -1,4 +1,4 @@
-"""Tests of what a retraining serves, and of its records: by network, by version, and for clients."""
+"""Tests of what a retraining puts into use, and of its records: by network, by version, and for clients."""
 
 import json
 import re
@@ -45,7 +45,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(autouse=True)
 def changes(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What the gate sees of the next candidates, 0.1 for all others; no curves are drawn."""
+    """What the gate measures for the next candidates, 0.1 for all others; no curves are drawn."""
     queue: list[float] = []
 
     def score(cases: Iterable[Any], **_: Any) -> tuple[SubjectScores, ...]:
@@ -73,7 +73,8 @@ def present_state(site: Site) -> RunState:
 def test_a_version_is_served_by_its_own_verdict(
     tmp_path: Path, changes: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Killed before activation and judged again, weights that had failed went live by the verdict on others."""
+    """After a kill before activation and another judgment, weights that had failed came into use by the verdict on
+    others."""
     site = make_site(tmp_path)
 
     def killed(*_: Any) -> None:
@@ -109,7 +110,7 @@ def killed_before_activation(site: Site, monkeypatch: pytest.MonkeyPatch) -> str
 def test_what_the_gate_refused_since_is_not_served_when_the_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its first verdict alone counted, whatever another hold-out had found meanwhile."""
+    """Only the first verdict counted, whatever another hold-out had found since."""
     site = make_site(tmp_path)
     name = killed_before_activation(site, monkeypatch)
     keep_judgment(site.models, name, Judgment("2026-01-01T00:00:00+00:00", "", False, "did not pass: discs fell", {}))
@@ -122,7 +123,7 @@ def test_what_the_gate_refused_since_is_not_served_when_the_run_goes_on(
 def test_a_removed_version_does_not_come_back_with_other_weights(
     tmp_path: Path, changes: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run went on, was judged again and published under the name of what had been removed."""
+    """The run continued, was judged again, and published under the name of the removed version."""
     site = make_site(tmp_path)
     removed = killed_before_activation(site, monkeypatch)
     remove_versions(site.models, [removed])
@@ -134,7 +135,7 @@ def test_a_removed_version_does_not_come_back_with_other_weights(
 
 @pytest.mark.parametrize("who", ["an operator goes back meanwhile", "a server of other weights trains"])
 def test_nothing_is_replaced_that_the_gate_did_not_compare_with(tmp_path: Path, who: str) -> None:
-    """A model nobody had compared with the one in use took its place."""
+    """A model that was never compared with the one in use replaced it."""
     site = make_site(tmp_path)
     first = train(site)
     correct(site, tmp_path, "sub-7", 7)
@@ -161,7 +162,7 @@ def test_nothing_is_replaced_that_the_gate_did_not_compare_with(tmp_path: Path, 
 def test_a_version_is_compared_with_the_weights_the_first_training_began_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Compared with its parent alone, each version might be a little worse than the one before."""
+    """If each version is compared only with its parent, each may be a little worse than the one before."""
     site = make_site(tmp_path)
     compared: list[str] = []
     score = judging.score_models
@@ -180,7 +181,7 @@ def test_a_version_is_compared_with_the_weights_the_first_training_began_with(
 
 
 def test_weights_that_handle_no_synthetic_spine_replay_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against forgetting they were taught spines that they had never known."""
+    """To prevent forgetting, such weights were trained on spines that they had never known."""
     site = make_site(tmp_path)
     monkeypatch.setattr(remembered, "replay_sources", lambda count: tiny_replay() * count)
     result = train(site, replay=None)
@@ -196,7 +197,7 @@ def test_weights_that_handle_no_synthetic_spine_replay_none(tmp_path: Path, monk
 def test_where_the_first_weights_are_gone_the_oldest_there_are_stand_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing but a line of the log told that small falls could add up again."""
+    """Only a line in the log said that small falls could add up again."""
     site = make_site(tmp_path)
     with site.models.publish("base") as staging:
         for step in (1, 2):
@@ -218,7 +219,7 @@ def test_where_the_first_weights_are_gone_the_oldest_there_are_stand_in(
 def test_what_the_weights_in_use_have_learned_from_does_not_judge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another server of the same models had trained on what is held out here: the gate looked at a training scan."""
+    """Another server with the same models had trained on a scan that is held out here, and the gate used it."""
     site = make_site(tmp_path, scans=2)
     monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
     monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
@@ -234,7 +235,7 @@ def test_what_the_weights_in_use_have_learned_from_does_not_judge(
 
 
 def test_a_run_that_is_not_continued_leaves_its_logs_alone(tmp_path: Path) -> None:
-    """The state of every training that was stopped stayed for good, a gigabyte with the official weights."""
+    """The state of every stopped training stayed for good: a gigabyte each with the official weights."""
     site = make_site(tmp_path)
     with pytest.raises(Stopped):
         train(site, iterations=2, should_stop=lambda: True)
@@ -249,7 +250,7 @@ def test_a_run_that_is_not_continued_leaves_its_logs_alone(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_nnunets_own_predictor_gives_the_labels_of_a_published_version(tmp_path: Path, step: int) -> None:
-    """A version that only this program can load could not leave it."""
+    """A version that only this program can load could not be used anywhere else."""
     site = make_site(tmp_path, trainer="nnUNetTrainer")
     result = train(site, steps=(step,))
     assert result.served
@@ -273,7 +274,7 @@ def taught(site: Site, result: Retrained) -> dict[str, list[int]]:
 
 
 def test_an_image_that_comes_back_is_not_recorded_as_left_out(tmp_path: Path) -> None:
-    """What trained after a stop was listed among what had been left out before it."""
+    """A case that was used after a stop was listed among those that had been left out before it."""
     site = make_site(tmp_path, scans=2)
     image, away = tmp_path / "studies" / "sub-1.nii.gz", tmp_path / "away.nii.gz"
     image.rename(away)
@@ -288,7 +289,7 @@ def test_an_image_that_comes_back_is_not_recorded_as_left_out(tmp_path: Path) ->
 
 
 def test_each_network_says_what_it_learned_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A label whose discs nobody looked at trains step 1 alone; a step-1 map was recorded for step 2."""
+    """A label whose discs nobody checked is used for step 1 only, and a step-1 map was recorded for step 2."""
     site = make_site(tmp_path, scans=2)
 
     def without_discs(seed: int) -> tuple[Volume, Volume]:
@@ -320,7 +321,7 @@ def test_each_network_says_what_it_learned_from(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_label_that_had_no_turn_was_not_learned_from(tmp_path: Path) -> None:
-    """A short training of many labels called all of them learned, and the next one hardly looked at them."""
+    """A short training on many labels recorded all of them as learned, and the next one hardly used them."""
     site = make_site(tmp_path, scans=5)
     first = train(site, steps=(1,), iterations=4)
     (run,) = (path for path in site.training_dir.iterdir() if path.is_dir())
@@ -332,7 +333,7 @@ def test_a_label_that_had_no_turn_was_not_learned_from(tmp_path: Path) -> None:
 
 
 def test_a_network_knows_what_it_has_seen_itself(tmp_path: Path) -> None:
-    """After a training of step 1 alone its labels counted as known to step 2, which had never seen them."""
+    """After a training of step 1 alone, its labels counted as known to step 2, too, which had never seen them."""
     site = make_site(tmp_path)
     train(site, steps=(1,))
     result = train(site)
@@ -344,7 +345,7 @@ def test_a_network_knows_what_it_has_seen_itself(tmp_path: Path) -> None:
 
 
 def test_time_and_best_metric_stay_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """While the gate judged, and for ever after, clients showed no time and a Dice of 0."""
+    """While the gate judged, and ever after, clients showed no time and a Dice of 0."""
     site = make_site(tmp_path)
     told: list[RunState] = []
     shown: list[dict[str, Any]] = []
@@ -361,7 +362,7 @@ def test_time_and_best_metric_stay_to_the_end(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(SpineFinetuner, "best", 0.25)
     train(site)
     (during,), after = told, present_state(site)
-    assert (during.status, during.message, during.best_metric) == ("running", "judging on reference-0", 0.25)
+    assert (during.status, during.message, during.best_metric) == ("running", "comparing on reference-0", 0.25)
     assert (after.status, after.best_metric) == ("published", 0.25)
     assert 0 < during.seconds <= after.seconds
     stats = SpineTrainTask(site, (1,)).stats()

@@ -71,28 +71,27 @@ def test_the_page_counts() -> None:
 
 
 def test_a_warning_stands_before_everything_else() -> None:
-    """Whoever opened a report of the starter weights did not read that they are not for patients."""
+    """A report of the starter weights did not say on its first screen that they are not for patients."""
     page = report_html(ROWS, title="t", warning="Not for <patients>.")
     assert page.index("Not for &lt;patients&gt;.") < page.index("5 scans")
     assert 'role="alert"' not in report_html(ROWS, title="t")
 
 
-def noisy(first: str, last: str, seed: int) -> str:
-    """The sheet of a spine with as much noise as a bad scan has."""
-    codes = np.pad(block_spine(first, last).repeat(2, 0).repeat(2, 1), ((20, 20), (10, 30), (20, 20)))
-    noise = np.random.default_rng(seed).normal(0, 15, codes.shape)
+def noisy_sheet() -> str:
+    """The sheet of a whole spine with as much noise as a bad scan has."""
+    codes = np.pad(block_spine("C1", "S").repeat(2, 0).repeat(2, 1), ((20, 20), (10, 30), (20, 20)))
+    noise = np.random.default_rng(0).normal(0, 15, codes.shape)
     data = ndimage.gaussian_filter(codes.astype(np.float32), 1) + noise.astype(np.float32)
     volume = Volume(data, np.diag([0.8, 0.8, 1, 1]))
     return sheet_svg(volume, codes, course_of(codes, volume.grid), doubtful=np.unique(codes[codes > 0]).tolist())
 
 
 def test_a_page_of_500_noisy_whole_spines_stays_below_50_mb() -> None:
-    sheets = [noisy("C1", "S", 0), noisy("T10", "S", 1)]
-    assert "L4 ?" in sheets[1]
-    names = re.findall(r">([CTL]\d+)(?: \?)?<", sheets[0])
+    sheet = noisy_sheet()
+    names = re.findall(r">([CTL]\d+) \?<", sheet)
     assert len(set(names)) == 24
     warnings = tuple(f"A piece segmented as a disc ({k} voxels) fits no level and was left out." for k in range(10))
-    rows = [ScanRow(f"sub-{k:04d}", "C1 - S", "doubtful", 0.5, warnings, "v", 20, sheets[0]) for k in range(MOST_SCANS)]
+    rows = [ScanRow(f"sub-{k:04d}", "C1 - S", "doubtful", 0.5, warnings, "v", 20, sheet) for k in range(MOST_SCANS)]
     page = report_html(rows, title="t").encode()
     assert len(page) < MOST_BYTES
     assert page.count(b"data:image/webp") == 2 * MOST_SCANS

@@ -44,11 +44,11 @@ def page(tmp_path: Path) -> Iterator[Page]:
         opened.goto((tmp_path / "report.html").as_uri())
         yield opened
         others = [url for url in asked if not url.startswith(("data:", "blob:"))]
-        assert others == [(tmp_path / "report.html").as_uri()]
+        assert set(others) == {(tmp_path / "report.html").as_uri()}
 
 
 def names(page: Page) -> list[str]:
-    return page.locator("article:visible h2").all_inner_texts()
+    return page.locator("article:visible h2").all_text_contents()
 
 
 def colors(page: Page) -> int:
@@ -105,7 +105,7 @@ def test_scans_are_ordered_searched_and_filtered(page: Page) -> None:
     page.get_by_label("Show").select_option("")
     page.get_by_label("Search").fill("odd")
     assert names(page) == ["scan 10"]
-    assert page.locator("article:visible details summary").inner_text() == "2 more"
+    assert page.locator("article:visible details summary").text_content() == "2 more"
 
 
 def test_the_report_can_be_used_by_everybody_in_both_colors(page: Page) -> None:

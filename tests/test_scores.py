@@ -1,4 +1,4 @@
-"""Tests of scores of images: their parts, when they count, and that they can be lost without harm."""
+"""Tests of scores of images: their parts, when they are valid, and that losing them does no harm."""
 
 import json
 from collections.abc import Mapping
@@ -106,7 +106,7 @@ def test_a_score_is_kept_until_the_image_changes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"image": "a"}', '{"parts": 3}', "{"])
 def test_a_damaged_score_is_none(tmp_path: Path, text: str) -> None:
-    """Deleted, cut off or of another version of the software: it is made again."""
+    """A score that is deleted, cut off or from another version of the software is made again."""
     store = scores(tmp_path)
     store.keep(Score("a", "1", "x", IN_USE))
     (file,) = (tmp_path / "scores").iterdir()

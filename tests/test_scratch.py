@@ -61,7 +61,7 @@ class Killing(subprocess.Popen):  # type: ignore[type-arg]
 def test_a_killed_training_goes_on_and_gives_a_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Planning, preprocessing, training are nnU-Net's own; an interruption costs the epochs since the last state."""
+    """Planning, preprocessing and training are nnU-Net's own; an interruption costs the epochs since the last state."""
     folders = write_cases(tmp_path, 5)
     monkeypatch.setattr(scratch.subprocess, "Popen", Killing)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "nnunet_threads"))
@@ -107,7 +107,7 @@ def test_a_killed_training_goes_on_and_gives_a_model(
 
 
 class Asked:
-    """Stands in for nnU-Net's programs."""
+    """Replaces nnU-Net's programs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[tuple[str, list[str], dict[str, str]]] = []
@@ -175,7 +175,7 @@ def kinds(asked: Asked) -> list[str]:
 
 
 def test_a_fold_begun_anew_leaves_the_others_their_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A restart of one fold planned anew, under the feet of the others, and forgot which cases they had."""
+    """A restart of one fold planned anew while the others were using the plan, and forgot which cases they had."""
     asked = Asked(monkeypatch)
     folders = write_cases(tmp_path, 5)
     states = [scratch._Scratch(folders, 1, fold, TINY, print).folder / "checkpoint_latest.pth" for fold in "01"]
@@ -198,7 +198,7 @@ def test_a_fold_begun_anew_leaves_the_others_their_plan(tmp_path: Path, monkeypa
 
 
 def test_a_training_without_a_state_yet_keeps_its_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the first epochs there is no checkpoint that would tell of another fold's training."""
+    """In the first epochs there is no checkpoint that shows that another fold is in training."""
     asked = Asked(monkeypatch)
     folders = write_cases(tmp_path, 5)
     for fold in "01":
@@ -211,7 +211,7 @@ def test_a_training_without_a_state_yet_keeps_its_plan(tmp_path: Path, monkeypat
 
 
 def test_an_interrupted_plan_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After cases came and went, half a plan of the other cases was taken for the plan of these."""
+    """After cases were added and removed again, half a plan for other cases counted as the plan for these."""
     asked = Asked(monkeypatch)
     folders = write_cases(tmp_path, 5)
     train_from_scratch(folders, 1, "0", TINY)
@@ -315,7 +315,7 @@ def test_subjects_are_known_without_our_note(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_gray_values_change_in_the_image_alone(step: int) -> None:
-    """Noise and gamma on the marks of the odd discs teach a channel that no inference ever gives."""
+    """Noise and gamma on the marks of odd discs teach a channel that does not occur at inference."""
     regions = [tuple(classes) for classes in REGIONS[step].values()]
     stock = nnUNetTrainer.get_training_transforms(
         (8, 8, 8), (0, 0), None, (2,), False, use_mask_for_norm=[False, False], regions=regions, ignore_label=12
@@ -338,7 +338,7 @@ def test_gray_values_change_in_the_image_alone(step: int) -> None:
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_nnunets_loss_ignores_what_nobody_reviewed(step: Any) -> None:
-    """The ignore label of the written datasets is worth nothing unless the loss of the trainer heeds it."""
+    """The ignore label in the datasets is of use only if the trainer's loss respects it."""
     codes = np.zeros((1, 8, 8, 8), np.uint8)
     codes[0, :4] = LUMBAR[4]
     codes[0, 6:] = UNREVIEWED

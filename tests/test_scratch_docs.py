@@ -1,4 +1,4 @@
-"""Tests of the page about training from scratch: offline commands are run, the others are parsed."""
+"""Tests of the pages about training from scratch: offline commands are run, the others are parsed."""
 
 import re
 import shlex
@@ -34,7 +34,7 @@ LINES = [line for block in BLOCKS for line in block.splitlines() if line]
 
 @pytest.fixture
 def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with the scans that the page's commands name, and with trained models."""
+    """A working folder with the scans and trained models that the page's commands use."""
     image, codes = tiny_scan(1)
     for subject in range(5):
         name = f"sub-{subject}_T2w"
@@ -60,7 +60,7 @@ def test_the_page_has_commands_and_names_every_option() -> None:
 def test_the_commands_of_the_page_run_in_their_order(
     lab: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """nnU-Net's own programs are run by another test; here they are asked for what the page promises."""
+    """Another test runs nnU-Net's own programs; here only their arguments are checked."""
     asked: list[list[str]] = []
     store = ModelStore(lab / "model")
     monkeypatch.setattr(scratch._Scratch, "_run", lambda run, module, words, variables: asked.append(list(words)))
@@ -96,7 +96,7 @@ def test_the_commands_of_the_page_run_in_their_order(
 
 
 def spider_mask() -> Any:
-    """A column of SPIDER's values along z in LPS+ as its files have it: vertebrae 1..4, discs 201.., canal."""
+    """A column with SPIDER's values along z, in LPS+ as in its files: vertebrae 1..4, discs 201.., canal."""
     mask = np.zeros((40, 12, 8), np.uint8)  # z, y, x as SimpleITK takes it
     for level in range(4):
         mask[4 + 8 * level : 7 + 8 * level, 2:6] = 201 + level
@@ -113,7 +113,7 @@ def write_mha(path: Path, array: Any) -> None:
 
 
 def test_spider_becomes_labels_that_say_what_nobody_looked_at(tmp_path: Path) -> None:
-    """Masks without sacrum and cord would teach that there is none."""
+    """Masks without sacrum and cord would teach that these do not exist."""
     mask = spider_mask()
     write_mha(tmp_path / "images" / "7_t2_SPACE.mha", (mask * 3).astype(np.int16))
     write_mha(tmp_path / "masks" / "7_t2_SPACE.mha", mask)

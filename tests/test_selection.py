@@ -67,7 +67,7 @@ def test_two_readers_get_different_scans_by_score(kind: Any) -> None:
 def test_each_record_is_read_once_however_often_a_scan_is_offered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every Next Sample read the records of all finished labels, and with this order twice."""
+    """Every Next Sample read the records of all finished labels, and in this order twice."""
     desk, read = Desk(tmp_path), list[Path]()
     once = store._read
     monkeypatch.setattr(store, "_read", lambda entry: [read.append(entry), once(entry)][1])
@@ -100,7 +100,7 @@ def test_rarity() -> None:
 
 
 def test_most_to_learn_does_not_offer_ten_scans_alike() -> None:
-    """Nine lumbar scans are a little more doubtful than one neck: it would have come last."""
+    """Nine lumbar scans are a little more doubtful than a single neck, which would have come last."""
     known = {name: score(name, 0.6) for name in "abcdefghi"} | {"z": score("z", 0.5, NECK)}
     strategy = MostToLearn(Offers(), lambda images: {i: known[i] for i in images if i in known}, list)
     assert order(strategy, Studies(*known), 3) == "azb"

@@ -58,7 +58,7 @@ def test_scans_of_a_site_are_the_same_each_time_and_those_of_another_are_not(tmp
 
 
 def unjudged_app(folder: Path, weights: str) -> None:
-    """The gate judges networks that find anything; what these draw takes it minutes."""
+    """The gate accepts networks that find anything, because judging these networks takes minutes."""
     own_app(folder, weights)
     (folder / "main.py").unlink()
     (folder / "main.py").symlink_to(TESTS / "publishing_app" / "main.py")

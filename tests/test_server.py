@@ -1,4 +1,4 @@
-"""Tests of a running server with the client module that 3D Slicer ships, in Slicer's order."""
+"""Tests of a running server with the client module of 3D Slicer, in the order of its calls."""
 
 import json
 import threading
@@ -35,20 +35,20 @@ def client(server: Server, tmp_path: Path) -> MONAILabelClient:
 
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Run a server for what the images of other files' tests change: which is next, how many there are."""
+    """Run a server for tests that images of other files would disturb: which image is next, how many there are."""
     with studies_server(tmp_path_factory.mktemp("own") / "untouched") as running:
         yield running
 
 
 def add_image(server: Server, name: str, data: npt.NDArray[Any], grid: Grid = RAS) -> str:
-    """Put an image among the studies as a person would; no other image on the server has its content."""
+    """Put an image into the studies as a person would; no other image on the server has its content."""
     path = server.studies.parent / f"{name}.nii.gz"
     write_volume(path, own_image(name, data), grid)
     return add_file(server, path, name)
 
 
 def add_file(server: Server, path: Path, name: str) -> str:
-    """Put a file among the studies as a person would, and wait until the server has seen it."""
+    """Put a file into the studies as a person would, and wait until the server has seen it."""
     path.rename(server.studies / path.name)
     for _ in range(100):
         if name in requests.get(f"{server.url}/datastore/?output=all", timeout=10).json()["objects"]:
@@ -65,7 +65,8 @@ def infer(server: Server, model: str = "totalspineseg", **query: Any) -> request
 
 
 def slicer_label(path: Path, wire: Volume, names: dict[str, int], order: list[str]) -> list[dict[str, Any]]:
-    """Export as Slicer does: values 1..K in the order of the scene, ``idx`` wrong after a skipped segment."""
+    """Export a label as 3D Slicer does: values 1..K in the order of the scene, ``idx`` wrong after a skipped
+    segment."""
     data = np.zeros(wire.data.shape, dtype=np.uint8)
     for value, name in enumerate(order, start=1):
         data[wire.data == names[name]] = value
@@ -74,7 +75,7 @@ def slicer_label(path: Path, wire: Volume, names: dict[str, int], order: list[st
 
 
 def published(file: str, report: dict[str, Any]) -> Volume:
-    """The label map of a reply in published ids."""
+    """Return the label map of a reply in published ids."""
     volume = read_labels(Path(file))
     return Volume(to_wire(from_names(volume.data, report["label_names"])), volume.affine)
 
@@ -191,7 +192,7 @@ def test_two_people_saving_at_once_lose_nothing(server: Server, tmp_path: Path) 
 
 
 def test_inference_does_not_freeze_the_server(server: Server) -> None:
-    """During a 5 s inference ``/info/`` took 4.6 s."""
+    """During an inference of 5 s, ``/info/`` took 4.6 s."""
     (server.signals / "slow").write_text("2", encoding="utf-8")
     try:
         work = threading.Thread(target=infer, args=(server,), kwargs={"image": "z-last"})
@@ -206,7 +207,7 @@ def test_inference_does_not_freeze_the_server(server: Server) -> None:
 
 
 def test_a_slow_datastore_does_not_freeze_the_server(server: Server) -> None:
-    """While a PACS took its time for one client's ``/info/``, nobody was answered."""
+    """While a PACS was slow for one client's ``/info/``, nobody else was answered."""
     (server.signals / "slow-folder").write_text("2", encoding="utf-8")
     try:
         waiting = threading.Thread(target=requests.get, args=(f"{server.url}/info/",), kwargs={"timeout": 60})
@@ -246,7 +247,7 @@ def test_step_2_starts_from_a_corrected_step_1(server: Server, client: MONAILabe
 
 
 def test_step_2_follows_the_names_the_annotator_gave(server: Server, client: MONAILabelClient, tmp_path: Path) -> None:
-    """A column with L6: the landmark classes say otherwise, the annotator's names count."""
+    """In a column with L6 the landmark classes contradict the reader, whose names count."""
     image = add_image(server, "six-lumbar", image_of(CODES))
     corrected = {"T12-L1": "L1-L2", "L1-L2": "L2-L3", "L2-L3": "L3-L4", "L3-L4": "L4-L5", "L4-L5": "L5-L6"}
     names = [*corrected, "L5-S", "canal", "cord"]
@@ -442,7 +443,7 @@ def test_the_review_model_marks_what_is_uncertain(server: Server, client: MONAIL
 
 
 def test_batch_inference_works_without_a_gpu(untouched: Server) -> None:
-    """The host divides by the number of GPUs."""
+    """MONAI Label divides by the number of GPUs."""
     server = untouched
     started = requests.post(
         f"{server.url}/batch/infer/totalspineseg", params={"images": "unlabeled"}, json={"max_batch_size": 2}

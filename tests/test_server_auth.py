@@ -1,4 +1,4 @@
-"""Tests that with authentication a valid token opens the server, and nothing else does."""
+"""Tests that with sign-in a valid token opens the server, and nothing else does."""
 
 import base64
 import http.server
@@ -31,7 +31,7 @@ EC_KEY = ec.generate_private_key(ec.SECP256R1())
 
 
 def published(key: Any) -> str:
-    """As Keycloak shows a key."""
+    """Return a key as Keycloak shows it."""
     der = key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return base64.b64encode(der).decode()
 
@@ -71,7 +71,7 @@ def realm(monkeypatch: pytest.MonkeyPatch) -> Iterator[Realm]:
 
 
 class Desk:
-    """The check with a clock of its own."""
+    """The check of tokens with its own clock."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -99,7 +99,7 @@ def signed(key: Any = KEY, algorithm: str = "RS256", **changes: Any) -> str:
 
 
 def with_public_key_as_secret() -> str:
-    """The classic forgery: HMAC with the key everybody can fetch."""
+    """This is the classic forgery: HMAC with the public key, which everybody can fetch."""
     header, body = (
         base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=")
         for part in ({"alg": "HS256", "typ": "JWT"}, claims())
@@ -116,7 +116,7 @@ def user_of(token: str) -> host_auth.User:
 
 
 def guarded(monkeypatch: pytest.MonkeyPatch) -> FastAPI:
-    """An app with our check. The host binds how a token arrives when it is imported; here it is a parameter."""
+    """An app with our check. MONAI Label decides at import how a token arrives; here it is a parameter."""
     monkeypatch.setattr(host_auth, "from_token", host_auth.from_token)
     app = FastAPI()
     auth.install(app)
@@ -137,7 +137,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> FastAPI:
 
 
 def test_a_valid_token_is_its_user() -> None:
-    """Every valid token was rejected: the decoder was not told an algorithm."""
+    """Every valid token was rejected, because the decoder had no algorithm."""
     user = user_of(signed())
     assert (user.username, user.email, user.roles) == ("ada", "ada@example.org", ["monailabel-annotator"])
     assert user_of(signed(algorithm="PS256")).username == "ada"
@@ -145,7 +145,7 @@ def test_a_valid_token_is_its_user() -> None:
 
 
 def test_issuer_and_audience_can_be_configured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The token of any program that the realm knows opened the server."""
+    """A token for any other program of the realm opened the server."""
     realm = settings.MONAI_LABEL_AUTH_REALM_URI
     assert user_of(signed(azp=None, aud="monailabel-app")).username == "ada"
     assert user_of(signed(azp=None, aud=["account", "monailabel-app"], iss=f"{realm}/")).username == "ada"
@@ -186,7 +186,7 @@ def test_any_other_token_is_rejected(token: Any) -> None:
 
 @pytest.mark.parametrize(("new", "algorithm"), [(OTHER, "RS256"), (EC_KEY, "ES256")], ids=["same kind", "other kind"])
 def test_a_realm_may_change_its_key(realm: Realm, new: Any, algorithm: str) -> None:
-    """After the identity provider changed its key nobody got in until the server was started anew."""
+    """After the identity provider changed its key, nobody could sign in until the server was restarted."""
     desk = Desk()
     assert desk.user(signed()) == "ada"
     realm.answer = {"public_key": published(new)}
@@ -249,7 +249,7 @@ def test_a_realm_that_hangs_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_realm_that_hangs_while_it_is_asked_again_holds_up_no_valid_token() -> None:
-    """One token that did not fit kept everybody else waiting for the realm."""
+    """A token with another key kept everybody else waiting for the realm."""
     asked, go_on = threading.Event(), threading.Event()
 
     def fetch() -> str:

@@ -1,4 +1,4 @@
-"""Tests of the server's end: within a stated time whatever hangs, and after submissions in progress."""
+"""Tests of the server's end: within a limited time even if a request hangs, and after submissions in progress."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ HANGS, LABEL_SECONDS, REQUESTS_SECONDS = 10_000, 6.0, 1
 
 
 def ask(server: Server) -> bool:
-    """Whether the server answers."""
+    """Return whether the server answers."""
     try:
         return requests.get(f"{server.url}/info/", timeout=120).ok
     except requests.ConnectionError:
@@ -46,7 +46,7 @@ def submit(server: Server, label: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_hanging_request_does_not_hold_up_the_end_and_a_submission_is_finished(tmp_path: Path, number: int) -> None:
-    """One request that hung kept the server from ending, until it was killed with whatever was being written."""
+    """A request that hung kept the server from ending, until it was killed with everything that was being written."""
     (tmp_path / "studies").mkdir()
     write_volume(tmp_path / "studies" / "one.nii.gz", image_of(lumbar_codes()), RAS)
     label = tmp_path / "label.nii.gz"

@@ -1,4 +1,4 @@
-"""Tests that any failure reaches the client as a status and one sentence, without a trace of the code."""
+"""Tests that any failure reaches the client as a status and one sentence, without a traceback."""
 
 import errno
 from pathlib import Path
@@ -63,7 +63,7 @@ def test_answers(error: Exception, status: int, word: str) -> None:
     [("/batch/infer/m", "A batch inference is already running"), ("/scoring/doubt", "A scoring is already running")],
 )
 def test_what_runs_already_is_named_in_a_sentence(path: str, fact: str) -> None:
-    """The answer was a line of the host's log that begins with ten plus signs."""
+    """The answer was a line of MONAI Label's log that begins with ten plus signs."""
     app = FastAPI()
     errors.install(app)
 
@@ -77,7 +77,7 @@ def test_what_runs_already_is_named_in_a_sentence(path: str, fact: str) -> None:
 
 
 def test_a_disk_that_fills_while_a_body_comes_is_507() -> None:
-    """The framework hid it behind "There was an error parsing the body"."""
+    """The web framework turned it into "There was an error parsing the body"."""
     error = HTTPException(400, "There was an error parsing the body")
     error.__cause__ = OSError(errno.ENOSPC, "No space left on device")
     assert failing(error).get("/").status_code == 507
@@ -97,7 +97,7 @@ def guarded(origins: tuple[str, ...] = (), limit: int = 1 << 20) -> TestClient:
 
 
 def test_a_body_of_unknown_length_is_measured_while_it_comes() -> None:
-    """A chunked body has no length to check beforehand."""
+    """A chunked body has no length that could be checked before."""
     client = guarded(limit=1000)
     headers = {"content-type": "application/x-www-form-urlencoded"}
     parts = (b"text=" + b"x" * 90 for _ in range(20))
@@ -128,7 +128,7 @@ def test_known_names_pass(path: str, status: int) -> None:
 def test_an_image_that_the_server_cannot_keep_is_not_its_sender_s_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A full disk, or an index that another program held, was answered as an unusable image."""
+    """A full disk, or an index in use by another program, was answered as an unusable image."""
 
     def full(*_: Any) -> str:
         raise StorageError("There is no room. Free disk space.")

@@ -1,4 +1,4 @@
-"""Tests of numbering by a running server: a fixed level, a renamed segment, other series of the examination."""
+"""Tests of numbering by a running server: a pinned level, a renamed segment, other series of the examination."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def client(server: Server, tmp_path: Path) -> MONAILabelClient:
 
 
 def named(file: str, report: dict[str, Any]) -> dict[str, str]:
-    """True name -> name in the result, of every structure of the phantom that is drawn."""
+    """Return true name -> name in the result, for every structure of the phantom that is drawn."""
     result = from_names(read_labels(Path(file)).data, report["label_names"])
     found = {}
     for code in np.unique(CODES[result > 0]).tolist():
@@ -93,12 +93,11 @@ def test_doubtful_levels_are_marked_in_the_reply_unless_the_request_says_otherwi
     file, report = client.infer("totalspineseg", image, {"result_extension": ".nii"})
     assert next(iter(report)) == "message"
     assert "doubtful" in report["message"]
-    assert (
-        {f"{name} ?" for name in report["marked"]} == {name for name in report["label_names"] if "?" in name} != set()
-    )
+    assert report["marked"]
+    assert {f"{name} ?" for name in report["marked"]} == {name for name in report["label_names"] if "?" in name}
     drawn = named(file, report)
     plain = client.infer("totalspineseg", image, {"result_extension": ".nii", "doubtful_names": "plain"})
-    assert list(plain[1]["label_names"])[:5] == ["canal", "cord", "L5", "L4-L5", "L4"]
+    assert list(plain[1]["label_names"])[:5] == ["canal", "cord", "L1", "L1-L2", "L2"]
     assert named(*plain) == drawn
 
 
@@ -115,7 +114,7 @@ def test_the_review_runs_no_network_again_and_its_record_is_kept(server: Server,
 def test_the_review_knows_what_the_prediction_was_told(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
-    """Clients set a localizer and fixed levels for each model apart; without them the review doubted every level."""
+    """Clients set localizer and pins for each model separately, and without them the review doubted every level."""
     image, localizer = add_image(server, "told", image_of(MIDDLE)), add_image(server, "told-by", image_of(CODES))
     label = tmp_path / "label.nii.gz"
     write_volume(label, (CODE_OF["L3-L4"] == CODES).astype(np.uint8), RAS)
@@ -132,7 +131,7 @@ def test_the_review_knows_what_the_prediction_was_told(
 
 
 def marked(client: MONAILabelClient, image: str) -> tuple[set[str], set[str]]:
-    """Names of the phantom's structures that the review marks as uncertain, and as odd."""
+    """Return the names of the phantom's structures that the review marks as doubtful, and as odd."""
     file, _ = client.infer("totalspineseg_review", image, {"result_extension": ".nii"})
     marks = read_labels(Path(file)).data
     uncertain, odd = ({NAME_OF[c] for c in np.unique(CODES[marks == k]).tolist() if c} for k in (1, 2))
@@ -140,7 +139,8 @@ def marked(client: MONAILabelClient, image: str) -> tuple[set[str], set[str]]:
 
 
 def test_the_review_judges_the_result_that_is_shown(server: Server, client: MONAILabelClient) -> None:
-    """After the iterative method, which knows no doubt, or a corrected step 1, it judged another result as certain."""
+    """After the iterative method, which states no doubts, or a corrected step 1, the review called another result
+    certain."""
     image = add_image(server, "by-rule", image_of(CODES))
     client.infer("totalspineseg", image, {"numbering": "iterative"})
     assert {"L3", "L3-L4", "T12-L1"} <= marked(client, image)[0]
@@ -157,7 +157,7 @@ def test_the_review_judges_the_result_that_is_shown(server: Server, client: MONA
 
 
 def test_the_review_shows_where_a_level_is_missing(server: Server, client: MONAILabelClient) -> None:
-    """What is missing has no voxels, so nothing was marked."""
+    """A missing level has no voxels, so nothing was marked."""
     image = add_image(server, "missing", image_of(np.where(CODE_OF["L2-L3"] == CODES, 0, CODES)))
     client.infer("totalspineseg", image, {})
     uncertain, odd = marked(client, image)
@@ -167,7 +167,7 @@ def test_the_review_shows_where_a_level_is_missing(server: Server, client: MONAI
 def test_one_renamed_segment_beside_its_neighbor_of_the_same_name(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
-    """Slicer sends two segments called L4 then; the submission was refused for it."""
+    """3D Slicer then sends two segments called L4, and the submission was refused."""
     image = add_image(server, "renamed", image_of(CODES))
     file, report = client.infer("totalspineseg", image, {"result_extension": ".nii"})
     wire = to_wire(from_names(read_labels(Path(file)).data, report["label_names"]))
@@ -211,7 +211,7 @@ def test_a_reader_who_renames_several_levels_is_taken_at_their_word(
 def test_other_series_of_the_examination_name_what_has_no_landmark(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
-    """One patient, one numbering; a predicted series counts, one of another session does not."""
+    """A predicted series of the same session counts as evidence, a series of another session does not."""
     add_image(server, "sub-07_ses-1_T2w", image_of(CODES))
     blank = add_image(server, "sub-07_ses-1_T1w", image_of(MIDDLE))
     other = add_image(server, "sub-07_ses-2_T1w", image_of(MIDDLE))
@@ -231,7 +231,7 @@ def test_other_series_of_the_examination_name_what_has_no_landmark(
 
 
 def test_two_series_do_not_confirm_each_other(server: Server, client: MONAILabelClient) -> None:
-    """Neither knows its names: what is usual must not become certain by being said twice."""
+    """Neither series knows its names, so what is merely usual must not become certain."""
     one = add_image(server, "sub-08_T2w", image_of(MIDDLE))
     two = add_image(server, "sub-08_T1w", image_of(MIDDLE))
     alone = client.infer("totalspineseg", one, {})[1]["numbering"]

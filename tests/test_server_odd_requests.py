@@ -27,11 +27,11 @@ def test_a_label_without_a_name_is_not_there(server: Server, query: str) -> None
 
 
 def test_a_series_in_a_session_is_not_sent_back_as_one_file(server: Server) -> None:
-    """``GET /session/ID?image=true`` was answered with 500 where the session holds a folder."""
+    """``GET /session/ID?image=true`` was answered with 500 if the session has a folder."""
     series, one = session(server, FILES), session(server, FILES[:1])
     url = f"{server.url}/session"
     answer = requests.get(f"{url}/{series}?image=true", timeout=60)
-    assert (answer.status_code, "several files" in answer.json()["detail"]) == (422, True)
+    assert (answer.status_code, "series of files" in answer.json()["detail"]) == (422, True)
     assert requests.get(f"{url}/{series}", timeout=60).json()["name"] == series
     assert requests.get(f"{url}/{one}?image=true", timeout=60).content == b"one"
     assert requests.get(f"{url}/{one[:-1]}0a?image=true", timeout=60).status_code == 404
@@ -51,14 +51,15 @@ def test_a_series_in_a_session_is_not_sent_back_as_one_file(server: Server) -> N
     ],
 )
 def test_a_file_of_any_name_can_be_kept(sent: str, kept: str) -> None:
-    """Names were cut by letters: 150 umlauts were answered with 500, and so was a file called ``..``."""
+    """Names were cut by characters instead of bytes, so that 150 umlauts, or a file called ``..``, were answered with
+    500."""
     assert plain_name(sent) == kept
     assert len(kept.encode()) <= MAX_FILE_NAME
 
 
 @pytest.mark.parametrize("name", ["ü" * 150 + ".dcm", "..", "meta.info"])
 def test_a_session_of_a_file_of_any_name(server: Server, name: str) -> None:
-    """The image called ``meta.info`` was overwritten by what the host notes about the session."""
+    """An image called ``meta.info`` was overwritten by MONAI Label's information about the session."""
     made = session(server, [("files", (name, b"image"))])
     assert requests.get(f"{server.url}/session/{made}?image=true", timeout=60).content == b"image"
     session(server, [("files", (name, b"image")), ("files", (name, b"image"))])
@@ -70,7 +71,7 @@ def description(server: Server) -> Any:
 
 
 def test_the_description_is_of_this_server(server: Server, description: Any) -> None:
-    """It was the host's: models were any text, and closed routes were listed as open."""
+    """The description was that of MONAI Label: models were any text, and closed routes were listed as open."""
     assert (description["info"]["title"], description["info"]["version"]) == ("TotalSpineSeg", VERSION)
     info = requests.get(f"{server.url}/info/", timeout=60).json()
     for path, known in {

@@ -1,4 +1,4 @@
-"""Tests of trainings by a running server that is killed, or asked twice at once, with the client's own module."""
+"""Tests of trainings on a running server that is killed or asked twice at once, with the client module of 3D Slicer."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
@@ -36,7 +36,7 @@ pytestmark = [
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where a server can train: an image to correct, and tiny networks."""
+    """A folder in which a server can train: an image to correct, and tiny networks."""
     (tmp_path / "studies").mkdir()
     write_volume(tmp_path / "studies" / f"{IMAGE}.nii.gz", image_of(lumbar_codes()), RAS)
     write_models(tmp_path / "app" / "model" / "starter", spacing=SPACING_MM)
@@ -65,7 +65,7 @@ def text_of_log(server: Server, step: int) -> str:
 
 
 def test_the_successor_of_a_killed_server_goes_on_with_its_training(folder: Path) -> None:
-    """After kill -9 of the server its training held the lock until somebody found the process by hand."""
+    """After kill -9 of the server, its training held the lock until somebody found the process by hand."""
     with running_server(folder) as server:
         correct(server)
         client_of(server).train_start("totalspineseg", ENDLESS)
@@ -88,7 +88,7 @@ def test_the_successor_of_a_killed_server_goes_on_with_its_training(folder: Path
 
 
 def test_the_second_of_two_trainings_at_once_is_refused_and_frees_nothing(folder: Path) -> None:
-    """Two that came at once both started; and one that was refused had thrown the networks out of memory."""
+    """Two trainings that were requested at once both started, and a refused one had released the networks."""
     with running_server(folder) as server:
         correct(server)
 
@@ -118,7 +118,7 @@ def test_the_second_of_two_trainings_at_once_is_refused_and_frees_nothing(folder
 
 
 def test_a_training_that_cannot_begin_is_refused_with_the_reason(folder: Path) -> None:
-    """It was accepted, ended within a second, and clients went on to show how the one before had ended."""
+    """The training was accepted, ended within a second, and clients still showed how the previous one had ended."""
     facts = {"correction": {}, "replay_share": {"replay_share": "1"}, "cuda:77": {"device": "cuda:77"}}
     with running_server(folder) as server:
         for fact, settings in facts.items():
@@ -129,7 +129,7 @@ def test_a_training_that_cannot_begin_is_refused_with_the_reason(folder: Path) -
 
 
 def test_a_client_starts_watches_and_stops_a_training(folder: Path) -> None:
-    """Stopping kills the process; what was submitted stays, and the run can go on."""
+    """Stopping kills the process; what was submitted stays, and the run can be continued."""
     with running_server(folder) as server:
         client = client_of(server)
         assert {"totalspineseg", "totalspineseg_step1", "totalspineseg_step2"} == set(client.info()["trainers"])
@@ -154,7 +154,7 @@ MOMENT = {"iterations": "1", "batch_size": "1", "replay_cases": "0", "device": "
 
 
 def test_a_server_killed_while_its_training_publishes_leaves_whole_versions(tmp_path: Path) -> None:
-    """Neither half a version nor halves of different ones, whether the training dies with its server or outlives it."""
+    """There is neither half a version nor a mix of two, whether the training ends with its server or outlives it."""
     (tmp_path / "studies").mkdir()
     store = own_app(tmp_path / "app", STARTER)
     (tmp_path / "app" / "main.py").unlink()
@@ -168,7 +168,7 @@ def test_a_server_killed_while_its_training_publishes_leaves_whole_versions(tmp_
         return {f"step{step}": Networks(store).version(step) for step in (1, 2)}
 
     def train_until(server: Server, moment: str) -> list[psutil.Process]:
-        """The processes of a training that waits at a moment of its publication."""
+        """Return the processes of a training that waits at a moment of its publication."""
         (server.signals / "hold").write_text(moment, encoding="utf-8")
         client_of(server).train_start("totalspineseg", MOMENT)
         wait_for((server.signals / f"held {moment}").exists)

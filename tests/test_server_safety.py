@@ -1,4 +1,4 @@
-"""Tests that the front closes holes of the host, each with a request that used to get through."""
+"""Tests that the front closes security holes of MONAI Label, each with a request that used to get through."""
 
 import json
 import tempfile
@@ -67,7 +67,8 @@ def test_answers_to_its_own_names_alone(server: Server, host: str, status: int) 
 
 
 def test_on_a_network_other_names_are_refused_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Opened to a network, the server was called by any name: every page a reader opened could read the studies."""
+    """A server that was opened to a network answered to any name, so every page that a reader opened could read the
+    studies."""
     monkeypatch.setattr("socket.gethostname", lambda: "Station7")
     monkeypatch.setattr("socket.getfqdn", lambda: "station7.clinic.example")
     names = own_names("0.0.0.0", ["spine.example"])
@@ -88,7 +89,7 @@ def test_on_a_network_other_names_are_refused_too(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("field", ["image", "image_id", "label", "session", "label_from"])
 def test_parameters_cannot_name_a_path(server: Server, field: str) -> None:
-    """``params`` overrode the image with any readable path."""
+    """``params`` replaced the image by any readable path."""
     secret = str(server.studies.parent / "secret.nii.gz")
     answer = requests.post(
         f"{server.url}/infer/totalspineseg_step2",
@@ -108,7 +109,7 @@ def test_batch_parameters_cannot_name_a_path(server: Server) -> None:
 
 
 def test_a_foreign_page_gets_nothing(server: Server) -> None:
-    """Any origin was reflected, with credentials."""
+    """Any origin was allowed, with credentials."""
     evil = {"origin": "http://evil.example"}
     read = requests.get(f"{server.url}/info/", headers=evil, timeout=10)
     assert "access-control-allow-origin" not in read.headers
@@ -123,7 +124,7 @@ def test_a_foreign_page_gets_nothing(server: Server) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/docs", "/ohif/", "/static/ohif/index.html"])
 def test_pages_load_things_of_this_server_alone(server: Server, path: str) -> None:
-    """Scripts of cdn.jsdelivr.net ran in the server's name, and could read every study."""
+    """Scripts from cdn.jsdelivr.net ran in the server's name and could read every study."""
     page = requests.get(f"{server.url}{path}", timeout=20)
     assert (page.status_code, page.headers["content-type"].split(";")[0]) == (200, "text/html")
     assert "default-src 'self'" in page.headers["content-security-policy"]
@@ -132,7 +133,8 @@ def test_pages_load_things_of_this_server_alone(server: Server, path: str) -> No
 
 
 def test_the_log_is_shown_as_text_without_folders(server: Server) -> None:
-    """The host's page ran scripts of two other servers; lines=-1 gave the whole log, with every path of the machine."""
+    """MONAI Label's page ran scripts from two other servers, and lines=-1 gave the whole log with every path of the
+    machine."""
     log = requests.get(f"{server.url}/logs/", params={"lines": 300, "refresh": 3}, timeout=20)
     assert (log.headers["content-type"].split(";")[0], log.headers["refresh"]) == ("text/plain", "3")
     assert "Session Path: .totalspineseg/sessions" in log.text

@@ -67,7 +67,7 @@ def score(server: Server, name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def scored(server: Server, client: MONAILabelClient) -> dict[str, Any]:
-    """One image is predicted by a reader, then all are scored."""
+    """A reader predicts one image, then all images are scored."""
     Path(client.infer("totalspineseg", NAMES[0], {})[0]).unlink()
     assert score(server, NAMES[0])["prediction"], "what a reader ran has its score at once"
     (server.studies / ".totalspineseg" / "scores" / f"image-{NAMES[0]}.json").unlink()

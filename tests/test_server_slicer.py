@@ -37,7 +37,7 @@ def grid(moved_mm: float) -> Grid:
 
 
 def volume(folder: Path, number: float, moved_mm: float = 0.0) -> str:
-    """A volume that 3D Slicer has written, another one for each number."""
+    """Return a volume that 3D Slicer has written, another one for each number."""
     path = folder / "volume.nii.gz"
     write_volume(path, own_image(f"of Slicer {number}", image_of(CODES)), grid(moved_mm))
     return str(path)
@@ -70,7 +70,7 @@ def pin_of_l5(name: str) -> str:
 def test_a_volume_loaded_from_dicom_can_be_uploaded_segmented_and_submitted(
     server: Server, client: MONAILabelClient, tmp_path: Path, name: str
 ) -> None:
-    """3D Slicer calls it by its series ("5: t2_tse_sag"), and every request was refused: no plain id."""
+    """3D Slicer names it by its series ("5: t2_tse_sag"), which was refused as an id by every request."""
     path = volume(tmp_path, sum(name.encode()) / 4096)
     assert client.upload_image(path, name) == {"image": name}
     file, report = client.infer("totalspineseg", name, {"result_extension": ".nii"})
@@ -86,7 +86,7 @@ def test_a_volume_loaded_from_dicom_can_be_uploaded_segmented_and_submitted(
 
 
 def test_a_session_needs_no_plain_name(server: Server, client: MONAILabelClient, tmp_path: Path) -> None:
-    """What is only looked at is not uploaded, but its name comes with the request, and was refused."""
+    """A volume that is only looked at is not uploaded, but its name comes with the request and was refused."""
     session = client.create_session(volume(tmp_path, 0.5))["session_id"]
     assert client.infer("totalspineseg", "9: t1_tse_sag/fs", {}, session_id=session)[1]["prediction"]
     assert "9: t1_tse_sag/fs" not in client.datastore()["objects"]
@@ -95,7 +95,8 @@ def test_a_session_needs_no_plain_name(server: Server, client: MONAILabelClient,
 def test_a_volume_of_the_same_name_as_another_patients_is_refused(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
-    """Series have the same names in all patients: the labels of two must not come together in one image."""
+    """Series have the same names in all patients, and the labels of two patients must not come together in one
+    image."""
     name = "6: t2_tse_sag"
     first = volume(tmp_path, 0.25)
     client.upload_image(first, name)
@@ -112,7 +113,8 @@ def test_a_volume_of_the_same_name_as_another_patients_is_refused(
 def test_a_volume_renamed_before_submit_keeps_its_label(
     server: Server, client: MONAILabelClient, tmp_path: Path, moved_mm: float
 ) -> None:
-    """3D Slicer uploads it under the new name and sends the label for the old one, that of another patient's image."""
+    """3D Slicer uploads the volume under the new name and sends the label under the old one, which is another patient's
+    image."""
     taken, free = f"8: t2 {moved_mm}", f"8: t2 {moved_mm} of the second"
     MONAILabelClient(server.url, client_id="ada").upload_image(volume(tmp_path, 2 + moved_mm / 100), taken)
     second = volume(tmp_path, 2.125 + moved_mm / 100, moved_mm)
@@ -144,7 +146,7 @@ def test_a_volume_renamed_before_submit_keeps_its_label(
 
 
 def test_a_label_of_no_image_is_answered_so_and_kept(server: Server, client: MONAILabelClient, tmp_path: Path) -> None:
-    """It was filed under the image that its client had uploaded last."""
+    """The label was filed under the image that its client had uploaded last."""
     client.upload_image(volume(tmp_path, 2.75), "renamed at once")
     with pytest.raises(MONAILabelClientException, match="404") as caught:
         submit(client, "9: t2_tse_sag", tmp_path)
@@ -159,7 +161,8 @@ def test_a_label_of_no_image_is_answered_so_and_kept(server: Server, client: MON
 def test_a_rename_is_followed_where_the_volume_was_predicted_in_a_session(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
-    """3D Slicer uploads a volume of its own at *Submit Label*: nothing followed, and L5 was missing in the label."""
+    """3D Slicer uploads its own copy of the volume at *Submit Label*: no level followed, and L5 was missing in the
+    label."""
     name = "7: t2_tse_sag"
     session = client.create_session(volume(tmp_path, 1.25))["session_id"]
     _, predicted = client.infer("totalspineseg", name, {}, session_id=session)
@@ -176,7 +179,8 @@ def test_a_rename_is_followed_where_the_volume_was_predicted_in_a_session(
 def test_the_prediction_that_was_corrected_is_found_among_those_of_two_readers(
     server: Server, client: MONAILabelClient, tmp_path: Path, new: str
 ) -> None:
-    """3D Slicer calls everybody user-xyz: the label was compared with what another reader had seen last."""
+    """3D Slicer calls everybody user-xyz, so the label was compared with the prediction that another reader saw
+    last."""
     name = f"two-readers-{new}"
     client.upload_image(volume(tmp_path, 1.5 if new == "L6" else 1.75), name)
     _, first = client.infer("totalspineseg", name, {})

@@ -24,13 +24,13 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    """A port that another program listens on."""
+    """A port on which another program listens."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         yield other.getsockname()[1]
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *words: str) -> str:
-    """What a start that must fail prints."""
+    """Return the output of a start that must fail."""
     try:
         code = cli.main(["serve", *words])
     except SystemExit as stop:
@@ -48,7 +48,7 @@ def _never_served(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_taken_port_is_refused_before_anything_is_written(
     tmp_path: Path, taken: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The folder was filled with demo studies and the log written before the start failed with exit code 1."""
+    """The folder was filled with demo studies and the log was written before the start failed with exit code 1."""
     studies = tmp_path / "studies"
     sentence = refusal(capsys, "--studies", str(studies), "--port", str(taken))
     assert (str(taken) in sentence, "--port" in sentence) == (True, True)
@@ -57,7 +57,7 @@ def test_a_taken_port_is_refused_before_anything_is_written(
 
 @pytest.mark.parametrize("port", ["0", "-1", "65536", "70000", "eight", ""])
 def test_a_port_that_does_not_exist_is_refused(tmp_path: Path, port: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Port 70000 ended the server with a traceback after everything was written."""
+    """Port 70000 ended the server with a traceback after everything had been written."""
     assert "port" in refusal(capsys, "--studies", str(tmp_path / "studies"), "--port", port).lower()
     assert not (tmp_path / "studies").exists()
 
@@ -96,8 +96,8 @@ def test_a_host_that_is_not_this_machine_is_refused(
 def test_what_cannot_be_used_is_named(
     options: list[str], word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A mistyped WEIGHTS was found out by the first reader who pressed Run, a mistyped address made a folder of demo
-    studies of that name."""
+    """Wrong WEIGHTS were noticed only when the first reader pressed Run, and a mistyped address became a folder of demo
+    studies."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").touch()
     (tmp_path / "EMPTY").mkdir()
@@ -110,7 +110,7 @@ def test_what_cannot_be_used_is_named(
 def test_weights_whose_record_of_errors_is_damaged_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The first reader who pressed Run found out."""
+    """This was noticed only when the first reader pressed Run."""
     weights = write_models(tmp_path / "weights")
     (plans,) = (weights / DATASETS[2]).rglob("plans.json")
     (plans.parent / TRUST_FILE).write_text("{", encoding="utf-8")
@@ -164,7 +164,7 @@ def test_the_version_is_printed(words: list[str], capsys: pytest.CaptureFixture[
 def test_serve_ohif_starts_no_pacs_for_a_server_that_cannot_start(
     options: list[str], word: str, tmp_path: Path
 ) -> None:
-    """An address without http:// was taken for a folder, and filled with demo studies."""
+    """An address without http:// was read as a folder and filled with demo studies."""
     command = [sys.executable, str(ROOT / "tools" / "serve_ohif.py"), "--port", str(free_port()), *options]
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=120, check=False)
     assert (ended.returncode, ended.stderr.count("\n"), word in ended.stderr) == (cli.EXIT_USAGE, 1, True), ended.stderr

@@ -31,7 +31,7 @@ def session(root: Path, name: str, *, age: int, meta: Any = None) -> Path:
     "meta", [None, "", "{", "[]", '{"expiry": null}'], ids=["whole", "none", "cut", "list", "null"]
 )
 def test_what_is_over_goes_and_what_is_not_stays(tmp_path: Path, meta: str | None) -> None:
-    """One upload that a full disk had cut ended the cleaning for good, and images piled up."""
+    """An upload that a full disk had cut off ended the cleaning for good, and images piled up."""
     old = session(tmp_path, "a-old", age=2 * EXPIRY, meta=meta)
     fresh = session(tmp_path, "b-fresh", age=1, meta=meta)
     last = session(tmp_path, "c-old", age=2 * EXPIRY)
@@ -44,7 +44,7 @@ def test_no_folder_yet(tmp_path: Path) -> None:
 
 
 def test_the_server_starts_although_a_session_is_half_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a crash during an upload the server did not start any more."""
+    """After a crash during an upload, the server did not start anymore."""
     half = session(tmp_path / "sessions", "half", age=10**6, meta="")
     app = pacs_app(Pacs(), tmp_path, monkeypatch)
     app.cleanup_sessions()

@@ -36,7 +36,7 @@ MADE_WITH = {"step1": "site-1-aa", "step2": "site-1-bb"}
 def test_a_prediction_of_weights_that_were_replaced_names_no_other_series(
     tmp_path: Path, made_with: Mapping[str, str], in_use: Mapping[str, str], counts: bool
 ) -> None:
-    """What an old version had named wrong, though confident, went on to name new predictions of a better one."""
+    """Names that an old version had wrong, but with certainty, went on to name predictions of a better version."""
     image = tmp_path / "T1w.nii.gz"
     image.write_bytes(b"image")
     maps = DrawnMaps(tmp_path / "history")

@@ -42,13 +42,8 @@ UPPER: Final = [CODE_OF[name] for name in ("T12", "T12-L1", "L1")]
 
 @dataclass(frozen=True)
 class Sitting:
-    """What a reader saw and did.
-
-    Attributes:
-        report: Rows and answers; see ``slicer_desk``.
-        drawn: Segment name -> its voxels, in the index order of 3D Slicer.
-        affine: That of the volume in 3D Slicer.
-    """
+    """What a reader saw and did. Attributes: report: Rows and answers; see ``slicer_desk``. drawn: Segment name -> its
+    voxels, in the index order of 3D Slicer. affine: The affine of the volume in 3D Slicer."""
 
     report: dict[str, Any]
     drawn: dict[str, npt.NDArray[np.bool_]]
@@ -61,7 +56,7 @@ class Sitting:
 
     @property
     def colors(self) -> dict[str, int]:
-        """Segment name -> number of its color, in the order of the rows."""
+        """Return segment name -> number of its color, in the order of the rows."""
         return {row["name"]: row["color"] for row in self.report["rows"]}
 
 
@@ -102,7 +97,7 @@ def turned(codes: str, spacing: tuple[float, float, float] = (1, 1, 1), degrees:
 
 
 def stored_codes(server: Server, answer: dict[str, Any]) -> npt.NDArray[np.uint8]:
-    """The codes that the server keeps of a submission."""
+    """Return the codes that the server stored for a submission."""
     store = CorrectionStore(server.studies / ".totalspineseg")
     correction = store.latest_accepted(answer["image"])
     assert correction is not None
@@ -111,7 +106,7 @@ def stored_codes(server: Server, answer: dict[str, Any]) -> npt.NDArray[np.uint8
 
 
 def expected(sitting: Sitting, image: Grid) -> npt.NDArray[np.uint8]:
-    """What the reader drew, on the grid of the image; of two segments in a voxel the later kind."""
+    """Return what the reader drew, on the grid of the image; where two segments overlap, the later kind."""
     names = (sitting.answer["renumbered"] or {"names": {}})["names"]
     index = np.indices(image.shape).reshape(3, -1)
     mapping = np.linalg.inv(sitting.affine) @ image.affine
@@ -145,7 +140,7 @@ ENDINGS: Final = [(name, ".nii.gz") for name in GEOMETRIES] + [(name, ".nrrd") f
 
 
 def offered(server: Server, image: Volume, name: str, ending: str = ".nii.gz") -> Grid:
-    """Put an image into the studies, another one for each name; returns its grid as the server reads it."""
+    """Put an image into the studies, another one for each name; return its grid as the server reads it."""
     file = server.studies / f"{name}{ending}"
     write_volume(file, image.data + np.float32(int.from_bytes(name.encode()) % 997 / 4096), image.grid)
     return read_image(file).grid
@@ -153,7 +148,7 @@ def offered(server: Server, image: Volume, name: str, ending: str = ".nii.gz") -
 
 @pytest.mark.parametrize(("geometry", "ending"), ENDINGS)
 def test_a_correction_is_kept_voxel_for_voxel(server: Server, tmp_path: Path, geometry: str, ending: str) -> None:
-    """3D Slicer reverses the slices of left-handed images when it loads them: each submission was refused."""
+    """3D Slicer reverses the slices of left-handed images when it loads them, and each submission was refused."""
     name = f"{geometry.replace(', ', '-').replace(' ', '-')}{ending.replace('.', '-')}"
     grid = offered(server, GEOMETRIES[geometry], name, ending)
     sitting = sit_down(server, tmp_path, wanted=name, **WORK)
@@ -165,13 +160,13 @@ def test_a_correction_is_kept_voxel_for_voxel(server: Server, tmp_path: Path, ge
 
 
 def four_digits(affine: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The cosines with four digits, as some converters write them."""
+    """Return the cosines with four digits, as some converters write them."""
     return np.vstack([np.column_stack([np.round(affine[:3, :3], 4), affine[:3, 3]]), affine[3]])
 
 
 @pytest.mark.parametrize("unlike", ["four digits", "two forms"])
 def test_what_rounding_did_to_a_header_costs_no_submission(server: Server, tmp_path: Path, unlike: str) -> None:
-    """ITK makes rotations of what a header says, and the label came back 0.02 to 0.25 mm beside the image."""
+    """ITK turns the header's directions into a rotation, and the label came back 0.02 to 0.25 mm beside the image."""
     image, name = turned("RAS", degrees=13), unlike.replace(" ", "-")
     nifti = nib.Nifti1Image(image.data + np.float32(len(name) / 512), image.affine)
     form = four_digits(image.affine)
@@ -189,7 +184,7 @@ def test_what_rounding_did_to_a_header_costs_no_submission(server: Server, tmp_p
 @pytest.mark.parametrize("session", [False, True], ids=["Upload Volume", "Submit Label"])
 @pytest.mark.parametrize("ending", [".nii.gz", ".seg.nrrd"])
 def test_a_dicom_series_is_uploaded_and_corrected(server: Server, tmp_path: Path, ending: str, session: bool) -> None:
-    """The volume is called by its series, and its file may end as the reader's segmentations do."""
+    """The volume has the name of its series, and its file may have the ending of the reader's segmentations."""
     image = turned("PIR", degrees=9)
     pixels = np.rint(image.data) + (3 if session else 0) + (ending == ".nii.gz")
     tags = {"PatientName": "SYNTHETIC", "StudyInstanceUID": uid_from("s"), "SeriesInstanceUID": uid_from("e")}
@@ -213,7 +208,8 @@ def uploaded(server: Server, name: str) -> Volume:
 
 
 def test_overlapping_segments_are_kept(server: Server, tmp_path: Path) -> None:
-    """With *Allow Overlapping Segmentations* the segmentation is sent; the canal before a vertebra stays."""
+    """With *Allow Overlapping Segmentations* the segmentation is sent, and the canal stays where a vertebra overlaps
+    it."""
     grid = offered(server, GEOMETRIES["sagittal, left-handed"], "overlapping")
     inside = [[30, 100, 20], [36, 106, 26]]
     sitting = sit_down(
@@ -278,7 +274,7 @@ COLUMN: Final = ("L5-S", "L5", "L4-L5", "L4", "L3-L4", "L3", "L2-L3", "L2", "L1-
 def test_the_scene_has_a_row_for_what_was_found_and_its_color_is_always_the_same(
     server: Server, tmp_path: Path
 ) -> None:
-    """54 rows stood in every scene, most of them empty."""
+    """Every scene had 54 rows, most of them empty."""
     whole = turned("LAS")
     below_l1 = Volume(np.where(np.isin(np.rint(whole.data / 10), UPPER), 0, whole.data), whole.affine)
     sittings = []
@@ -296,7 +292,7 @@ def test_the_scene_has_a_row_for_what_was_found_and_its_color_is_always_the_same
 
 
 def test_a_saved_result_has_rows_for_what_was_found(server: Server, tmp_path: Path) -> None:
-    """A result that was saved for later, loaded with the next sample, made 54 rows."""
+    """A saved result that was loaded with the next sample had 54 rows."""
     grid = offered(server, turned("LAS"), "saved")
     settings = {"params": json.dumps({"save_label": True, "result_extension": ".nii.gz"})}
     run = {"url": f"{server.url}/infer/totalspineseg", "params": {"image": "saved"}, "data": settings}
@@ -309,7 +305,8 @@ def test_a_saved_result_has_rows_for_what_was_found(server: Server, tmp_path: Pa
 
 
 def test_a_second_result_leaves_nothing_of_the_first(server: Server, tmp_path: Path) -> None:
-    """Of a level that is not listed again the voxels stay in the scene and are submitted over those of the second."""
+    """The voxels of a level that is not listed again stay in the scene and are submitted over those of the second
+    result."""
     image = GEOMETRIES["left-handed"]
     grid = offered(server, image, "twice")
     x, y, z = nib.affines.apply_affine(image.affine, np.argwhere(np.rint(image.data / 10) == CODE_OF["L5"]).mean(0))

@@ -1,4 +1,4 @@
-"""Tests that segments are known by the names that people in the field use; doubtful names stay unknown."""
+"""Tests that segments are known by the names that radiologists use, and that unclear names stay unknown."""
 
 import pytest
 
@@ -47,13 +47,13 @@ def test_published_names_and_those_of_other_label_tables(structure: Structure) -
     ids=ascii,
 )
 def test_usual_spellings(spelling: str, code: int) -> None:
-    """A reader's whole submission was parked for one name as radiologists write it."""
+    """A reader's whole submission was parked because of one name that radiologists use."""
     assert code_of_name(spelling) == code
 
 
 @pytest.mark.parametrize("spelling", ["L6-S", "L6-S1", "L6/S1", "L4-S1"])
 def test_the_disc_on_the_sacrum_whatever_stands_above_it(spelling: str) -> None:
-    """Whoever renamed L5 to L6 named its disc L6-S, and the submission was parked."""
+    """A reader who renamed L5 to L6 named its disc L6-S, and the submission was parked."""
     assert code_of_name(spelling) == DISC_L5_S
 
 
@@ -82,7 +82,8 @@ def test_the_last_thoracic_disc_whatever_stands_above_it(spelling: str) -> None:
     ],
 )
 def test_what_is_in_doubt_stays_unknown(spelling: str, meant: str | None) -> None:
-    """A part that 3D Slicer split off (L4_1), one of the sacrum, a level of another kind: not what it resembles."""
+    """A part that 3D Slicer split off (L4_1), a part of the sacrum, or a level of another kind is not what its name
+    resembles."""
     assert (code_of_name(spelling), meant_by(spelling)) == (None, meant)
 
 
@@ -90,7 +91,7 @@ def test_what_is_in_doubt_stays_unknown(spelling: str, meant: str | None) -> Non
     "text", ["L4 1 -2.5 3", "L4@1,-2.5,3", " L4  1, -2.5, 3 ", "vertebrae L4 1 -2.5 3"], ids=lambda text: text.strip()
 )
 def test_a_level_and_a_point_are_read_in_every_spelling(text: str) -> None:
-    """The command line took one spelling, and the server another one."""
+    """The command line and the server accepted different spellings."""
     assert level_at(text) == (CODE_OF["L4"], (1, -2.5, 3))
 
 

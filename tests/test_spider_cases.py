@@ -21,7 +21,7 @@ SPACING = (2.0, 1.5, 1.5)
 
 @pytest.fixture(scope="module")
 def slab(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
-    """A drawn lumbar spine as SPIDER labels it, and its codes."""
+    """A drawn lumbar spine with SPIDER's labels, and its codes."""
     folder = tmp_path_factory.mktemp("slabs")
     rng = np.random.default_rng(11)
     options = SpineOptions(
@@ -53,7 +53,7 @@ def test_levels_are_named_as_they_are(slab: tuple[Path, np.ndarray], tmp_path: P
 def test_sacrum_is_unknown_up_to_the_tilted_disc_and_holds_no_disc(
     slab: tuple[Path, np.ndarray], tmp_path: Path
 ) -> None:
-    """A level cut through the lowest disc taught the upper front of the sacrum as background."""
+    """A plane through the lowest disc taught the upper front of the sacrum as background."""
     case, truth = convert(slab[0], tmp_path), slab[1]
     sacrum = (truth == anatomy.SACRUM) & (case.labels != anatomy.DISC_L5_S)
     assert (case.second[sacrum] == anatomy.SACRUM).mean() > 0.97

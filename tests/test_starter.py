@@ -107,7 +107,7 @@ def test_a_piece_ends_early_with_a_state_and_a_model_and_the_next_goes_on(tmp_pa
 
 
 def test_new_weights_are_not_believed_as_those_before_them_were_measured(tmp_path: Path) -> None:
-    """Training into a folder left the old trust.json beside the new weights."""
+    """A training into a folder left the old trust.json beside the new weights."""
     write_trust(tmp_path, Trust(mirror=True, scans=30))
     export_model(tmp_path, 1, build_network(1, TINY, deep_supervision=True).state_dict(), TINY)
     assert read_trust(tmp_path) == UNMEASURED
@@ -169,7 +169,7 @@ def test_loss_is_lowest_for_the_truth() -> None:
 
 
 def test_loss_is_lowest_at_the_share_of_a_voxel_on_the_border() -> None:
-    """Cords came out a voxel too thin: the usual Dice called a voxel of 40 % cord none."""
+    """Cords came out a voxel too thin, because the usual Dice learned a voxel with 40 % cord as none."""
     truth = torch.zeros(1, 1, 24, 24, 24)
     truth[..., 12, 12, 4:12] = 1.0
     border = (..., 12, 12, 12)
@@ -185,7 +185,7 @@ def test_loss_is_lowest_at_the_share_of_a_voxel_on_the_border() -> None:
 
 
 def test_a_landmark_out_of_view_hardly_weighs() -> None:
-    """Landmark discs were never found: patches without them taught their channels to stay silent."""
+    """Landmark discs were never found, because patches without them taught their channels to stay silent."""
     truth = torch.zeros(1, 2, 8, 8, 8)
     truth[:, 0, :4] = 1
     logits = 20 * truth - 10
@@ -245,7 +245,7 @@ def test_patch_holds_image_marked_discs_and_shares() -> None:
 
 
 def test_a_stated_share_of_patches_shows_the_marked_discs_without_errors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The starter weights learned from other errors of step 1, in other shares, than every later training."""
+    """The starter weights saw other errors of step 1, in other shares, than every later training."""
     monkeypatch.setattr(starter_batches, "disturbed_channel", lambda codes, marked, rng: np.full(codes.shape, 0.5, "f"))
     rng, spine = np.random.default_rng(0), lumbar()
     drawn = [draw_sample(rng, spine, 2, (8, 16, 8)) for _ in range(40)]
@@ -287,7 +287,7 @@ def test_near_a_marked_disc_is_up_to_a_distance_and_not_nearer_to_another() -> N
 
 
 def test_near_marked_is_computed_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every patch of step 2 took two distance maps; one in four used them, and none without a finder."""
+    """Every patch of step 2 computed two distance maps; one in four used them, and none without a finder."""
     computed = []
     real = starter_batches._near_marked
     monkeypatch.setattr(starter_batches, "_near_marked", lambda *discs: computed.append(1) or real(*discs))
@@ -333,12 +333,12 @@ def test_step_2_learns_from_the_discs_of_a_step_1_and_says_of_which(
 
 
 def digest_of(starter: Path) -> str:
-    """Of the step-1 weights of a starter folder."""
+    """Return the digest of the step-1 weights in a starter folder."""
     return hashlib.sha256((starter / STARTER_FOLDERS[1] / CHECKPOINT).read_bytes()).hexdigest()
 
 
 def test_all_step_1_models_that_marked_discs_are_on_record(trained: Path, tmp_path: Path) -> None:
-    """A training in pieces told only of the last piece's step 1, and of none when the last had none."""
+    """A training in pieces recorded only the step 1 of the last piece, and none if the last had none."""
     other, out = tmp_path / "other", tmp_path / "out"
     piece = tiny(piece_minutes=1e-12)  # ends before a spine is drawn
     train_starter(1, other, tiny(piece_minutes=1e-12, seed=2))
@@ -369,7 +369,7 @@ def test_a_state_of_another_grid_is_not_gone_on_with(tmp_path: Path) -> None:
 def test_step_1_of_the_source_marks_discs_unless_one_stands_beside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], beside: bool
 ) -> None:
-    """Step 2 alone, begun from other weights into a new folder, simulated all marks without a word."""
+    """Step 2 alone, begun from other weights in a new folder, simulated all marks without a word."""
     asked = []
     monkeypatch.setattr(
         "totalspineseg_server.nnunet.starter.train_starter", lambda *_, discs_by, **__: asked.append(discs_by)

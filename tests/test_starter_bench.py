@@ -1,4 +1,4 @@
-"""Tests of the bench of the starter weights: its requests, and its pictures."""
+"""Tests of the benchmark of the starter weights: its requests and its pictures."""
 
 from pathlib import Path
 
@@ -28,14 +28,14 @@ def scan() -> tuple[Volume, np.ndarray]:
 
 
 def test_pictures_without_real_scans_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The option was taken and nothing came of it."""
+    """The option was accepted and had no effect."""
     with pytest.raises(SystemExit):
         bench_starter.main(["--cases", "0", "--pictures", str(tmp_path)])
     assert "--real" in capsys.readouterr().err
 
 
 def test_the_bare_image_beside_a_result_is_the_same_plane_whole(scan: tuple[Volume, np.ndarray]) -> None:
-    """The bare image was the flat middle slice, the other followed the canal, and the taller one was cut."""
+    """The plain image was the flat middle slice, the other followed the canal, and the taller one was cut."""
     volume, labels = scan
     plane = Plane(volume, course_of(labels, volume.grid), sagittal=True)
     bare, named = plane.picture(None), plane.picture(labels)
@@ -66,7 +66,7 @@ def test_a_scan_in_which_nothing_is_found_is_pictured_in_its_middle(scan: tuple[
 def test_real_scans_with_labels_are_scored_as_the_gate_scores(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A level of which a quarter was labeled was found by the gate's rule and not by the bench's."""
+    """A level with a quarter of its voxels labeled was found by the gate's rule, but not by the benchmark's."""
     truth = lumbar_codes()
     found = truth.copy()
     where = np.flatnonzero(truth == DISC_T12_L1)

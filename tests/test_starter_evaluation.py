@@ -26,7 +26,7 @@ def case(
 
 
 def test_table_counts_scans_right_and_the_others_flagged_by_field_and_contrast() -> None:
-    """ "Scans all right" were those whose found levels are named right, however many were not found."""
+    """ "Scans all right" counted scans whose found levels are right, however many were not found."""
     cases = (
         case(10, 10, False),
         case(9, 9, False),
@@ -64,7 +64,7 @@ def test_a_spine_is_scored_by_what_either_step_finds() -> None:
 
 
 def test_a_report_of_nothing_is_a_table_without_figures() -> None:
-    """The mean of nothing warned."""
+    """The mean of nothing gave a warning."""
     rows = Report().table().splitlines()
     assert rows[2] == "| 1 | disc | - | 0 |"
     assert rows[-1] == "| all | 0 | - | 0 | 0 % | 0 % | 0 | 0 | 0 of 0 | - |"
@@ -92,7 +92,7 @@ def test_seconds_are_told_by_field_of_view() -> None:
 def test_flagged_is_what_the_chain_model_or_the_linter_doubts(
     certainty: str | None, missing: int, flagged: bool
 ) -> None:
-    """Real scans were flagged by the chain model alone, synthetic ones by the linter, too."""
+    """Real scans were flagged by the chain model only, synthetic ones also by the linter."""
     labels = columns.build(np.random.default_rng(1), fov="lumbar", spacing=2.0).truth
     numbering = None if certainty is None else SimpleNamespace(certainty=certainty)
     result = SimpleNamespace(labels=np.where(labels == missing, 0, labels), numbering=numbering)

@@ -50,7 +50,7 @@ def test_a_removed_image_is_gone_with_what_is_shown_for_it(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii"], ids=["same ending", "another ending"])
 def test_an_upload_never_takes_the_place_of_a_file_that_was_just_copied(tmp_path: Path, ending: str) -> None:
-    """A scan that had lain in the folder for less than some seconds was overwritten by another patient's."""
+    """A scan that had been in the folder for only a few seconds was overwritten by another patient's."""
     studies = StudiesDatastore(str(tmp_path / "studies"), auto_reload=False)
     copied, other = volume(tmp_path / "studies" / f"one{ending}"), tmp_path / "other.nii.gz"
     content = copied.read_bytes()
@@ -122,7 +122,7 @@ def test_nothing_takes_the_name_of_an_image_whose_archive_is_away(tmp_path: Path
 
 
 def test_of_a_label_in_another_format_nothing_comes_back(tmp_path: Path) -> None:
-    """A prediction saved as .nrrd was shown again once the newer one was deleted, or while its image was away."""
+    """A prediction saved as .nrrd was shown again when the newer one was deleted, or while its image was missing."""
     image, old = volume(tmp_path / "one.nii.gz"), tmp_path / ".new" / "one.nrrd"
     studies = StudiesDatastore(str(tmp_path), auto_reload=False)
     old.parent.mkdir()
@@ -138,7 +138,7 @@ def test_of_a_label_in_another_format_nothing_comes_back(tmp_path: Path) -> None
 
 
 def test_no_label_of_a_removed_image_finishes_another_one(tmp_path: Path) -> None:
-    """Copied by hand in another format, under the same tag or one that the index did not know yet."""
+    """A label may be copied by hand in another format, under the same tag or under one that the index did not know."""
     image = volume(tmp_path / "one.nii.gz")
     studies = StudiesDatastore(str(tmp_path), auto_reload=False)
     for tag in ("final", "step1"):
@@ -155,7 +155,7 @@ def test_no_label_of_a_removed_image_finishes_another_one(tmp_path: Path) -> Non
 
 
 def test_an_image_that_cannot_be_removed_keeps_its_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its finished label was gone, and the image was offered again."""
+    """The image lost its finished label and was offered again."""
     studies = StudiesDatastore(str(tmp_path), auto_reload=False)
     image = volume(tmp_path / "image" / "one.nii.gz")
     studies.add_image("one", str(image), {})
@@ -173,7 +173,7 @@ def test_an_image_that_cannot_be_removed_keeps_its_label(tmp_path: Path, monkeyp
 
 
 def test_of_a_link_the_link_alone_is_removed(server: Server) -> None:
-    """The scan in the archive that the link led to was deleted, and the link stayed."""
+    """The scan in the archive to which the link points was deleted, and the link stayed."""
     archived = server.studies.parent / "archive" / "scan.nii.gz"
     archived.parent.mkdir()
     write_volume(archived, own_image("archived", image_of(lumbar_codes())), RAS)
@@ -196,8 +196,8 @@ def test_many_who_ask_at_once_list_the_folder_once(
     followed: StudiesDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each file of a copy of thousands had the whole folder looked through, which kept the server busy for good."""
-    lists, listed = [], studies_folder.image_files
-    monkeypatch.setattr(studies_folder, "image_files", lambda folder: (lists.append(1), listed(folder))[1])
+    lists, listed = [], studies_folder.studies_files
+    monkeypatch.setattr(studies_folder, "studies_files", lambda folder: (lists.append(1), listed(folder))[1])
     for number in range(200):
         (tmp_path / f"{number}.nii.gz").touch()
     wait_for(lambda: len(followed.list_images()) == 200)
@@ -214,14 +214,14 @@ def test_nobody_waits_for_a_folder_that_is_slow_to_list(
     """Every request waited while a network drive was listed."""
     (tmp_path / "one.nii.gz").touch()
     wait_for(lambda: followed.list_images() == ["one"])
-    listed, begun, go_on = studies_folder.image_files, threading.Event(), threading.Event()
+    listed, begun, go_on = studies_folder.studies_files, threading.Event(), threading.Event()
 
     def slow(folder: Path) -> list[str]:
         begun.set()
         assert go_on.wait(20)
         return listed(folder)
 
-    monkeypatch.setattr(studies_folder, "image_files", slow)
+    monkeypatch.setattr(studies_folder, "studies_files", slow)
     time.sleep(0.1)
     first = threading.Thread(target=followed.list_images)
     first.start()
@@ -246,7 +246,7 @@ def test_a_folder_that_cannot_be_read_for_a_moment_costs_nothing(
         raise OSError(errno.ESTALE, "Stale file handle")
 
     with monkeypatch.context() as patch:
-        patch.setattr(studies_folder, "image_files", stale)
+        patch.setattr(studies_folder, "studies_files", stale)
         time.sleep(0.1)
         assert followed.list_images() == ["one"]
     (tmp_path / "two.nii.gz").touch()

@@ -116,7 +116,7 @@ def test_cord_is_wrapped_by_canal_and_ends_near_the_first_lumbar_vertebra() -> N
 
 
 def test_sacs_differ_between_people_and_the_cord_keeps_within() -> None:
-    """Cords of real necks were found a third too thin: every synthetic sac was wide."""
+    """Cords in real necks came out a third too thin, because every synthetic sac was wide."""
     spines = [make(seed, field=Field.CERVICAL) for seed in range(8)]
     areas = []
     for spine in spines:
@@ -393,7 +393,7 @@ def test_demo_studies_are_readable_named_and_repeatable(tmp_path: object) -> Non
 
 
 def test_sacral_discs_show_between_plates_and_stay_sacrum() -> None:
-    """A second L5-S was drawn on S1-S2 of real people: the synthetic sacrum had no disc that could be seen."""
+    """A second L5-S was drawn on S1-S2 of real people, because the synthetic sacrum had no visible disc."""
     heights = []
     for seed in range(6):
         spine = make(seed, field=Field.LOWER_LUMBAR, spacing_mm=(2.0, 1.0, 0.75), width_mm=60.0)
@@ -495,5 +495,5 @@ def test_fat_lies_behind_the_sac_of_the_loin_and_is_no_canal() -> None:
 
 @pytest.mark.parametrize("contrast", PRIORS)
 def test_every_tissue_has_a_brightness_between_black_and_white(contrast: str) -> None:
-    """A slip in one figure of the table makes a tissue outshine everything, and all others equally dark."""
+    """One wrong number in the table makes a tissue much brighter than all others, which then look equally dark."""
     assert {tissue: value for tissue, value in PRIORS[contrast].items() if not 0 <= value <= 1} == {}

@@ -1,4 +1,4 @@
-"""Scanner artifacts: each does what its name says, where it says, and leaves its input alone."""
+"""Tests of scanner artifacts: each does what its name says, where it says, and leaves its input unchanged."""
 
 import numpy as np
 import pytest

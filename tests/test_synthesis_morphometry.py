@@ -46,13 +46,13 @@ def average() -> SyntheticSpine:
 
 @pytest.fixture(scope="module")
 def people() -> tuple[SyntheticSpine, ...]:
-    """Among them two with a narrow canal (6, 7) and one with a low conus (6)."""
+    """Four spines, among them two with a narrow canal (6, 7) and one with a low conus (6)."""
     return tuple(draw(seed, 1.0) for seed in (2, 5, 6, 7))
 
 
 @dataclass(frozen=True)
 class Endplate:
-    """Where a disc meets a bone: a plane fitted to the voxels' common faces."""
+    """The place where a disc meets a bone: a plane fitted to the voxels' common faces."""
 
     center: VALUES
     tilt_deg: float
@@ -62,7 +62,7 @@ class Endplate:
 
 
 def endplate(spine: SyntheticSpine, disc: int | None, bone: int, *, above: bool) -> Endplate:
-    """The face of a bone that lies above the disc, or below it."""
+    """Return the face of the bone above the disc, or below it."""
     upper, lower = spine.labels[..., 1:], spine.labels[..., :-1]
     faces = (upper == bone) & (lower == disc) if above else (upper == disc) & (lower == bone)
     points = np.argwhere(faces) * SPACING
@@ -81,7 +81,7 @@ def lower_endplate(spine: SyntheticSpine, code: int) -> Endplate:
 
 
 def curves(spine: SyntheticSpine) -> tuple[float, float, float]:
-    """Sacral slope, lordosis L1-S1 and kyphosis T1-T12, by Cobb."""
+    """Return sacral slope, lordosis L1-S1 and kyphosis T1-T12, by Cobb."""
     sacrum = endplate(spine, DISCS[L5], anatomy.SACRUM, above=False).tilt_deg
     lumbar = upper_endplate(spine, L1).tilt_deg
     return -sacrum, lumbar - sacrum, lower_endplate(spine, T12).tilt_deg - upper_endplate(spine, T1).tilt_deg
@@ -112,12 +112,12 @@ def test_scoliosis_is_mild_in_most_and_marked_in_few() -> None:
 
 
 def areas(spine: SyntheticSpine, codes: tuple[int, ...]) -> VALUES:
-    """Of everything with one of the codes in each slice, mm2."""
+    """Return the area in each slice of everything with one of the codes, mm2."""
     return np.asarray(np.isin(spine.labels, codes).sum((0, 1)) * SPACING[0] * SPACING[1], dtype=np.float64)
 
 
 def cord_area(spine: SyntheticSpine, code: int) -> float:
-    """Mean along a vertebra's body."""
+    """Return the mean area along a vertebra's body."""
     top, low = (round(plate(spine, code).center[2] / SPACING[2]) for plate in (upper_endplate, lower_endplate))
     return float(areas(spine, (anatomy.CORD,))[low:top].mean())
 
@@ -138,7 +138,7 @@ def test_cord_swells_in_the_neck_and_above_the_conus(
 
 
 def levels_below(disc: int, heights: dict[int, float], z: float) -> float:
-    """How many levels a height lies below the middle of a disc."""
+    """Return how many levels a height lies below the middle of a disc."""
     order = sorted(heights.values(), reverse=True)
     return float(np.interp(-z, [-h for h in order], np.arange(len(order)))) - order.index(heights[disc])
 
@@ -196,7 +196,7 @@ def test_cord_fills_as_much_of_the_sac_of_the_neck_as_in_people() -> None:
 
 
 def test_tail_bone_follows_the_sacrum_where_the_scan_reaches_it(people: tuple[SyntheticSpine, ...]) -> None:
-    """It has no label; a scan ends 30 mm below the middle of S5 at the latest, so that none shows all of it."""
+    """The coccyx has no label, and scans end at most 30 mm below the middle of S5, so none shows all of it."""
     reached = 0
     for spine in people:
         low = np.argwhere(spine.labels == anatomy.SACRUM)[:, 2].min()
@@ -240,7 +240,8 @@ def test_bodies_grow_from_neck_to_loin(average: SyntheticSpine) -> None:
 
 
 def test_pedicles_are_as_wide_as_published() -> None:
-    """At the narrowest place just behind the body. T1 is drawn narrower than published (9.3 mm): its canal is wide."""
+    """They are measured at the narrowest place just behind the body. T1 is drawn narrower than published (9.3 mm),
+    because its canal is wide."""
     right, up = (np.arange(n, dtype=np.float32) * np.float32(0.25) for n in (160, 81))
     widths = {}
     for vertebra in bend_column(np.random.default_rng(0), 12, 5, 0.0).vertebrae[8:]:

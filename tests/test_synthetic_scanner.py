@@ -1,4 +1,4 @@
-"""Tests of the scanner of `make bench-retrain`: unknown to the weights, one protocol, and readable images."""
+"""Tests of the scanner of `make bench-retrain`: unknown to the weights, with one protocol and readable images."""
 
 import functools
 
@@ -30,7 +30,8 @@ def scan(request: pytest.FixtureRequest) -> Scan:
 
 
 def rims_over_marrow(spine: SyntheticSpine, image: FloatImage) -> list[float]:
-    """Of every disc: signal of its rim less that of the marrow beside it, in standard deviations of the noise."""
+    """Return, for every disc, the signal of its rim minus that of the marrow beside it, in standard deviations of the
+    noise."""
     found = []
     for code in DISCS:
         disc = spine.labels == code
@@ -45,12 +46,12 @@ def rims_over_marrow(spine: SyntheticSpine, image: FloatImage) -> list[float]:
 
 
 def test_a_reader_can_use_it(scan: Scan) -> None:
-    """Discs differed from vertebrae by less than the noise, in one person to this side and in the next to the other."""
+    """Discs differed from vertebrae by less than the noise, brighter in one person and darker in the next."""
     assert np.median(rims_over_marrow(*scan)) > 1
 
 
 def test_most_discs_differ_to_one_side() -> None:
-    """Of all people together: one of them may have dark marrow at some levels."""
+    """This holds for all people together, because one of them may have dark marrow at some levels."""
     over = np.concatenate([rims_over_marrow(*drawn(person)) for person in PEOPLE])
     assert np.mean(over > 0) > 0.7
 
@@ -63,7 +64,7 @@ def test_its_gray_scale_is_upside_down(scan: Scan) -> None:
 
 
 def test_its_slices_are_thick(scan: Scan) -> None:
-    """What is between the middles of two slices is interpolated: there the signal changes evenly."""
+    """Between the middles of two slices the signal is interpolated, so it changes evenly."""
     spine, _ = scan
     quiet = thick_slices(spine.tissues.astype(np.float32), 0, 4)
     bends = np.abs(np.diff(quiet, 2, axis=0)).max(axis=(1, 2))

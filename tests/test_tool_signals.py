@@ -1,4 +1,4 @@
-"""Tests that a tool that is ended by a signal leaves no server and no folder behind."""
+"""Tests that a tool that a signal ends leaves no server and no folder behind."""
 
 import os
 import signal
@@ -35,7 +35,7 @@ SECONDS = 60
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [*ENDING, signal.SIGKILL], ids=lambda number: number.name)
 def test_a_tool_takes_its_server_along(tmp_path: Path, number: signal.Signals) -> None:
-    """After SIGTERM of a benchmark its server went on, and the temporary folder stayed."""
+    """After SIGTERM of a benchmark its server kept running, and the temporary folder stayed."""
     path = os.pathsep.join(map(str, (TOOLS, APP)))
     command = [sys.executable, "-c", TOOL, str(tmp_path)]
     environment = {**os.environ, "PYTHONPATH": path}

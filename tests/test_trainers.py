@@ -38,14 +38,14 @@ pytestmark = pytest.mark.slow
 
 
 def scores_of(change: float) -> tuple[SubjectScores, ...]:
-    """Five subjects on which the candidate differs by so much."""
+    """Return the scores of five subjects on which the candidate differs by so much."""
     before, after = (CaseScore(dict.fromkeys(GROUPS, value), 10, 9, 9) for value in (0.8, 0.8 + change))
     return tuple(SubjectScores(f"s{k}", (before,), (after,)) for k in range(5))
 
 
 @pytest.fixture
 def judged(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Makes the gate see scores of our choice instead of running networks, and leaves the curves undrawn."""
+    """Gives the gate chosen scores instead of running networks, and draws no curves."""
     change = {"value": 0.1}
 
     def score(cases: Iterable[Any], **_: Any) -> tuple[SubjectScores, ...]:
@@ -67,7 +67,7 @@ def train(site: Site, **finetune: Any) -> Retrained:
 def test_corrections_become_a_served_version_that_says_what_made_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole way, with real networks in the gate; random ones find nothing, so nothing can fall."""
+    """The whole loop runs with real networks in the gate; random ones find nothing, so nothing can fall."""
     # They handle nothing either, and would judge by nothing.
     monkeypatch.setattr(gate_reference, "HANDLED", 0.0)
     site = make_site(tmp_path)
@@ -134,7 +134,8 @@ def test_step_two_learns_from_the_discs_its_own_step_one_finds(
 def test_a_step_that_no_label_teaches_stays_as_it_is(
     tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With corrected step-1 maps alone step 1 was trained to its end, then the run failed, and so did each after it."""
+    """With corrected step-1 maps only, step 1 was trained to its end, then the run failed, and so did each later
+    one."""
     site = make_site(tmp_path)
     (final,) = site.corrections.all()
     step1 = Correction(**final.__dict__ | {"step": 1})
@@ -242,7 +243,7 @@ def test_held_out_subjects_judge_and_never_train(
 def test_an_image_that_trains_under_another_name_does_not_judge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Uploaded twice, it trained under one name and was held out under the other."""
+    """An image that was uploaded twice was used for training under one name and held out under the other."""
     monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
     monkeypatch.setattr(holdout, "drawn_out", lambda subject: subject != "sub-0")
     site = make_site(tmp_path, scans=2)
@@ -294,7 +295,7 @@ def test_a_corrected_step_one_map_teaches_step_one_until_a_final_label_comes(
 def test_what_the_linter_found_is_said_and_recorded(
     tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An odd label trains as its annotator made it; whoever looks for the reason of an odd model must find it."""
+    """An odd label is used as its author made it, but whoever searches for the cause of an odd model must find it."""
     site = make_site(tmp_path)
     (final,) = site.corrections.all()
     odd = Correction(
@@ -311,7 +312,7 @@ def test_what_the_linter_found_is_said_and_recorded(
 def test_a_run_whose_labels_are_odd_goes_on_after_a_stop(
     tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What the log said of an odd label was taken for a left-out case, and no later training could begin."""
+    """The log line about an odd label was read as a left-out case, and no later training could begin."""
     site = make_site(tmp_path)
     (final,) = site.corrections.all()
     odd = Correction(**final.__dict__ | {"findings": ({"kind": "gap", "message": "L3 is missing"},)})
@@ -388,7 +389,7 @@ def test_wrong_settings_are_refused_by_name(wrong: dict[str, str]) -> None:
 
 
 def test_tasks_are_cheap_and_all_report_the_run_in_progress(tmp_path: Path, judged: dict[str, float]) -> None:
-    """The client's bar follows the first trainer only, whichever was started."""
+    """The client's progress bar follows only the first trainer, whichever was started."""
     site = Site(tmp_path / "no", ModelStore(tmp_path / "nothing"), CorrectionStore(tmp_path), lambda _: None)
     assert SpineTrainTask(site, (1,)).stats() == {}
     site = make_site(tmp_path)

@@ -28,7 +28,7 @@ ROW = demo.Row("sub-1", 1.0, "9 of 9", 0.9, "counted", "9 segments", "same", BEF
 
 
 class Server:
-    """Answers as a server whose training has ended, and tells by whom it is served now."""
+    """Answers as a server whose training has ended, and says which version is in use now."""
 
     def __init__(self, task: str, stats: dict[str, Any], models: dict[str, str]) -> None:
         self._task, self._stats, self._models = task, stats, models
@@ -48,7 +48,7 @@ class Server:
 
 @pytest.fixture
 def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """The demo with everything but its training done."""
+    """The demo with everything done but its training."""
 
     @contextmanager
     def serving(*_: Any) -> Iterator[str]:
@@ -67,10 +67,10 @@ def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPa
     ("task", "status", "models", "code", "said"),
     [
         ("DONE", "published", AFTER, 0, "Made by now:    new-1, new-2"),
-        ("DONE", "refused", BEFORE, 0, "kept, but not served. Trained in 0 s; discs fell"),
+        ("DONE", "refused", BEFORE, 0, "kept, but not in use. Trained in 0 s; discs fell"),
         ("DONE", "published", BEFORE, 1, "THE TRAINING FAILED: a version was published, but"),
         ("DONE", "published", HALF, 1, "THE TRAINING FAILED: a version was published, but"),
-        ("DONE", "refused", AFTER, 1, "THE TRAINING FAILED: the new version must not be served"),
+        ("DONE", "refused", AFTER, 1, "THE TRAINING FAILED: the new version must not be used"),
         ("DONE", "interrupted", BEFORE, 1, "THE TRAINING FAILED: it ended as 'interrupted'"),
         ("DONE", None, BEFORE, 1, "THE TRAINING FAILED: it ended as None"),
         ("ERROR", "failed", BEFORE, 1, "THE TRAINING FAILED: the training ended as ERROR:\nno room on the disk"),
@@ -87,7 +87,7 @@ def test_the_demo_fails_with_its_training(
     code: int,
     said: str,
 ) -> None:
-    """The demo ended well whatever had become of its training."""
+    """The demo ended well however its training had ended."""
     stats = {"status": status, "message": "discs fell"} if status else {}
     prepared.setattr(demo, "MONAILabelClient", lambda *_, **__: Server(task, stats, models))
     assert demo.main() == code
@@ -104,7 +104,7 @@ def test_a_demo_without_a_finished_study_fails(
 
 
 def table(new: tuple[float, float], old: tuple[float, float], levels: tuple[float, float]) -> retraining_bench.Table:
-    """Mean Dice before and after of both scanners, and the levels of the old one."""
+    """Mean Dice before and after on both scanners, and the levels of the old one."""
 
     def pair(values: tuple[float, float]) -> dict[str, float]:
         return {"before": values[0], "after": values[1]}
@@ -130,14 +130,14 @@ def table(new: tuple[float, float], old: tuple[float, float], levels: tuple[floa
 def test_the_benchmark_fails_when_something_became_worse(
     new: tuple[float, float], old: tuple[float, float], levels: tuple[float, float], half: str, worse: list[str]
 ) -> None:
-    """It ended in an error as well when all was better, only not by half."""
+    """The benchmark also ended with an error if everything became better, but not by half."""
     found = table(new, old, levels)
     assert half in retraining_bench.sentence(found["new scanner"], "new scanner")
     assert retraining_bench.worse(found) == worse
 
 
 class Scans:
-    """Answers as a server that finds no spine in scans of that name, fails on others, and is right on the rest."""
+    """Answers as a server that finds no spine in scans with that name, fails on others, and is right on the rest."""
 
     def __init__(self, folder: Path, truth: Volume) -> None:
         self._folder, self._truth = folder, truth
@@ -152,7 +152,7 @@ class Scans:
 
 
 def test_the_benchmark_counts_a_refused_scan_as_one_without_a_structure(tmp_path: Path) -> None:
-    """Left out of the mean, a model that finds no spine at all would look as good as one that finds each."""
+    """Left out of the mean, a model that finds no spine would look as good as one that finds every spine."""
     truth = Volume(lumbar_codes(), RAS.affine)
     cases = [retraining_bench.Case(name, truth) for name in ("sub-1", "sub-2 no spine")]
     scores, versions = bench_retrain.predict(Scans(tmp_path, truth), cases)
@@ -183,7 +183,7 @@ def test_the_benchmark_trains_with_what_its_command_line_says() -> None:
 
 
 def test_the_benchmark_takes_a_gpu_if_there_is_one() -> None:
-    """It computed on the CPU beside a GPU that was idle."""
+    """The benchmark used the CPU although a GPU was idle."""
     assert bench_retrain.arguments_of([]).device == "auto"
 
 

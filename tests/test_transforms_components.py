@@ -130,7 +130,7 @@ def test_look_up_is_indexing():
 
 
 def filled_slowly(labels: np.ndarray) -> np.ndarray:
-    """The canal rule voxel by voxel."""
+    """Apply the rule for the canal voxel by voxel."""
     out = labels.copy()
     cord, _ = ndimage.label(out == 1, FULL)
     if cord.any():
@@ -157,7 +157,7 @@ def test_fill_canal_is_the_rule(seed: int):
 
 
 def test_a_hole_in_the_canal_is_filled_and_a_second_cord_becomes_canal():
-    """A vertebra label inside the canal, and a speck of cord beside the cord."""
+    """There is a vertebra label inside the canal, and a speck of cord beside the cord."""
     spine = block_spine("T9", "T12")
     broken = spine.copy()
     broken[9, 15, 20:23] = 29
@@ -168,7 +168,7 @@ def test_a_hole_in_the_canal_is_filled_and_a_second_cord_becomes_canal():
 @pytest.mark.parametrize("hidden", [(CORD,), (CORD, CANAL)], ids=["cord", "canal"])
 @pytest.mark.parametrize(("gap_vox", "cord_goes_on"), [(8, True), (40, False)])
 def test_canal_and_cord_go_on_behind_a_stenosis(hidden: tuple[int, ...], gap_vox: int, cord_goes_on: bool):
-    """Below a level so narrow that no network draws it the canal was gone, and the cord had become canal."""
+    """Below a level so narrow that no network draws it, the canal was lost and the cord had become canal."""
     spine = block_spine("C2", "T12")
     gap = spine[:, :, 90 : 90 + gap_vox]
     gap[np.isin(gap, hidden)] = 0
@@ -189,7 +189,7 @@ def test_stray_canal_is_no_part_of_it():
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_both_halves_of_a_spine_that_metal_cuts_are_kept(step: int):
-    """All that lay above the screws was dropped without a word."""
+    """Everything above the screws was dropped without a word."""
     classes = classes_of(block_spine("C2", "L5"), step)
     classes[:, :, 100:140] = 0
     np.testing.assert_array_equal(one_spine(classes, step), classes)
@@ -197,7 +197,7 @@ def test_both_halves_of_a_spine_that_metal_cuts_are_kept(step: int):
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_the_part_between_two_voids_is_kept(step: int):
-    """The longer parts above and below were joined first, and all between them was dropped without a word."""
+    """The longer parts above and below were joined first, and everything between them was dropped without a word."""
     spine = block_spine("C2", "L5")
     spine[:, :, 60:90] = spine[:, :, 120:150] = 0
     np.testing.assert_array_equal(fill_canal(spine) > 0, spine > 0)
@@ -206,7 +206,7 @@ def test_the_part_between_two_voids_is_kept(step: int):
 
 
 def test_what_is_no_part_of_the_spine_is_not_kept():
-    """A second person's spine beside it (wrapped around), bone without canal, canal without a disc."""
+    """This is a second spine (wrapped around), bone without canal, and canal without a disc."""
     classes = classes_of(block_spine("T1", "L5"), 2)
     spine = np.zeros((90, *classes.shape[1:]), np.uint8)
     spine[:24] = classes
@@ -227,7 +227,7 @@ def test_odd_discs_begin_with_the_first_present():
 
 
 def test_a_missed_disc_takes_its_turn():
-    """Below a disc that step 1 had missed the marks changed places, so that step 2 drew two vertebrae as one."""
+    """Below a disc that step 1 had missed, the marks were exchanged, and step 2 drew two vertebrae as one."""
     spine = block_spine("T9", "L3")
     gone = spine == 82
     expected = np.where(gone, 0, odd_discs(spine))

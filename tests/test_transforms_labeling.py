@@ -27,7 +27,7 @@ def test_six_lumbar_vertebrae_with_both_ends_in_view():
 
 
 def test_no_landmark_no_name():
-    """Counting from nothing: the map keeps canal and cord only."""
+    """Without a landmark there is nothing to count from, and the map keeps only canal and cord."""
     spine = block_spine("T3", "T9")
     raw = classes_of(spine, 2)
     naming = name_iteratively(find_pieces(raw, 2))
@@ -56,7 +56,7 @@ def test_the_class_must_be_the_commonest_landmark_of_its_disc():
 
 @pytest.mark.parametrize(("value", "view", "disc"), [(2, ("C6", "T6"), 4), (5, ("T10", "L3"), 2)])
 def test_the_end_landmarks_must_lie_at_the_ends(value: int, view: tuple[str, str], disc: int):
-    """A C2-C3 in mid-view would shift the whole column."""
+    """A C2-C3 in the middle of the view would shift the whole column."""
     spine = block_spine(*view)
     raw = classes_of(spine, 1)
     middle = find_pieces(raw, 1).disc_map == disc
@@ -135,7 +135,7 @@ def test_a_localizer_on_another_grid_is_refused():
 
 
 def row(order: str, heights: list[float] | None = None) -> str:
-    """Interleave a row given as letters, D and V, evenly spaced unless heights say otherwise."""
+    """Interleave a row of letters, D and V, which are evenly spaced unless heights say otherwise."""
     places = list(zip(order, heights or range(len(order), 0, -1), strict=True))
     discs = [h for letter, h in places if letter == "D"]
     vertebrae = [h for letter, h in places if letter == "V"]
@@ -163,7 +163,7 @@ def test_row_of_discs_and_vertebrae(given: str, mended: str):
 
 @pytest.mark.parametrize("given", ["DVVD", "VDVVD", "VDDVD"])
 def test_at_an_end_only_what_is_nearly_level_changes_places(given: str):
-    """A vertebra missed between two discs moved the vertebra above them one level down."""
+    """A vertebra that was missed between two discs moved the vertebra above them one level down."""
     assert row(given, [12 * height for height in range(len(given), 0, -1)]) == given
 
 

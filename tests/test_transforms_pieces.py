@@ -12,7 +12,7 @@ from totalspineseg_server.transforms.pieces import Pieces, find_pieces, require_
 
 
 def codes_of(pieces: Pieces, spine: np.ndarray) -> list[str]:
-    """The name most voxels of each vertebra piece have in the truth."""
+    """Return the name that most voxels of each vertebra piece have in the truth."""
     numbered = pieces.vertebra_map
     return [NAME_OF[np.bincount(spine[numbered == k]).argmax()] for k in range(1, len(pieces.vertebrae) + 1)]
 
@@ -83,7 +83,7 @@ def test_a_cracked_disc_is_one_piece():
 
 
 def test_a_vertebra_in_pieces_is_joined():
-    """Body and posterior part without a bridge: two components of the same class, one after the other."""
+    """Body and posterior part without a bridge are two components of the same class, one after the other."""
     spine = block_spine("L1", "S")
     raw = classes_of(spine, 2)
     raw[:, 13:26][spine[:, 13:26] == 43] = 0
@@ -93,7 +93,7 @@ def test_a_vertebra_in_pieces_is_joined():
 
 
 def test_the_body_decides_the_order():
-    """A thoracic vertebra with a long process drooping past the next body came after that body."""
+    """A thoracic vertebra whose long process droops past the next body came after that body."""
     spine = block_spine("T5", "T9")
     body = np.argwhere(spine == 26)
     low = body[:, 2].min()
@@ -181,7 +181,7 @@ def test_a_disc_is_all_body():
 
 @pytest.mark.parametrize(("in_front", "body_voxels"), [(49, 0), (50, 50)])
 def test_the_tip_of_a_process_is_no_body(in_front: int, body_voxels: int):
-    """Only voxels in front of the canal's anterior wall and within its width count."""
+    """Only voxels in front of the canal and within its width count."""
     raw = np.zeros((24, 48, 20), dtype=np.uint8)
     raw[8:16, 14:24, :] = 10
     raw[8:16, 4:14, 5:15] = 7
@@ -206,14 +206,14 @@ def test_a_vertebra_is_filled_along_each_axis(axis: int):
 
 
 def test_a_missed_vertebra_does_not_join_its_neighbors():
-    """L3 was missed: L2 and L4 have the same class, follow each other, and became one vertebra."""
+    """When L3 was missed, L2 and L4, which have the same class, became one vertebra."""
     spine = block_spine("L1", "S")
     spine[spine == 43] = 0
     assert codes_of(find_pieces(classes_of(spine, 2), 2), spine) == ["L1", "L2", "L4", "L5", "sacrum"]
 
 
 def test_t13_and_l1_stay_two():
-    """T13 has the class of L1 in training maps."""
+    """In training maps T13 has the class of L1."""
     spine = block_spine("T12", "L3", thoracic=13)
     assert codes_of(find_pieces(classes_of(spine, 2), 2), spine) == ["T12", "T13", "L1", "L2"]
 
@@ -233,7 +233,7 @@ def test_a_process_hanging_into_the_view_goes_first():
 
 @pytest.mark.parametrize(("z", "is_front"), [(4, True), (6, True), (9, True), (11, False), (14, False)])
 def test_a_voxel_beside_a_gap_of_the_canal_is_measured_at_the_nearest_slice(z: int, is_front: bool) -> None:
-    """Bodies beside metal or a stenosis were measured against the next slice above, however far that was."""
+    """Bodies beside metal or a stenosis were measured at the next slice above, however far away it was."""
     canal = np.zeros((8, 20, 16), dtype=bool)
     canal[2:6, 2:5, :6] = True
     canal[2:6, 10:13, 14:] = True

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, Server]]:
-    """Two servers on one folder, each with an app folder and a log of its own."""
+    """Two servers on one folder, each with its own app folder and log."""
     folder = tmp_path_factory.mktemp("two")
     studies = folder / "studies"
     studies.mkdir()
@@ -69,7 +69,7 @@ def wait_until(true: object, server: Server) -> None:
 
 
 def test_readers_of_two_servers_get_different_images(servers: tuple[Server, Server]) -> None:
-    """What the other server had offered since this one first looked was offered again."""
+    """An image that the other server had offered since this one first looked was offered again."""
     one, other = servers
     given: list[str] = []
     for number in range(len(IMAGES)):

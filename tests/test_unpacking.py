@@ -32,7 +32,7 @@ def picture() -> np.ndarray:
 
 
 def nifti(*, shape: tuple[int, ...] = SHAPE, more: int = 0, kind: type = nib.Nifti1Image) -> bytes:
-    """A NIfTI file whose header tells of ``shape``, with so many bytes more, or less, than it should have."""
+    """A NIfTI file whose header states ``shape``, with so many bytes more or less than it should have."""
     content = bytearray(kind(picture(), np.eye(4)).to_bytes())
     header = kind.header_class(bytes(content[: kind.header_class.template_dtype.itemsize]))
     header.set_data_shape(shape)
@@ -66,7 +66,7 @@ def little_memory() -> Iterator[None]:
 
 @pytest.mark.parametrize("read", [read_image, read_labels])
 def test_no_more_is_unpacked_than_the_header_tells_of(tmp_path: Path, read: Callable[[Path], object]) -> None:
-    """A label of 2.6 MB, whose header told of 64 voxels, took 5 GB of the server's memory."""
+    """A label of 2.6 MB, whose header stated 64 voxels, took 5 GB of the server's memory."""
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(nifti(more=64 * MIB)))
     with little_memory():
         read(tmp_path / "a.nii.gz")
@@ -88,7 +88,7 @@ def test_a_nifti_file_holds_what_its_header_tells_of(
 
 
 def test_a_damaged_end_of_a_compressed_file_is_noticed(tmp_path: Path) -> None:
-    """All voxels are there by then, but the check sum says that some are wrong."""
+    """All voxels are read by then, but the check sum shows that some are wrong."""
     content = bytearray(gzip.compress(nifti()))
     content[-8] ^= 1
     (tmp_path / "a.nii.gz").write_bytes(content)
@@ -100,7 +100,7 @@ def test_a_damaged_end_of_a_compressed_file_is_noticed(tmp_path: Path) -> None:
     "junk", [b"junk", b"junk" * 1000, bytes(5) + b"junk", b"\x1f"], ids=["4", "4000", "after 0", "1"]
 )
 def test_what_lies_behind_a_compressed_file_is_ignored(tmp_path: Path, junk: bytes) -> None:
-    """The file was called damaged; gzip unpacks it."""
+    """The file was called damaged, although gzip unpacks it."""
     halves = nifti()[:500], nifti()[500:]
     for content in (gzip.compress(nifti()), b"".join(map(gzip.compress, halves))):
         (tmp_path / "a.nii.gz").write_bytes(content + junk)
@@ -125,7 +125,7 @@ def test_what_is_ignored_behind_a_file_fills_no_memory(tmp_path: Path) -> None:
 
 
 def test_extensions_of_a_header_are_passed_over(tmp_path: Path) -> None:
-    """One that told of less than nothing, or of 2 GiB, was unpacked to its end."""
+    """An extension with a negative length, or one of 2 GiB, was unpacked to its end."""
     image = nib.Nifti1Image(picture(), np.eye(4))
     image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"by hand"))
     content = bytearray(image.to_bytes())
@@ -142,7 +142,7 @@ def test_extensions_of_a_header_are_passed_over(tmp_path: Path) -> None:
 def test_a_header_that_tells_of_more_than_the_file_can_hold_is_refused(
     tmp_path: Path, name: str, shape: tuple[int, ...]
 ) -> None:
-    """2 GB were set aside for a NRRD file of one kilobyte; of a MetaImage they were taken for voxels."""
+    """2 GB of memory were used for a NRRD file of one kilobyte; for a MetaImage they were read as voxels."""
     content = {
         "a.nii": nifti(shape=shape),
         "a.nii.gz": gzip.compress(nifti(shape=shape)),
@@ -161,7 +161,7 @@ def test_a_header_that_tells_of_more_than_the_file_can_hold_is_refused(
 
 @pytest.mark.parametrize("shape", [(0, 14, 6), (-12, -14, 6)], ids=str)
 def test_a_header_of_no_voxels_is_one_sentence(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    """As a label it was an error of the server's own."""
+    """As a label, it was an error of the server itself."""
     content = bytearray(nifti())
     content[42:48] = np.array(shape, np.int16).tobytes()
     (tmp_path / "a.nii").write_bytes(content)
@@ -180,7 +180,7 @@ def test_a_compressed_file_has_an_end(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def dicom(*, deflated: bool, damaged: bool = False, uid: str = "1.2.3") -> bytes:
-    """An MR object, or one that says so, with 64 KiB of zeros."""
+    """An MR object, or one that claims to be one, with 64 KiB of zeros."""
     meta = FileMetaDataset()
     meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian if deflated else ExplicitVRLittleEndian
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MRImageStorage, uid
@@ -195,7 +195,7 @@ def dicom(*, deflated: bool, damaged: bool = False, uid: str = "1.2.3") -> bytes
 
 @pytest.mark.filterwarnings("ignore:The value length .* exceeds the maximum length")
 def test_a_deflated_dicom_file_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One of 2 MB could take 2 GB; a damaged one was an error of the server's own."""
+    """A file of 2 MB could take 2 GB, and a damaged one was an error of the server itself."""
     for deflated in (True, False):
         (tmp_path / "a.dcm").write_bytes(dicom(deflated=deflated))
         header = read_header(tmp_path / "a.dcm")

@@ -1,4 +1,4 @@
-"""Tests of what an annotator did not check: marked in a submission, kept, never trained, never scored."""
+"""Tests of what a reader did not check: marked in a submission, stored, never learned from, never scored."""
 
 import json
 from dataclasses import replace
@@ -27,7 +27,7 @@ from totalspineseg_server.anatomy import (
     column,
 )
 from totalspineseg_server.corrections.correction_store import RECORD_FILE
-from totalspineseg_server.corrections.names import Mapped, map_names
+from totalspineseg_server.corrections.submission import Mapped, map_names
 from totalspineseg_server.corrections.unreviewed import with_unreviewed, without_regions
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Grid
@@ -50,7 +50,7 @@ GRID = Grid((4, 4, 4), np.eye(4))
 
 
 def submission(*names: str, layers: int = 1) -> Submission:
-    """A slab per name along x; with two layers the last name covers half of everything in a layer of its own."""
+    """A slab for each name along x; with two layers, the last name covers half of everything in its own layer."""
     maps = [np.zeros(GRID.shape, np.uint8) for _ in range(layers)]
     segments = []
     for value, name in enumerate(names, start=1):
@@ -150,7 +150,7 @@ def scan() -> LabeledScan:
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_patches_and_files_ignore_it_and_the_loss_heeds_that(tmp_path: Path, scan: LabeledScan, step: Any) -> None:
-    """A level nobody looked at was taught as it was predicted."""
+    """A level that nobody checked was learned as it was predicted."""
     folder = ModelFolder.open(write_model_folder(tmp_path / "model", step, spacing=SPACING_MM))
     case = prepare_case(scan, folder)
     stored, files = store_cases([case], folder, tmp_path), dataset_folder(folder, tmp_path) / IDENTIFIER
@@ -169,7 +169,7 @@ def test_patches_and_files_ignore_it_and_the_loss_heeds_that(tmp_path: Path, sca
 
 
 def column_map(*hidden: int, region: bool) -> Any:
-    """The usual column as one voxel a structure, some hidden under a region or missing."""
+    """The usual column with one voxel for each structure, some hidden under a region or missing."""
     spine = column()
     codes = np.array([*spine.vertebrae, *(d for d in spine.discs if d), SACRUM, CANAL], np.uint8)
     codes[np.isin(codes, hidden)] = UNREVIEWED if region else 0
@@ -179,7 +179,7 @@ def column_map(*hidden: int, region: bool) -> Any:
 @pytest.mark.parametrize("swapped", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_hidden_discs_do_not_shift_the_marks(count: int, swapped: bool) -> None:
-    """Every other disc in view was marked, so that a hidden one turned odd into even below it."""
+    """Every other disc in view was marked, so that a hidden disc exchanged odd and even below it."""
     whole = set(marked_discs(column_map(region=False), swapped=swapped))
     hidden = DISCS[8 : 8 + count]
     assert set(marked_discs(column_map(*hidden, region=True), swapped=swapped)) == whole - set(hidden)
@@ -229,7 +229,8 @@ def test_the_holdout_is_judged_on_what_was_checked(tmp_path: Path) -> None:
 
 
 def test_published_names_hold_no_mark() -> None:
-    """Clients name the k-th published name for value k: a mark among them would shift nothing, but stand in lists."""
+    """Clients give the k-th published name to value k; a mark among the names would shift nothing, but appear in
+    lists."""
     assert "unreviewed" not in WIRE_LABELS
     assert UNREVIEWED not in NAME_OF
     assert Mapped(np.zeros((1, 1, 1), np.uint8), 2, 0, ()).unreviewed == ()

@@ -1,4 +1,5 @@
-"""Tests that structures left as predicted do not judge weights of that line, and train them little."""
+"""Tests that structures left as predicted are not used to compare weights of that line, and count little in a
+training."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -15,10 +16,10 @@ from totalspineseg_server.agreement import GROUPS, CaseScore, Left, score_case
 from totalspineseg_server.anatomy import CANAL, CODE_OF, CORD, DISC_L5_S, NAME_OF, SACRUM, UNREVIEWED, Step1
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.inbox import Inbox, Studies
-from totalspineseg_server.corrections.names import Mapped, map_names
 from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
 from totalspineseg_server.corrections.renames import compare
+from totalspineseg_server.corrections.submission import Mapped, map_names
 from totalspineseg_server.corrections.unreviewed import with_untouched
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.files import sha256_of
@@ -154,7 +155,7 @@ def test_the_record_of_a_label_names_what_was_left(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("names", [None, {"L5": "L6"}], ids=["as predicted", "renamed"])
 def test_an_empty_segment_accepts_what_was_left(tmp_path: Path, names: dict[str, str] | None) -> None:
-    """3D Slicer sends names and voxels and nothing else, so its readers could not say that they had checked."""
+    """3D Slicer sends only names and voxels, so its readers could not say that they had checked the rest."""
     record = submitted(tmp_path, TRUTH, names, empty=("C1", "Accepted"))
     assert (record.status, record.untouched, record.renamed) == ("accepted", (), ())
 
@@ -165,7 +166,7 @@ def test_a_painted_mark_of_acceptance_is_refused_with_the_remedy(tmp_path: Path)
 
 
 def test_all_is_accepted_where_a_rename_moves_every_level(tmp_path: Path) -> None:
-    """The word "all" was taken for a structure's name once other levels had followed a rename."""
+    """The word "all" was read as a structure's name once other levels had followed a rename."""
     record = submitted(tmp_path, TRUTH, {"L5": "L6"}, accepted="all")
     assert record.renumbered is not None
     assert (record.untouched, record.renamed) == ((), ())
@@ -178,7 +179,7 @@ FIRST_LEFT: Final = (CORD, SACRUM, CANAL)
 
 
 def spine(inset: int, *, shift: int = 0, codes: tuple[int, ...] | None = None) -> LabelArray:
-    """A lumbar column whose structures are drawn too thin by so many voxels, and too far in front."""
+    """A lumbar column whose structures are too thin by so many voxels, and too far in front."""
     out = np.zeros(SHAPE, np.uint8)
     top = SHAPE[2] - 4
 
@@ -203,7 +204,7 @@ POISONED = spine(2, shift=5)
 
 
 def label_of(share: float, seed: int) -> tuple[LabelArray, frozenset[int]]:
-    """A reader's label with such a share of structures as the parent drew them, and these."""
+    """A reader's label with such a share of structures as the parent drew them."""
     levels = [int(code) for code in np.random.default_rng(seed).permutation(LEVELS_DRAWN)]
     order = [*FIRST_LEFT, *levels]
     left = frozenset(order[: round(share * len(order))])
@@ -228,7 +229,8 @@ def verdict(candidate: LabelArray, share: float, *, marked: bool = True) -> Gate
 
 @pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
 def test_a_better_candidate_passes_however_much_was_left(share: float) -> None:
-    """Weights that drew everything better were refused, since the cord in all labels was what the served ones draw."""
+    """Weights that drew everything better were refused, because the cord in all labels was that of the weights in
+    use."""
     report = verdict(BETTER, share)
     assert report.publish, report.reason
     assert report.untouched == report.as_json()["untouched"] == round(share * 14) * 6
@@ -265,7 +267,7 @@ def test_a_renamed_level_judges_names_alone() -> None:
 
 
 def test_a_structure_drawn_too_wide_beside_its_truth_is_held_against_nobody() -> None:
-    """What was painted around a structure that was left counted against whoever drew it larger than the prediction."""
+    """What was painted around a structure left as predicted counted against a candidate that drew it larger."""
     disc = spine(2, codes=(DISC_L5_S,))
     truth = np.where(RIGHT == DISC_L5_S, disc, RIGHT).astype(np.uint8)
     left = Left(frozenset({DISC_L5_S}))
@@ -328,7 +330,7 @@ STEP1_ROWS: Final = list(REGIONS[1])
 
 
 def patch_of(*boxes: tuple[Step1, tuple[slice, ...]]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Classes of a patch of 24 voxels a side, its target, and logits that are right."""
+    """Return the classes of a patch of 24 voxels a side, its target, and logits that are right."""
     classes = torch.zeros((24, 24, 24), dtype=torch.uint8)
     for value, box in boxes:
         classes[box] = value.value
@@ -337,14 +339,14 @@ def patch_of(*boxes: tuple[Step1, tuple[slice, ...]]) -> tuple[torch.Tensor, tor
 
 
 def levels(logits: torch.Tensor) -> list[torch.Tensor]:
-    """As a network answers: at three resolutions, of which the coarsest does not count."""
+    """Return logits as a network does: at three resolutions, of which the coarsest does not count."""
     return [torch.nn.functional.avg_pool3d(logits, 2**k) for k in range(3)]
 
 
 @pytest.mark.parametrize("alone", [True, False], ids=["alone", "beside a drawn one"])
 @pytest.mark.parametrize("fault", ["missed", "too wide", "another name"])
 def test_a_fault_in_what_was_left_moves_the_loss_by_a_tenth(fault: str, alone: bool) -> None:
-    """Labels taught the parent's own cord as the truth. Alone in a patch a Dice does not change with its weight."""
+    """Labels taught the parent's own cord as the truth. Alone in a patch, a Dice does not change with its weight."""
     disc = (Step1.DISC_L5_S, CORE)
     drawn = (Step1.CANAL, (slice(0, 24), slice(0, 24), slice(20, 24)))
     classes, target, right = patch_of(disc, *([] if alone else [drawn]))
@@ -365,7 +367,7 @@ def test_a_fault_in_what_was_left_moves_the_loss_by_a_tenth(fault: str, alone: b
 
 
 def test_what_was_drawn_beside_it_is_taught_in_full() -> None:
-    """A canal that was drawn around an untouched cord: its border is known, that of the cord is not."""
+    """If a canal was drawn around an untouched cord, the border of the canal is known and that of the cord is not."""
     canal, cord = (slice(4, 20),) * 3, (slice(9, 15),) * 3
     far = (slice(0, 2), slice(0, 2), slice(0, 2))
     classes, target, right = patch_of((Step1.CANAL, canal), (Step1.CORD, cord), (Step1.VERTEBRAE, far))
@@ -383,7 +385,7 @@ def test_what_was_drawn_beside_it_is_taught_in_full() -> None:
 
 
 def test_a_structure_in_doubt_does_not_shrink_because_it_was_left() -> None:
-    """Taught by a tenth, and what is around it in full as background, an untouched cord became thinner."""
+    """An untouched cord that counted a tenth, in surroundings that counted fully as background, became thinner."""
     classes, target, _ = patch_of((Step1.CORD, CORE))
     weight = region_weights(classes, classes == Step1.CORD.value, 1, RIM)[None].float()
     slopes = []
@@ -416,7 +418,7 @@ def test_the_rim_is_as_wide_on_every_grid() -> None:
 
 
 def taught(root: Path, step: int, untouched: tuple[int, ...], made_by: str) -> list[Sample]:
-    """Patches of a fine-tuning of the starter weights on one label of a site."""
+    """Return the patches of a fine-tuning of the starter weights on one label of a site."""
     site = make_site(root, scans=0)
     correct(site, root, "sub-0", 0, untouched=untouched, made_by=made_by)
     (source,) = start_of(site, tiny_settings()).material.lessons(step)

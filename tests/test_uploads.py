@@ -18,7 +18,8 @@ def among(*images: str) -> Callable[[str], bool]:
 
 
 def resolved(uploads: Uploads, image: str, *fitting: str, client: str = READER, known: tuple[str, ...] = BOTH) -> str:
-    """The image that a label on some grids is filed under; "unclear" for one that is parked, "404" for none."""
+    """Return the image under which a label on some grids is filed; "unclear" if it is parked, "404" if there is
+    none."""
     try:
         return resolve_image(image, uploads.claims(client, image), among(*known), among(*fitting))
     except LabelError as error:
@@ -29,7 +30,7 @@ def resolved(uploads: Uploads, image: str, *fitting: str, client: str = READER, 
 
 
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let it be so late that no label comes at once any more."""
+    """Let so much time pass that no label can belong to an upload anymore."""
     now = module.time.monotonic()
     monkeypatch.setattr(module.time, "monotonic", lambda: now + module.AT_ONCE_SECONDS + 1)
 
@@ -41,7 +42,7 @@ def uploads() -> Uploads:
 
 @pytest.fixture
 def renamed(uploads: Uploads) -> Uploads:
-    """A reader's volume was refused its name, and uploaded under another one."""
+    """A reader's volume was refused under its name and uploaded under another one."""
     uploads.record_refusal(READER, "5: t2", "ab")
     uploads.record_upload(READER, "of Ada", "ab")
     return uploads
@@ -49,7 +50,7 @@ def renamed(uploads: Uploads) -> Uploads:
 
 @pytest.mark.parametrize("fitting", [(), ("of Ada",)], ids=["no grid", "its grid"])
 def test_a_label_of_no_image_is_none_of_another_one(uploads: Uploads, fitting: tuple[str, ...]) -> None:
-    """The label of a scan that was not uploaded was filed under the one that had been uploaded before."""
+    """The label of a scan that was not uploaded was filed under the scan that was uploaded before."""
     uploads.record_upload(READER, "of Ada", "ab")
     assert resolved(uploads, "nobody", *fitting) == "404"
 
@@ -63,7 +64,7 @@ def test_many_are_uploaded_before_the_labels_of_all_are_submitted(uploads: Uploa
 
 
 def test_a_volume_that_was_refused_its_name_gets_its_label(renamed: Uploads) -> None:
-    """3D Slicer uploads it under the new name, and sends the label at once for the old one."""
+    """3D Slicer uploads it under the new name and at once sends the label for the old one."""
     assert resolved(renamed, "5: t2", *BOTH) == "of Ada"
     assert resolved(renamed, "5: t2", "of Ada") == "of Ada", "submitted again, and on its grid alone"
     assert resolved(renamed, "5: t2", *BOTH) == "unclear", "submitted again, by whomever"
@@ -92,7 +93,7 @@ def test_who_may_have_the_other_image_open_may_have_labeled_that(
 
 
 def test_two_readers_are_refused_the_same_name(renamed: Uploads) -> None:
-    """The label of the first was taken for one of the second, or for one of the image that has the name."""
+    """The label of the first reader was filed under the second reader's image, or under the image that has the name."""
     renamed.record_refusal(READER, "5: t2", "cd")
     renamed.record_upload(READER, "of Bob", "cd")
     known = (*BOTH, "of Bob")
@@ -102,7 +103,7 @@ def test_two_readers_are_refused_the_same_name(renamed: Uploads) -> None:
 
 
 def test_a_volume_renamed_before_it_was_refused_is_not_the_image_that_has_its_name(uploads: Uploads) -> None:
-    """Its label was accepted as one of another patient's image, since the two lie on one grid."""
+    """Its label was accepted for another patient's image, because both images have the same grid."""
     uploads.record_upload(READER, "of Ada", "ab")
     assert resolved(uploads, "5: t2", *BOTH) == "unclear"
     uploads.record_upload(READER, "of Ada", "ab")

@@ -37,7 +37,7 @@ def with_forms(
     *,
     unit: str = "mm",
 ) -> Path:
-    """A NIfTI file with these forms and their codes, None for one that is not set."""
+    """A NIfTI file with these forms and codes; None for a form that is not set."""
     image = nib.Nifti1Image(picture(), np.eye(4))
     image.set_qform(qform, 0 if qform is None else codes[1])
     image.set_sform(sform, 0 if sform is None else codes[0])
@@ -68,7 +68,7 @@ def linked(path: Path, target: str) -> Path:
 
 
 def as_itk_places(path: Path) -> np.ndarray:
-    """Voxel -> RAS mm as ITK reads the file, and so 3D Slicer."""
+    """Return voxel -> RAS mm as ITK, and so 3D Slicer, reads the file."""
     image = sitk.ReadImage(str(path))
     affine = np.eye(4)
     affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
@@ -118,7 +118,7 @@ def test_written_labels_lie_on_the_grid_of_the_image(tmp_path: Path, name: str) 
 
 
 def test_what_is_written_on_a_skewed_grid_is_read_again(tmp_path: Path) -> None:
-    """Its qform, which holds no skew, placed the label elsewhere than its sform."""
+    """The qform, which cannot store a skew, placed the label elsewhere than the sform."""
     skewed = STRAIGHT + np.array([[0, 0, 0, 0], [0, 0.1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     write_volume(tmp_path / "a.nii.gz", picture(np.uint8), Grid(SHAPE, skewed))
     np.testing.assert_allclose(read_image(tmp_path / "a.nii.gz").affine, skewed, atol=1e-5)
@@ -128,7 +128,7 @@ def test_what_is_written_on_a_skewed_grid_is_read_again(tmp_path: Path) -> None:
 def test_a_label_has_a_qform_unless_that_would_place_it_elsewhere(
     tmp_path: Path, shear: float, qform_code: int
 ) -> None:
-    """Programs that look at the qform alone showed a label without one beside its image."""
+    """Programs that read only the qform showed a label without one beside its image."""
     affine = STRAIGHT + np.array([[0, 0, 0, 0], [0, shear, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     write_volume(tmp_path / "a.nii.gz", picture(np.uint8), Grid(SHAPE, affine))
     header = nib.load(tmp_path / "a.nii.gz").header
@@ -151,7 +151,7 @@ SHEARED = STRAIGHT + np.array([[0, 0, 0, 0], [0, 0.004, 0, 0], [0, 0, 0, 0], [0,
 @pytest.mark.parametrize("sform_code", range(5))
 @pytest.mark.parametrize("qform_code", range(5))
 def test_of_two_forms_the_one_counts_that_itk_follows(tmp_path: Path, sform_code: int, qform_code: int) -> None:
-    """The result followed the sform; 3D Slicer showed the image by the qform."""
+    """The result followed the sform, but 3D Slicer showed the image by the qform."""
     if not sform_code and not qform_code:
         with pytest.raises(ImageError, match="does not say how it lies"):
             read_image(with_forms(tmp_path / "a.nii", None, None))
@@ -203,7 +203,7 @@ def test_an_image_placed_in_two_ways_is_refused(
 
 
 def test_an_sform_of_another_voxel_size_than_the_header_is_refused(tmp_path: Path) -> None:
-    """ITK takes the sizes of the header, other programs those of the sform."""
+    """ITK uses the sizes in the header, other programs those of the sform."""
     path = with_forms(tmp_path / "a.nii", STRAIGHT, None)
     content = bytearray(path.read_bytes())
     header = nib.Nifti1Header(bytes(content[:348]))
@@ -217,7 +217,7 @@ def test_an_sform_of_another_voxel_size_than_the_header_is_refused(tmp_path: Pat
 @pytest.mark.parametrize(("unit", "per_mm"), [("meter", 1000), ("mm", 1), ("micron", 0.001), ("unknown", 1)])
 @pytest.mark.parametrize("forms", ["s", "q", "both"])
 def test_lengths_are_read_in_the_unit_of_the_header(tmp_path: Path, unit: str, per_mm: float, forms: str) -> None:
-    """A scan in meters was one of a voxel, and one in micrometers as large as a house."""
+    """A scan in meters was as small as a voxel, and one in micrometers as large as a house."""
     affine = np.diag([1 / per_mm, 1 / per_mm, 1 / per_mm, 1]) @ STRAIGHT
     path = with_forms(tmp_path / "a.nii", affine if forms != "q" else None, affine if forms != "s" else None, unit=unit)
     volume = read_image(path)
@@ -227,14 +227,14 @@ def test_lengths_are_read_in_the_unit_of_the_header(tmp_path: Path, unit: str, p
 
 @pytest.mark.parametrize("shape", [(2, 14, 12), (14, 2, 12), (12, 14, 2), (12, 14, 2, 3), (12, 14, 1)], ids=str)
 def test_fewer_than_three_slices_are_refused(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    """Two slices got certain names that were wrong."""
+    """Two slices got wrong names with certainty."""
     data = np.random.default_rng(0).random(shape, dtype=np.float32)
     with pytest.raises(ImageError, match=r"at least 3 slices.*whole series"):
         read_image(nifti(tmp_path / "a.nii.gz", data))
 
 
 def test_a_rotation_that_rounding_made_too_long_is_one(tmp_path: Path) -> None:
-    """Other programs read such a file, and its sform is whole."""
+    """Other programs read such a file, and its sform is valid."""
     lps = np.diag([-1.0, -1, 1, 1])
     path = with_forms(tmp_path / "a.nii", lps, lps)
     content = bytearray(path.read_bytes())
@@ -317,14 +317,14 @@ def folder(path: Path) -> Path:
 
 
 def nrrd(path: Path, *fields: str) -> Path:
-    """A NRRD file of this header."""
+    """A NRRD file with this header."""
     head = ["NRRD0004", "type: int16", "dimension: 3", f"sizes: {SHAPE[0]} {SHAPE[1]} {SHAPE[2]}", "endian: little"]
     content = "\n".join([*head, "encoding: raw", *fields, "", ""]).encode() + picture().tobytes(order="F")
     return written(path, content)
 
 
 def meta(path: Path, *fields: str) -> Path:
-    """A MetaImage file of this header."""
+    """A MetaImage file with this header."""
     size = f"DimSize = {SHAPE[0]} {SHAPE[1]} {SHAPE[2]}"
     head = ["ObjectType = Image", "NDims = 3", "BinaryData = True", "BinaryDataByteOrderMSB = False", *fields, size]
     content = "\n".join([*head, "ElementType = MET_SHORT", "ElementDataFile = LOCAL", ""]).encode()
@@ -394,7 +394,7 @@ def test_bad_images_get_one_sentence(tmp_path: Path, make, match: str) -> None:
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha", "/IM0"])
 def test_a_name_in_another_encoding_ends_no_program(tmp_path: Path, ending: str) -> None:
-    """SimpleITK ended the whole program, a run over a folder or a server, at a name that is not UTF-8."""
+    """SimpleITK ended the whole program, a run or a server, at a name that is not UTF-8."""
     plain = tmp_path / f"a{ending}"
     if ending == "/IM0":
         save(plain.parent, slices())
@@ -410,7 +410,7 @@ def test_a_name_in_another_encoding_ends_no_program(tmp_path: Path, ending: str)
 
 
 def test_corrections_of_a_header_are_not_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """What nibabel mends in a header came on the screen between the lines of a run."""
+    """What nibabel repairs in a header was printed between the lines of a run."""
     path = with_forms(tmp_path / "a.nii", STRAIGHT, STRAIGHT)
     content = bytearray(path.read_bytes())
     content[254:256] = (99).to_bytes(2, "little")
@@ -434,7 +434,7 @@ def test_bad_label_maps(tmp_path: Path, data: np.ndarray, match: str) -> None:
 
 
 def test_another_tables_numbers_are_no_codes(tmp_path: Path) -> None:
-    """A localizer that counts vertebrae from C1 = 1 made T1 to T4 of L2 to L5, with certainty."""
+    """A localizer that counts vertebrae from C1 = 1 turned L2 to L5 into T1 to T4, with certainty."""
     labels = np.zeros(SHAPE, np.uint8)
     labels[2, 2, 2] = 41
     np.testing.assert_array_equal(read_codes(nifti(tmp_path / "a.nii.gz", labels)).data, labels)

@@ -1,4 +1,4 @@
-"""Tests that a server loads its networks at the start, in the background, and reports it if it cannot."""
+"""Tests that a server loads its networks in the background when it starts, and reports it if it cannot."""
 
 import logging
 import sys
@@ -19,7 +19,7 @@ from totalspineseg_server.nnunet.runtimes import require
 
 
 def test_a_started_server_warms_up_without_a_request(server: Server):
-    """The first scan of the day took seconds longer than the second."""
+    """The first scan of the day took some seconds longer than the second."""
     deadline = time.monotonic() + START_SECONDS
     while not (server.signals / "warmed").exists():
         assert time.monotonic() < deadline, "the networks were not loaded at start"

@@ -37,7 +37,7 @@ def zip_folder(folder: Path, target: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def zips(tmp_path_factory) -> list[Path]:
-    """Zips of the official names and layout, with random weights."""
+    """Zips with the official names and layout, and random weights."""
     root = tmp_path_factory.mktemp("zips")
     made = []
     for step, asset in enumerate(assets(NEWEST), start=1):
@@ -49,7 +49,7 @@ def zips(tmp_path_factory) -> list[Path]:
 
 
 class Release(BaseHTTPRequestHandler):
-    """Serves files with ranges; drops the connection after ``drop`` bytes as often as ``drops`` says."""
+    """Serves files with ranges; drops the connection after ``drop`` bytes, ``drops`` times."""
 
     files: dict[str, bytes]
     etags: dict[str, str]
@@ -89,7 +89,7 @@ class Release(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:
-        """Quiet."""
+        """Log nothing."""
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_install_from_the_web(tmp_path, release, zips):
 
 
 def test_broken_line_is_continued(tmp_path, release, zips):
-    """A download that broke at 90 % started from zero."""
+    """A download that broke off at 90 % started from zero."""
     url, handler = release
     content = zips[0].read_bytes()
     handler.drop, handler.drops = len(content) // 3, 2
@@ -165,7 +165,7 @@ def test_later_call_continues_an_earlier_one(tmp_path, release, zips):
 
 
 def _interrupted(url: str, target: Path, handler: type[Release]) -> None:
-    """1000 bytes arrive, then nothing any more."""
+    """Return a response from which 1000 bytes arrive, and then nothing."""
     handler.drops = 1
     original = handler.drop
 
@@ -179,7 +179,7 @@ def _interrupted(url: str, target: Path, handler: type[Release]) -> None:
 
 
 def test_changed_file_is_not_glued_to_the_old_half(tmp_path, release, zips):
-    """A release replaced between two attempts gave a zip of two halves."""
+    """A release that was replaced between two attempts gave a zip of two halves."""
     url, handler = release
     name = zips[0].name
     with pytest.raises(WeightsError):
@@ -242,7 +242,7 @@ def test_installing_twice_is_quick_and_the_same(tmp_path, zips):
 
 
 def test_another_file_under_a_known_name_is_refused(tmp_path, zips):
-    """A release replaced on the server after the first installation went in unnoticed."""
+    """A release that was replaced on the server after the first installation was installed unnoticed."""
     install(tmp_path, zips=zips)
     other = tmp_path / "other" / zips[0].name
     other.parent.mkdir()
@@ -264,7 +264,7 @@ def test_expected_hash_is_compared(tmp_path, zips):
 
 
 def test_refused_download_is_not_kept(tmp_path, release):
-    """A damaged download was taken for complete and failed again at every later attempt."""
+    """A damaged download counted as complete and failed again at every later attempt."""
     url, handler = release
     good = handler.files
     handler.files = dict.fromkeys(good, b"<html>login</html>")
@@ -333,7 +333,7 @@ def entry(name: str, *, mode: int = stat.S_IFREG | 0o644) -> zipfile.ZipInfo:
 )
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_hostile_zip_is_refused_whole(tmp_path, info, match):
-    """A zip that climbs out of its folder wrote beside it."""
+    """A zip with paths outside its folder wrote files there."""
     archive = tmp_path / "bad.zip"
     with zipfile.ZipFile(archive, "w") as content:
         content.writestr("dataset.json", "{}")
@@ -354,7 +354,7 @@ def bomb() -> bytes:
 
 
 def lying_bomb() -> bytes:
-    """Says it unpacks to ten bytes."""
+    """A zip that claims to unpack to ten bytes."""
     content = bytearray(bomb())
     real = (4 << 20).to_bytes(4, "little")
     assert content.count(real) == 2
@@ -441,13 +441,13 @@ def test_a_zip_of_unknown_origin_is_not_paired_with_an_official_one(tmp_path, zi
 
 
 def test_a_second_download_is_known_by_its_name(tmp_path, zips):
-    """A browser's " (1)" made the official weights nameless."""
+    """After a browser had added " (1)" to a name, the official weights had no name."""
     names = [f"{path.stem} (1).zip" for path in zips]
     assert install(tmp_path / "model", zips=renamed(zips, tmp_path / "zips", *names)) == "official-r20260730"
 
 
 def test_renamed_zips_are_known_by_their_content(tmp_path, zips):
-    """What was installed once under its own name is known under any, one of another release included."""
+    """A file that was installed once is known by its content, under any name, even that of another release."""
     install(tmp_path / "model", zips=zips)
     plain = renamed(zips, tmp_path / "plain", "a.zip", "b.zip")
     assert install(tmp_path / "model", zips=plain) == "official-r20260730"
@@ -458,7 +458,7 @@ def test_renamed_zips_are_known_by_their_content(tmp_path, zips):
 
 
 def test_a_name_that_the_content_denies_is_refused(tmp_path):
-    """A tile of 256 x 256 x 48 voxels is that of r20251124, whatever the file is called."""
+    """A tile of 256 x 256 x 48 voxels belongs to r20251124, whatever the name of the file is."""
     made = {}
     for step in (1, 2):
         write_model_folder(tmp_path / f"step{step}", step, patch=(256, 256, 48))
@@ -470,7 +470,7 @@ def test_a_name_that_the_content_denies_is_refused(tmp_path):
 
 
 def test_extras_beside_the_checkpoint_are_no_obstacle(tmp_path, zips):
-    """A validation summary that packs well was taken for a bomb."""
+    """A validation summary that compresses well was mistaken for a zip bomb."""
     made = []
     for path in zips:
         with zipfile.ZipFile(path) as source, zipfile.ZipFile(tmp_path / path.name, "w", zipfile.ZIP_DEFLATED) as sink:

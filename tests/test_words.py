@@ -146,7 +146,7 @@ def test_a_test_module_begins_with_what_it_tests(path: Path) -> None:
 
 @pytest.mark.parametrize("name", NOT_CLEANED)
 def test_a_room_without_old_patterns_is_called_clean(name: str) -> None:
-    """A room that stays on the list although it is clean would fill with old patterns again."""
+    """A clean room that stays on the list would fill with old patterns again."""
     assert any(faults(path.read_text(encoding="utf-8")) for path in (LIB / name).rglob("*.py"))
 
 

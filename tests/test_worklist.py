@@ -123,7 +123,7 @@ def test_a_page_has_what_was_asked_for(query: Query, numbers: Any) -> None:
 
 
 class Folder:
-    """A datastore of scans by name."""
+    """A datastore with scans by name."""
 
     def __init__(self, count: int) -> None:
         self.images = [f"scan-{number:05d}" for number in range(count)]
@@ -152,7 +152,7 @@ class CountingScores(Scores):
 
 
 def test_only_a_scan_that_changed_is_read_again(tmp_path: Path) -> None:
-    """With 5000 scans every look at the page would have read 10 000 files."""
+    """With 5000 scans, every look at the page read 10 000 files."""
     predictions, seconds, studies = PredictionStore(tmp_path), [0.0], Folder(5000)
     scores, rejections = CountingScores(tmp_path, predictions, DrawnMaps(tmp_path)), Rejections(tmp_path)
     records = Records(tmp_path, scores, CorrectionStore(tmp_path), rejections, lambda image: "1")

@@ -8,9 +8,9 @@ import numpy as np
 
 from tiny_models import TRAINER, write_models
 from totalspineseg_server.corrections.correction_store import Correction, Received
-from totalspineseg_server.corrections.names import Mapped
 from totalspineseg_server.corrections.predictions import PredictionRecord
 from totalspineseg_server.corrections.receipts import Claims, Receipts, Sender
+from totalspineseg_server.corrections.submission import Mapped
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.gate.scoring import JudgedCase
 from totalspineseg_server.geometry import Volume

@@ -70,7 +70,7 @@ class Table:
 
 
 def ragged(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Jitter borders: take a neighbor's value for voxels with a high value of smooth noise."""
+    """Return classes with ragged borders: voxels with a high value of smooth noise get the value of a neighbor."""
     noise = ndimage.gaussian_filter(rng.standard_normal(classes.shape).astype(np.float32), 1.5)
     moved = np.roll(classes, 1, axis=1)
     return np.where(noise > 0.12, moved, classes)

@@ -32,11 +32,11 @@ from totalspineseg_server.synthesis import demo_studies
 LAUNCHER = f"import sys; sys.path.insert(0, {str(APP)!r}); from totalspineseg_server.cli import main; sys.exit(main())"
 SEED = 11
 SAME_STAGE = {"read image": "read", "write result": "write"}
-"""Names of stages in the server that the command has, too."""
+"""Stage of the command -> the same stage of the server."""
 
 
 def main() -> int:
-    """Run the bench; return the exit code of the cold run."""
+    """Run the benchmark; return the exit code of the cold run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scans", type=int, default=6)
     parser.add_argument("--weights", default="starter")

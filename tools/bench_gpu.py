@@ -3,11 +3,11 @@
     python tools/bench_gpu.py FOLDER                                   # random weights: seconds, waiting, memory
     python tools/bench_gpu.py FOLDER --weights MODELS --slabs SPIDER   # what real weights learn from five patients
 
-Nothing is downloaded: carry the repository with its environment, and MODELS and SPIDER where they are used. Stopped
-when ``--minutes`` are over, or killed, the same command goes on with FOLDER. It trains the step with the corrections of
-five patients (without slabs: of synthetic scans) beside synthetic replay, and prints for patches of patients who did
-not train the Dice before and after, seconds per iteration, the share of the time that the device waited for patches,
-and the peak of its memory. What it measured stands in FOLDER/bench_gpu.json. Exit code 0: it ran.
+Nothing is downloaded: carry the repository with its environment, and MODELS and SPIDER where they are used. It stops
+when ``--minutes`` are over; then, or after a kill, the same command continues with FOLDER. It trains a step on
+corrections of five patients (without slabs: of synthetic scans) and synthetic replay. For patches of other patients it
+prints the Dice before and after, the seconds per iteration, the share of the time that the device waited for patches,
+and the peak of its memory. The figures are also in FOLDER/bench_gpu.json. Exit code 0: it ran.
 """
 
 import argparse
@@ -44,14 +44,14 @@ from totalspineseg_server.synthesis import Field  # noqa: E402
 from totalspineseg_server.trainers.remembered import replay_sources  # noqa: E402
 
 RESERVE_S: Final = 60.0
-"""Seconds of the budget that are kept for measuring once more and writing."""
+"""Part of the time that is reserved for the last measurement and for writing, seconds."""
 SYNTHETIC: Final = 2
-"""Corrections, and scans that judge, where there are no slabs."""
+"""Number of corrections, and of test scans, if there are no slabs."""
 WIDTH_MM: Final = 72.0
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run it and print what was measured."""
+    """Run the benchmark and print what was measured."""
     start = time.monotonic()
     arguments = arguments_of(words)
     end = start + 60 * arguments.minutes - RESERVE_S
@@ -110,13 +110,15 @@ def arguments_of(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--weights", type=Path, metavar="MODELS", help="model folders (default: random weights)")
     parser.add_argument("--slabs", type=Path, metavar="SPIDER", help="folder of NNN_image.nii.gz and NNN_label.nii.gz")
     parser.add_argument("--step", type=int, choices=(1, 2), default=2)
-    parser.add_argument("--patch", type=int, nargs=3, default=STEP1_PATCH, metavar="N", help="of random weights")
+    parser.add_argument(
+        "--patch", type=int, nargs=3, default=STEP1_PATCH, metavar="N", help="seed of the random weights"
+    )
     parser.add_argument("--iterations", type=int, default=500)
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--optimizer", default="adamw")
-    parser.add_argument("--replay-cases", type=int, default=8, help="synthetic spines beside the corrections")
-    parser.add_argument("--patches", type=int, default=4, help="of each scan that judges")
-    parser.add_argument("--minutes", type=float, default=9.0, help="that the call may take")
+    parser.add_argument("--replay-cases", type=int, default=8, help="number of synthetic spines beside the corrections")
+    parser.add_argument("--patches", type=int, default=4, help="patches of each test scan")
+    parser.add_argument("--minutes", type=float, default=9.0, help="minutes that the call may take")
     parser.add_argument("--device", default="cuda")
     return parser.parse_args(words)
 
@@ -141,7 +143,7 @@ def training_cases(arguments: argparse.Namespace, parent: ModelFolder) -> Iterat
 
 
 def judging_cases(arguments: argparse.Namespace, parent: ModelFolder) -> Iterator[TrainingCase]:
-    """Yield scans that do not train."""
+    """Yield scans to test on."""
     for scan in scans(arguments, PREDICTED, seeds=range(SYNTHETIC, 2 * SYNTHETIC)):
         yield prepare_case(scan, parent)
 
@@ -164,10 +166,10 @@ def stored(
     """Store cases, or return those that an earlier call has stored.
 
     Args:
-        listing: File that says which; written once all are stored.
-        parent: Whose plans apply.
-        work: Where.
-        cases: Makes them.
+        listing: File with the list of cases; it is written once all are stored.
+        parent: The model whose plans apply.
+        work: Folder of the training.
+        cases: Makes the cases.
     """
     file = listing.with_name(f"{listing.name}-{parent.version}.json")
     if file.is_file():
@@ -180,7 +182,8 @@ def stored(
 
 
 def dice_of(network: torch.nn.Module, patches: Patches, count: int) -> Mapping[str, float]:
-    """Return the Dice of each region over unvaried patches; nan where it is in neither truth nor prediction."""
+    """Return the Dice of each region over patches without augmentation; nan if it is in neither truth nor
+    prediction."""
     network.eval()
     device = next(network.parameters()).device
     total = None

@@ -1,4 +1,4 @@
-"""Test the numbering under stress: synthetic columns with fields of view, mistakes and variants, and known truth.
+"""Test the numbering on difficult synthetic columns with known truth: all fields of view, mistakes and variants.
 
 Usage: python tools/bench_numbering.py [--seed N] [--quick] [--limit N] [--json FILE] [--verbose] [--pairs]
 
@@ -44,7 +44,7 @@ FINE_SHARE = 0.15
 
 @dataclass
 class Plan:
-    """One case to make."""
+    """A case to be made."""
 
     fov: str
     variant: str
@@ -75,7 +75,7 @@ class Outcome:
 
     @property
     def kind(self) -> str:
-        """Kind of case, for the table."""
+        """The kind of case, for the table."""
         if len(self.plan.mistakes) > 1:
             return "combined"
         return self.plan.mistakes[0] if self.plan.mistakes else "clean"
@@ -124,7 +124,7 @@ def draw(plan: Plan) -> columns.Case | None:
 
 
 SHARED_MISTAKES = 0.5
-"""Share of pairs whose networks make the same mistakes."""
+"""Share of pairs in which both networks make the same mistakes."""
 
 
 def named_before(plan: Plan) -> Step1Names | None:
@@ -143,8 +143,8 @@ def named_before(plan: Plan) -> Step1Names | None:
 def identified(case: columns.Case, plan: Plan) -> bool:
     """Return whether the classes in the map determine the numbering for an observer who sees them perfectly.
 
-    Landmarks on their own disc count. One is enough in a normal column without misleading ones. A misleading one needs
-    two true ones against it. A variant needs true landmarks on both sides of the unusual part.
+    Only landmarks on their own disc count. One of them is enough in a normal column without misleading landmarks;
+    against a misleading one, two are needed. A variant needs true landmarks on both sides of its unusual part.
     """
     true, misled = set(), False
     for value, code in LANDMARK_CLASS.items():
@@ -197,7 +197,7 @@ def judge(plan: Plan, case: columns.Case, step1: Step1Names | None = None) -> Ou
 
 
 def _piece_truth(case: columns.Case, numbering: Numbering) -> list[int]:
-    """Return the true code of each level's piece; 0 if it is none."""
+    """Return the true code of each level's piece; 0 if it is not a level."""
     result = []
     for level in numbering.levels:
         numbered = numbering.pieces.disc_map if level.kind is Kind.DISC else numbering.pieces.vertebra_map
@@ -213,7 +213,7 @@ def _piece_truth(case: columns.Case, numbering: Numbering) -> list[int]:
 
 
 def table(outcomes: list[Outcome], key: str) -> None:
-    """Print one line for each kind or field of view."""
+    """Print a line for each kind or field of view."""
     groups: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
         groups[getattr(outcome, key) if key == "kind" else getattr(outcome.plan, key)].append(outcome)
@@ -252,8 +252,7 @@ def _confidently_wrong(outcome: Outcome) -> bool:
 
 
 def calibration(outcomes: list[Outcome]) -> None:
-    """Print how many levels of each probability are right: in all cases, and with variants as rare as they are in
-    people.
+    """Print how many levels with each probability are right: in all cases, and with variants as rare as in people.
 
     A third of the cases are variants, which most fields of view cannot show, so the usual names are wrong more often
     than in a clinic.
@@ -280,7 +279,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="only this many random cases")
     parser.add_argument("--json", type=Path, help="write every outcome")
     parser.add_argument("--verbose", action="store_true", help="print what went wrong")
-    parser.add_argument("--pairs", action="store_true", help="step 2 alone, and with what step 1 named")
+    parser.add_argument("--pairs", action="store_true", help="step 2 alone, and with the names of step 1")
     arguments = parser.parse_args()
     outcomes, alone = [], []
     todo = [p for p in plans(arguments.seed, quick=arguments.quick) if p.step == 2 or not arguments.pairs]
@@ -306,7 +305,7 @@ def main() -> None:
     if alone:
         print("step 2 by itself:")
         table(alone, "fov")
-        print("with what step 1 named:")
+        print("with the names of step 1:")
     table(outcomes, "kind")
     table(outcomes, "fov")
     table(outcomes, "variant")

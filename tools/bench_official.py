@@ -1,8 +1,9 @@
-"""Take networks of the official shape with random weights all the way; print seconds and peak memory of each step.
+"""Take networks of the official shape with random weights through every step; print seconds and peak memory.
 
     .venv/bin/python tools/bench_official.py FOLDER [--patch 256 256 48] [--scan lumbar] [--steps make install ..]
 
-Each step is a separate process, so that its peak is its own; FOLDER keeps what the next step needs (about 8 GB).
+Each step is a separate process, so that its peak memory can be measured; FOLDER keeps what the next step needs (about 8
+GB).
 - make: write two zips like the official ones: ResidualEncoderUNet with 141 million parameters, weights and momentum;
 - install: `weights install --zip`;
 - request: the server answers one request on a synthetic scan; the networks compute every tile in full, and the labels
@@ -57,7 +58,7 @@ from totalspineseg_server.volume_io import write_volume
 FEATURES: Final = [32, 64, 128, 256, 320, 320, 320]
 BLOCKS: Final = [1, 3, 4, 6, 6, 6, 6]
 COARSEST: Final = 3
-"""Voxels along an axis below which it is not halved again."""
+"""Number of voxels along an axis that is not halved again."""
 TRAINER: Final = "nnUNetTrainerDAExtGPU__nnUNetPlans__3d_fullres"
 SEED: Final = 11
 WIDTH_MM: Final = 72.0
@@ -262,7 +263,7 @@ def official_shape(folder: Path, like: ModelFolder, patch: Sequence[int], *, mom
 
 
 def _strides(patch: Sequence[int]) -> list[list[int]]:
-    """Halve every axis from stage to stage as long as ``COARSEST`` voxels are left."""
+    """Return the strides of each stage: every axis is halved as long as ``COARSEST`` voxels are left."""
     sizes, strides = list(patch), [[1, 1, 1]]
     for _ in FEATURES[1:]:
         strides.append([2 if size >= 2 * COARSEST else 1 for size in sizes])
@@ -285,7 +286,7 @@ def _command(*words: str) -> None:
 
 
 if __name__ == "__main__":
-    # Processes that this one has started must not continue after it.
+    # Processes that this process has started must not continue after it.
     unwind_on_signals()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.exit(main())

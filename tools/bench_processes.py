@@ -1,4 +1,4 @@
-"""Measure processes and the GPU for the benches."""
+"""Measure processes and the GPU for the benchmarks."""
 
 import os
 import subprocess
@@ -8,14 +8,14 @@ import torch
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU seconds a running process has used."""
-    # The name in parentheses may hold spaces; user and system ticks are the 12th and 13th field after it.
+    """Return the CPU seconds that a running process has used."""
+    # The name in parentheses may have spaces; user and system ticks are the 12th and 13th field after it.
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def peak_mib(pid: int) -> float:
-    """Largest memory a running process has held, MiB."""
+    """Return the largest memory that a running process has used, MiB."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 

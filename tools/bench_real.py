@@ -7,10 +7,10 @@ REAL has images/NAME.nii.gz and truth/NAME_KIND.nii.gz: ``gt`` (codes of discs, 
 each vertebra, the k-th from C1), ``discpoints`` (a voxel for each disc, 3 = C2-C3), ``cord``. SPIDER has NNN_image and
 NNN_label (1 disc, 2 vertebra, 3 canal), named upward from the lowest disc if ``spider_truth.csv`` calls that clear.
 
-No scan is named with a trust to which it contributed: each SPIDER patient and each scan with points is left out of its
-own counts. Scans with ``gt`` are only measured. Patients of SPIDER that trained the starter weights
-(``spider_patients.csv``) are left out without ``--all-patients``. A scan is right if every marked level is found and
-has its name.
+For each scan, landmarks are trusted as far as the other scans show: a SPIDER patient, or a scan with points, does not
+count for itself. Scans with ``gt`` are only measured. Patients of SPIDER on whom the starter weights were trained
+(``spider_patients.csv``) are left out, unless ``--all-patients`` is given. A scan is right if every marked level is
+found and has its name.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from totalspineseg_server.errors import NoSpineError  # noqa: E402
 from totalspineseg_server.geometry import LabelArray, Volume, labels_on_grid, to_ras  # noqa: E402
 from totalspineseg_server.infers.disagreement import disagreement_of  # noqa: E402
 from totalspineseg_server.nnunet.calibration import STEPS, cord_dice, cord_logit, observe  # noqa: E402
+from totalspineseg_server.nnunet.failures import FINAL, failure  # noqa: E402
 from totalspineseg_server.nnunet.model_folder import models_in  # noqa: E402
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor  # noqa: E402
 from totalspineseg_server.nnunet.trust_file import write_trust  # noqa: E402
@@ -119,7 +120,7 @@ def spider_discs(label: LabelArray) -> dict[int, np.ndarray]:
 
 
 def disc_codes(scan: Scan, raw: LabelArray, step: int, box: Box) -> LabelArray | None:
-    """Return codes of discs on a step's part of the 1 mm grid, from truths suited to calibration; None without one."""
+    """Return codes of discs on a step's part of the 1 mm grid, from truths that are suited to calibration, or None."""
     grid = pipeline.sub_grid(scan.scan.iso.grid, box)
     if "label" in scan.truths and scan.clear:
         label = scan.truths["label"]
@@ -150,7 +151,7 @@ def disc_codes(scan: Scan, raw: LabelArray, step: int, box: Box) -> LabelArray |
 
 
 def draw(scan: Scan, networks: Mapping[int, WarmPredictor]) -> None:
-    """Run both networks, and count their landmarks."""
+    """Run both networks on a scan, and count their landmarks."""
     located = pipeline.locate(scan.scan, networks[1])
     shape = scan.scan.iso.data.shape
     whole = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
@@ -197,7 +198,7 @@ def name(scan: Scan, others: Mapping[int, Trust]) -> Result:
 
 
 def spider_outlines(truth: LabelArray, found: LabelArray) -> dict[str, float]:
-    """Return the Dice of discs, vertebrae and canal with cord, from the lowest disc up, as far as SPIDER goes."""
+    """Return the Dice of discs, vertebrae and canal with cord, from the lowest disc up to where SPIDER's labels end."""
     discs = spider_discs(truth)
     lowest = min(int(np.argwhere(mask)[:, 2].min()) for mask in discs.values())
     rows = np.flatnonzero((truth == WHOLE_CANAL).any(axis=(0, 1)))
@@ -266,7 +267,7 @@ def table(results: list[Result]) -> None:
         print(f"{group:16} {share(len(right), len(mine)):>9}  {counts[0]:42} {counts[1]}")
     unclear = [r.name for r in results if not r.clear]
     if unclear:
-        print(f"not counted, since the truth is not clear: {', '.join(unclear)}")
+        print(f"not counted, because the truth is not clear: {', '.join(unclear)}")
     for what in ("discs", "vertebrae", "canal with cord"):
         values = [r.outlines[what] for r in results if what in r.outlines]
         if values:
@@ -277,7 +278,7 @@ def table(results: list[Result]) -> None:
 
 
 def reliability(results: list[Result]) -> None:
-    """Print how many levels of each probability are right."""
+    """Print how many levels with each probability are right."""
     levels = [(p, true == code) for r in results if r.clear for true, code, p in r.levels if code]
     print("\nprobability    levels  expected   right")
     gap = 0.0
@@ -291,6 +292,29 @@ def reliability(results: list[Result]) -> None:
             )
     sure = [ok for p, ok in levels if p >= 0.9]
     print(f"of levels with 0.9 or more {np.mean(sure) if sure else 0:.1%} right; mean gap {gap:.3f}")
+
+
+def trust_of_others(scan: Scan, every: Sequence[Scan], mirror: Mapping[int, bool]) -> dict[int, Trust]:
+    """Return what all other scans tell of both networks."""
+    return {
+        step: replace(
+            sum((other.counts[step] for other in every if other is not scan and step in other.counts), Trust()),
+            mirror=mirror[step],
+        )
+        for step in STEPS
+    }
+
+
+def count_wrong_names(every: Sequence[Scan], mirror: Mapping[int, bool]) -> None:
+    """Add to the counts of each scan that has some whether its names are right by what the others tell."""
+    found = {}
+    for k, scan in enumerate(every):
+        if FINAL in scan.counts:
+            result = name(scan, trust_of_others(scan, every, mirror))
+            if any(code for _, code, _ in result.levels):
+                found[k] = failure(result.numbering, wrong=not result.right)
+    for k, counts in found.items():
+        every[k].counts[FINAL] = every[k].counts[FINAL] + counts
 
 
 def named(
@@ -311,23 +335,18 @@ def named(
             named_scans.append(scan)
         except NoSpineError as error:
             print(f"{title}: {error}", flush=True)
+    mirror = {step: models[step].trust.mirror for step in STEPS}
+    count_wrong_names(named_scans, mirror)
     if write:
         threshold = cord_logit([scan.cord_dice for scan in named_scans if scan.cord_dice is not None])
         for step in STEPS:
             counts = sum((scan.counts[step] for scan in named_scans if step in scan.counts), Trust())
-            known = replace(counts, mirror=trusts[step].mirror, cord_logit=threshold)
+            known = replace(counts, mirror=mirror[step], cord_logit=threshold)
             write_trust(models[step].path, known)
             print(f"step {step}: {known.scans} scans, cord from a logit of {-threshold} on")
     results = []
     for scan in named_scans:
-        others = {}
-        for step in STEPS:
-            sums = Trust()
-            for other in named_scans:
-                if other is not scan and step in other.counts:
-                    sums = sums + other.counts[step]
-            others[step] = replace(sums, mirror=models[step].trust.mirror)
-        result = name(scan, others)
+        result = name(scan, trust_of_others(scan, named_scans, mirror))
         results.append(result)
         wrong = [
             f"{NAME_OF[true]} named {NAME_OF.get(code, 'nothing')}" for true, code, _ in result.levels if true != code
@@ -349,7 +368,7 @@ def main() -> None:
         "--weights", type=Path, default=STARTER, help="folder with both steps (default: the starter weights)"
     )
     parser.add_argument(
-        "--all-patients", action="store_true", help="also those of SPIDER that trained the starter weights"
+        "--all-patients", action="store_true", help="also patients of SPIDER on whom the starter weights were trained"
     )
     parser.add_argument("--write-trust", action="store_true", help="write trust.json beside the weights")
     arguments = parser.parse_args()

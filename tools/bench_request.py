@@ -63,6 +63,6 @@ class ForwardClock:
 
 
 def _synchronize() -> None:
-    """Wait for a GPU, which works on while the program continues."""
+    """Wait for a GPU, which continues to work while the program runs on."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

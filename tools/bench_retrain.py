@@ -1,4 +1,5 @@
-"""Test whether correcting helps: a scanner unknown to the weights, before and after retraining on a few corrections.
+"""Test whether corrections help: a scanner that the weights do not know, before and after training on a few
+corrections.
 
 Starts the real server on a copy of the starter weights, predicts scans of a new and of the old scanner, submits
 corrections of other scans of the new one as 3D Slicer does, retrains through the train endpoint, and predicts again
@@ -55,7 +56,7 @@ FIELDS: Final = (Field.LUMBAR, Field.CERVICOTHORACIC, Field.THORACOLUMBAR)
 
 
 def main() -> int:
-    """Run the bench; return 0 if nothing became worse beyond the margin."""
+    """Run the benchmark; return 0 if nothing became worse by more than the margin."""
     arguments = arguments_of()
     start = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="totalspineseg-retrain-") as name:
@@ -101,7 +102,9 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tests", type=int, default=8, help="scans of the new scanner that are predicted")
     parser.add_argument("--old", type=int, default=4, help="scans of the old scanner that are predicted")
     parser.add_argument("--corrections", type=int, default=5, help="scans of the new scanner that are corrected")
-    parser.add_argument("--people", type=int, default=PEOPLE, help="seed of all spines; 60102 makes other people")
+    parser.add_argument(
+        "--people", type=int, default=PEOPLE, help="seed of all spines; with 60102 they are other people"
+    )
     return parser.parse_args(words)
 
 
@@ -112,7 +115,7 @@ def draw(
     scanner: Callable[[np.random.Generator, SyntheticSpine], FloatImage],
     seed: tuple[int, int],
 ) -> list[Case]:
-    """Make scans of one scanner, each of another subject, and write those that are not among the studies yet."""
+    """Make scans from one scanner, each of another subject, and write those that are not in the studies yet."""
     cases = []
     for number in range(count):
         rng = np.random.default_rng([*seed, number])

@@ -1,4 +1,4 @@
-"""Test whether correcting helps on people: slabs of the SPIDER data set before and after retraining on a few of them.
+"""Test whether corrections help on people: slabs of the SPIDER data set, before and after training on a few of them.
 
 Starts the real server, predicts patients, submits corrections of others by name, retrains through the train endpoint,
 and predicts again with the version in use after the gate, together with scans of the old synthetic scanner. A
@@ -70,15 +70,15 @@ from totalspineseg_server.registry.records import lineage  # noqa: E402
 from totalspineseg_server.volume_io import write_volume  # noqa: E402
 
 CORRECTED: Final = ("005", "052", "098", "136", "177")
-"""Patients whose corrections train, the usual five first."""
+"""Patients whose corrections are used for training, the usual five first."""
 PREDICTED: Final = ("007", "034", "065", "118", "161", "185", "220", "018", "110", "166")
-"""Patients who are predicted before and after; the starter weights are never trained on the first seven."""
+"""Patients who are predicted before and after; the starter weights were never trained on the first seven."""
 REVERSE_PREDICTED: Final = (*CORRECTED, "055", "057", "127", "129", "162")
 """Patients of the reverse split, whose corrections come from the first of ``PREDICTED``."""
 REAL_GROUPS: Final = ("discs", "vertebrae", "canal")
 """Structures in SPIDER's masks; the canal includes the cord."""
 TRAINED_ON: Final = "real_cases_sha256"
-"""Entry in the ``training.json`` beside weights: the scans of people on which they were trained."""
+"""Entry of the ``training.json`` beside weights with the scans of people on which they were trained."""
 PATIENTS, OLD, REFERENCE = "patients", "old scanner", "reference"
 DECIDING: Final = (MEAN, LEVELS, *REAL_GROUPS)
 """Measures that must not fall by more than ``MARGIN``; for the synthetic scans only the mean and the levels."""
@@ -124,7 +124,7 @@ class Found:
 
     @property
     def score(self) -> CaseScore:
-        """The score in the form that the benches compare."""
+        """The score in the form that the benchmarks compare."""
         dice = {name: math.nan if value is None else value for name, value in self.dice.items()}
         return CaseScore(dice, self.levels, self.levels_found, self.levels_right)
 
@@ -135,7 +135,7 @@ class Found:
 
 
 def main() -> int:
-    """Run the bench; return 0 if nothing became worse beyond the margin."""
+    """Run the benchmark; return 0 if nothing became worse by more than the margin."""
     arguments = arguments_of()
     try:
         table, left = run(arguments)
@@ -151,7 +151,9 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the arguments of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slabs", type=Path, help="folder of NNN_image.nii.gz and NNN_label.nii.gz")
-    parser.add_argument("--reverse", action="store_true", help="correct those who are predicted, and vice versa")
+    parser.add_argument(
+        "--reverse", action="store_true", help="correct the patients who are otherwise predicted, and vice versa"
+    )
     parser.add_argument("--tests", type=int, default=10, help="patients that are predicted before and after")
     parser.add_argument("--corrections", type=int, default=5, help="patients that are corrected")
     parser.add_argument("--old", type=int, default=4, help="scans of the old synthetic scanner that are predicted")
@@ -168,7 +170,7 @@ def split(arguments: argparse.Namespace) -> tuple[tuple[str, ...], tuple[str, ..
 
 
 def run(arguments: argparse.Namespace) -> tuple[Table, str]:
-    """Predict, correct, train and predict again, as far as that was not done before.
+    """Predict, correct, train and predict again, without repeating what was done before.
 
     Returns:
         The table, and a sentence about the remaining error.
@@ -252,7 +254,7 @@ def study(number: str) -> str:
 
 
 def learned(weights: str, predicted: Sequence[str]) -> str:
-    """Say on which of the predicted patients the initial weights may have been trained."""
+    """Return a sentence that says on which of the predicted patients the initial weights may have been trained."""
     if not trained_on_people(weights):
         return f"The weights {weights!r} record no training on people."
     trains = {patient.number for patient in read_patients() if not patient.held_out}
@@ -358,7 +360,7 @@ def reference_rows(report: Mapping[str, Any]) -> Rows:
 
 
 def print_names(before: Sequence[Found], after: Sequence[Found]) -> None:
-    """Print how many scans have the right names, and whether a reader is warned about the others."""
+    """Print how many scans have the right names, and in how many of the others a reader is warned."""
     for when, found in (("before", before), ("after", after)):
         right = sum(one.right for one in found)
         silent = sum(not one.right and not one.flagged for one in found)

@@ -1,10 +1,12 @@
-"""Test whether a score finds the scans that need a reader, and whether choosing by it teaches more than chance.
+"""Test whether a score finds the scans that need a reader, and whether choosing by it teaches more than a random
+choice.
 
     python tools/bench_selection.py offers --real FOLDER --spider FOLDER
     python tools/bench_selection.py trainings [--quick] [--out FOLDER]
 
-``offers`` trains nothing: it names real scans as ``bench_real.py`` does, orders them like *doubtful first*, and prints
-how many of the first fifth have wrong names, beside the share among all, which is the mean of a random order.
+``offers`` trains nothing: it names real scans like ``bench_real.py``, puts them into the order *doubtful first*, and
+prints how many of the first fifth have wrong names. For comparison it prints the share among all scans, which is the
+mean of a random order.
 
 ``trainings`` runs the loop of a site through the real server, about three hours on two cores: score all scans, take
 five by a strategy, correct them, train, predict test scans; three rounds, three seeds, *most to learn* against
@@ -58,13 +60,13 @@ PEOPLE: Final = 70_201
 """First part of every scan's seed; no other synthetic set of the project uses it or the numbers next to it."""
 POLL_S: Final = 2.0
 ERRORS: Final = ("outlines", "names")
-"""Measured errors: 1 - mean Dice of the groups, and the share of levels with another name."""
+"""Measured errors: 1 - mean Dice of the groups, and the share of levels with a wrong name."""
 
 
 def first_fifth(
     results: Sequence[bench_real.Result], value: Callable[[Parts], float | None]
 ) -> list[bench_real.Result]:
-    """Return the first fifth of the scans; scans without a value are last, equal ones are ordered by name."""
+    """Return the first fifth of the scans; scans without a value are last, equal scans are ordered by name."""
     ordered = sorted(results, key=lambda result: (-(value(result.parts) or 0.0), result.name))
     return ordered[: math.ceil(len(results) / FIFTH)]
 
@@ -76,7 +78,7 @@ def chance_of(hits: int, chosen: int, wrong: int, total: int) -> float:
 
 
 def offers(real: Path | None, spider: Path | None) -> None:
-    """Print the table of the half without training."""
+    """Print the table of the part without training."""
     results = [result for result in bench_real.named(real, spider) if result.levels and result.clear]
     if not results:
         sys.exit("There is no scan with a clear truth. Name a folder with --real or --spider.")
@@ -123,7 +125,8 @@ KINDS: Final = (
     Kind("sixlumbar", Field.LUMBAR, new_scanner, 1, lumbar=6),
     Kind("fewribs", Field.THORACOLUMBAR, new_scanner, 1, thoracic=11),
 )
-"""Half of the site is known to the weights; the rest is a new scanner in three fields of view, and two anomalies."""
+"""Kinds of scans of a site: the weights know half of them; the others are a new scanner in three fields of view, and
+two anomalies."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ QUICK: Final = Plan(
 
 
 def make_scans(folder: Path, seed: int, kind: Kind, count: int, plan: Plan, *, first: int) -> Iterator[Case]:
-    """Make scans of a kind as files in a folder, with their truths in memory; existing files stay."""
+    """Make scans of a kind as files in a folder, and keep their truths in memory; existing files stay."""
     for number in range(first, first + count):
         rng = np.random.default_rng([PEOPLE, seed, KINDS.index(kind), number])
         options = SpineOptions(
@@ -173,7 +176,7 @@ def make_scans(folder: Path, seed: int, kind: Kind, count: int, plan: Plan, *, f
         )
         spine = random_spine(rng, options)
         truth = Volume(spine.labels, spine.affine)
-        # The names do not begin with the kind, so that no order by name depends on it.
+        # Names do not begin with the kind, so that an order by name does not depend on it.
         name = (
             f"sub-{np.random.default_rng([PEOPLE, seed, KINDS.index(kind), number, 1]).integers(10**9):09}_{kind.name}"
         )
@@ -184,7 +187,7 @@ def make_scans(folder: Path, seed: int, kind: Kind, count: int, plan: Plan, *, f
 
 
 class Site:
-    """One site under one strategy: a studies folder, a server's models, and its progress.
+    """A site under a strategy: a studies folder, a server's models, and the progress.
 
     Args:
         folder: Folder of the site.
@@ -207,20 +210,20 @@ class Site:
             self.scans |= {case.name: case for case in make_scans(self.studies, seed, kind, count, plan, first=0)}
         self.app = folder / "app"
         if not self.app.is_dir():
-            # Moved once it is whole: half an app folder would be taken for weights.
+            # The folder is moved once it is complete, because half an app folder would be mistaken for weights.
             with partial_folder(folder) as fresh:
                 own_app(fresh, weights)
                 move_folder(fresh, self.app)
 
     def run(self, name: str, progress: Progress) -> dict[str, Any]:
-        """Run what is missing.
+        """Run the missing parts for the site.
 
         Args:
-            name: The site's.
-            progress: What is done of all sites.
+            name: Name of the site.
+            progress: The finished parts of all sites.
 
         Returns:
-            Errors ``before``, and what was found after each of the ``rounds``.
+            The errors ``before``, and the figures after each of the ``rounds``.
         """
         rounds = [f"{name}, round {number}" for number in range(1, self.plan.rounds + 1)]
         if not {f"{name}, before", *rounds} <= progress.done.keys():
@@ -237,7 +240,7 @@ class Site:
         while len(self.corrected()) < number * self.plan.corrections:
             sample = client.next_sample(self.strategy, {})
             submit(client, sample["id"], self.scans[sample["id"]].truth, self.folder)
-        # Once: another training on the same labels would be one round more.
+        # This is done once, because another training on the same labels would be another round.
         status = progress.once(
             f"{name}, training", lambda: train(client, "totalspineseg", dict(self.plan.settings), show=_show)
         )
@@ -251,7 +254,7 @@ class Site:
         }
 
     def corrected(self) -> dict[str, Any]:
-        """Return how each corrected scan was offered, according to its label's record."""
+        """Return how each corrected scan was offered, by the record of its label."""
         return {c.image: c.offered for c in CorrectionStore(self.studies / HISTORY_DIR).all()}
 
 
@@ -265,7 +268,7 @@ def scored(url: str) -> None:
 
 
 def errors_of(scores: Sequence[CaseScore]) -> dict[str, float]:
-    """Return both errors, each the mean over scans; a group that is in no scan does not count."""
+    """Return both errors, each as a mean over scans; a group that is in no scan does not count."""
     known = {measure: [v for score in scores if (v := score.value(measure)) == v] for measure in (*GROUPS, LEVELS)}
     means = {measure: float(np.mean(values)) for measure, values in known.items() if values}
     return {
@@ -275,7 +278,7 @@ def errors_of(scores: Sequence[CaseScore]) -> dict[str, float]:
 
 
 def trainings(plan: Plan, out: Path, weights: str) -> dict[str, Any]:
-    """Run what is missing of the half with trainings, and return all of it: the ``plan``, and the ``sites`` by name.
+    """Run the missing parts of the trainings; return the ``plan``, and all ``sites`` by name.
 
     Raises:
         ServerError: The folder belongs to another plan.
@@ -296,7 +299,7 @@ def curve(known: Mapping[str, Any], strategy: str, error: str) -> list[list[floa
 
 
 def table(known: Mapping[str, Any]) -> str:
-    """Return the table of error against number of corrections, mean of the sites (and of each)."""
+    """Return the table of errors by number of corrections: the mean of the sites (and of each site)."""
     step = known["plan"]["corrections"]
     lines = ["| error | corrections | " + " | ".join(STRATEGIES) + " |", "|---|---|" + "---|" * len(STRATEGIES)]
     for error in ERRORS:
@@ -311,7 +314,7 @@ def table(known: Mapping[str, Any]) -> str:
 
 
 def plot(known: Mapping[str, Any], file: Path) -> None:
-    """Plot the table: a line for the mean of each strategy, thin ones for its sites."""
+    """Plot the table: a line for the mean of each strategy, and thin lines for its sites."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -347,7 +350,7 @@ def arguments_of(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Run one half."""
+    """Run one of the two parts."""
     arguments = arguments_of(words)
     if arguments.half == "offers":
         offers(arguments.real, arguments.spider)

@@ -3,7 +3,7 @@
     python tools/bench_starter.py --cases 14
     python tools/bench_starter.py --cases 0 --real FOLDER --pictures PICTURES
 
-Real scans only report: they never choose or train weights.
+Real scans are only measured: they are never used to choose or train weights.
 """
 
 import argparse
@@ -52,7 +52,7 @@ CENTERS = {
 IMAGES = {name: files[0] for sets in (CORDS, DISCS, POINTS, CENTERS) for name, files in sets.items()} | {
     "thoracolumbar_t2": "t2_lumbar.nii.gz"
 }
-"""All scans, including those without labels."""
+"""Name -> image of every scan, including those without labels."""
 REACH_MM = 10.0
 """A marked level counts as found if a level of its kind is labeled this near; a disc is 5 to 12 mm high."""
 
@@ -130,15 +130,16 @@ def pictures(folder: Path, out: Path, one: WarmPredictor, two: WarmPredictor) ->
 
 
 def beside(volume: Volume, labels: np.ndarray) -> np.ndarray:
-    """Return the bare image beside the same plane with the labels; the middle plane if there are none."""
+    """Return the plain image beside the same plane with the labels; the middle plane if there are no labels."""
     plane = Plane(volume, course_of(labels, volume.grid), sagittal=True)
     pair = plane.picture(None), plane.picture(labels)
-    high = max(map(len, pair))  # tags may need room below
+    high = max(map(len, pair))  # Tags may need room below the picture.
     return np.concatenate([np.pad(rgb, ((0, high - len(rgb)), (0, 0), (0, 0))) for rgb in pair], axis=1)
 
 
 def marked(path: Path, found: np.ndarray, names: dict[int, int], kind: tuple[int, ...]) -> tuple[int, int, int]:
-    """Return how many levels are marked by points, found, and named right by the nearest label."""
+    """Return how many levels are marked by points, how many of these are found, and how many the nearest label names
+    right."""
     image = nib.load(path)
     points = np.asarray(image.dataobj)
     voxels = np.argwhere(np.isin(found, kind))
@@ -161,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", type=int, default=14, help="synthetic spines")
     parser.add_argument("--seed", type=int, default=EVALUATION_SEED)
     parser.add_argument("--real", type=Path, help="folder of real scans with labels")
-    parser.add_argument("--pictures", type=Path, help="where to save a picture of each real scan with its result")
+    parser.add_argument("--pictures", type=Path, help="folder for a picture of each real scan with its result")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args(arguments)

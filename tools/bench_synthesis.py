@@ -20,13 +20,13 @@ SEED = 515
 WIDTH_MM, DEPTH_MM = 80.0, 200.0
 """Extent of a usual sagittal series, as tall as its field."""
 RANDOM_SPINES = 6
-"""How many times as many spines of random fields and extents, which differ more."""
+"""How many times as many spines with random fields and extents are drawn, because these differ more."""
 
 
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--spines", type=int, default=3, metavar="N", help="of each field")
+    parser.add_argument("--spines", type=int, default=3, metavar="N", help="spines of each field")
     count = parser.parse_args().spines
     print("| field of view | million voxels | anatomy, s | image, s |\n|---|---|---|---|")
     for field in Field:

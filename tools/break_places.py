@@ -1,11 +1,11 @@
-"""Breaks random places of the package, one at a time, and says which of them no test notices.
+"""Break random places of the package, one at a time, and say which of them no test notices.
 
     .venv/bin/python tools/break_places.py --seed 7 [--count 10] [--fast] [--only numbering/chain.py]
 
-Of each place one expression is changed: a comparison flipped, a condition negated, a number made another. The test
-files that import the module run on it, first those of `make test-fast`, then the others (not with --fast). The project
-itself is not touched: everything happens in a copy beside the temporary files. Exit code 1: something survived; read
-the place, then write the test that would have failed, or find that the change makes no difference.
+In each place one expression is changed: a comparison is flipped, a condition negated, or a number replaced. Then the
+test files that import the module are run, first those of `make test-fast`, then the others (not with --fast). The
+project itself is not changed: everything happens in a temporary copy. Exit code 1: a change survived; read the place,
+and write the test that would have failed, or find that the change makes no difference.
 """
 
 import argparse
@@ -29,10 +29,10 @@ from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
 FAST = "not slow and not release and not browser and not ohif and not slicer"
 OTHERS = "slow and not release and not browser and not ohif and not slicer"
 NO_TESTS = 5
-"""pytest's exit code where no test was chosen."""
+"""pytest's exit code if no test was chosen."""
 _PAIRS = ((ast.Lt, ast.GtE), (ast.Gt, ast.LtE), (ast.Eq, ast.NotEq), (ast.In, ast.NotIn), (ast.Is, ast.IsNot))
 OPPOSITE = {one: other for pair in _PAIRS for one, other in (pair, pair[::-1])}
-"""A comparison -> what is true where it is not."""
+"""Comparison -> the opposite comparison."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Place:
         line: Its line, from 1.
         start: Its first byte in the file.
         end: The byte after its last one.
-        old: What stands there.
-        new: What is written there.
+        old: The text of the expression.
+        new: The text that replaces it.
     """
 
     line: int
@@ -55,7 +55,7 @@ class Place:
 
 
 def places(source: str) -> list[Place]:
-    """Return what can be broken in a Python file, in the order of its text."""
+    """Return the places of a Python file that can be broken, in the order of the text."""
     starts = [0]
     for line in source.encode().splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
@@ -79,13 +79,13 @@ def _changes(tree: ast.AST) -> Iterator[tuple[ast.expr, str]]:
 
 
 def broken(source: str, place: Place) -> str:
-    """Return a file's text with one place broken."""
+    """Return the text of a file with one place broken."""
     content = source.encode()
     return (content[: place.start] + place.new.encode() + content[place.end :]).decode()
 
 
 def imported(path: Path) -> set[str]:
-    """Return the names of the modules, or of what is in them, that a file imports."""
+    """Return the names of the modules, and of their contents, that a file imports."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -96,7 +96,7 @@ def imported(path: Path) -> set[str]:
 
 
 def tests_of(module: str, root: Path) -> list[Path]:
-    """Return the test files that import a module; where none does, those of the modules that import it, and so on.
+    """Return the test files that import a module; if there are none, those of the modules that import it, and so on.
 
     Args:
         module: Such as ``numbering.chain``.
@@ -119,14 +119,14 @@ def _module(path: Path, root: Path) -> str:
 
 
 def noticed(file: Path, text: str, tests: Sequence[Path], root: Path, expression: str) -> str:
-    """Return which test fails with another text of a file, but not with its own; or nothing.
+    """Return the test that fails with a changed file but not with the original one, or "".
 
     Args:
-        file: Has its own text afterwards.
-        text: What it holds meanwhile.
+        file: The file; it has its own text again afterwards.
+        text: The changed text.
         tests: Files of tests.
         root: The project.
-        expression: Marks of the tests that run.
+        expression: Expression of pytest marks that chooses the tests.
     """
     own, useless = file.read_text(encoding="utf-8"), list[str]()
     while True:
@@ -141,7 +141,7 @@ def noticed(file: Path, text: str, tests: Sequence[Path], root: Path, expression
 
 
 def _failing(words: Sequence[str], root: Path, expression: str) -> str:
-    """Return the first test that fails, or nothing."""
+    """Return the first test that fails, or ""."""
     pytest = [str(ROOT / ".venv" / "bin" / "python"), "-m", "pytest", "-x", "-m", expression, "-p", "no:cacheprovider"]
     done = subprocess.run([*pytest, *words], cwd=root, capture_output=True, encoding="utf-8", check=False)
     if done.returncode in (0, NO_TESTS):
@@ -164,13 +164,13 @@ def main(words: Sequence[str] | None = None) -> int:
     """Break the places one after the other; return 1 if a break was not noticed.
 
     Args:
-        words: Arguments; those of the command line when left out.
+        words: Arguments; None for those of the command line.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, required=True, help="another seed breaks other places")
+    parser.add_argument("--seed", type=int, required=True, help="seed of the choice of places")
     parser.add_argument("--count", type=int, default=10, help="how many places to break (default: 10)")
-    parser.add_argument("--fast", action="store_true", help="run the tests of make test-fast alone")
-    parser.add_argument("--only", default="", help="break files of the package whose path begins so")
+    parser.add_argument("--fast", action="store_true", help="run only the tests of make test-fast")
+    parser.add_argument("--only", default="", help="break only files of the package whose path begins with this")
     arguments = parser.parse_args(words)
     survivors = 0
     with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,7 @@ COUNTS = ("num_statements", "covered_lines", "num_branches", "covered_branches")
 
 
 def table(files: Mapping[str, Mapping[str, Mapping[str, int]]]) -> list[str]:
-    """Return a line for each folder of the package and one for all.
+    """Return a line for each folder of the package, and one for all.
 
     Args:
         files: Path -> entry of the file in ``coverage json``.

@@ -37,7 +37,7 @@ from totalspineseg_server.volume_io import read_image, read_labels, write_volume
 SEED = 7
 PUBLISHED = "published"
 NOT_SERVED = ("refused", "kept")
-"""Status of a training whose version exists but is not served, for a reason."""
+"""Status of a training whose version exists but is, for a reason, not put into use."""
 MIN_VOXELS = 50
 """A structure of the truth with fewer voxels is a sliver at the edge and does not count."""
 TRAINING = {"iterations": "4", "batch_size": "1", "learning_rate": "1e-5", "replay_cases": "1"}
@@ -173,7 +173,7 @@ def compare(codes: npt.NDArray[np.uint8], truth: npt.NDArray[np.uint8]) -> tuple
 
 
 def refused(client: MONAILabelClient, studies: Path, folder: Path) -> str:
-    """Return the server's answer to a label with an unknown name."""
+    """Submit a label with an unknown name; return the server's answer."""
     study = sorted(studies.glob("*.nii.gz"))[0]
     image = read_image(study)
     label = folder / "unknown.nii.gz"
@@ -201,7 +201,7 @@ def retrained(client: MONAILabelClient, rows: list[Row]) -> Trained:
 
 
 def verdict(stats: Mapping[str, Any], before: Mapping[str, str], after: Mapping[str, str]) -> Trained:
-    """Check that the training did what it reports: a published version is used, a refused one is not.
+    """Return whether the training did what it reports: a published version is used, a refused one is not.
 
     Args:
         stats: The trainers' report at the end.
@@ -217,8 +217,10 @@ def verdict(stats: Mapping[str, Any], before: Mapping[str, str], after: Mapping[
         return Trained(False, f"THE TRAINING FAILED: a version was published, but the ones before still answer. {text}")
     if status in NOT_SERVED:
         if dict(after) == dict(before):
-            return Trained(True, f"The new version is kept, but not served. {text}")
-        return Trained(False, f"THE TRAINING FAILED: the new version must not be served, but others answer. {text}")
+            return Trained(True, f"The new version is kept, but not in use. {text}")
+        return Trained(
+            False, f"THE TRAINING FAILED: the new version must not be used, but other weights answer. {text}"
+        )
     return Trained(False, f"THE TRAINING FAILED: it ended as {status!r} instead of published or refused. {text}")
 
 

@@ -1,4 +1,4 @@
-"""Send requests that nobody would write, made from the server's own description; none may cause a fault of the server.
+"""Send odd requests, made from the server's own description; none of them may cause a fault of the server.
 
 Starts a server on a loopback port with phantoms to label and networks that take no time, sends it at least CALLS
 requests (allowed by the description or not), and prints the answers by operation. Exit code 1: an answer of 500 or
@@ -32,13 +32,13 @@ CALLS = 2000
 EXAMPLES = 80
 """Random requests for each operation, besides those at the limits of its schema; together more than CALLS."""
 SECONDS = 1800
-"""Ten times the duration on a quiet machine; after that the run has failed."""
+"""Time after which the run has failed, seconds: ten times the duration on a quiet machine."""
 ANSWER_SECONDS = 120
 REASONS = 25
 LABELED = "z-last"
-"""The image whose label is made in advance."""
+"""Name of the image whose label is made in advance."""
 ADDED, SPARE = 5, 20
-"""Images and sessions that may be removed."""
+"""Number of images and sessions that may be removed."""
 FAULT = 500
 
 
@@ -90,7 +90,7 @@ def fuzz(server: Server, arguments: argparse.Namespace, folder: Path) -> int:
 
 
 def known_values(server: Server, folder: Path, seed: int) -> dict[str, Any]:
-    """Return what exists on the server, and files that it accepts, for tools/fuzz_hooks.py."""
+    """Return the ids that exist on the server, and files that it accepts, for tools/fuzz_hooks.py."""
     images = sorted(path for path in server.studies.iterdir() if path.name.endswith(IMAGE_SUFFIXES))
     label = folder / "label.nrrd"
     answer = requests.post(
@@ -101,7 +101,7 @@ def known_values(server: Server, folder: Path, seed: int) -> dict[str, Any]:
     )
     answer.raise_for_status()
     label.write_bytes(answer.content)
-    # The host's uploads move files, and a request may delete images of the studies.
+    # MONAI Label moves uploaded files, and a request may delete images of the studies.
     copies = [Path(shutil.copy(path, folder)) for path in images]
     names = [stem(path) for path in images]
     sessions = [session(server, copies[:1]), session(server, copies)]
@@ -117,7 +117,7 @@ def known_values(server: Server, folder: Path, seed: int) -> dict[str, Any]:
             "tag": ["final", "original", "step1"],
             "session_id": sessions,
         },
-        # Keep what the other requests need.
+        # These must stay, because other requests need them.
         "instead": {
             "PUT /datastore/image": {"image": added},
             "DELETE /datastore/image": {"id": added},
@@ -131,7 +131,7 @@ def known_values(server: Server, folder: Path, seed: int) -> dict[str, Any]:
 
 
 def session(server: Server, files: Sequence[Path]) -> str:
-    """Make a session with one file or several; return its id."""
+    """Make a session with one or several files; return its id."""
     parts = [("files", (path.name, path.read_bytes())) for path in files]
     answer = requests.put(f"{server.url}/session/", files=parts, timeout=ANSWER_SECONDS)
     answer.raise_for_status()

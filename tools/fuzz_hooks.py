@@ -28,10 +28,10 @@ NAMES = (
     "series.zip",
     "",
 )
-"""Names of files, some of which are not valid."""
+"""Names of files, some of them not valid."""
 OK = 200
 REASON = 70
-"""Letters of a refusal that are kept."""
+"""Number of letters of a refusal that are kept."""
 MADE = {"PUT /session/": ("session_id", "session_id"), "PUT /datastore/image": ("image", "image")}
 """Operation -> parameter whose values it creates, and the field of its answer with them."""
 FILES = {"file": "images", "label": "labels"}

@@ -1,4 +1,4 @@
-"""Serve with separate models and train through the server, for the demo and the benches."""
+"""Run a server with its own models and train through it, for the demo and the benchmarks."""
 
 import shutil
 import sys
@@ -20,7 +20,7 @@ __all__ = ["APP", "ROOT", "UNFINISHED", "TrainingFailedError", "own_app", "servi
 POLL_S: Final = 2.0
 LAST_LINES: Final = 5
 UNFINISHED: Final = ("SUBMITTED", "RUNNING")
-"""The host's status of a task that has not ended."""
+"""MONAI Label's status of a task that has not ended."""
 
 
 class TrainingFailedError(RuntimeError):
@@ -28,14 +28,14 @@ class TrainingFailedError(RuntimeError):
 
 
 def own_app(folder: Path, weights: str = "") -> ModelStore:
-    """Make an app folder whose models can be trained and published without changing the project's.
+    """Make an app folder whose models can be trained and published without changing those of the project.
 
     Args:
         folder: The new folder.
         weights: Weights that it serves at first, as for ``totalspineseg serve``.
 
     Returns:
-        Its models: a copy of the weights, which is in use.
+        The models of the new folder: a copy of the weights, which is in use.
     """
     store = ModelStore(folder / "model")
     store.model_dir.mkdir(parents=True)

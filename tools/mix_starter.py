@@ -1,4 +1,4 @@
-"""Average two starter folders of one line, to keep what a training learned and forget less.
+"""Average two starter folders, one trained from the other, to keep what was learned and forget less.
 
     python tools/mix_starter.py BEFORE TRAINED OUT --share 0.5
 
@@ -40,7 +40,7 @@ def mix(before: Path, trained: Path, out: Path, share: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("before", type=Path, metavar="BEFORE", help="starter folder that the training began from")
+    parser.add_argument("before", type=Path, metavar="BEFORE", help="starter folder from which the training began")
     parser.add_argument("trained", type=Path, metavar="TRAINED", help="starter folder that the training wrote")
     parser.add_argument("out", type=Path, metavar="OUT", help="starter folder to write")
     parser.add_argument("--share", type=float, default=0.5, metavar="0..1", help="share of TRAINED (default: 0.5)")

@@ -22,7 +22,7 @@ from totalspineseg_server.processes import free_port, stop, tied, unwind_on_sign
 
 INDEXES = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "UV_INDEX_URL", "UV_DEFAULT_INDEX", "http_proxy", "https_proxy")
 NOWHERE = "http://127.0.0.1:9"
-"""No program listens there, so a request for a package ends the installation."""
+"""Address where no program listens, so that a request for a package ends the installation."""
 START_SECONDS = 120
 FROM_PYTHON = """
 import sys

@@ -32,8 +32,8 @@ class Figure:
     Attributes:
         name: Name with the unit.
         pattern: Regular expression whose first group is the number; its last match counts.
-        floor: Least allowed value, or None.
-        ceiling: Greatest allowed value, or None.
+        floor: Smallest allowed value, or None.
+        ceiling: Largest allowed value, or None.
     """
 
     name: str
@@ -134,7 +134,7 @@ CHECKS = (
     Check("bench-cli", ("make", "bench-cli")),
     Check("bench-runtimes", ("make", "bench-runtimes")),
 )
-"""Checks in the order of their run; the shortest ones that find most come first."""
+"""The checks in the order in which they run; short ones that find most come first."""
 
 
 def run(check: Check, out: Path) -> Outcome:

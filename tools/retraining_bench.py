@@ -1,4 +1,4 @@
-"""Shared parts of the retraining benches: predicting, submitting as 3D Slicer does, comparing."""
+"""Share between the benchmarks of retraining how they predict, submit as 3D Slicer does, and compare."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ from totalspineseg_server.trainers.retrain_settings import RetrainSettings
 from totalspineseg_server.volume_io import read_labels, write_volume
 
 HALVED: Final = 0.5
-"""Largest share of the error that may be left."""
+"""Largest share of the error that may be left, for the aim to be reached."""
 REFUSED: Final = "Status: 422"
 """Part of the client's error if the server answered, but found no spine."""
 SETTINGS: Final = ("iterations", "batch_size", "learning_rate", "replay_cases", "replay_share", "device")
@@ -46,8 +46,8 @@ class Progress:
     """The finished parts of a run, in a file that a repeated command reads.
 
     Args:
-        file: Where; its folder is made when missing.
-        about: What the run is about; another one does not go on with it.
+        file: The file; its folder is made if it is missing.
+        about: Settings of the run; a run with other settings does not continue it.
 
     Raises:
         ServerError: The file is about another run.
@@ -55,7 +55,7 @@ class Progress:
 
     def __init__(self, file: Path, about: Mapping[str, Any]) -> None:
         self._file = file
-        # As JSON reads it back.
+        # Compare in the form that JSON reads back.
         known = json.loads(json.dumps(about))
         self.done: dict[str, Any] = read_json(file) if file.exists() else {"about": known}
         if self.done.get("about") != known:
@@ -67,7 +67,7 @@ class Progress:
         write_json(file, self.done)
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
-        """Return what was made under a name, now or before."""
+        """Return what was made under a name, or make it."""
         if name not in self.done:
             self.done[name] = make()
             write_json(self._file, self.done)
@@ -76,7 +76,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Case:
-    """One scan of a bench with its truth in codes; a scan outside the studies has a ``file``, which is sent along."""
+    """A scan of a benchmark with its truth in codes; a scan outside the studies has a ``file``, which is sent along."""
 
     name: str
     truth: Volume
@@ -88,7 +88,7 @@ class Answer:
     """The server's prediction of a scan.
 
     Attributes:
-        codes: On the grid of the image; all 0 if no spine was found.
+        codes: Codes on the grid of the image; all 0 if no spine was found.
         versions: Versions that made it.
         certainty: Certainty of the names; empty if there are none.
     """
@@ -146,7 +146,7 @@ def submit(client: MONAILabelClient, name: str, label: Volume, folder: Path, *, 
         unreviewed: Names of structures that nobody checked.
     """
     file = folder / "label.nii.gz"
-    # A separate segment after the published ones, as a reader adds it.
+    # This is a separate segment after the published ones, as a reader adds it.
     region = len(WIRE_LABELS) + 1
     wire = np.where(label.data == UNREVIEWED, np.uint8(region), to_wire(without_regions(label.data)))
     write_volume(file, wire, label.grid)
@@ -168,13 +168,13 @@ def rows_of(
 
 
 def error_left(rows: Rows, measure: str) -> float:
-    """Return the share of an error that is left; 0 if there was none."""
+    """Return the share of an error that is left; 0 if there was no error."""
     before, after = (1 - rows[measure][when] for when in ("before", "after"))
     return after / before if before else 0.0
 
 
 def sentence(rows: Rows, kind: str) -> str:
-    """Say how much of the error on a kind of scans is left, and whether half of it is gone."""
+    """Return a sentence that says how much of the error on a kind of scans is left, and whether half of it is gone."""
     left = {measure: error_left(rows, measure) for measure in MEASURES}
     text = ", ".join(f"{measure} {share:.0%}" for measure, share in left.items())
     half = "half of it is gone" if left[MEAN] <= HALVED else "half of it is not gone yet"

@@ -1,4 +1,4 @@
-"""The table of rooms in ``docs/design.md``, for the test of the layers and for the tool that counts the walks."""
+"""Read the table of rooms in ``docs/design.md``, for the test of the layers and the tool that counts the walks."""
 
 import re
 from pathlib import Path
@@ -15,14 +15,14 @@ def layers() -> dict[str, int]:
     """Return the layer of each room, the lowest first.
 
     Raises:
-        ValueError: A room stands in the table twice.
+        ValueError: A room is in the table twice.
     """
     found: dict[str, int] = {}
     for line in DESIGN.read_text(encoding="utf-8").splitlines():
         if row := ROW.match(line):
             for room in re.findall(r"`([a-z_]+)/?`", row[2]):
                 if room in found:
-                    raise ValueError(f"{room!r} stands in the table of rooms twice")
+                    raise ValueError(f"{room!r} is in the table of rooms twice")
                 found[room] = int(row[1])
     return found
 

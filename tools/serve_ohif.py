@@ -20,6 +20,7 @@ from totalspineseg_server.cli import EXIT_USAGE  # noqa: E402
 from totalspineseg_server.errors import TotalSpineSegError  # noqa: E402
 from totalspineseg_server.front.sockets import listening  # noqa: E402
 from totalspineseg_server.pacs.orthanc import Orthanc, fill, running_orthanc  # noqa: E402
+from totalspineseg_server.places import app_dir  # noqa: E402
 from totalspineseg_server.processes import free_port, unwind_on_signals  # noqa: E402
 from totalspineseg_server.server import DEFAULT_HOST, DEFAULT_PORT, require_dicomweb, require_weights, serve  # noqa: E402
 
@@ -42,10 +43,10 @@ def main() -> int:
     if not arguments.dicomweb:
         pacs = running_orthanc(folder / "orthanc", free_port())
     try:
-        # Check this before a PACS is started and filled; ``serve`` checks again.
+        # Check this before a PACS is started and filled; ``serve`` checks it again.
         if arguments.dicomweb:
             require_dicomweb(arguments.dicomweb)
-        require_weights(arguments.weights)
+        require_weights(arguments.weights, app_dir=app_dir())
         with listening(arguments.host, arguments.port):
             pass
         with pacs as orthanc:

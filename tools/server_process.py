@@ -21,7 +21,8 @@ if str(APP) not in sys.path:
 from totalspineseg_server.processes import free_port, stop, tied  # noqa: E402
 
 START_SECONDS: Final = 300
-"""The first start after an installation compiles every module; later ones take 4 s on a quiet machine."""
+"""Longest time for a start, seconds. The first start after an installation compiles every module; later ones take 4 s
+on a quiet machine."""
 LOG_TAIL: Final = 3000
 RUN: Final = """
 import json, sys
@@ -49,15 +50,15 @@ def server_process(
 ) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
     """Run a server while this block runs, and stop it at the end with the processes that it started.
 
-    A program that uses this calls ``processes.unwind_on_signals`` first; otherwise a signal would end it before the
-    server is stopped.
+    A program that uses this should call ``processes.unwind_on_signals`` first; otherwise a signal would end it before
+    the server is stopped.
 
     Args:
         studies: Folder of images, or a DICOMweb address.
-        app: Folder of the app; the working folder of the process.
+        app: Folder of the app, which is the working folder of the process.
         log: File for its output.
         modules: Folders of other modules that the app imports.
-        environment: Variables to add to this process's.
+        environment: Variables to add to those of this process.
         started: Called with the server's process id before it answers.
         options: Other options of ``server.serve``.
 
@@ -93,7 +94,7 @@ def _wait(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
         if process.poll() is not None:
             raise StartError(f"the server ended:\n{_end(log)}")
         try:
-            # Any answer will do, even a refusal because of authentication.
+            # Any answer will do, even a refusal because the client is not signed in.
             requests.get(f"{url}/info/", timeout=30)
         except requests.RequestException:
             time.sleep(0.1)

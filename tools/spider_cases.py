@@ -4,9 +4,9 @@
     python tools/spider_cases.py SLABS CASES --held-out # those that choose and report
 
 A slab is NNN_image.nii.gz with NNN_label.nii.gz: 1 disc, 2 vertebra with its processes, 3 canal with the cord inside.
-Names are counted upward from the lowest disc, which is on the sacrum. What SPIDER does not show does not train: whether
-the sacrum is below that disc, whether the canal above L3 has cord, where the canal ends below, and what is above the
-topmost disc. It is known, and trained, that there is no disc below the lowest one.
+Names are counted upward from the lowest disc, which is on the sacrum. Nothing is learned about what SPIDER does not
+show: whether the sacrum is below that disc, whether the canal above L3 contains cord, where the canal ends below, and
+what is above the topmost disc. That there is no disc below the lowest one is known, and learned.
 
 Source: van der Graaf et al., Lumbar spine segmentation in MR images, Sci Data 2024; Zenodo 10159290; CC BY 4.0.
 """
@@ -32,19 +32,19 @@ from totalspineseg_server.nnunet.real_spines import SUFFIX, save_case  # noqa: E
 from totalspineseg_server.volume_io import read_image, read_labels  # noqa: E402
 
 PATIENTS: Final = ROOT / "tools" / "spider_patients.csv"
-"""Patients who train, patients who are held out with the reason, and uncertain names."""
+"""List of patients: who is used for training, who is held out and why, and whose names are uncertain."""
 DISC, VERTEBRA, WHOLE_CANAL = 1, 2, 3
 """Values of a slab's labels."""
 SMALLEST_DISC: Final = 0.15
-"""Smallest volume of a disc, as a share of the median disc's; smaller pieces are no separate discs."""
+"""Smallest volume of a disc, as a share of the median volume; smaller pieces are not separate discs."""
 PROCESS_DROP: Final = 0.45
 """How much lower a spinous process is than its body, as a share of the distance between discs."""
 CONUS_ABOVE: Final = "L3"
-"""The cord of nearly all adults ends above this vertebra."""
+"""Vertebra above which the cord of nearly all adults ends."""
 FACET_MM: Final = 10.0
-"""How far above the lowest disc's back edge the first sacral joints reach."""
+"""How far the first sacral joints reach above the back edge of the lowest disc."""
 PROMONTORY_MM: Final = 6.0
-"""The sacrum does not reach farther forward than this before the lowest disc."""
+"""How far the sacrum reaches in front of the lowest disc at most."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Patient:
         number: Three digits, as in the files' names.
         held_out: Whether the patient is kept out of training.
         sure: Whether counting from the lowest disc gives the right names.
-        note: Observations, and the reason for the group.
+        note: Observations, and the reason for the choice.
     """
 
     number: str
@@ -124,7 +124,7 @@ def name_levels(label: LabelArray, discs: Discs) -> LabelArray:
     middle, tilt = np.interp(rows, height, front), np.interp(rows, height, discs.slope)
     voxels = np.argwhere(label == VERTEBRA)
     ahead = voxels[:, 1] - middle[voxels[:, 2]]
-    level = voxels[:, 2] - tilt[voxels[:, 2]] * ahead  # along the tilt of the nearby discs
+    level = voxels[:, 2] - tilt[voxels[:, 2]] * ahead  # Follow the tilt of the nearby discs.
     behind = voxels[:, 1] < _canal_middle(label)[voxels[:, 2]]
     level = np.where(
         behind, voxels[:, 2] + PROCESS_DROP * np.median(np.diff(height)) - 0.5 * tilt[voxels[:, 2]] * ahead, level
@@ -139,7 +139,7 @@ def name_levels(label: LabelArray, discs: Discs) -> LabelArray:
 
 
 def _whole_processes(codes: LabelArray, pieces: NDArray[np.bool_], *, tallest: float) -> LabelArray:
-    """Give each piece of a sagittal slice behind the canal one name, unless it is taller than a process."""
+    """Give each piece behind the canal a single name in each sagittal slice, unless it is taller than a process."""
     out = codes.copy()
     for x in range(codes.shape[0]):
         numbered, _ = ndimage.label(pieces[x])
@@ -163,7 +163,7 @@ def _canal_middle(label: LabelArray) -> NDArray[np.float64]:
 def read_twice(
     codes: LabelArray, discs: Discs, spacing_mm: tuple[float, ...], *, sure: bool
 ) -> tuple[LabelArray, LabelArray]:
-    """Return what each voxel is, and what else it may be.
+    """Return two readings of a slab: what each voxel is, and what else it may be.
 
     Args:
         codes: From ``name_levels``. Not modified.
@@ -180,7 +180,9 @@ def read_twice(
     empty, under = codes == BACKGROUND, _below_lowest(discs, shape, spacing_mm)
     second[empty & under] = SACRUM
     canal = np.flatnonzero((codes == CANAL).any((0, 1)))
-    first[empty & under & (z < canal[0] + FACET_MM / spacing_mm[2])] = CANAL  # its label ends at an arbitrary height
+    first[empty & under & (z < canal[0] + FACET_MM / spacing_mm[2])] = (
+        CANAL  # The label of the canal ends at an arbitrary height.
+    )
     last_cord = plan.discs[plan.vertebrae.index(CODE_OF[CONUS_ABOVE]) - 1]
     reach = np.flatnonzero((codes == last_cord).any((0, 1)))
     above = 0 if not sure else reach[0] if reach.size else shape[2]
@@ -196,7 +198,7 @@ def read_twice(
 
 
 def _below_lowest(discs: Discs, shape: tuple[int, ...], spacing_mm: tuple[float, ...]) -> NDArray[np.bool_]:
-    """Return where the sacrum may be: under the tilted lowest disc, and behind it up to S1's joints; (1, Y, Z)."""
+    """Return where the sacrum may be: below the tilted lowest disc, and behind it up to the joints of S1; (1, Y, Z)."""
     y, z = np.arange(shape[1])[None, :, None], np.arange(shape[2])[None, None, :]
     back, front = (float(np.percentile(np.argwhere(discs.masks[0])[:, 1], q)) for q in (3, 97))
     plane = discs.plane(0, shape)
@@ -206,7 +208,8 @@ def _below_lowest(discs: Discs, shape: tuple[int, ...], spacing_mm: tuple[float,
 
 
 def _unsure_processes(codes: LabelArray, second: LabelArray, discs: Discs) -> LabelArray:
-    """Let processes above the second disc from the top belong also to the vertebra above, as SPIDER mixes them."""
+    """Let processes above the second disc from the top also belong to the vertebra above, because SPIDER mixes them
+    up."""
     vertebrae = column().vertebrae
     canal = (codes == CANAL).any(0)
     front = canal.shape[0] - 1 - np.argmax(canal[::-1], axis=0)
@@ -269,7 +272,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slabs", type=Path, help="folder of NNN_image.nii.gz and NNN_label.nii.gz")
     parser.add_argument("out", type=Path, help="folder to write")
-    parser.add_argument("--held-out", action="store_true", help="write the held-out patients instead")
+    parser.add_argument("--held-out", action="store_true", help="write the held-out patients instead of the others")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     patients = [p for p in read_patients() if p.held_out == arguments.held_out]

@@ -19,18 +19,18 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
 from totalspineseg_server.anatomy import BACKGROUND, CANAL, CODE_OF, UNREVIEWED, column  # noqa: E402
+from totalspineseg_server.bids import LABEL_SUFFIX  # noqa: E402
 from totalspineseg_server.errors import TotalSpineSegError  # noqa: E402
 from totalspineseg_server.geometry import LabelArray, Volume, on_grid, to_ras  # noqa: E402
 from totalspineseg_server.volume_io import read_image, read_labels, write_volume  # noqa: E402
 
 CANAL_VALUE: Final = 100
 PARTIAL_FROM: Final = 100
-"""A vertebra cut by the edge of the image has this added to its number."""
+"""Number that is added to that of a vertebra if the edge of the image cuts it."""
 DISCS_FROM: Final = 200
 NAME: Final = re.compile(r"(?P<subject>\d+)_(?P<contrast>t1|t2)(?P<space>_SPACE)?", re.IGNORECASE)
 CONUS_ABOVE: Final = "L2"
 """The cord of nearly all adults ends at or above this vertebra."""
-LABEL_SUFFIX: Final = "_label-spine_dseg"
 
 
 def spider_codes(mask: Volume) -> Volume:

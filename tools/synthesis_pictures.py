@@ -2,7 +2,7 @@
 
     python tools/synthesis_pictures.py SLABS docs/images
 
-SLABS holds slabs of the SPIDER data set, as for spider_cases.py (CC BY 4.0: name the source beside the pictures).
+SLABS has slabs of the SPIDER data set, as for spider_cases.py (CC BY 4.0: name the source beside the pictures).
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""A scanner unknown to the starter weights: an inverted gray scale, thick slices, dark bands, ghosts, noise.
+"""Simulate a scanner that the starter weights do not know: inverted gray scale, thick slices, dark bands, ghosts,
+noise.
 
-Everybody gets the same protocol, as at a site, and images that a reader can correct: discs differ from vertebrae by
-more than the noise, fluid from the cord by at least twice the noise.
+The protocol is the same for everybody, as at a site, and a reader can correct the images: discs differ from vertebrae
+by more than the noise, and fluid from the cord by at least twice the noise.
 """
 
 from typing import Final
@@ -58,7 +59,7 @@ def new_scanner(rng: np.random.Generator, spine: SyntheticSpine) -> FloatImage:
 
 
 def old_scanner(rng: np.random.Generator, spine: SyntheticSpine) -> FloatImage:
-    """Return an image as the starter weights know them; see ``new_scanner``."""
+    """Return an image of the kind that the starter weights know; see ``new_scanner``."""
     return render(rng, spine, RenderOptions(contrast="T2", strength=0.5))
 
 
@@ -72,7 +73,7 @@ def _tissue_signals(rng: np.random.Generator) -> FloatImage:
 
 
 def _varied(rng: np.random.Generator) -> FloatImage:
-    """Return factors near 1, by tissue or label."""
+    """Return factors near 1 for each tissue or label."""
     factors = np.exp(VARIATION * rng.standard_normal(256)).astype(np.float32)
     factors[0] = 1
     return factors

@@ -1,8 +1,8 @@
 """Count how far one request, one submission and one training walk through the rooms of the app.
 
-A request and a submission are made once before they are counted: what is loaded at first use does not count. The
-application of the server runs in this process, with the starter weights. The training is one of the tests, of tiny
-networks.
+A request and a submission are made once before they are counted, so that what is loaded at first use does not count.
+The application of the server runs in this process, with the starter weights. The training is one of the tests, with
+tiny networks.
 """
 
 import argparse
@@ -37,7 +37,7 @@ class Walk:
     Attributes:
         files: Files in which something was called.
         rooms: Their rooms.
-        functions: What was called.
+        functions: Functions that were called.
         climbs: Calls from a room to one of a higher layer: caller and called; many calls of one kind are one.
     """
 
@@ -48,7 +48,7 @@ class Walk:
 
 
 class Recorder:
-    """Notes the calls of all threads while a walk is recorded."""
+    """Records the calls of all threads during a walk."""
 
     def __init__(self) -> None:
         self._layer = layers()
@@ -83,7 +83,7 @@ class Recorder:
                 walk.climbs.add((other, called))
 
     def _caller(self, frame: FrameType) -> FrameType | None:
-        """Return the next frame of ours that waits for this one; None where a library calls."""
+        """Return the next frame of our code that called this one; None if a library did."""
         waiting = frame.f_back
         while waiting is not None and self._function(waiting)[0] not in self._room:
             waiting = waiting.f_back
@@ -151,7 +151,7 @@ def _served(folder: Path, recorder: Recorder) -> dict[str, Walk]:
 
 
 def _trained(folder: Path, recorder: Recorder) -> Walk:
-    """Train once, in this process, as the host does in one of its own."""
+    """Train once in this process; MONAI Label uses a process of its own."""
     from totalspineseg_server.trainers.retraining import retrain
     from training_site import make_site, tiny_reference, tiny_replay, tiny_settings
 
@@ -188,7 +188,9 @@ def _quietly(work: Callable[[], Any]) -> Any:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--details", choices=("request", "submission", "training"), help="list the files and climbs of")
+    parser.add_argument(
+        "--details", choices=("request", "submission", "training"), help="list the files and climbs of this walk"
+    )
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="walks-") as name:
         found = _quietly(lambda: walks(Path(name)))

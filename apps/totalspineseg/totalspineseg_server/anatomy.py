@@ -1,12 +1,12 @@
-"""The one label table: every code, name, class and color of the project is derived from here.
+"""Define the one label table, from which every code, name, class and color of the project is derived.
 
 No other module of ``totalspineseg_server`` contains a label number. Codes are those of TotalSpineSeg, extended by
 T13 and its disc. Column positions count vertebrae from C1 = 1.
 """
 
 import colorsys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache
 from types import MappingProxyType
@@ -52,9 +52,9 @@ CORD: Final = 1
 CANAL: Final = 2
 SACRUM: Final = 50
 UNREVIEWED: Final = 255
-"""Value in training labels only: nobody has looked here; no loss, no score."""
+"""Value in training labels for voxels that nobody checked: they have no loss and no score."""
 UNREVIEWED_NAME: Final = "unreviewed"
-"""Name of the segment that marks such a region."""
+"""Name of the segment that marks a region that nobody checked."""
 
 _CERVICAL = tuple((11 + i, f"C{i + 1}") for i in range(7))
 _THORACIC = tuple((21 + i, f"T{i + 1}") for i in range(13))
@@ -73,7 +73,8 @@ _LUMBAR_DISCS = ((91, "T12-L1"), *((92 + i, f"L{i + 1}-L{i + 2}") for i in range
 
 DISCS: Final = tuple(code for code, _ in _CERVICAL_DISCS + _THORACIC_DISCS + _LUMBAR_DISCS)
 DISC_C2_C3, DISC_C7_T1, DISC_T12_L1, DISC_L5_S = 63, 71, 91, 100
-DISC_T11_T12, DISC_T12_T13, DISC_L4_L5, DISC_L5_L6 = 82, 83, 95, 96
+DISC_T11_T12, DISC_T12_T13 = 82, 83
+DISC_L2_L3, DISC_L3_L4, DISC_L4_L5, DISC_L5_L6 = 93, 94, 95, 96
 LANDMARK_DISCS: Final = (DISC_C2_C3, DISC_C7_T1, DISC_T12_L1, DISC_L5_S)
 
 
@@ -251,3 +252,59 @@ LEVEL_POINT: Final[Mapping[int, int]] = MappingProxyType(
 """Disc code -> SCT disc convention (3 = C2-C3 .. 25 = L5-S) for the normal column."""
 POINT_C1_TOP, POINT_C1_C2 = 1, 2
 """SCT values above C2-C3: the top of C1 / tip of the dens, and the level between C1 and C2."""
+
+
+@dataclass(frozen=True)
+class NumberTable:
+    """The numbers of another program's label maps.
+
+    Attributes:
+        codes: Number -> code, of everything but discs.
+        disc_below: Number of a disc -> code of the vertebra above it.
+        others: Numbers of what this project has no structure for.
+    """
+
+    codes: Mapping[int, int]
+    disc_below: Mapping[int, int] = field(default_factory=dict)
+    others: frozenset[int] = frozenset()
+
+    def codes_of(self, present: Collection[int]) -> Mapping[int, int]:
+        """Return number -> code for the numbers in a map; background for those of ``others``.
+
+        The name of a disc above or below an extra or a missing vertebra depends on the vertebrae in the map.
+
+        Args:
+            present: The numbers in the map, without that of the background. Numbers the table lacks are left out.
+        """
+        vertebrae = {self.codes[number] for number in present if number in self.codes}
+        thoracic = 13 if T13 in vertebrae else 11 if {T11, L1} <= vertebrae and T12 not in vertebrae else 12
+        lumbar = 6 if L6 in vertebrae else 4 if {L4, SACRUM} <= vertebrae and L5 not in vertebrae else 5
+        spine = column(thoracic, lumbar)
+        below = {vertebra: disc for vertebra, disc in zip(spine.vertebrae, spine.discs, strict=True) if disc}
+        discs = {number: below.get(vertebra, BACKGROUND) for number, vertebra in self.disc_below.items()}
+        known = {**dict.fromkeys(self.others, BACKGROUND), **discs, **self.codes}
+        return {number: known[number] for number in present if number in known}
+
+
+def _number_tables() -> dict[str, NumberTable]:
+    """Return the tables, each from its program's documentation."""
+    upward = tuple(reversed(column().vertebrae))
+    # From the feet: sacrum, the first sacral vertebra, L5 .. C1; of the other organs only the cord is known here.
+    total = {25: SACRUM, 26: SACRUM, 79: CORD, **dict(enumerate(upward, start=27))}
+    # From the head: C1 .. T12, L1 .. L6, then the sacrum; the coccyx and T13 have numbers of their own.
+    verse = {**dict(enumerate(CERVICAL + THORACIC[:12] + LUMBAR, start=1)), 26: SACRUM, 28: T13}
+    discs = {100 + number: code for number, code in verse.items() if code != SACRUM}
+    endplates = frozenset(range(201, 229))
+    return {
+        "totalsegmentator": NumberTable(total, others=frozenset(range(1, 118)) - total.keys()),
+        "totalsegmentator-mr": NumberTable({1: SACRUM, **dict(enumerate(upward, start=2))}),
+        "spineps": NumberTable({**verse, 60: CORD, 61: CANAL}, discs, endplates | {27, 62, 126}),
+        "verse": NumberTable(verse, others=frozenset({27})),
+    }
+
+
+OWN_NUMBERS: Final = "totalspineseg"
+"""Name of the codes of this project among the tables of numbers."""
+NUMBER_TABLES: Final[Mapping[str, NumberTable]] = MappingProxyType(_number_tables())
+"""Name -> numbers of other programs: TotalSegmentator's tasks ``total`` and ``vertebrae_mr``, the vertebra masks of
+SPINEPS, and VerSe."""

@@ -1,7 +1,7 @@
 """The Python API: load a model, segment an image, number or check a label map, measure a spine.
 
-Nothing is written to a disk but by ``save_nifti`` and ``save_dicom_seg``. All functions may be called from several
-threads; those that share a model take turns in its networks.
+Only ``save_nifti`` and ``save_dicom_seg`` write to the disk. All functions may be called from several threads; calls
+with the same model take turns.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +52,7 @@ from totalspineseg_server.volume_io import (
 Pins = Mapping[str, Sequence[float]]
 """Name of a level, such as "L5" -> a point in it, RAS mm."""
 OTHER: Final = "another structure"
-"""Runner-up of a level whose second-best explanation is no structure of the column."""
+"""Runner-up of a level that may be no part of the column at all."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class NamedLevel:
         probability: Estimated chance that the name is right, 0..1.
         runner_up: Second-best name, or "another structure".
         runner_up_probability: Its estimated chance, 0..1.
-        certainty: "certain", "counted" or "doubtful", as for the whole scan.
+        certainty: "certain", "counted" or "doubtful", like that of the whole scan.
         doubtful: Whether this level itself is doubtful: pictures show it striped.
     """
 
@@ -85,9 +85,9 @@ class SpineSegmentation:
     Attributes:
         labels: uint8 (X, Y, Z) codes on the grid of the image, in its index order; see ``names``.
         affine: (4, 4) float64, voxel index -> RAS mm.
-        levels: The named levels, superior to inferior; empty where nothing is known about the names.
-        certainty: Whether the names are right: "certain", "counted" or "doubtful"; "" where that is not known.
-        text: The same in one sentence; "" where it is not known.
+        levels: The named levels, superior to inferior; empty if nothing is known about the names.
+        certainty: Whether the names are right: "certain", "counted" or "doubtful"; "" if that is not known.
+        text: The same in one sentence; "" if it is not known.
         report: Everything that is known about the levels, as plain JSON values: ``certainty``, ``levels``,
             ``alternatives``, ``findings`` with their places (RAS mm), ``warnings``, ``models`` and ``weights``.
     """
@@ -108,13 +108,13 @@ class SpineSegmentation:
         return {int(code): NAME_OF[int(code)] for code in np.unique(self.labels) if code}
 
     def save_nifti(self, path: "str | PathLike[str]") -> None:
-        """Write ``labels`` as .nii.gz, .nii or .nrrd, all at once or not at all.
+        """Write ``labels`` as .nii.gz, .nii or .nrrd, completely or not at all.
 
         Args:
             path: The file; its folder exists.
 
         Raises:
-            ValueError: Another ending.
+            ValueError: The file name has another ending.
             StorageError: It cannot be written.
         """
         write_volume(Path(path), self.labels, Volume(self.labels, self.affine).grid)
@@ -128,7 +128,7 @@ class SpineSegmentation:
 
         Raises:
             SettingError: The image was not read from a series, and none is named.
-            GridError: The labels lie on another grid than the series.
+            GridError: The labels are on another grid than the series.
             EmptySegmentationError: No structure was found.
             StorageError: The file cannot be written.
         """
@@ -151,7 +151,7 @@ class SpineSegmentation:
 
 
 class Model:
-    """The two networks, loaded; made by ``load_model``."""
+    """The two loaded networks; ``load_model`` makes it."""
 
     def __init__(self, store: ModelStore, device: str, runtime: Literal["torch", "openvino"]) -> None:
         from totalspineseg_server.nnunet.networks import Networks
@@ -165,10 +165,10 @@ class Model:
         self.versions: Final = {f"step{step}": predictor.version for step, predictor in predictors.items()}
         """Step ("step1", "step2") -> version of its weights."""
         self.weights: Final = weights_text(store, {step: self._networks.folder(step).name for step in (1, 2)})
-        """One sentence about the weights, with a warning where their results are not for patients."""
+        """One sentence about the weights, with a warning if their results are not for patients."""
 
     def find(self, scan: pipeline.Scan, options: pipeline.Options) -> pipeline.Segmentation:
-        """Return the segmentation of a scan; calls of several threads take turns.
+        """Return the segmentation of a scan; calls from several threads take turns.
 
         Raises:
             NoSpineError: The networks found no spine.
@@ -192,11 +192,11 @@ def load_model(
     """Load the networks once, for many calls of ``segment``.
 
     Args:
-        weights: "starter", "official", an installed version, or a folder; "" for those in use.
-        device: "cpu", "cuda", "cuda:1"; "auto" for a GPU if there is one.
-        runtime: Software of the networks; "openvino" is faster on a CPU, must be installed, and keeps converted
+        weights: "starter", "official", an installed version, or a folder; "" for the weights in use.
+        device: "cpu", "cuda" or "cuda:1"; "auto" for a GPU if there is one.
+        runtime: Software of the networks; "openvino" is faster on a CPU; it must be installed, and it keeps converted
             networks in a folder.
-        data_dir: Folder of the installed versions; None for that of the command.
+        data_dir: Folder of the installed versions; None for the folder that the command uses.
 
     Raises:
         WeightsError: There are no such weights, or the runtime is not installed.
@@ -221,8 +221,8 @@ def segment(
             image; or an array (X, Y, Z), then with ``affine``. Any orientation and voxel size. Not modified.
         affine: (4, 4), voxel index -> RAS mm, of an array.
         model: From ``load_model``; None for the weights in use, loaded at the first call and kept.
-        localizer: Label map of another series of the patient, from this software, in any of these forms (an array as a
-            pair of array and affine).
+        localizer: Label map of another series of the patient, from this software, in any of these forms (an array as
+            the pair of array and affine).
         pins: Levels that are known: name -> a point in the structure, RAS mm.
 
     Returns:
@@ -260,7 +260,7 @@ def number(
     Args:
         raw: Classes of the step-1 or step-2 network in any form that ``segment`` takes. Not modified.
         affine: (4, 4), voxel index -> RAS mm, of an array.
-        step: The network that made the map; None to recognize it by its values.
+        step: The network that made the map; None to tell by its values.
         localizer: See ``segment``.
         pins: See ``segment``.
 
@@ -307,20 +307,24 @@ def measure(labels: Any, affine: npt.ArrayLike | None = None) -> list[dict[str, 
         affine: (4, 4), voxel index -> RAS mm, of an array.
 
     Returns:
-        One row for each level, superior to inferior, and one for the whole column; lengths in mm, areas in mm2, angles
-        in degrees; None where something cannot be measured. Doubtful levels are marked in ``names``, if their doubts
-        are known. Empty without a canal.
+        One row for each level, superior to inferior, then sacrum, canal and cord, and one for the whole column;
+        lengths in mm, areas in mm2, angles in degrees; None where something cannot be measured, and for the intensities
+        of the image. ``names`` says how sure the name of a level is, if that is known. Without a canal there are only
+        volumes and places.
 
     Raises:
         ImageError: It is not a label map of this software.
     """
-    from totalspineseg_server.measurements import measure as measure_codes
+    from totalspineseg_server.measurements import MAX_SKEW_DEG, structure_rows
 
     if isinstance(labels, SpineSegmentation):
-        iso, doubtful = labels._iso, labels._doubtful
+        iso, doubtful, certainty = labels._iso, labels._doubtful, certainty_of(labels.report)
+        grid = Volume(labels.labels, labels.affine).grid
     else:
-        iso, doubtful = labels_to_iso(_codes(labels if affine is None else (labels, affine))), frozenset()
-    return measure_codes(iso.data, iso.spacing, doubtful=doubtful)
+        volume = _codes(labels if affine is None else (labels, affine))
+        iso, doubtful, certainty, grid = labels_to_iso(volume), frozenset[int](), None, volume.grid
+    skewed = grid.skew_deg > MAX_SKEW_DEG
+    return structure_rows(iso, grid, doubtful=doubtful, certainty=certainty, sizes=not skewed)
 
 
 def _is_path(source: Any) -> bool:

@@ -83,7 +83,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
-        # The host builds another app for each training and batch inference, in a process that would outlive a killed
+        # MONAI Label builds another app for each training and batch inference, in a process that would outlive a killed
         # server.
         end_with_parent()
         self._settings = dict(conf or {})
@@ -119,8 +119,8 @@ class App(MONAILabelApp):  # type: ignore[misc]
             version=VERSION,
             labels=[NAME_OF[code] for code in ALWAYS_LISTED],
         )
-        # Otherwise the host would start a process that predicts every image at each start, each next sample and each
-        # training's end, while readers wait for the processor.
+        # Otherwise MONAI Label would predict every image in a process of its own at each start, after each next sample
+        # and each training, while readers wait for the processor.
         self._auto_update_scoring = False
 
     def make_networks(self, app_dir: Path, conf: Mapping[str, str]) -> Networks:
@@ -130,7 +130,10 @@ class App(MONAILabelApp):  # type: ignore[misc]
 
         store = ModelStore(app_dir / "model", weights=conf.get("weights") or "")
         return WarmNetworks(
-            store, device=conf.get("device") or "auto", runtime=runtime_of(conf.get("runtime") or "torch")
+            store,
+            device=conf.get("device") or "auto",
+            runtime=runtime_of(conf.get("runtime") or ""),
+            whole_image=bool(conf.get("whole_image")),
         )
 
     def _undo_label(self, image_id: str, correction_id: str, *, user: str) -> str:
@@ -143,19 +146,19 @@ class App(MONAILabelApp):  # type: ignore[misc]
 
     @property
     def training_dir(self) -> Path:
-        """Folder of the trainings on these studies; may not exist yet."""
+        """Folder of the trainings on these studies; it may not exist yet."""
         return self._site.training_dir
 
     def judge_words(self, version: str) -> list[str]:
         """Return the arguments of ``totalspineseg models judge`` for a version, beside these studies."""
         folder = self._settings.get("work") or ("" if is_address(self.studies) else self.studies)
-        # Without a label there are no hold-out scans, and the folder has no history yet.
+        # Without labels there are no hold-out scans, and the folder has no history yet.
         site = [str(folder or self._site.history)] if self._site.history.is_dir() else []
         device = self._settings.get("device") or "auto"
         return [version, *site, "--device", device, "--data-dir", str(self._site.models.model_dir)]
 
     def warm_up(self) -> None:
-        """Load the networks before a request needs them; without usable weights the request itself says so."""
+        """Load the networks before a request needs them. If there are no usable weights, the request itself says so."""
         logger.info(self.weights_text())
         try:
             self._networks.warm_up()
@@ -163,7 +166,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
             logger.warning("The networks are not loaded: %s", error)
 
     def free_networks(self) -> None:
-        """Release the networks' memory for a training that starts; the next request loads them again."""
+        """Release the networks' memory before a training starts; the next request loads them again."""
         self._networks.free()
 
     def is_training(self) -> bool:
@@ -190,56 +193,57 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return self._weights_texts[key]
 
     def weights_warning(self) -> str:
-        """Return a sentence where results are not for patients; "" where the weights in use carry no warning."""
+        """Return the warning that results are not for patients; "" if the weights in use have none."""
         try:
             return warning_of(self._site.models, [self._networks.folder(step).name for step in (1, 2)])
         except WeightsError:
             return ""
 
     def init_datastore(self) -> SpineDatastore:
-        """Return the studies, which are open already."""
+        """Return the studies, which are already open."""
         return self._datastore
 
     def open_studies(self, studies: str, root: Path) -> SpineDatastore:
-        """Return the folder of studies, made safe, or the PACS.
+        """Return the studies: the folder, guarded against lost data, or the PACS.
 
         Args:
             studies: The folder, or its address.
             root: Folder of the history.
         """
-        shown = DisplayedCorrections(self._corrections)
+        displayed = DisplayedCorrections(self._corrections)
         if is_address(studies):
             from totalspineseg_server.pacs.cache import MAX_GB
             from totalspineseg_server.pacs.configured_store import pacs_datastore
 
             room = float(self._settings.get("cache_gb") or MAX_GB)
-            return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room, corrections=shown)
+            return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room, corrections=displayed)
         work = self._settings.get("work")
         return StudiesDatastore(
             str(Path(work) / STUDIES_DIR) if work else studies,
             images=studies if work else "",
             auto_reload=host_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=host_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
-            corrections=shown,
+            corrections=displayed,
         )
 
     def _is_needed(self, series: str) -> bool:
-        """Return whether a series of the PACS must stay here: it was corrected, or its patient trains or judges."""
+        """Return whether a series of the PACS must stay here: it was corrected, or its patient's scans are used for
+        training or for comparing models."""
         if self._corrections.any_of(series):
             return True
         try:
             return self._subject(series) in read_split(self._site.holdout_file).role
         except StorageError:
-            # It is not known now which patients judge.
+            # The patients of the hold-out are not known now.
             return True
 
     def cleanup_sessions(self) -> None:
-        """Remove sessions that are over; the host calls this at the start and every five minutes."""
+        """Remove expired sessions; MONAI Label calls this at the start and every five minutes."""
         if self._sessions is not None:
             remove_expired(self._sessions)
 
     def init_infers(self) -> dict[str, Any]:
-        """Return the models by name. The host would look for them in a folder of its own."""
+        """Return the models by name. MONAI Label would look for them in a folder of its own."""
         return {
             WHOLE_MODEL: FullTask(self._services),
             f"{WHOLE_MODEL}_review": ReviewTask(self._services),
@@ -278,23 +282,23 @@ class App(MONAILabelApp):  # type: ignore[misc]
                 self._scorer.fill,
             ),
             "doubt_scale": ImageScoring(
-                "The same, with how much the result changes when the image is taken for a smaller person's: each image "
+                "The same, and how much the result changes if the image is treated as a smaller person's: each image "
                 "is predicted once more",
                 self._scorer.fill_scale,
             ),
         }
 
     def init_batch_infer(self) -> SpineBatch:
-        """Return a batch inference that works without a GPU and leaves out what is done."""
+        """Return a batch inference that works without a GPU and skips images that are done."""
         return SpineBatch(self._done_before)
 
     def scoring_progress(self, images: Sequence[str] = ()) -> dict[str, int]:
-        """Return the number of images (of all when none are named) and of those scored by the weights in use; see
+        """Return the number of images (of all if none are named), and how many the weights in use have scored; see
         ``Scorer.progress``."""
         return self._scorer.progress(images or self._datastore.list_images())
 
     def batch_progress(self, images: Sequence[str], begun: str) -> dict[str, Any]:
-        """Return how far a batch over these images (all when none are named) is; see ``Scorer.round``."""
+        """Return how far a batch over these images (all if none are named) is; see ``Scorer.round``."""
         return self._scorer.round(images or self._datastore.list_images(), begun)
 
     def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
@@ -322,11 +326,11 @@ class App(MONAILabelApp):  # type: ignore[misc]
             return self._infer(task, request)
 
     def infer_progress(self) -> dict[str, Any] | None:
-        """Return how far the inference that runs has come, or None; see ``Progress.as_json``."""
+        """Return how far the current inference is, or None; see ``Progress.as_json``."""
         return self._services.progress.as_json()
 
     def _infer(self, task: Any, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Run a model, score its result, and store it where asked to; see ``infer``."""
+        """Run a model, score its result, and save it if the request says so; see ``infer``."""
         model, prepared = request.get("model"), self._prepared(request)
         tag = result_tag(prepared, task.part)
         image_id, scored = str(prepared["image_id"]), model == WHOLE_MODEL
@@ -351,7 +355,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return {"label": label, "tag": tag or "original", "file": file, "params": report}
 
     def next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the image to annotate next; for a PACS, only a volume."""
+        """Return the image to annotate next; in a PACS only volumes are offered."""
         sample = self._next_sample(request)
         sample.update(self._score_note(sample))
         self._uploads.record_offer(str(request.get("client_id") or ""), str(sample.get("id") or ""))
@@ -369,7 +373,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return {}
 
     def _score_note(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the ``score`` that an image is offered with, and how rare its levels are; empty where it has none."""
+        """Return the ``score`` that an image is offered with, and how rare its levels are; empty if it has none."""
         score = self._scorer.known([sample["id"]]).get(sample["id"]) if sample else None
         if score is None:
             return {}
@@ -377,11 +381,12 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return {"score": {**score.as_note(), "rarity": round(rare, 4)}}
 
     def _finished_levels(self) -> list[frozenset[int]]:
-        """Return the structures that each finished label shows."""
+        """Return the structures in each finished label."""
         return self._levels.of(self._datastore.get_labeled_images())
 
     def _done_before(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
-        """Return the result of an earlier run of a batch request by the weights in use; None where it is to be done."""
+        """Return the result of an earlier run of a batch request by the weights in use; None if it is still to be
+        done."""
         model, image_id = request["model"], request["image"]
         task = self._infers.get(model)
         score = self._scorer.current(image_id) if model == WHOLE_MODEL else None
@@ -398,11 +403,11 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return self._scorer.fill(image_id) if model == WHOLE_MODEL else {"skipped": True}
 
     def _offered(self, image_id: str, sender: Sender) -> Mapping[str, Any] | None:
-        """Return the offer of an image to a sender, as noted with the image."""
+        """Return the offer of an image to a sender, as recorded with the image."""
         try:
             return noted_for(self._datastore.get_image_info(image_id), sender.names)
         except requests.RequestException:
-            # The PACS does not answer, and the label matters more than the record of the offer.
+            # The PACS does not answer. The label matters more than the record of the offer.
             logger.warning("The PACS does not answer, so it is not recorded which strategy offered %r.", image_id)
             return None
 
@@ -440,7 +445,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
             params: Parameters that were sent with it.
             sender: The sender.
             info: Further information to store with it.
-            fault: Why it cannot be understood, where that is already known.
+            fault: Why it cannot be understood, if that is already known.
         """
         claims = self._uploads.claims(_known_as(sender), image_id)
         return self._inbox.submit(
@@ -460,7 +465,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return self._receipts.unfiled()
 
     def parked_submissions(self) -> tuple[Correction, ...]:
-        """Return the submissions that were not understood."""
+        """Return the submissions that could not be understood."""
         return tuple(correction for correction in self._corrections.all() if correction.status == "parked")
 
     def withdraw_label(self, image_id: str, tag: str, user: str) -> tuple[str, ...]:
@@ -503,7 +508,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return result_segmentation(file, folder, report)
 
     def _prepared(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the request, with paths only where the server itself put them."""
+        """Return the request; it has paths only where the server itself put them."""
         prepared = dict(request)
         image = request.get("image")
         if isinstance(image, TrustedPath):
@@ -525,13 +530,13 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return prepared
 
     def _subject(self, image_id: str) -> str:
-        """Return whose image it is: in a PACS the patient, whose series must not both train and judge."""
-        subject = getattr(self._datastore, "subject", subject_of)
-        return str(subject(image_id))
+        """Return whose image it is: the patient, whose images must not both train and judge, where that is known."""
+        return self._datastore.subject(image_id) or subject_of(image_id)
 
 
 def _known_as(sender: Sender) -> str:
-    """Return the name for a client's volumes: the user with authentication, else the client where it has a name."""
+    """Return the name for a client's volumes: the user if authentication is on, else the client's name if it has
+    one."""
     return sender.user if host_settings.MONAI_LABEL_AUTH_ENABLE else sender.client or sender.user
 
 
@@ -543,8 +548,8 @@ def is_address(studies: str) -> bool:
 def history_root(studies: str, conf: Mapping[str, str]) -> Path:
     """Return the folder for the history of these studies: ``conf["work"]``, or else inside the studies folder.
 
-    Corrections must outlive a cleaned cache, so for studies on a server it is in the user's data folder. What version
-    0.1 began in another folder goes on there.
+    Corrections must outlive a cleaned cache, so for studies on a server it is in the user's data folder. A history that
+    version 0.1 began in another folder is continued there.
     """
     if conf.get("work"):
         return Path(conf["work"])

@@ -1,11 +1,11 @@
-"""Error types for scans, labels and models.
+"""Define the errors for scans, labels and models.
 
 Every message says what happened, then what the reader can do.
 """
 
 
 class TotalSpineSegError(ValueError):
-    """A request that cannot be served because of what was sent; the message is for the user."""
+    """A request cannot be carried out because of what was sent; the message is for the user."""
 
 
 class ImageError(TotalSpineSegError):
@@ -13,7 +13,7 @@ class ImageError(TotalSpineSegError):
 
 
 class NoSpineError(TotalSpineSegError):
-    """The scan was read and segmented, but holds no disc or no canal, so no level can be named."""
+    """The scan was read and segmented, but shows no disc or no canal, so no level can be named."""
 
 
 class GridError(TotalSpineSegError):
@@ -21,7 +21,7 @@ class GridError(TotalSpineSegError):
 
 
 class EmptySegmentationError(TotalSpineSegError):
-    """A label map is empty, where a format cannot store an empty one."""
+    """A label map is empty, and the format cannot store an empty one."""
 
 
 class LabelError(TotalSpineSegError):
@@ -29,11 +29,11 @@ class LabelError(TotalSpineSegError):
 
 
 class ArchiveError(TotalSpineSegError):
-    """A .zip is not readable, is unsafe, or holds nothing that is needed."""
+    """A .zip is not readable, is unsafe, or contains nothing that is needed."""
 
 
 class TooLargeError(ArchiveError):
-    """An archive holds more than the limit."""
+    """An archive is larger than the limit."""
 
 
 class SettingError(TotalSpineSegError):
@@ -58,7 +58,7 @@ class SubmissionError(TotalSpineSegError):
 
 
 class ConflictError(TotalSpineSegError):
-    """Something is not in the state that a person saw, or not in one that allows what was asked."""
+    """Something is not in the state that a person saw, or that the request needs."""
 
 
 class WeightsError(TotalSpineSegError):
@@ -70,7 +70,7 @@ class StorageError(TotalSpineSegError):
 
 
 class BusyError(StorageError):
-    """Another process has held a needed resource for too long; nothing was written."""
+    """Another process has been using a needed resource for too long; nothing was written."""
 
 
 class MemoryShortageError(TotalSpineSegError):
@@ -86,4 +86,4 @@ class AddressError(TotalSpineSegError):
 
 
 class ClusterError(TotalSpineSegError):
-    """Other processes or machines cannot help with a run, or would give other results."""
+    """Other processes or machines cannot take part in a run, or would give other results."""

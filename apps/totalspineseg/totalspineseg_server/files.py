@@ -1,4 +1,4 @@
-"""Write files and folders so that a crash at any moment leaves the old state or the new one; read JSON; hash files.
+"""Write files and folders so that a crash at any moment leaves either the old or the new state; read JSON; hash files.
 
 Records are read as dataclasses, including those that another version of this software wrote. Text is UTF-8 whatever the
 locale says: a native library may set that to "C" at any time.
@@ -28,13 +28,13 @@ PARTIAL_PREFIX: Final = ".partial-"
 EARLIER_PREFIX: Final = ".staging-"
 """Prefix of folders under construction in earlier versions of this software."""
 DAY_S: Final = 24 * 3600.0
-"""Time without a change after which a file belongs to a killed process, seconds."""
+"""Age from which a file under construction belongs to a killed process, seconds."""
 CHUNK_BYTES: Final = 1 << 20
-"""Bytes read at a time, where a file is not read at once."""
+"""Number of bytes that are read at a time, if a file is not read at once."""
 FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT)
 RESTORE: Final = "Restore it from a backup."
 CANNOT_SYNC: Final = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
-"""Errors of file systems that do not sync folders, such as some network shares."""
+"""Errors from file systems that cannot sync folders, such as some network shares."""
 
 
 @contextmanager
@@ -42,8 +42,9 @@ def storage_errors(path: Path, *others: type[Exception]) -> Iterator[None]:
     """Turn the system's errors while writing into one sentence that names the file or folder.
 
     Args:
-        path: What is written. Of a file in a folder under construction, that folder's place is named.
-        others: What the library that writes raises besides ``OSError``.
+        path: What is written. For a file in a folder under construction, the message names the final place of that
+            folder.
+        others: Errors that the writing library raises besides ``OSError``.
 
     Raises:
         StorageError: In place of these errors.
@@ -67,18 +68,18 @@ def _not_written(path: Path, error: Exception) -> StorageError:
 
 
 def _folder_under_construction(path: Path) -> Path | None:
-    """Return the hidden folder that a file is written in, or None."""
+    """Return the folder under construction in which a file is written, or None."""
     return next((folder for folder in reversed(path.parents) if folder.name.startswith(PARTIAL_PREFIX)), None)
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Replace a file in one step: readers see the old content or the new one, also after a power cut.
+    """Replace a file in one step: readers see either the old or the new content, even after a power cut.
 
-    In a folder under construction nothing is synced to disk; ``staged_folder`` does that once, at the end.
+    In a folder under construction nothing is synced to disk, because ``staged_folder`` does that once at the end.
 
     Args:
         path: The file; its folder must exist.
-        write: Fills the temporary file beside ``path`` that it is given; the name has the ending of ``path``.
+        write: Fills the temporary file that it gets, which is beside ``path`` and has the same ending.
 
     Raises:
         StorageError: The disk is full, permission is missing, or the file system failed; the old content is still
@@ -87,7 +88,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
     suffix = "".join(path.suffixes[-2:]) if path.name.lower().endswith(".nii.gz") else path.suffix
     temporary: Path | None = None
     try:
-        # Native libraries raise RuntimeError.
+        # Native libraries may raise RuntimeError.
         with storage_errors(path, RuntimeError):
             descriptor, name = tempfile.mkstemp(prefix=PARTIAL_PREFIX, suffix=suffix, dir=path.parent)
             os.close(descriptor)
@@ -111,8 +112,8 @@ def write_text(path: Path, text: str) -> None:
 
     Args:
         path: The file; its folder must exist.
-        text: Its lines end as they are. Half a surrogate pair, as in file names that are no text, becomes its escape,
-            which JSON reads back as it was.
+        text: The text; line ends are not changed. Half a surrogate pair, as in undecodable file names, is escaped, so
+            that JSON reads it back unchanged.
 
     Raises:
         StorageError: See ``write_file``.
@@ -133,13 +134,13 @@ def write_json(
 
     Raises:
         StorageError: See ``write_file``.
-        ValueError: There is a number that is not finite, where none is allowed.
+        ValueError: There is a number that is not finite, although ``allow_nan`` is False.
     """
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, default=default, allow_nan=allow_nan) + "\n")
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy the content of a file to another one, which is replaced in one step.
+    """Copy the content of a file to another file, which is replaced in one step.
 
     Raises:
         StorageError: See ``write_file``; or ``source`` cannot be read.
@@ -148,7 +149,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Add a line to a text file, on a line of its own even if the last one was cut short, and sync it to disk.
+    """Add a line to a text file and sync it to disk; it begins a new line even if the last one was cut short.
 
     Raises:
         OSError: It cannot be written.
@@ -156,7 +157,7 @@ def append_line(path: Path, line: str) -> None:
     with path.open("ab+") as stream:
         if stream.tell():
             stream.seek(-1, os.SEEK_END)
-            # A line that a power cut left incomplete must not damage this one.
+            # A line that a power cut left incomplete must not damage this line.
             stream.write(b"" if stream.read(1) == b"\n" else b"\n")
         stream.write(line.encode("utf-8", errors="backslashreplace") + b"\n")
         stream.flush()
@@ -164,10 +165,10 @@ def append_line(path: Path, line: str) -> None:
 
 
 def read_json_lines(path: Path) -> list[Any]:
-    """Return the JSON values of a file with one in each line, without lines that a crash left incomplete.
+    """Return the JSON values of a file that has one in each line, without lines that a crash left incomplete.
 
     Raises:
-        OSError: There is such a file, and it cannot be read.
+        OSError: The file exists but cannot be read.
     """
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
@@ -181,7 +182,7 @@ def load_json(path: Path, remedy: str = RESTORE) -> Any:
 
     Args:
         path: The file.
-        remedy: Sentence on what to do about a damaged one.
+        remedy: Sentence that says what to do if the file is damaged.
 
     Raises:
         StorageError: It is missing, damaged, or cannot be read.
@@ -198,19 +199,19 @@ def read_json(path: Path, remedy: str = RESTORE) -> dict[str, Any]:
 
     Args:
         path: The file.
-        remedy: Sentence on what to do about a damaged one.
+        remedy: Sentence that says what to do if the file is damaged.
 
     Raises:
-        StorageError: The file is missing, damaged, cannot be read, or holds something else.
+        StorageError: The file is missing, damaged, cannot be read, or has something else in it.
     """
     content = load_json(path, remedy)
     if not isinstance(content, dict):
-        raise StorageError(f"The file {str(path)!r} is damaged: it holds no fields. {remedy}")
+        raise StorageError(f"The file {str(path)!r} is damaged: it has no fields. {remedy}")
     return content
 
 
 def read_json_or(path: Path, otherwise: T) -> dict[str, Any] | T:
-    """Return the JSON object in a file; ``otherwise`` where there is none that can be read."""
+    """Return the JSON object in a file, or ``otherwise`` if there is none that can be read."""
     try:
         return read_json(path)
     except StorageError:
@@ -218,7 +219,7 @@ def read_json_or(path: Path, otherwise: T) -> dict[str, Any] | T:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, or of all files of a folder (a DICOM series) in order of their names, as hex.
+    """Return the SHA-256 (hex) of a file, or of all files of a folder (a DICOM series) in the order of their names.
 
     Raises:
         OSError: A file cannot be read.
@@ -231,19 +232,19 @@ def sha256_of(path: Path) -> str:
 
 
 def content_key(content: Mapping[str, Any]) -> str:
-    """Return what identifies a run by its content (parent, settings, cases): only the same one is continued."""
+    """Return a key for a run's content (parent, settings, cases); only a run with the same key is continued."""
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextmanager
 def partial_folder(parent: Path) -> Iterator[Path]:
-    """Yield a new hidden folder; it is removed in the end unless it was moved, whatever happens.
+    """Yield a new hidden folder, which is always removed in the end, unless it was moved.
 
-    What crashes left in ``parent`` is removed, too.
+    Remains of crashes in ``parent`` are removed, too.
 
     Args:
-        parent: Folder to make it in; made when missing.
+        parent: Folder in which it is made; it is made, too, if it is missing.
 
     Raises:
         StorageError: It cannot be made.
@@ -261,10 +262,10 @@ def partial_folder(parent: Path) -> Iterator[Path]:
 
 @contextmanager
 def staged_folder(target: Path) -> Iterator[Path]:
-    """Build a folder that appears complete: yield a hidden sibling, which becomes ``target`` when the block succeeds.
+    """Yield a hidden folder to fill, which becomes ``target`` when the block ends without an error.
 
     Args:
-        target: Folder to create; must not exist. The folder it lies in is made when missing.
+        target: Folder to create; it must not exist. Its parent is made if it is missing.
 
     Raises:
         StorageError: ``target`` exists, the disk is full, or the folder cannot be written.
@@ -272,23 +273,19 @@ def staged_folder(target: Path) -> Iterator[Path]:
     with partial_folder(target.parent) as folder:
         yield folder
         with storage_errors(target):
-            for path in folder.rglob("*"):
-                if path.is_file():
-                    _sync_file(path)
-                elif path.is_dir():
-                    sync_folder(path)
+            sync_tree(folder)
         move_folder(folder, target)
 
 
 def move_folder(source: Path, target: Path) -> None:
-    """Rename a folder in one step; also after a power cut it is in one place.
+    """Rename a folder in one step; even after a power cut it is in one of the two places.
 
     Args:
         source: A folder whose files are synced.
-        target: Its new place, which must not exist. The folder it lies in is made when missing.
+        target: Its new place, which must not exist. The parent of that is made if it is missing.
 
     Raises:
-        StorageError: ``target`` exists, or the folder cannot be moved and is where it was.
+        StorageError: ``target`` exists, or the folder cannot be moved; then it stays where it was.
     """
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -306,8 +303,21 @@ def move_folder(source: Path, target: Path) -> None:
             sync_folder(source.parent)
 
 
+def sync_tree(folder: Path) -> None:
+    """Sync everything inside a folder to disk.
+
+    Raises:
+        OSError: Something cannot be synced.
+    """
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync_file(path)
+        elif path.is_dir():
+            sync_folder(path)
+
+
 def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power cut, where the file system can do that.
+    """Make renames inside a folder survive a power cut, if the file system can do that.
 
     Raises:
         OSError: It cannot be synced.

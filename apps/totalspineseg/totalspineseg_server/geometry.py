@@ -1,4 +1,4 @@
-"""Grids in patient space: volumes, nearest-RAS orientation, the 1 mm grid and the way back.
+"""Work with grids in patient space: volumes, nearest-RAS orientation, the 1 mm grid and the way back.
 
 The 1 mm grid of a scan has the scan's own (nearest-RAS) axes and the same center and extent, so
 both directions are separable: one index or weight table for each axis. Coordinates are rounded once, in
@@ -26,13 +26,13 @@ Positions = npt.NDArray[np.float64]
 ISO_MM = 1.0
 """Spacing the networks were trained at, mm."""
 COORDINATE_DECIMALS = 4
-"""Decimals of voxel coordinates: NIfTI headers store affines as float32, whose error is below 1e-4 voxel."""
+"""Number of decimals of voxel coordinates: NIfTI headers store affines as float32, whose error is below 1e-4 voxel."""
 SAME_VOXEL = 0.25
-"""Largest distance along each axis, in voxels, at which voxels of two grids count as the same: above the rounding of
-headers, below half a voxel.
+"""Largest distance along each axis, in voxels, at which voxels of two grids count as the same: more than the rounding
+of headers, less than half a voxel.
 """
 PLANES = 4
-"""Number of planes interpolated at a time: some hundred kB each, together within a core's cache."""
+"""Number of planes that are interpolated at a time; each has some hundred kB, and all fit into the cache of a core."""
 MAX_ISO_VOXELS = 512 * 512 * 1024
 """Largest scan at 1 mm (a 0.5 m x 0.5 m x 1 m box); a larger one has a wrong header."""
 
@@ -111,7 +111,7 @@ def same_grid(first: Grid, second: Grid) -> bool:
 
 
 def same_voxels(first: Grid, second: Grid) -> bool:
-    """Return whether two grids have the same voxels, in whatever index order."""
+    """Return whether two grids have the same voxels, in any index order."""
     return _index_order(first, second) is not None
 
 
@@ -141,11 +141,11 @@ def on_grid(labels: Volume, grid: Grid) -> Volume:
 
 
 def _index_order(source: Grid, target: Grid) -> tuple[tuple[int, ...], tuple[bool, ...]] | None:
-    """Find how ``source`` has to be turned to become ``target``.
+    """Return how the axes of ``source`` must be permuted and flipped to become those of ``target``.
 
     Returns:
-        The axis of ``source`` for each axis of ``target``, and whether it runs the other way; None where the voxels
-        differ: at a corner by more than ``SAME_VOXEL`` along an axis.
+        The axis of ``source`` for each axis of ``target``, and whether it runs the other way. None if the voxels
+        differ: if a corner differs by more than ``SAME_VOXEL`` along an axis.
     """
     mapping = np.linalg.inv(source.affine) @ target.affine
     axes = tuple(int(axis) for axis in np.abs(mapping[:3, :3]).argmax(axis=0))
@@ -184,7 +184,7 @@ def _ras_orientation(affine: Affine) -> npt.NDArray[np.float64]:
 
 
 def to_ras(volume: Volume) -> Volume:
-    """Return the same voxels with axes permuted and flipped to nearest RAS; the data is a view."""
+    """Return the same voxels with axes permuted and flipped to nearest RAS; the data are a view."""
     orientation = _ras_orientation(volume.affine)
     data = orientations.apply_orientation(volume.data, orientation)
     affine = volume.affine @ orientations.inv_ornt_aff(orientation, volume.data.shape)
@@ -215,7 +215,7 @@ def iso_grid(grid: Grid, *, spacing_mm: float = ISO_MM) -> Grid:
         spacing_mm: Isotropic spacing, mm.
 
     Returns:
-        The grid; equal to ``grid`` when that is RAS and isotropic already.
+        The grid; it equals ``grid`` if that is RAS and isotropic already.
 
     Raises:
         ImageError: The grid would be absurdly large, a sign of a wrong header.
@@ -249,8 +249,8 @@ def _tables(source: Grid, target: Grid) -> list[Positions]:
 
 
 def _linear(data: FloatArray, positions: Sequence[Positions]) -> FloatArray:
-    """Interpolate linearly and separably at the given index coordinates of each axis; edges extended."""
-    # Process axes that shrink first: fewer voxels for the rest.
+    """Interpolate linearly and separably at these index coordinates of each axis; edges are extended."""
+    # Process axes that shrink first, so that fewer voxels remain for the others.
     for axis in sorted(range(3), key=lambda i: len(positions[i]) / data.shape[i]):
         position = np.clip(positions[axis], 0, data.shape[axis] - 1)
         if not np.array_equal(position, np.arange(data.shape[axis])):
@@ -259,7 +259,8 @@ def _linear(data: FloatArray, positions: Sequence[Positions]) -> FloatArray:
 
 
 def _linear_along(data: FloatArray, axis: int, position: Positions) -> FloatArray:
-    """Interpolate one axis of ``_linear``, a few planes at a time so that data read twice is still in the cache."""
+    """Interpolate one axis of ``_linear``, a few planes at a time, so that data that are read twice are still in the
+    cache."""
     lower = np.minimum(position.astype(np.intp), max(data.shape[axis] - 2, 0))
     upper = np.minimum(lower + 1, data.shape[axis] - 1)
     weight_shape = [1, 1, 1]
@@ -285,7 +286,7 @@ def _nearest(data: AnyArray, source: Grid, target: Grid) -> AnyArray:
         np.clip(np.floor(position + 0.5).astype(np.intp), 0, n - 1)
         for position, n in zip(_tables(source, target), source.shape, strict=True)
     ]
-    # Process one axis at a time, the last one last: the bytes of one row are gathered while it is in the cache.
+    # Process one axis at a time, the last axis last, so that the bytes of a row are gathered while it is in the cache.
     for axis, table in enumerate(tables):
         if not np.array_equal(table, np.arange(data.shape[axis])):
             data = np.take(data, table, axis=axis)
@@ -293,7 +294,7 @@ def _nearest(data: AnyArray, source: Grid, target: Grid) -> AnyArray:
 
 
 def image_to_iso(volume: Volume, *, spacing_mm: float = ISO_MM) -> Volume:
-    """Resample an image to its 1 mm nearest-RAS grid, linear interpolation.
+    """Resample an image linearly to its 1 mm nearest-RAS grid.
 
     Args:
         volume: Image on any grid. Not modified.
@@ -306,21 +307,22 @@ def image_to_iso(volume: Volume, *, spacing_mm: float = ISO_MM) -> Volume:
     target = iso_grid(volume.grid, spacing_mm=spacing_mm)
     tables = _tables(ras.grid, target)
     if ras.data.flags.f_contiguous:
-        # NIfTI data have the first axis fastest; transposing the smaller result costs less than the image.
+        # NIfTI data have the first axis fastest, and transposing the smaller result costs less than transposing the
+        # image.
         turned = _linear(ras.data.T.astype(np.float32, order="C"), tables[::-1])
         return Volume(np.ascontiguousarray(turned.T), target.affine)
     return Volume(_linear(np.ascontiguousarray(ras.data, dtype=np.float32), tables), target.affine)
 
 
 def labels_to_iso(volume: Volume, *, spacing_mm: float = ISO_MM) -> Volume:
-    """Resample a label map to its 1 mm nearest-RAS grid, nearest voxel. The argument is not modified."""
+    """Resample a label map to the nearest voxels of its 1 mm nearest-RAS grid. The argument is not modified."""
     ras = to_ras(volume)
     target = iso_grid(volume.grid, spacing_mm=spacing_mm)
     return Volume(np.array(_nearest(ras.data, ras.grid, target), order="C"), target.affine)
 
 
 def labels_from_iso(labels: AnyArray, iso: Grid, grid: Grid) -> AnyArray:
-    """Resample a label map on ``iso = iso_grid(grid)`` back to ``grid``, nearest voxel.
+    """Resample a label map on ``iso = iso_grid(grid)`` back to the nearest voxels of ``grid``.
 
     Args:
         labels: (X, Y, Z) labels on the isotropic grid. Not modified.
@@ -338,9 +340,9 @@ def labels_from_iso(labels: AnyArray, iso: Grid, grid: Grid) -> AnyArray:
 
 
 def soft_from_iso(soft: FloatArray, iso: Grid, grid: Grid) -> FloatArray:
-    """Resample a probability map on ``iso = iso_grid(grid)`` back to ``grid``, linear. See ``labels_from_iso``.
+    """Resample a probability map on ``iso = iso_grid(grid)`` linearly back to ``grid``. See ``labels_from_iso``.
 
-    Only the box that is not 0 is interpolated: a cord fills a hundredth of a scan.
+    Only the box that is not 0 is interpolated, because a cord fills a hundredth of a scan.
     """
     _require_shape(soft, iso)
     ras = _ras_grid(grid)
@@ -394,7 +396,7 @@ def labels_on_grid(labels: Volume, grid: Grid) -> AnyArray:
         grid: Target grid.
 
     Returns:
-        Labels of ``grid.shape``, same dtype; all 0 where the fields of view do not overlap.
+        Labels of ``grid.shape``, same dtype; all 0 if the fields of view do not overlap.
     """
     if same_grid(labels.grid, grid):
         return np.array(labels.data)

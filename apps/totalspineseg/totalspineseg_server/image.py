@@ -1,4 +1,4 @@
-"""An image as it was read from a file."""
+"""Hold an image as it was read from a file, and find faults that may keep the networks from finding its levels."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -13,26 +13,27 @@ class Image(Volume):
     """A volume with warnings about its file.
 
     Attributes:
-        warnings: A sentence for each oddity of the file, although the image can be used.
+        warnings: A sentence for each oddity of the file; the image can be used all the same.
     """
 
     warnings: tuple[str, ...] = ()
 
 
 MIN_VIEW_MM: Final = (10.0, 30.0, 40.0)
-"""Smallest useful view. Below it an image shows, from left to right, only part of the canal, from front to back no
-vertebra with its canal, and from head to foot only a single level (40 mm in the lower back).
+"""Smallest useful field of view. A smaller one shows only a part of the canal (from left to right), no vertebra with
+its canal (from front to back), or only a single level (from head to foot; 40 mm in the lower back).
 """
 VIEW_AXES: Final = ("from left to right", "from front to back", "from head to foot")
 BULK_PERCENT: Final = (5, 95)
 """Percentiles that contain the bulk of the values."""
 BELOW: Final = 3
-"""Distance below the bulk, in widths of the bulk, from which values are not tissue: the lowest is air, which is close.
+"""Distance below the bulk, in widths of the bulk, from which values are not tissue; air, the lowest value, is closer.
 """
 ABOVE: Final = 10
-"""Distance above the bulk; bright fat and vessels are many widths above it in images with much air."""
+"""Distance above the bulk from which values are not tissue; in images with much air, fat and vessels are many widths
+above the bulk."""
 CONTRAST_LOSS: Final = 3
-"""Ratio of the standard deviation, which normalizes images, to that without far values, from which these do harm."""
+"""Far values do harm if they make the standard deviation, by which images are normalized, this many times as large."""
 
 
 def image_faults(image: Volume) -> tuple[str, ...]:
@@ -42,7 +43,7 @@ def image_faults(image: Volume) -> tuple[str, ...]:
         image: Finite values, nearest RAS. Not modified.
 
     Returns:
-        A sentence for each fault; empty for an image of a usual size with usual values.
+        A sentence for each fault; empty for an image with a usual size and usual values.
     """
     return (*_small_view(image), *_far_values(image.data))
 
@@ -61,7 +62,7 @@ def _small_view(image: Volume) -> tuple[str, ...]:
 
 def _far_values(data: FloatArray) -> tuple[str, ...]:
     low, high = data.min(), data.max()
-    # A fill value may be the most common of all.
+    # A fill value may be the most common value of all.
     others = data[(data != low) & (data != high)]
     if not others.size:
         return ()

@@ -1,4 +1,4 @@
-"""Locks, so that only one at a time does something: files between processes, and names within a process."""
+"""Lock files between processes, and names within a process, so that only one at a time does something."""
 
 import os
 import sys
@@ -15,7 +15,8 @@ from totalspineseg_server.files import storage_errors
 
 LOCK_FILE: Final = ".lock"
 LOCK_SECONDS: Final = 60.0
-"""Maximum time to wait for a lock. The work in a locked folder takes moments; if it takes longer, say so."""
+"""Longest time to wait for a lock, seconds. The work in a locked folder takes moments; if it takes longer, users are
+told."""
 LOOK_SECONDS: Final = 0.05
 LOCKS: Final = Path("/proc/locks")
 
@@ -53,11 +54,12 @@ def file_lock(file: Path, seconds: float) -> Iterator[IO[str] | None]:
     """Hold a lock on a file against other threads and processes; a killed process leaves none behind.
 
     Args:
-        file: What is locked; made when missing, like the folder it lies in.
-        seconds: Maximum time to wait for another holder; ``math.inf`` for as long as it takes.
+        file: The file that is locked; it and its folder are made if they are missing.
+        seconds: Longest time to wait for another holder; ``math.inf`` for no limit.
 
     Yields:
-        The open file, and a process that inherits it holds the lock too; None when another holder kept it for longer.
+        The open file (a process that inherits it holds the lock, too), or None if another holder kept the lock for
+        longer.
 
     Raises:
         StorageError: The file cannot be written, or its file system does not support locks.
@@ -72,7 +74,7 @@ def file_lock(file: Path, seconds: float) -> Iterator[IO[str] | None]:
 
 
 def _wait(stream: IO[str], seconds: float) -> bool:
-    """Lock an open file; return False when another holder kept it for longer."""
+    """Lock an open file; return False if another holder kept it for longer."""
     deadline = time.monotonic() + seconds
     while True:
         try:
@@ -90,8 +92,8 @@ def locked(folder: Path, *, seconds: float | None = None) -> Iterator[None]:
     """Let only one process at a time change a folder.
 
     Args:
-        folder: Folder to lock; made when missing.
-        seconds: Maximum time to wait for another process; None for ``LOCK_SECONDS``.
+        folder: Folder to lock; it is made if it is missing.
+        seconds: Longest time to wait for another process; None for ``LOCK_SECONDS``.
 
     Raises:
         BusyError: Another process holds the lock for longer.
@@ -108,7 +110,7 @@ def locked(folder: Path, *, seconds: float | None = None) -> Iterator[None]:
 
 
 def is_locked(file: Path) -> bool:
-    """Return whether somebody holds the lock on a file; nothing is made, and several may ask at once."""
+    """Return whether somebody holds the lock on a file. Nothing is made, and several threads may ask at once."""
     if not file.exists():
         return False
     with file.open("a", encoding="utf-8") as stream:
@@ -120,7 +122,7 @@ def is_locked(file: Path) -> bool:
 
 
 def lock_holder(file: Path) -> str:
-    """Return the holder of a lock on a file, in words; Linux knows only processes on this machine."""
+    """Return a description of the holder of a lock on a file; Linux knows only processes on this machine."""
     try:
         inode = file.stat().st_ino
         held = [line.split() for line in LOCKS.read_text(encoding="utf-8").splitlines() if "->" not in line]
@@ -134,7 +136,7 @@ def lock_holder(file: Path) -> str:
 
 
 class NamedLocks:
-    """A lock for every name: one thread at a time for each, all names at once.
+    """A lock for every name: one thread at a time for each name, all names at the same time.
 
     A lock is removed with the last thread that holds it or waits for it.
     """

@@ -20,19 +20,19 @@ from totalspineseg_server.geometry import Affine, AnyArray, Grid, Volume
 from totalspineseg_server.unpacking import MAX_BYTES, require_bounded
 
 MAX_APART_VOX: Final = 0.5
-"""Distance between the two positions of a corner, by the two forms of a header, from which one form is wrong; rounding
-of forms stays below a tenth.
+"""If the two forms of a header place a corner this many voxels apart, one form is wrong; rounding moves it by less than
+a tenth.
 """
 MAX_SKEW_DEG: Final = 0.012
-"""Skew from which ITK ignores an sform while there is a qform (measured with ITK 5.4), degrees from right angles."""
+"""Skew from which ITK ignores an sform if there is a qform (measured with ITK 5.4), degrees from right angles."""
 SCANNER: Final = 1
 """Code of a form in the scanner's coordinates."""
 UNIT_MASK: Final = 7
 """Bits of the units field for the unit of length."""
 UNIT_MM: Final = {1: 1000.0, 3: 0.001}
-"""Unit of length -> mm, for meters and micrometers; every other one is read as mm, as ITK does."""
+"""Unit of length -> mm, for meters and micrometers; every other unit is read as mm, as ITK does."""
 MAX_TRAILING_CHUNKS: Final = 64
-"""Amount after the last voxel that is unpacked to reach the check sum of a compressed file."""
+"""How many chunks after the last voxel are unpacked to reach the check sum of a compressed file."""
 ROTATION_ROUNDING: Final = 1e-4
 """Rounding by which the square of a qform's quaternion may exceed 1: some programs write four digits."""
 GZIP_MAGIC: Final = b"\x1f\x8b"
@@ -46,7 +46,7 @@ EXPORT_AGAIN: Final = (
     "name and use that file."
 )
 SILENT: Final = logging.Logger("nifti", level=logging.CRITICAL + 1)
-"""Takes what nibabel says of headers that it corrects."""
+"""Swallows what nibabel logs about headers that it corrects."""
 
 
 def read_nifti(path: Path) -> tuple[AnyArray, Affine]:
@@ -56,10 +56,10 @@ def read_nifti(path: Path) -> tuple[AnyArray, Affine]:
         path: The file. Only the voxels that its header describes are kept.
 
     Returns:
-        Voxels of any dimension, scaled where the header says so, and the affine, voxel -> RAS mm.
+        Voxels of any dimension, scaled if the header says so, and the affine, voxel -> RAS mm.
 
     Raises:
-        ImageError: The file holds less than its header says, too much, or does not state the position of its voxels.
+        ImageError: The file has fewer voxels than its header says, or too many, or does not state their position.
     """
     with path.open("rb") as file:
         if file.read(len(GZIP_MAGIC)) != GZIP_MAGIC:
@@ -80,7 +80,7 @@ def read_nifti(path: Path) -> tuple[AnyArray, Affine]:
 
 
 def _read(file: IO[bytes], path: Path) -> tuple[AnyArray, Affine]:
-    """Return the voxels and the affine of a file from its content, which is unpacked as far as it is read."""
+    """Return the voxels and the affine of a file from its content, which is unpacked only as far as it is read."""
     header = _header(file, path.name)
     shape, offset = header.get_data_shape(), header.get_data_offset()
     if min(shape, default=0) < 1:
@@ -88,7 +88,8 @@ def _read(file: IO[bytes], path: Path) -> tuple[AnyArray, Affine]:
     require_bounded(path, offset + prod(shape) * header.get_data_dtype().itemsize)
     affine = _affine(header, path.name)
     data: AnyArray = np.asanyarray(ArrayProxy(file, header, mmap=False))
-    # Read on: some programs pad their files, and a compressed file shows only at its end whether the voxels are sound.
+    # Read to the end: some programs pad their files, and only the end of a compressed file shows whether the voxels are
+    # right.
     for _ in range(MAX_TRAILING_CHUNKS):
         if not file.read(CHUNK_BYTES):
             break
@@ -96,10 +97,10 @@ def _read(file: IO[bytes], path: Path) -> tuple[AnyArray, Affine]:
 
 
 def _members(content: bytes) -> bytes:
-    """Return a gzip file without what is behind its last member, which gzip ignores, too.
+    """Return a gzip file without what follows its last member; gzip ignores that, too.
 
     Raises:
-        EOFError: A member is incomplete, or unpacks to more than is read of any file.
+        EOFError: A member is incomplete, or unpacks to more than is read from any file.
         isal_zlib.error: A member is damaged.
     """
     end, unpacked = 0, 0
@@ -119,10 +120,10 @@ def _members(content: bytes) -> bytes:
 
 
 def _header(file: IO[bytes], name: str) -> nib.Nifti1Header:
-    """Return the header without its extensions: they may be of any size, and are not used here.
+    """Return the header without its extensions, which may have any size and are not used here.
 
     Raises:
-        ImageError: A voxel size is negative: nibabel ignores the sign, and ITK, which 3D Slicer uses, turns the axis.
+        ImageError: A voxel size is negative: nibabel ignores the sign, but ITK (and so 3D Slicer) flips the axis.
     """
     kind = nib.Nifti2Header if file.read(4) in NIFTI2_MAGICS else nib.Nifti1Header
     file.seek(0)
@@ -142,7 +143,8 @@ def _affine(header: nib.Nifti1Header, name: str) -> Affine:
     Raises:
         ImageError: The header has no form, or places the image in two ways, so that programs differ in its position.
     """
-    # Shorten a rotation that rounding made a little too long, as NIfTI's own library does; nibabel would raise.
+    # Shorten a rotation that rounding made a little too long, as NIfTI's own library does; nibabel would raise an
+    # error.
     header.quaternion_threshold = -ROTATION_ROUNDING
     # Count a missing size as 1, as NIfTI's library does.
     sizes = [float(size) if size and np.isfinite(size) else 1.0 for size in header["pixdim"][1:4]]
@@ -157,7 +159,7 @@ def _affine(header: nib.Nifti1Header, name: str) -> Affine:
     grids = [_grid(header.get_data_shape()[:3], np.diag([unit_mm, unit_mm, unit_mm, 1]) @ form) for form in forms]
     chosen = grids[-1]
     if by_sform and (not by_qform or (by_sform == SCANNER and grids[0].skew_deg <= MAX_SKEW_DEG)):
-        # ITK takes the directions of an sform, but the voxel sizes of the header.
+        # ITK uses the directions of an sform, but the voxel sizes of the header.
         ratios = np.array(sizes) * unit_mm / grids[0].spacing
         chosen = Grid(grids[0].shape, grids[0].affine @ np.diag([*ratios, 1]))
     for grid in grids:

@@ -1,4 +1,4 @@
-"""Places of an installation: a clone keeps its files beside its code, an installed wheel in the folders of its user."""
+"""Say where this installation keeps its files: in a clone beside the code, for a wheel in the user's folders."""
 
 import os
 from pathlib import Path
@@ -8,11 +8,12 @@ NAME: Final = "totalspineseg-server"
 """Name of the distribution, of its command, and of its folders."""
 PACKAGE: Final = Path(__file__).resolve().parent
 INSTALLED: Final = (PACKAGE / "app_folder").is_dir()
-"""Whether this is an installed wheel, which brings the app folder inside the package."""
+"""Whether this is an installed wheel, which has the app folder inside the package."""
 SHIPPED: Final = PACKAGE / "app_folder" if INSTALLED else PACKAGE.parent
-"""The app folder as it came: ``main.py``, the starter weights, the viewer of the lab's page; only read in a wheel."""
+"""The app folder as installed: ``main.py``, the starter weights, the viewer of the lab's page. In a wheel it is only
+read."""
 COMMAND: Final = NAME if INSTALLED else "totalspineseg"
-"""The command as users of this installation type it."""
+"""The command that users of this installation type."""
 
 
 def data_dir() -> Path:
@@ -31,7 +32,7 @@ def cache_dir() -> Path:
 
 
 def app_dir() -> Path:
-    """Return the folder that MONAI Label serves, with ``model`` and ``logs``; of a wheel it may not exist yet."""
+    """Return the folder that MONAI Label serves, with ``model`` and ``logs``; for a wheel it may not exist yet."""
     return data_dir() if INSTALLED else SHIPPED
 
 
@@ -41,7 +42,7 @@ def model_dir() -> Path:
 
 
 def python_path() -> str:
-    """Return ``PYTHONPATH`` for programs of Python that this one starts and that import the package."""
+    """Return ``PYTHONPATH`` for Python programs that this one starts and that import the package."""
     paths = os.environ.get("PYTHONPATH", "")
-    # An installed package is found already, and its folder before Python's own could hide modules of Python.
+    # An installed package is found anyway, and its folder could hide modules of Python.
     return paths if INSTALLED else os.pathsep.join(filter(None, [str(PACKAGE.parent), paths]))

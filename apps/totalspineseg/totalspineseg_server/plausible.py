@@ -1,8 +1,10 @@
 """Check what every label map of a spine must show: disc, vertebra and canal, named from superior to inferior."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 
 from totalspineseg_server.anatomy import (
     BACKGROUND,
@@ -26,6 +28,8 @@ UNREVIEWED_SHARE: Final = 0.05
 """If less than this share of the labeled voxels is unreviewed, that was a slip of the brush, and cannot hide a cord,
 canal or discs.
 """
+UNLABELED_MM: Final = 25.0
+"""Distance from a labeled structure within which discs, canal and the rest of a cut vertebra lie."""
 
 
 def missing_kinds(labels: LabelArray) -> tuple[str, ...]:
@@ -94,3 +98,22 @@ def require_plausible(labels: LabelArray) -> None:
             f"There is no {' and no '.join(missing)} in the label. Draw it, or mark what nobody labeled as "
             f"'unreviewed' ({UNREVIEWED})."
         )
+
+
+def mark_unlabeled(labels: LabelArray, spacing: Sequence[float]) -> LabelArray:
+    """Return a map in which what nobody labeled around the spine is unreviewed, if a kind of structure is missing.
+
+    Programs that draw no disc or no canal do not say that there is none.
+
+    Args:
+        labels: uint8 codes (X, Y, Z). Not modified.
+        spacing: Voxel size, mm.
+
+    Returns:
+        uint8 map: ``UNREVIEWED`` for background within ``UNLABELED_MM`` of a structure; the argument if every kind is
+        there.
+    """
+    if not missing_kinds(labels):
+        return labels
+    near = distance_transform_edt(labels == BACKGROUND, sampling=tuple(spacing)) <= UNLABELED_MM
+    return np.where((labels == BACKGROUND) & near, UNREVIEWED, labels).astype(np.uint8)

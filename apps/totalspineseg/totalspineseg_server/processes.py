@@ -1,4 +1,4 @@
-"""Run other programs beside this one: find a port for them, end them, and keep them from outliving this process."""
+"""Run other programs: find a port for them, end them, and keep them from outliving this process."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 STOP_SECONDS: Final = 60
-"""Time for a program to write its data before it ends, such as Orthanc its index."""
+"""Time that a program has to write its data before it is killed, such as Orthanc its index."""
 PARENT: Final = "TOTALSPINESEG_PARENT"
 """Environment variable with the id of the process that background processes must not outlive."""
 LOOK_SECONDS: Final = 1.0
@@ -21,7 +21,7 @@ GRACE_SECONDS: Final = 20.0
 ENDING: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that ask a program to end; Windows has no SIGHUP."""
 SIGNALED: Final = 128
-"""Exit status of a process ended by a signal, less the signal's number, as in a shell."""
+"""Exit status of a process that was ended by a signal, minus the signal's number, as in a shell."""
 TIED: Final = """
 import ctypes, os, signal, sys
 kernel = ctypes.CDLL(None)
@@ -31,7 +31,7 @@ if os.getppid() != int(sys.argv[1]):
     sys.exit(1)
 os.execv(sys.argv[2], sys.argv[2:])
 """
-"""Program that lets Linux send SIGTERM when the parent is gone (1: PR_SET_PDEATHSIG), and becomes the command."""
+"""Program that asks Linux for SIGTERM when the parent is gone (1: PR_SET_PDEATHSIG), and then becomes the command."""
 
 
 def free_port() -> int:
@@ -47,7 +47,7 @@ def stop(process: "subprocess.Popen[bytes]", *, seconds: float = STOP_SECONDS) -
 
     Args:
         process: Process that may have ended already.
-        seconds: Time it may take to end itself.
+        seconds: Time that it has to end itself.
     """
     process.terminate()
     try:
@@ -58,12 +58,12 @@ def stop(process: "subprocess.Popen[bytes]", *, seconds: float = STOP_SECONDS) -
 
 
 def tied(command: Sequence[str]) -> list[str]:
-    """Return a command that gets SIGTERM when this process is gone, even by SIGKILL; unchanged on other systems than
-    Linux.
+    """Return a command that gets SIGTERM when this process is gone, even after SIGKILL; except on Linux it is
+    unchanged.
 
     Args:
-        command: A program's path and its arguments. The thread that starts it must live as long as the program shall,
-            because Linux takes the thread for the parent.
+        command: A program's path and its arguments. The thread that starts it must live as long as the program, because
+            to Linux this thread is the parent.
     """
     if sys.platform == "win32":
         return list(command)
@@ -71,11 +71,11 @@ def tied(command: Sequence[str]) -> list[str]:
 
 
 def unwind_on_signals() -> None:
-    """Let signals that end this process raise ``SystemExit``, so that its child processes stop and its folders go.
+    """Let signals that end this process raise ``SystemExit``, so that its child processes stop and temporary folders
+    are removed.
 
-    A second signal changes nothing, so that the cleanup is completed. A signal that is ignored already, as by nohup,
-    stays
-    ignored.
+    A second signal changes nothing, so that the cleanup is completed. A signal that was ignored before, as with nohup,
+    stays ignored.
     """
 
     def leave(number: int, _: object) -> None:
@@ -89,7 +89,7 @@ def unwind_on_signals() -> None:
 
 
 def become_parent() -> None:
-    """Let the background processes that this one starts end with it; see ``end_with_parent``."""
+    """Let the background processes that this process starts end with it; see ``end_with_parent``."""
     os.environ[PARENT] = str(os.getpid())
 
 
@@ -107,7 +107,7 @@ def end_with_parent(*, grace_seconds: float = GRACE_SECONDS) -> None:
     """Let this process end when its parent has ended; nothing happens in the parent itself, or without one.
 
     Args:
-        grace_seconds: Time it may take to end itself once ``parent_is_gone``.
+        grace_seconds: Time that it has to end itself once ``parent_is_gone``.
     """
 
     def watch() -> None:

@@ -8,13 +8,13 @@ from totalspineseg_server.errors import SettingError
 
 
 def choice(request: Mapping[str, Any], name: str, choices: Sequence[str]) -> str:
-    """Return the chosen one of a setting's choices; the first where the request leaves it open.
+    """Return which of a setting's choices the request has; the first one if the request leaves it open.
 
     Raises:
-        SettingError: The value is none of them.
+        SettingError: The value is not one of them.
     """
     value = request.get(name)
-    # A client that never touched the setting may send back the whole list of choices.
+    # A client whose user did not change the setting may send back the whole list of choices.
     value = value[0] if isinstance(value, list) and value else value
     if value in (None, "", []):
         return choices[0]
@@ -24,10 +24,10 @@ def choice(request: Mapping[str, Any], name: str, choices: Sequence[str]) -> str
 
 
 def text(request: Mapping[str, Any], name: str) -> str:
-    """Return a setting that is a free text; "" where the request leaves it open.
+    """Return a setting that is a free text; "" if the request leaves it open.
 
     Raises:
-        SettingError: The value is no text.
+        SettingError: The value is not a text.
     """
     value = request.get(name) or ""
     if not isinstance(value, str):
@@ -38,18 +38,18 @@ def text(request: Mapping[str, Any], name: str) -> str:
 def number(
     request: Mapping[str, Any], name: str, low: float, high: float, *, is_whole: bool, none: Sequence[str] = ()
 ) -> float | None:
-    """Return a setting that is a number, also one in a text; None where the request leaves it open.
+    """Return a setting that is a number, or a number in a text; None if the request leaves it open.
 
     Args:
         request: The request.
         name: The setting.
         low: Smallest value.
         high: Largest value.
-        is_whole: Whether it has no fraction.
-        none: Texts that leave it open.
+        is_whole: Whether it must be a whole number.
+        none: Texts that mean that it is left open.
 
     Raises:
-        SettingError: The value is no such number.
+        SettingError: The value is not such a number.
     """
     value = request.get(name)
     if value in (None, "", *none):

@@ -1,4 +1,4 @@
-"""A label file from an annotator's program: layers of voxels and the segments it names."""
+"""Hold a label file from a reader's program: layers of voxels and the segments that it names."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, on_grid
 
 MAX_SEGMENTS: Final = 255
-"""Maximum number of segments; more than a uint8 map can hold are not a spine."""
+"""Largest number of segments; more than fit into a uint8 map are not a spine."""
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class Segment:
     """One named structure of a submission.
 
     Attributes:
-        name: Name from the client.
+        name: Name that the client sent.
         value: Voxel value in its layer.
         layer: Index into ``Submission.layers``.
     """
@@ -29,7 +29,7 @@ class Submission:
     """The content of a label file.
 
     Attributes:
-        layers: (X, Y, Z) uint8 maps; several when segments overlap.
+        layers: (X, Y, Z) uint8 maps; there are several if segments overlap.
         grid: Grid of the voxels.
         segments: Name of each value.
     """
@@ -45,7 +45,7 @@ class Submission:
             image: Grid of the image.
 
         Raises:
-            GridError: The label lies on other voxels.
+            GridError: The label does not lie on the voxels of the image.
         """
         layers = tuple(on_grid(Volume(layer, self.grid.affine), image).data for layer in self.layers)
         return Submission(layers, image, self.segments)

@@ -1,4 +1,4 @@
-"""The server: MONAI Label's application behind our own front, and the command that starts it."""
+"""Start the server: MONAI Label's application behind our own front."""
 
 import argparse
 import errno
@@ -38,7 +38,7 @@ MAX_UPLOAD_MB: Final = 4096
 REQUEST_SECONDS: Final = 15
 """Grace period for requests in progress when the server stops; then their connections are closed."""
 SUBMISSION_SECONDS: Final = 30.0
-"""Further grace period for submissions, which a full disk, another process or a PACS may slow down."""
+"""Additional grace period for submissions, which a full disk, another process or a PACS may slow down."""
 REST_SECONDS: Final = 10.0
 """Grace period for the rest, even if threads hang. Together they stay below ``processes.STOP_SECONDS``."""
 DEFAULT_STUDIES: Final = "studies"
@@ -54,12 +54,12 @@ def create_app(
 ) -> FastAPI:
     """Return the front with MONAI Label's application behind it.
 
-    The host's settings (studies, app folder) must be set before; ``serve`` does that.
+    MONAI Label's settings (studies, app folder) must be set before; ``serve`` does that.
 
     Args:
         max_upload_mb: Largest request body, and limit for an unpacked archive in it, MiB.
         names: Names of the server, besides its IP addresses.
-        address: Address it listens on, for the log.
+        address: Address on which it listens, for the log.
     """
     from totalspineseg_server.front import (
         auth,
@@ -116,7 +116,7 @@ def create_app(
         logs.router(),
         start.router(),
     )
-    # Add our routes before the host's.
+    # Our routes come before those of MONAI Label.
     shared = threads.router([route for routes in own for route in routes.routes])
     for routes in (*own, shared):
         app.include_router(routes)
@@ -135,9 +135,9 @@ def create_app(
 
 
 def configure(studies: str, *, host: str, port: int, conf: dict[str, str], app_dir: Path) -> None:
-    """Set the host's settings, in this process and in those it starts."""
+    """Set MONAI Label's settings, in this process and in those it starts."""
     become_parent()
-    # The app must share the front's classes: the host would import a second copy of ``totalspineseg_server``.
+    # The app must share the front's classes, but MONAI Label would import a second copy of ``totalspineseg_server``.
     os.environ["MONAI_LABEL_RELOAD_APP_LIB"] = "false"
     # Background tasks import ``totalspineseg_server`` from there; dcmqi's programs are beside the interpreter.
     os.environ["PYTHONPATH"] = places.python_path()
@@ -166,6 +166,7 @@ def serve(
     weights: str = "",
     device: str = "",
     runtime: str = "",
+    whole_image: bool = False,
     doubtful_names: str = "",
     work: str = "",
     cache_gb: float | None = None,
@@ -184,7 +185,8 @@ def serve(
         names: Names that readers use for the server besides this machine's names and addresses.
         weights: Weights to use: "" for the active model, "starter", "official", a version, or a folder.
         device: "" for a GPU if there is one, "cpu", "cuda", "cuda:1".
-        runtime: "" or "torch" for PyTorch, "openvino" for OpenVINO on the CPU.
+        runtime: One of ``RUNTIMES``; "" for the first.
+        whole_image: Whether step 1 always gets the whole image.
         doubtful_names: "" or "marked" for names such as "L4 ?", "plain" for names without a mark; a request may say
             otherwise.
         work: Folder for everything the server writes: corrections, labels, fetched series. "" for the folder of images,
@@ -203,19 +205,25 @@ def serve(
     """
     import uvicorn
 
-    from totalspineseg_server.nnunet.runtimes import require, runtime_of
+    from totalspineseg_server.nnunet.fast_ways import INT8
+    from totalspineseg_server.nnunet.runtimes import chosen_for_all, require, runtime_of
+    from totalspineseg_server.registry.model_store import ModelStore
 
     app_dir = app_dir or places.app_dir()
     # Find everything that can be wrong before anything is written.
     with listening(host, port) as sockets:
-        require(device or "auto", runtime_of(runtime))
+        asked_runtime = runtime_of(runtime)
+        require(device or "auto", asked_runtime)
         require_weights(weights, app_dir=app_dir)
+        if asked_runtime == INT8:
+            chosen_for_all(asked_runtime, device or "auto", ModelStore(app_dir / "model", weights=weights), (1, 2))
         if "://" in studies:
             require_dicomweb(studies)
         else:
             studies = str(studies_folder(_folder(studies, "--studies"), demo=demo, read_only=bool(work)))
         work = str(_writable(_folder(work, "--work"))) if work else ""
         asked = {"weights": weights, "device": device, "runtime": runtime, "work": work}
+        asked["whole_image"] = "true" if whole_image else ""
         asked["doubtful_names"] = doubtful_names
         asked["cache_gb"] = "" if cache_gb is None else str(cache_gb)
         conf = {name: value for name, value in asked.items() if value}
@@ -284,7 +292,7 @@ def studies_folder(folder: Path, *, demo: bool, read_only: bool) -> Path:
 
 
 def _writable(folder: Path) -> Path:
-    """Return a folder for labels and corrections, made when it is missing.
+    """Return a folder for labels and corrections; it is made if it is missing.
 
     Raises:
         StorageError: It cannot be written.
@@ -327,7 +335,7 @@ def require_dicomweb(address: str) -> None:
     """Check that a text can be the address of a DICOMweb server, without connecting.
 
     Raises:
-        AddressError: It cannot.
+        AddressError: It cannot be one.
     """
     try:
         parts = urlsplit(address)
@@ -348,7 +356,7 @@ def _folder(text: str, option: str) -> Path:
             is empty.
     """
     if not text.strip():
-        # An empty name means the folder where the command was started.
+        # To pathlib, an empty name means the folder in which the command was started.
         raise StorageError(f"{option} is empty. Name a folder.")
     try:
         return Path(text).expanduser().resolve()
@@ -423,7 +431,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="device of the networks: cpu, cuda or cuda:1 (default: a GPU if there is one)",
     )
     parser.add_argument(
-        "--runtime", default="", choices=RUNTIMES, help="software that runs the networks (default: torch)"
+        "--runtime",
+        default="",
+        choices=RUNTIMES,
+        help="software that runs the networks: auto (default), torch, openvino or openvino-int8; see run --help",
+    )
+    parser.add_argument(
+        "--whole-image",
+        action="store_true",
+        help="give step 1 the whole image, even if 'weights quantize' found that a box around the spine is enough",
     )
     parser.add_argument(
         "--doubtful-names",

@@ -1,4 +1,4 @@
-"""Recognize the names people use for the structures of the label table, and guess what an unknown name stands for."""
+"""Recognize the names that people use for structures, and guess what an unknown name may stand for."""
 
 import difflib
 import math
@@ -36,7 +36,7 @@ KIND_WORDS: Final[Mapping[str, Kind]] = MappingProxyType(
         "intervertebral": Kind.DISC,
     }
 )
-"""Words beside a level that state its kind."""
+"""Words beside a level that state its kind -> the kind."""
 THORACIC: Final = re.compile(r"th(?=\d)")
 """Beginning of "Th12"."""
 NUMBER: Final = re.compile(r"\d+")
@@ -55,14 +55,15 @@ SIMILAR: Final = 0.8
 
 _PUBLISHED: Final[Mapping[str, int]] = MappingProxyType({s.name.casefold(): s.code for s in STRUCTURES})
 _SPINAL: Final[Mapping[str, int]] = MappingProxyType({"spinal-cord": CORD, "spinal-canal": CANAL})
-# These two discs keep their names, whichever vertebra is above: there may be 11 or 13 thoracic ones, 4 or 6 lumbar.
+# These two discs keep their names, whichever vertebra is above them: there may be 11 or 13 thoracic, and 4 or 6 lumbar
+# vertebrae.
 _LAST_LUMBAR = {f"{NAME_OF[last].casefold()}-{below}": DISC_L5_S for last in (L4, L5, L6) for below in ("s", S1)}
 _LAST_THORACIC = {f"{NAME_OF[last].casefold()}-l1": DISC_T12_L1 for last in (T11, T12, T13)}
 _CODE_OF: Final[Mapping[str, int]] = MappingProxyType({**_PUBLISHED, **_SPINAL, **_LAST_LUMBAR, **_LAST_THORACIC})
 
 
 def code_of_name(name: str) -> int | None:
-    """Return the code a segment name stands for, or None when the name is unknown.
+    """Return the code that a segment name stands for, or None if the name is unknown.
 
     Case, surrounding space, separators and the mark of doubt do not matter. The usual spellings of the field are
     recognized ("L4", "vertebrae_L4", "Th12", "disc L4-L5", "L5/S1", "spinal cord"), and so are the names of the last
@@ -89,11 +90,11 @@ def without_mark(name: str) -> str:
 
 
 def meant_by(name: str) -> str | None:
-    """Return the published name that an unknown one probably stands for; None where none is similar."""
+    """Return the published name that an unknown name probably stands for; None if none is similar."""
     key, kinds = _read(name)
     if key == S1:
         return NAME_OF[SACRUM]
-    # A name with other numbers is another level, however similar it looks.
+    # A name with other numbers means another level, however similar it looks.
     candidates = [known for known in (*_PUBLISHED, *_SPINAL) if NUMBER.findall(known) == NUMBER.findall(key)]
     similar = difflib.get_close_matches(key, candidates, n=1, cutoff=SIMILAR)
     code = _CODE_OF[similar[0]] if similar else None
@@ -101,10 +102,10 @@ def meant_by(name: str) -> str | None:
 
 
 def level_at(text: str) -> tuple[int, tuple[float, float, float]] | None:
-    """Return the code of a level and a point in it, RAS mm, of ``L5 3.5 -12 80``, ``L5@3.5,-12,80`` and the like.
+    """Return the code of a level and a point in it, RAS mm, from a text such as ``L5 3.5 -12 80`` or ``L5@3.5,-12,80``.
 
     Returns:
-        None where the text names no vertebra, disc or sacrum, or no point.
+        None if the text names no vertebra, disc or sacrum, or no point.
     """
     *words, x, y, z = ["", "", "", *POINT_SEPARATORS.split(text.strip())]
     code = _level(" ".join(words))
@@ -119,7 +120,7 @@ def renamed_level(text: str) -> tuple[int, int] | None:
     """Return the codes of a level and of its right name, of ``L1 -> T12``.
 
     Returns:
-        None where the text does not name two vertebrae (or the sacrum), or two discs.
+        None if the text does not name two vertebrae (or the sacrum) or two discs.
     """
     codes = [_level(part) for part in ARROW.split(text)]
     if len(codes) != 2 or codes[0] is None or codes[1] is None:

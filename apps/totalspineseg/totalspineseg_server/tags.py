@@ -1,4 +1,4 @@
-"""Draw names beside a picture: vertebrae on the left, discs on the right, none over another."""
+"""Draw names beside a picture without overlap: vertebrae on the left, discs on the right."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from PIL import Image, ImageDraw, ImageFont
 FONT_PX: Final = 13
 """Height of the letters: readable in a thumbnail of half the size."""
 LINE_PX: Final = 16
-"""Minimum distance of two tags, pixels: the letters and a gap."""
+"""Smallest distance between two tags, pixels: the letters and a gap."""
 PADDING_PX: Final = 5
 LEADER_PX: Final = 14
 """Length of the line from a tag to the edge of the image."""
 LEADER_ALPHA: Final = 130
-"""Opacity of the line inside the image, 0-255: what lies below it, such as the cord, stays visible."""
+"""Opacity of the line inside the image, 0-255, so that what lies below it, such as the cord, stays visible."""
 BACKGROUND: Final = (14, 17, 22)
 DOUBTFUL_COLOR: Final = (255, 176, 0)
-"""Amber, used for nothing else."""
+"""Color of doubtful levels: amber, which is used for nothing else."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Tag:
 
     Attributes:
         text: The name.
-        target: (x, y) pixel it points at.
+        target: (x, y) pixel to which it points.
         color: Color of the structure.
         right: Whether it is on the right side of the picture (discs), else on the left.
         doubtful: Whether it is marked by amber and "?".
@@ -48,11 +48,11 @@ class Tag:
 
 
 def spaced(wanted: Sequence[float], gap: float) -> list[float]:
-    """Return positions as near as possible to the wanted ones (least squares), no two nearer than ``gap``.
+    """Return positions as near as possible to the wanted ones (least squares), but no two nearer than ``gap``.
 
     Args:
         wanted: Positions, rising.
-        gap: Minimum distance of neighbors.
+        gap: Smallest distance between neighbors.
 
     Returns:
         One position for each wanted one, in the same order; empty for none.
@@ -90,7 +90,7 @@ def _within(positions: list[float], height: float, gap: float) -> list[float]:
 
 
 def add_tags(rgb: npt.NDArray[np.uint8], tags: Sequence[Tag]) -> npt.NDArray[np.uint8]:
-    """Return the picture with a margin on both sides that holds the tags.
+    """Return the picture with a margin on both sides for the tags.
 
     Args:
         rgb: (rows, columns, 3) uint8. Not modified.
@@ -135,7 +135,7 @@ def _draw(
     edge, row = anchor
     color = DOUBTFUL_COLOR if tag.doubtful else tag.color
     start = edge + way * LEADER_PX
-    # Bend the line at the image's edge: its part inside the image stays short and points at the structure.
+    # Bend the line at the edge of the image, so that its part inside the image is short and points at the structure.
     draw.line([(start, row), (edge, row)], fill=color, width=1)
     draw.line([(edge, row), target], fill=(*color, LEADER_ALPHA), width=1)
     draw.ellipse((target[0] - 2, target[1] - 2, target[0] + 2, target[1] + 2), fill=color)

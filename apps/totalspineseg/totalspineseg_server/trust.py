@@ -1,28 +1,23 @@
-"""How far a network's landmark classes and odd/even classes can be trusted: measured for each set of weights."""
+"""Describe how far a network's landmark classes and odd/even classes can be trusted, as measured for each set of
+weights."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from totalspineseg_server.anatomy import DISC_L4_L5, DISC_L5_S, LANDMARK_DISCS, NAME_OF
+from totalspineseg_server.anatomy import LANDMARK_DISCS, NAME_OF
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.places import COMMAND
 
 FORMAT: Final = 1
+NAMED: Final = ("uncontradicted", "contradicted")
 PRIOR_SCANS: Final = 12.0
-"""Number of scans that the prior counts as: weights measured on fewer scans stay near the careful values."""
+"""Number of scans that the prior counts as, so that weights measured on fewer scans stay near the cautious values."""
 PRIOR_LEVELS: Final = 100.0
-"""The same for odd and even, in vertebrae."""
+"""Number of vertebrae that the prior for odd and even counts as."""
 CAREFUL_PARITY: Final = 0.04
 MAX_CORD_LOGIT: Final = 2.0
-TILTED: Final = (DISC_L4_L5, DISC_L5_S)
-"""Discs that can be recognized by their angle: the last one is 15 to 25 degrees steeper than the one above it."""
-MIN_TILTS: Final = 8
 MIN_SCANS: Final = 5
-PRIOR_TILTS: Final = 6.0
-CAREFUL_TILT_DEG: Final = 12.0
-"""Spread of a disc's angle that counts as ``PRIOR_TILTS`` discs: people and their positions differ."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +26,13 @@ class Seen:
 
     Attributes:
         scans: Scans that show the disc.
-        own: Number of these in which the disc carries its class.
-        above: Scans in which the disc above it carries the class (of ``scans_above`` that show this one).
+        own: Number of these in which the disc has its own class.
+        above: Scans in which the disc above it has the class (of ``scans_above`` that show the disc above).
         below: The same for the disc below it.
         scans_above: Scans that show the disc above.
         scans_below: Scans that show the disc below.
+        above_alone: The part of ``above`` in which the landmark's own disc does not carry the class: it moved.
+        below_alone: The same for ``below``.
     """
 
     scans: float = 0.0
@@ -44,6 +41,8 @@ class Seen:
     below: float = 0.0
     scans_above: float = 0.0
     scans_below: float = 0.0
+    above_alone: float = 0.0
+    below_alone: float = 0.0
 
     def __add__(self, other: "Seen") -> "Seen":
         return Seen(
@@ -53,36 +52,69 @@ class Seen:
             self.below + other.below,
             self.scans_above + other.scans_above,
             self.scans_below + other.scans_below,
+            self.above_alone + other.above_alone,
+            self.below_alone + other.below_alone,
         )
 
 
 @dataclass(frozen=True)
-class Tilts:
-    """Angles of one disc in labeled scans: how far its front lies lower than its back, seen from the side.
+class LowerEnd:
+    """How the network draws the lower end of the column, in labeled scans that show L5-S and three discs above it.
 
     Attributes:
-        discs: Number of measured discs.
-        total_deg: Sum of the angles.
-        squares_deg2: Sum of their squares.
+        scans: Number of such scans.
+        thin: Those in which L5-S is drawn with less than a quarter of the usual volume of a disc, or not at all.
+        below_thin: Those in which a disc as thin is drawn below L5-S: the remnant between S1 and S2.
+        below: Those in which a larger disc is drawn there.
+        s1: Those in which S1, or a part of it, is drawn as a vertebra.
+        s1_whole: Those in which that vertebra is large.
+        shifted: Those in which the last lumbar vertebra is taken for the sacrum, with the landmarks one disc too high.
     """
 
-    discs: float = 0.0
-    total_deg: float = 0.0
-    squares_deg2: float = 0.0
+    scans: float = 0.0
+    thin: float = 0.0
+    below_thin: float = 0.0
+    below: float = 0.0
+    s1: float = 0.0
+    s1_whole: float = 0.0
+    shifted: float = 0.0
 
-    def __add__(self, other: "Tilts") -> "Tilts":
-        return Tilts(self.discs + other.discs, self.total_deg + other.total_deg, self.squares_deg2 + other.squares_deg2)
+    def __add__(self, other: "LowerEnd") -> "LowerEnd":
+        return LowerEnd(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
 
-    @property
-    def mean_deg(self) -> float | None:
-        """The usual angle; None where too few were measured."""
-        return self.total_deg / self.discs if self.discs >= MIN_TILTS else None
+    def pulled(self, careful: "LowerEnd") -> "LowerEnd":
+        """Return the shares of all scans, pulled toward careful ones.
 
-    @property
-    def spread_deg(self) -> float:
-        """The standard deviation, pulled toward ``CAREFUL_TILT_DEG``."""
-        about = self.squares_deg2 - self.total_deg**2 / self.discs if self.discs else 0.0
-        return math.sqrt((about + PRIOR_TILTS * CAREFUL_TILT_DEG**2) / (self.discs + PRIOR_TILTS))
+        Args:
+            careful: Shares of one scan assumed of every network.
+        """
+        pairs = zip(vars(self).values(), vars(careful).values(), strict=True)
+        return LowerEnd(*((count + PRIOR_SCANS * share) / (self.scans + PRIOR_SCANS) for count, share in pairs))
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Labeled scans that were named with the trust measured on the others, and how many came out wrong.
+
+    The probabilities of a scan's names cannot know how the network fails as a whole: this is what they left out.
+
+    Attributes:
+        scans: Number of scans.
+        wrong: Those in which a level has a wrong name.
+        expected: Number of wrong ones that the probabilities admit.
+    """
+
+    scans: float = 0.0
+    wrong: float = 0.0
+    expected: float = 0.0
+
+    def __add__(self, other: "Failures") -> "Failures":
+        return Failures(self.scans + other.scans, self.wrong + other.wrong, self.expected + other.expected)
+
+    def chance(self, careful: float) -> float:
+        """Return the chance that names are wrong beyond what their probabilities say, pulled toward a careful one."""
+        more = self.wrong - self.expected + PRIOR_SCANS * careful
+        return max(0.0, more / (self.scans + PRIOR_SCANS))
 
 
 @dataclass(frozen=True)
@@ -91,21 +123,26 @@ class Trust:
 
     Attributes:
         landmarks: Counts for each of ``LANDMARK_DISCS``, in their order.
-        tilts: Angles of the discs of ``TILTED``, in their order.
+        lower_end: How the lower end of the column is drawn.
         parity_levels: Vertebrae whose odd/even class was compared.
         parity_wrong: Number of these with the other class.
-        cord_logit: Value added to the logit of the cord before it is compared with 0; a cord drawn too thin needs more.
+        cord_logit: Value that is added to the logit of the cord before it is compared with 0; a cord that is drawn too
+            thin needs more.
         mirror: Whether the results of the image and its left-right mirror image are averaged.
         scans: Number of labeled scans in the measurement.
+        uncontradicted: Names that nothing contradicts, and their failures.
+        contradicted: The same where a piece or a landmark contradicts them.
     """
 
     landmarks: tuple[Seen, ...] = field(default=(Seen(),) * len(LANDMARK_DISCS))
-    tilts: tuple[Tilts, ...] = field(default=(Tilts(),) * len(TILTED))
     parity_levels: float = 0.0
     parity_wrong: float = 0.0
     cord_logit: float = 0.0
     mirror: bool = False
     scans: int = 0
+    lower_end: LowerEnd = field(default_factory=LowerEnd)
+    uncontradicted: Failures = field(default_factory=Failures)
+    contradicted: Failures = field(default_factory=Failures)
 
     @property
     def measured(self) -> bool:
@@ -118,28 +155,32 @@ class Trust:
         return (self.parity_wrong + PRIOR_LEVELS * CAREFUL_PARITY) / (self.parity_levels + PRIOR_LEVELS)
 
     def chances(self, landmark: int, *, careful: "Chances") -> "Chances":
-        """Return the chances for one landmark: the counts, pulled toward the careful values.
+        """Return the chances for one landmark: the counts, combined with cautious values.
 
         Args:
             landmark: Position in ``LANDMARK_DISCS``.
-            careful: Values assumed of every network.
+            careful: Cautious values that are assumed for every network.
         """
         seen, prior = self.landmarks[landmark], PRIOR_SCANS
         return Chances(
             (seen.own + prior * careful.own) / (seen.scans + prior),
             (seen.above + prior * careful.above) / (seen.scans_above + prior),
             (seen.below + prior * careful.below) / (seen.scans_below + prior),
+            (seen.above_alone + prior * careful.above_alone) / (seen.scans_above + prior),
+            (seen.below_alone + prior * careful.below_alone) / (seen.scans_below + prior),
         )
 
     def __add__(self, other: "Trust") -> "Trust":
-        """Return the sum of both counts; values that are not counts are this one's."""
+        """Return the sum of both counts; values that are not counts are those of this object."""
         return replace(
             self,
             landmarks=tuple(a + b for a, b in zip(self.landmarks, other.landmarks, strict=True)),
-            tilts=tuple(a + b for a, b in zip(self.tilts, other.tilts, strict=True)),
             parity_levels=self.parity_levels + other.parity_levels,
             parity_wrong=self.parity_wrong + other.parity_wrong,
             scans=self.scans + other.scans,
+            lower_end=self.lower_end + other.lower_end,
+            uncontradicted=self.uncontradicted + other.uncontradicted,
+            contradicted=self.contradicted + other.contradicted,
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -153,21 +194,38 @@ class Trust:
             "landmarks": {
                 NAME_OF[code]: dict(vars(seen)) for code, seen in zip(LANDMARK_DISCS, self.landmarks, strict=True)
             },
-            "tilts": {NAME_OF[code]: dict(vars(tilt)) for code, tilt in zip(TILTED, self.tilts, strict=True)},
+            "lower_end": dict(vars(self.lower_end)),
+            "names": {key: dict(vars(getattr(self, key))) for key in NAMED},
         }
 
 
 @dataclass(frozen=True)
 class Chances:
-    """Chance that a landmark's own disc, the disc above it, and the disc below it carry its class."""
+    """Chance that a landmark's own disc, the disc above it, and the disc below it carry its class, and that only the
+    disc above or below does."""
 
     own: float
     above: float
     below: float
+    above_alone: float
+    below_alone: float
+
+    def beside(self, *, above: bool, own: float) -> float:
+        """Return the chance that the disc beside a landmark carries the landmark's class, given its own disc.
+
+        A class that moved is one event, not two: a disc that lost its class and a neighbor that got one.
+
+        Args:
+            above: Whether it is the disc above; else the one below.
+            own: Share of the class on the landmark's own disc.
+        """
+        either, alone = (self.above, self.above_alone) if above else (self.below, self.below_alone)
+        also, instead = max(0.0, either - alone) / self.own, alone / (1.0 - self.own)
+        return own * min(1.0, also) + (1.0 - own) * min(1.0, instead)
 
 
 UNMEASURED: Final = Trust()
-"""Trust in weights that nobody has measured: the careful values, without mirroring."""
+"""The trust in weights that nobody has measured: the cautious values, without mirroring."""
 
 
 def trust_from_json(content: Mapping[str, Any], *, source: str) -> Trust:
@@ -178,21 +236,22 @@ def trust_from_json(content: Mapping[str, Any], *, source: str) -> Trust:
         source: Name of the file for an error.
 
     Raises:
-        WeightsError: The file is not ours, or its numbers are impossible.
+        WeightsError: It is not such a file, or its numbers are impossible.
     """
     try:
         landmarks = tuple(
             Seen(**{key: float(n) for key, n in content["landmarks"][NAME_OF[code]].items()}) for code in LANDMARK_DISCS
         )
-        tilts = tuple(Tilts(**{key: float(n) for key, n in content["tilts"][NAME_OF[code]].items()}) for code in TILTED)
         trust = Trust(
             landmarks,
-            tilts,
             float(content["parity"]["levels"]),
             float(content["parity"]["wrong"]),
             float(content["cord_logit"]),
             bool(content["mirror"]),
             int(content["scans"]),
+            # Files of earlier versions do not have these.
+            LowerEnd(**{key: float(n) for key, n in content.get("lower_end", {}).items()}),
+            *(Failures(**{k: float(n) for k, n in content.get("names", {}).get(key, {}).items()}) for key in NAMED),
         )
         _require_possible(trust)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -211,6 +270,10 @@ def _require_possible(trust: Trust) -> None:
     pairs = [(trust.parity_wrong, trust.parity_levels)]
     for seen in trust.landmarks:
         pairs += [(seen.own, seen.scans), (seen.above, seen.scans_above), (seen.below, seen.scans_below)]
+        pairs += [(seen.above_alone, seen.above), (seen.below_alone, seen.below)]
+    pairs += [(count, trust.lower_end.scans) for count in vars(trust.lower_end).values()]
+    for failures in (trust.uncontradicted, trust.contradicted):
+        pairs += [(failures.wrong, failures.scans), (failures.expected, failures.scans)]
     if not all(0 <= part <= whole < float("inf") for part, whole in pairs):
         raise ValueError("more cases than scans")
     if not abs(trust.cord_logit) <= MAX_CORD_LOGIT:

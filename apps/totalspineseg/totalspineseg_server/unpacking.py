@@ -1,4 +1,4 @@
-"""Limit what a file may unpack to: a few kilobytes, or one line of a header, can ask for all memory of a machine."""
+"""Limit what a file may unpack to: a few kilobytes, or a line of a header, can demand all memory of a machine."""
 
 import os
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import Final
 from totalspineseg_server.errors import ImageError
 
 MAX_BYTES: Final = 2 << 30
-"""Maximum decompressed size, unless the file itself is larger. A whole spine at 0.5 mm in 32-bit floats is 1.2 GB."""
+"""Largest decompressed size, unless the file itself is larger. A whole spine at 0.5 mm in 32-bit floats is 1.2 GB."""
 MAX_RATIO: Final = 1040
-"""Maximum bytes that one byte of zlib can hold, rounded up: its format allows no more than 1032."""
+"""Largest number of bytes that one byte of zlib's format can stand for (1032), rounded up."""
 
 
 MAX_POINTER_BYTES: Final = 1024
-"""Maximum size of a pointer; both kinds are a few lines."""
+"""Largest size of a pointer; both kinds are a few lines."""
 LFS_START: Final = b"version https://git-lfs.github.com/spec/"
 ANNEX_START: Final = b"/annex/objects/"
 ANNEX_TARGET: Final = ".git/annex/objects"
@@ -27,7 +27,7 @@ def require_bounded(path: Path, content_bytes: int) -> None:
         content_bytes: Its unpacked size as stated in the header.
 
     Raises:
-        ImageError: It cannot hold that much, or that is too much.
+        ImageError: It cannot contain that much, or that is too much.
     """
     size = path.stat().st_size
     if content_bytes > size * MAX_RATIO:
@@ -49,7 +49,7 @@ def missing_content(path: Path) -> str:
         path: A file or a link.
 
     Returns:
-        What the file is and what to do, without its name; "" where the content is here, or the file does not exist.
+        What the file is and what to do, without its name; "" if the content is here, or if the file does not exist.
 
     Raises:
         OSError: It cannot be read.
@@ -59,7 +59,7 @@ def missing_content(path: Path) -> str:
             return "is a link of git-annex whose content is not here: fetch it with 'datalad get' or 'git annex get'"
         return "is a link to a file that does not exist: restore the file, or correct the link"
     if path.exists() and not path.is_file() and not path.is_dir():
-        # Reading a pipe would wait for ever.
+        # Reading a pipe would never end.
         return "is neither a file nor a folder, but a pipe or a device: remove it, or copy its content into a file"
     if not path.is_file() or path.stat().st_size > MAX_POINTER_BYTES:
         return ""
@@ -72,12 +72,12 @@ def missing_content(path: Path) -> str:
 
 
 def real_path(path: Path) -> Path:
-    """Return the absolute path of a file without links; a link that leads back to itself stays as it is."""
+    """Return the absolute path of a file with links resolved; a link that leads back to itself stays as it is."""
     return Path(os.path.realpath(path))
 
 
 def itk_name(path: Path) -> str:
-    """Return a path as SimpleITK takes it.
+    """Return a path in the form that SimpleITK accepts.
 
     Raises:
         ImageError: It is not Unicode text; SimpleITK would end the whole program.

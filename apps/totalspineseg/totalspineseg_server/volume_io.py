@@ -16,7 +16,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
-from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, L1
+from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, L1, NUMBER_TABLES, OWN_NUMBERS
 from totalspineseg_server.errors import ImageError, MemoryShortageError, StorageError
 from totalspineseg_server.files import write_file
 from totalspineseg_server.geometry import AnyArray, Grid, Volume, to_ras
@@ -27,16 +27,16 @@ from totalspineseg_server.unpacking import itk_name, missing_content, require_bo
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
-"""File name endings that are tried as images, longest first."""
+"""File name endings of images that are read, longest first."""
 WRITTEN_SUFFIXES: Final = (*NIFTI_SUFFIXES, ".nrrd")
-"""File name endings that label maps are written with, longest first."""
+"""File name endings with which label maps are written, longest first."""
 OTHER_SUFFIXES: Final = (
     *(".img", ".img.gz", ".hdr", ".hdr.gz", ".mgz", ".mgh", ".mnc", ".par", ".rec", ".vti", ".gipl", ".gipl.gz"),
     *(".nii.bz2", ".nii.xz", ".nii.zst", ".zip", ".tar", ".tar.gz", ".tgz"),
 )
-"""File name endings of images, and of archives of them, that are not read."""
+"""File name endings of images, and of archives, that are not read."""
 NAMED_FILES: Final = 5
-"""Maximum number of files named in a sentence."""
+"""Largest number of files that a sentence names."""
 NRRD_SUFFIXES: Final = (".nrrd", ".nhdr")
 HEADER_SUFFIXES: Final = (".nhdr", ".mhd")
 """Endings of headers whose voxels are in another file."""
@@ -49,7 +49,7 @@ META_DIRECTIONS: Final = (b"TransformMatrix", b"Rotation", b"Orientation")
 HEADER_BYTES: Final = 8192
 """Bytes at the start of a NRRD or MetaImage file that contain the fields of its geometry, which are short lines."""
 MIN_SLICES: Final = 3
-"""Minimum number of slices: with two sagittal slices half may miss the canal, and levels are confidently named wrong.
+"""Smallest number of slices: of two sagittal slices one may miss the canal, and levels get wrong names with certainty.
 """
 GZIP_LEVEL = 1
 """Compression level of isal, 0..3: label maps shrink a hundredfold at any level, 1 is the fastest that does."""
@@ -75,7 +75,7 @@ def stem(path: Path) -> str:
 
 
 def is_image_name(path: Path) -> bool:
-    """Return whether the file name ends like an image this project reads."""
+    """Return whether a file name has the ending of an image that this project reads."""
     return path.name.lower().endswith(IMAGE_SUFFIXES)
 
 
@@ -210,22 +210,31 @@ def as_integers(volume: Volume) -> Volume:
     return Volume(volume.data.astype(np.int32), volume.affine)
 
 
-def read_codes(path: Path) -> Volume:
-    """Read a label map in output codes, such as a localizer; like ``read_labels``.
+def read_codes(path: Path, numbers: str = OWN_NUMBERS) -> Volume:
+    """Read a label map of levels, such as a localizer; like ``read_labels``.
+
+    Args:
+        path: The file.
+        numbers: The numbers in it: ``OWN_NUMBERS``, or the name of a table in ``NUMBER_TABLES``.
+
+    Returns:
+        uint8 volume of codes.
 
     Raises:
         ImageError: As in ``read_labels``; also for values that are not codes, or levels that run upward: in another
             table, 22 is L3 and not T2.
     """
-    return as_codes(read_labels(path), repr(path.name))
+    volume = read_labels(path) if numbers == OWN_NUMBERS else read_numbered(path, numbers)
+    return as_codes(volume, repr(path.name), " Name the program that made it with --numbers.")
 
 
-def as_codes(volume: Volume, name: str) -> Volume:
+def as_codes(volume: Volume, name: str, hint: str = "") -> Volume:
     """Return a label map whose values are output codes, as it is.
 
     Args:
         volume: uint8. Not modified.
         name: How to name it in a message.
+        hint: What else can be done, for the message.
 
     Raises:
         ImageError: See ``read_codes``.
@@ -234,14 +243,40 @@ def as_codes(volume: Volume, name: str) -> Volume:
     if strangers := [int(v) for v in np.flatnonzero(counts) if v != BACKGROUND and v not in BY_CODE]:
         raise ImageError(
             f"{name} has the values {strangers[:5]!r}, which are not TotalSpineSeg's codes (L1 is "
-            f"{L1}). Convert it to these codes."
+            f"{L1}). Convert it to these codes.{hint}"
         )
     if is_upside_down(to_ras(volume).data):
         raise ImageError(
             f"Most levels in {name} run from inferior to superior: it is upside down, or does not use "
-            "TotalSpineSeg's codes. Turn it, or convert it."
+            f"TotalSpineSeg's codes. Turn it, or convert it.{hint}"
         )
     return volume
+
+
+def read_numbered(path: Path, numbers: str) -> Volume:
+    """Read a label map in another program's numbers as one in output codes.
+
+    Args:
+        path: As for ``read_labels``.
+        numbers: Name of a table in ``NUMBER_TABLES``.
+
+    Returns:
+        uint8 volume of codes; what this project has no structure for becomes background.
+
+    Raises:
+        ImageError: As in ``read_integers``; also for values that the table does not have.
+    """
+    volume = read_integers(path)
+    present = [int(value) for value in np.unique(volume.data) if value != BACKGROUND]
+    codes = NUMBER_TABLES[numbers].codes_of(present)
+    if strangers := [value for value in present if value not in codes]:
+        raise ImageError(
+            f"{path.name!r} has the values {strangers[:5]!r}, which are not numbers of the table {numbers!r}. Choose "
+            "the table of the program that made the map, or give its map of whole vertebrae."
+        )
+    order = np.array(sorted({BACKGROUND, *present}))
+    targets = np.array([codes.get(int(value), BACKGROUND) for value in order], dtype=np.uint8)
+    return Volume(targets[np.searchsorted(order, volume.data)], volume.affine)
 
 
 def as_image(source: Any, affine: Any = None, *, usable: bool = True) -> Image:
@@ -271,7 +306,7 @@ def as_image(source: Any, affine: Any = None, *, usable: bool = True) -> Image:
 
 
 def require_usable(volume: Volume) -> None:
-    """Check that an image can hold a spine at all.
+    """Check that an image can show a spine at all.
 
     Raises:
         ImageError: 2D, complex or color values, NaN or infinity, or the same value everywhere.
@@ -331,7 +366,7 @@ def open_itk(path: Path) -> sitk.Image:
         RuntimeError: The file cannot be read.
     """
     reader = sitk.ImageFileReader()
-    # On its own ITK finds no reader for a MetaImage whose ending is in capitals.
+    # ITK by itself finds no reader for a MetaImage whose ending is in capitals.
     reader.SetImageIO("NrrdImageIO" if path.name.lower().endswith(NRRD_SUFFIXES) else "MetaImageIO")
     reader.SetFileName(itk_name(path))
     reader.ReadImageInformation()
@@ -350,7 +385,8 @@ def _reason(error: Exception) -> str:
 
 
 def _to_3d(data: AnyArray, *, average: bool) -> AnyArray:
-    """Return 3D unchanged; average 4D (and 5D with a trailing axis of one) over the last axis, where that is useful."""
+    """Return 3D data unchanged; average 4D (and 5D with a last axis of one) over the last axis if ``average`` is
+    set."""
     while data.ndim > 4 and data.shape[-1] == 1:
         data = data[..., 0]
     if data.dtype.names is not None:
@@ -359,7 +395,7 @@ def _to_3d(data: AnyArray, *, average: bool) -> AnyArray:
         if data.shape[-1] == 1:
             return data[..., 0]
         if not average:
-            raise ImageError(f"The file holds {data.shape[-1]} maps instead of one 3D label map. Send one of them.")
+            raise ImageError(f"The file has {data.shape[-1]} maps instead of one 3D label map. Send one of them.")
         mean: AnyArray = data.mean(axis=-1, dtype=np.float32)
         return mean
     if data.ndim != 3:
@@ -413,7 +449,7 @@ def _from_sitk(image: sitk.Image, *, average: bool) -> Image:
 
 
 def write_volume(path: Path, data: AnyArray, grid: Grid, *, meta: Mapping[str, str] | None = None) -> None:
-    """Write an array as NIfTI or NRRD by the ending of ``path``, atomically.
+    """Write an array as NIfTI or NRRD, depending on the ending of ``path``; it appears complete or not at all.
 
     Args:
         path: Final name, ending in .nii, .nii.gz or .nrrd; its folder exists.
@@ -436,7 +472,7 @@ def write_volume(path: Path, data: AnyArray, grid: Grid, *, meta: Mapping[str, s
 
 def _write_nifti(path: Path, data: AnyArray, grid: Grid, compress: bool) -> None:
     image = nib.Nifti1Image(data, grid.affine)
-    # A qform cannot hold skew: beside the sform it would place the image in a second way.
+    # A qform cannot store a skew: beside the sform it would place the image in a second way.
     image.set_qform(grid.affine, code=0 if grid.skew_deg > MAX_SKEW_DEG else 1)
     image.set_sform(grid.affine, code=1)
     image.header.set_xyzt_units("mm")

@@ -1,4 +1,5 @@
-"""Open a .zip that may be hostile: limited in size and number, nothing outside the folder, no links."""
+"""Open a .zip that may be hostile: size and number of entries are limited, links and paths outside the folder
+refused."""
 
 import errno
 import shutil
@@ -15,14 +16,15 @@ from totalspineseg_server.errors import ArchiveError, StorageError, TooLargeErro
 
 MAX_ENTRIES: Final = 10_000
 """Maximum number of entries. A whole spine of thin slices is 500 files, a model some dozen."""
-MAX_READ_BYTES: Final = 512 * MAX_ENTRIES
-"""Maximum bytes read at once. zipfile reads the list of entries in one piece, about 100 bytes for each entry."""
+BYTES_PER_ENTRY: Final = 512
+"""Maximum bytes read at once, for each entry. zipfile reads the list of entries in one piece, about 100 bytes for each.
+"""
 MAX_RATIO: Final = 200
-"""Maximum compression of a model's file. Weights hardly compress, JSON some tenfold; zip bombs start at a thousand."""
+"""Largest compression of a model's file. Weights hardly compress, JSON some tenfold; zip bombs start at a thousand."""
 RATIO_FROM_BYTES: Final = 1 << 20
 """Size from which the compression matters."""
 CHUNK_BYTES: Final = 1 << 20
-"""Bytes copied at once."""
+"""Number of bytes that are copied at once."""
 KINDS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Allowed ways to compress. Others cannot be unpacked piece by piece, so that a small piece may fill the memory."""
 REGULAR: Final = (0, stat.S_IFREG, stat.S_IFDIR)
@@ -44,21 +46,35 @@ class Archive:
 
     Attributes:
         entries: The wanted files in it.
+        by_name: Name -> wanted file.
     """
 
     def __init__(self, content: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo]) -> None:
         self._content = content
         self.entries = tuple(entries)
+        self.by_name = {entry.filename: entry for entry in self.entries}
 
     def extract(self, entry: zipfile.ZipInfo, path: Path) -> None:
         """Write an entry to a file that does not exist yet; zipfile never reads more of it than it states."""
-        with self._content.open(entry) as source, path.open("xb") as target:
-            shutil.copyfileobj(source, target, CHUNK_BYTES)
+        with path.open("xb") as target:
+            self.copy(entry, target.write)
+
+    def copy(self, entry: zipfile.ZipInfo, write: Callable[[bytes], object]) -> None:
+        """Pass the content of an entry on, piece by piece."""
+        with self._content.open(entry) as source:
+            while piece := source.read(CHUNK_BYTES):
+                write(piece)
 
 
 @contextmanager
 def open_archive(
-    file: IO[bytes], folder: Path, *, is_wanted: Callable[[str], bool], max_bytes: int, max_ratio: float = 0
+    file: IO[bytes],
+    folder: Path,
+    *,
+    is_wanted: Callable[[str], bool],
+    max_bytes: int,
+    max_ratio: float = 0,
+    max_entries: int | None = None,
 ) -> Iterator[Archive]:
     """Open a .zip to write files of it into a folder.
 
@@ -68,21 +84,23 @@ def open_archive(
         is_wanted: ``is_wanted(name)`` returns whether a file is to be written; all others stay in the archive.
         max_bytes: Maximum size of the wanted files together.
         max_ratio: Maximum compression of a wanted file; 0 for any.
+        max_entries: Maximum number of entries; None for ``MAX_ENTRIES``.
 
     Yields:
-        The archive, which holds at least one wanted file.
+        The archive, which has at least one wanted file.
 
     Raises:
-        ArchiveError: It is not a readable .zip, or holds unsafe or no wanted entries; nearly always found before
+        ArchiveError: It is not a readable .zip, or has unsafe or no wanted entries; this is nearly always found before
             anything is written.
-        TooLargeError: It holds too many entries or too much.
+        TooLargeError: It has too many entries, or unpacks to too much.
         StorageError: The disk has too little room.
     """
+    most = MAX_ENTRIES if max_entries is None else max_entries
     try:
-        with zipfile.ZipFile(_Bounded(file)) as content:
+        with zipfile.ZipFile(_Bounded(file, most)) as content:
             entries = content.infolist()
-            if len(entries) > MAX_ENTRIES:
-                raise _too_many()
+            if len(entries) > most:
+                raise _too_many(most)
             files = (entry for entry in entries if entry.filename and not entry.is_dir())
             wanted = [entry for entry in files if is_wanted(entry.filename)]
             # zipfile never reads more of an entry than the entry states.
@@ -99,7 +117,7 @@ def open_archive(
     except UNREADABLE as error:
         raise _unreadable() from error
     except OSError as error:
-        # Of a seek before the beginning of the file; others are those of the disk.
+        # This error comes from a seek before the beginning of the file; others come from the disk.
         if error.errno not in (None, errno.EINVAL):
             raise
         raise _unreadable() from error
@@ -108,25 +126,27 @@ def open_archive(
 class _Bounded:
     """A file that limits each read: ``zipfile`` loads a list of entries into memory, however long it is."""
 
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+    def __init__(self, file: IO[bytes], max_entries: int) -> None:
+        self._file, self._max_entries = file, max_entries
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
-        data = self._file.read(MAX_READ_BYTES + 1 if size < 0 else min(size, MAX_READ_BYTES + 1))
-        if len(data) > MAX_READ_BYTES:
-            raise _too_many()
+        most = BYTES_PER_ENTRY * self._max_entries
+        data = self._file.read(most + 1 if size < 0 else min(size, most + 1))
+        if len(data) > most:
+            raise _too_many(self._max_entries)
         return data
 
 
 def _require_safe(entries: Sequence[zipfile.ZipInfo], wanted: Sequence[zipfile.ZipInfo], max_ratio: float) -> None:
     names: set[str] = set()
+    chosen = {entry.filename for entry in wanted}
     for entry in entries:
         problem = "is there twice" if entry.filename in names else _problem(entry)
-        if entry in wanted and _is_dense(entry, max_ratio):
+        if entry.filename in chosen and _is_dense(entry, max_ratio):
             problem = "unpacks to far more than it holds"
         if problem:
-            raise ArchiveError(f"The .zip holds an unsafe entry: {entry.filename[:80]!r} {problem}. Pack it again.")
+            raise ArchiveError(f"The .zip has an unsafe entry: {entry.filename[:80]!r} {problem}. Pack it again.")
         names.add(entry.filename)
 
 
@@ -164,8 +184,8 @@ def require_space(needed: int, folder: Path) -> None:
         )
 
 
-def _too_many() -> TooLargeError:
-    return TooLargeError(f"The .zip has more than {MAX_ENTRIES} entries. Send fewer files.")
+def _too_many(most: int) -> TooLargeError:
+    return TooLargeError(f"The .zip has more than {most} entries. Send fewer files.")
 
 
 def _unreadable() -> ArchiveError:

@@ -63,9 +63,7 @@ class Scorer:
 
         Without weights no image counts as scored.
         """
-        scores = self._known(images)
-        found = [score for score in scores.values() if score is not None]
-        return {"total": len(scores), "scored": len(found), "failed": sum(bool(score.refused) for score in found)}
+        return _progress(self._known(images))
 
     def round(self, images: Iterable[str], begun: str) -> dict[str, Any]:
         """Return how far a round over images is that takes them in this order.
@@ -81,7 +79,7 @@ class Scorer:
         scores = self._known(images)
         new = sum(score is not None and score.created >= begun for score in scores.values())
         current = next((image for image, score in scores.items() if score is None), "")
-        return {**self.progress(scores), "current": current, "new": new}
+        return {**_progress(scores), "current": current, "new": new}
 
     def _known(self, images: Iterable[str]) -> dict[str, Score | None]:
         try:
@@ -202,3 +200,8 @@ class Scorer:
         if file is None:
             raise UnknownImageError(image_id)
         return file
+
+
+def _progress(scores: Mapping[str, Score | None]) -> dict[str, int]:
+    found = [score for score in scores.values() if score is not None]
+    return {"total": len(scores), "scored": len(found), "failed": sum(bool(score.refused) for score in found)}

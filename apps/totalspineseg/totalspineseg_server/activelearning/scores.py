@@ -91,15 +91,29 @@ class Scores:
         self._folder = root / "scores"
         self._predictions = predictions
         self._maps = maps
+        self._memory: dict[str, tuple[tuple[int, int, int] | None, Score | None]] = {}
 
     def of(self, image_id: str, fingerprint: str) -> Score | None:
         """Return the score, with any weights, of an image as it is now, or None.
 
         There is no score without a fingerprint, or if the record is damaged: then it is made again.
         """
-        file = self._file(image_id)
-        if not fingerprint or not file.is_file():
+        if not fingerprint:
             return None
+        try:
+            file = self._file(image_id)
+            stat = file.stat()
+        except OSError:
+            return None
+        # Written whole under another inode each time. A page asks for all of them every few seconds.
+        version = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        known, score = self._memory.get(image_id, (None, None))
+        if known != version:
+            score = self._read(image_id, file)
+            self._memory[image_id] = (version, score)
+        return score if score is not None and score.fingerprint == fingerprint else None
+
+    def _read(self, image_id: str, file: Path) -> Score | None:
         try:
             record = read_json(file)
             parts = from_fields(Parts, record.pop("parts", None), f"of the score of {image_id!r}")
@@ -107,10 +121,10 @@ class Scores:
         except StorageError as error:
             logger.warning("The score of image %s cannot be read and is made again: %s", image_id, error)
             return None
-        return replace(score, parts=parts) if (score.image, score.fingerprint) == (image_id, fingerprint) else None
+        return replace(score, parts=parts) if score.image == image_id else None
 
     def record_of(self, score: Score) -> PredictionRecord | None:
-        """Return the record of the prediction that a score was derived from; None where it is gone."""
+        """Return the record of the prediction that a score was derived from; None if it is gone."""
         image_id = score.image if score.predicted_as is None else score.predicted_as
         return self._predictions.find(image_id, score.prediction, score.image_sha256) if score.prediction else None
 

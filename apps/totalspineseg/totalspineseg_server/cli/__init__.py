@@ -23,6 +23,7 @@ COMMANDS: Final = MappingProxyType(
         "run": f"segment and number scans (also without the word: {COMMAND} INPUT OUTPUT)",
         "label": "number the raw map of a network, without running a network",
         "lint": "check a label map: gaps, duplicates, wrong order, fragments",
+        "measure": "measure label maps: volume, place and intensity of structures, heights, areas, angles",
         "weights": "install or list the networks' weights",
         "models": "list, show, judge, activate, roll back, export, import or remove model versions",
         "retrain": "learn from the corrections of a studies folder; publish what passes the gate",
@@ -30,6 +31,10 @@ COMMANDS: Final = MappingProxyType(
         "prepare": "turn labeled scans into nnU-Net datasets 101 and 102",
         "train": "train both networks from scratch with nnU-Net on the datasets of prepare",
         "serve": "serve a folder of studies to 3D Slicer, OHIF and other MONAI Label clients",
+        "backup": "write corrections, versions and settings of a site into one file",
+        "restore": "restore such a file into an empty or another place",
+        "export-bids": "export finished labels and images as a BIDS set without patients' names",
+        "import-bids": "import the labeled images of a BIDS set as studies with finished labels",
         "train-starter": "train the small starter networks on synthetic spines and labeled scans",
     }
 )

@@ -9,6 +9,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from totalspineseg_server.bids import LABEL_SUFFIX
 from totalspineseg_server.cli.common import existing_path, model_store
 from totalspineseg_server.places import COMMAND
 
@@ -28,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--label-suffix",
-        default="_label-spine_dseg",
+        default=LABEL_SUFFIX,
         metavar="S",
         help="labels are named IMAGE + S below derivatives/ (default: %(default)s)",
     )
@@ -102,6 +103,18 @@ def lines(trust: "Trust") -> list[str]:
             result.append(
                 f"{NAME_OF[code]}: on its own disc {seen.own:.1f} of {seen.scans:.0f}, on the one above "
                 f"{seen.above:.1f} of {seen.scans_above:.0f}, below {seen.below:.1f} of {seen.scans_below:.0f}"
+            )
+    end = trust.lower_end
+    if end.scans:
+        result.append(
+            f"lower end, {end.scans:.0f} scans: last lumbar vertebra taken for S1 {end.shifted:.0f}, S1 drawn as a "
+            f"vertebra {end.s1:.0f}, a disc drawn below L5-S {end.below + end.below_thin:.0f}"
+        )
+    for failures, how in ((trust.uncontradicted, "nothing contradicts"), (trust.contradicted, "something contradicts")):
+        if failures.scans:
+            result.append(
+                f"names that {how}: wrong in {failures.wrong:.0f} of {failures.scans:.0f} scans, expected in "
+                f"{failures.expected:.1f}"
             )
     if trust.parity_levels:
         result.append(f"odd and even confused in {trust.parity_wrong:.0f} of {trust.parity_levels:.0f} vertebrae")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from totalspineseg_server import places
+from totalspineseg_server.anatomy import NUMBER_TABLES, OWN_NUMBERS
 from totalspineseg_server.spellings import level_at
 
 if TYPE_CHECKING:
@@ -86,6 +87,22 @@ def add_numbering_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME@x,y,z",
         help="pin a level: its name and a point in it in patient coordinates (RAS mm), such as L5@3.5,-12,80; may "
         "be repeated",
+    )
+
+
+def add_numbers_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--numbers``.
+
+    Args:
+        parser: The command's parser.
+        what: The maps whose numbers it names.
+    """
+    parser.add_argument(
+        "--numbers",
+        choices=(OWN_NUMBERS, *NUMBER_TABLES),
+        default=OWN_NUMBERS,
+        help=f"program whose numbers {what} uses: totalsegmentator (task total), totalsegmentator-mr (task "
+        "vertebrae_mr), spineps (vertebra mask) or verse (default: %(default)s)",
     )
 
 

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from totalspineseg_server.cli.common import existing_path, positive
 from totalspineseg_server.errors import SettingError, TotalSpineSegError
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from totalspineseg_server.cohort.inputs import Case
     from totalspineseg_server.cohort.running import Executor, Stream
     from totalspineseg_server.cohort.work import Networks, Work
+    from totalspineseg_server.nnunet.runtimes import Runtime
     from totalspineseg_server.registry.model_store import ModelStore
 
 MAX_DEFAULT_WORKERS: Final = 4
@@ -35,8 +36,14 @@ def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--runtime",
         choices=RUNTIMES,
-        default="torch",
-        help="software that runs the networks: PyTorch (default), or OpenVINO on a CPU, if installed",
+        default=RUNTIMES[0],
+        help="software that runs the networks: auto (PyTorch, or OpenVINO on a CPU where 'weights install' measured it "
+        "to be faster; default), torch, openvino, or openvino-int8 after 'weights quantize'",
+    )
+    parser.add_argument(
+        "--whole-image",
+        action="store_true",
+        help="give step 1 the whole image, even if 'weights quantize' found that a box around the spine is enough",
     )
     parser.add_argument(
         "--max-workers",
@@ -64,8 +71,14 @@ def add_executor_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def executor_of(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "Executor":
-    """Return the executor that the options choose; large libraries are imported only when there is work.
+def executor_of(arguments: argparse.Namespace, work: "Work", store: "ModelStore", runtime: "Runtime") -> "Executor":
+    """Return the executor that the options choose; nothing heavy is imported until there is work.
+
+    Args:
+        arguments: The options.
+        work: Work for each scan.
+        store: The weights in use.
+        runtime: Software that runs the networks, on every machine.
 
     Raises:
         TotalSpineSegError: The options contradict each other, or the profile is not valid.
@@ -74,24 +87,25 @@ def executor_of(arguments: argparse.Namespace, work: "Work", store: "ModelStore"
         for option in ("scheduler", "profile"):
             if getattr(arguments, option) is not None:
                 raise TotalSpineSegError(f"--{option} needs --executor dask. Add it, or leave --{option} out.")
-        return _local(arguments, work, store)
+        return _local(arguments, work, store, runtime)
     if arguments.scheduler and arguments.profile:
         raise TotalSpineSegError("--scheduler and --profile exclude each other. Leave one of them out.")
-    return _dask(arguments, work, store)
+    return _dask(arguments, work, store, runtime)
 
 
-def _local(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "Executor":
+def _local(arguments: argparse.Namespace, work: "Work", store: "ModelStore", runtime: "Runtime") -> "Executor":
     from totalspineseg_server.cohort.local import LocalExecutor
     from totalspineseg_server.cohort.warm import warm_networks
 
     def networks() -> "Networks":
-        return warm_networks(store, work.versions, device=arguments.device, runtime=arguments.runtime)
+        whole = arguments.whole_image
+        return warm_networks(store, work.versions, device=arguments.device, runtime=runtime, whole_image=whole)
 
     workers = arguments.max_workers or min(MAX_DEFAULT_WORKERS, os.cpu_count() or 1)
     return LocalExecutor(work, networks, workers=workers)
 
 
-def _dask(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "Executor":
+def _dask(arguments: argparse.Namespace, work: "Work", store: "ModelStore", runtime: "Runtime") -> "Executor":
     if find_spec("distributed") is None:
         raise SettingError(
             "Runs over many processes need Dask, which is not installed. Install "
@@ -106,17 +120,19 @@ def _dask(arguments: argparse.Namespace, work: "Work", store: "ModelStore") -> "
         if not arguments.quiet:
             print(text, file=sys.stderr, flush=True)
 
+    def job(threads: int) -> dict[str, Any]:
+        whole = arguments.whole_image
+        return job_json(work, store, device=arguments.device, runtime=runtime, whole_image=whole, threads=threads)
+
     def executor(cases: "Sequence[Case]") -> "Stream":
         from totalspineseg_server.cohort.cluster import running, started
         from totalspineseg_server.cohort.dask_executor import DaskExecutor
 
         if arguments.scheduler:
-            job = job_json(work, store, device=arguments.device, runtime=arguments.runtime, threads=0)
-            return DaskExecutor(job, lambda: running(arguments.scheduler), ours=False, tell=tell)(cases)
+            return DaskExecutor(job(0), lambda: running(arguments.scheduler), ours=False, tell=tell)(cases)
         wanted = profile or _one_process_a_gpu(arguments.device)
-        job = job_json(work, store, device=arguments.device, runtime=arguments.runtime, threads=wanted.threads)
         ours = wanted.cluster == "local"
-        return DaskExecutor(job, lambda: started(wanted, work.output), ours=ours, tell=tell)(cases)
+        return DaskExecutor(job(wanted.threads), lambda: started(wanted, work.output), ours=ours, tell=tell)(cases)
 
     return executor
 

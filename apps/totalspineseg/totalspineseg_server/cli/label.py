@@ -11,7 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from totalspineseg_server.certainty import certainty_of, is_doubtful
-from totalspineseg_server.cli.common import add_numbering_arguments, existing_path, pins_of, print_unmet_pins
+from totalspineseg_server.cli.common import (
+    add_numbering_arguments,
+    add_numbers_argument,
+    existing_path,
+    pins_of,
+    print_unmet_pins,
+)
 from totalspineseg_server.errors import TotalSpineSegError
 
 if TYPE_CHECKING:
@@ -31,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--loc", type=existing_path, metavar="FILE", help="label map of another series of the patient, on any grid"
     )
+    add_numbers_argument(parser, "the map of --loc")
     add_numbering_arguments(parser)
     parser.add_argument(
         "--report", type=Path, metavar="FILE.json", help="file for the report on the levels; a folder if IN is one"
@@ -43,13 +50,14 @@ class _Request:
 
     step: Literal[1, 2] | None
     localizer: Path | None
+    numbers: str
     pins: "tuple[Pin, ...]"
     method: Literal["chain", "iterative"]
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
-    request = _Request(arguments.step, arguments.loc, pins_of(arguments), arguments.method)
+    request = _Request(arguments.step, arguments.loc, arguments.numbers, pins_of(arguments), arguments.method)
     source: Path = arguments.input
     if not source.is_dir():
         _require_name(arguments.output)
@@ -108,7 +116,8 @@ def _label_file(source: Path, output: Path, report_file: Path | None, request: _
         raise TotalSpineSegError(f"OUT is the same file as IN: {str(output)!r}. Choose another OUT.")
     volume = read_labels(source)
     iso = labels_to_iso(volume)
-    localizer = None if request.localizer is None else labels_on_grid(read_codes(request.localizer), iso.grid)
+    located = None if request.localizer is None else read_codes(request.localizer, request.numbers)
+    localizer = None if located is None else labels_on_grid(located, iso.grid)
     step = request.step or step_of(iso.data)
     labels, report = label_map(iso, step, localizer=localizer, pins=request.pins, method=request.method)
     print_unmet_pins(source.name, report)

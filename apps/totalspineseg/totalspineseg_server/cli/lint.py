@@ -8,7 +8,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from totalspineseg_server.cli.common import existing_path
+from totalspineseg_server.anatomy import OWN_NUMBERS
+from totalspineseg_server.cli.common import add_numbers_argument, existing_path
 from totalspineseg_server.errors import TotalSpineSegError
 
 
@@ -21,17 +22,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="label map of TotalSpineSeg codes, or a folder of them",
     )
+    add_numbers_argument(parser, "each map")
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code: 1 if there is a finding, or if one of several maps cannot be read."""
     files = [file for path in arguments.files for file in _maps_in(path)]
     if len(files) == 1:
-        return 1 if _lint_file(files[0], several=False) else 0
+        return 1 if _lint_file(files[0], arguments.numbers, several=False) else 0
     found = 0
     for path in files:
         try:
-            found += _lint_file(path, several=True)
+            found += _lint_file(path, arguments.numbers, several=True)
         except TotalSpineSegError as error:
             found += 1
             print(f"{path.name}: {error}", file=sys.stderr)
@@ -50,18 +52,20 @@ def _maps_in(path: Path) -> tuple[Path, ...]:
     return images_in(path, "*") or (path,)
 
 
-def _lint_file(path: Path, *, several: bool) -> int:
+def _lint_file(path: Path, numbers: str, *, several: bool) -> int:
     """Print the findings of a file; return their number."""
     from nibabel.affines import apply_affine
 
     from totalspineseg_server.geometry import to_ras
     from totalspineseg_server.numbering.linter import levels_read, lint
-    from totalspineseg_server.volume_io import read_integers
+    from totalspineseg_server.volume_io import read_integers, read_numbered
 
     prefix = f"{path.name}: " if several else ""
-    volume = to_ras(read_integers(path))
+    own = numbers == OWN_NUMBERS
+    volume = to_ras(read_integers(path) if own else read_numbered(path, numbers))
     # This is not printed among the findings, because other programs read those.
-    print(f"{prefix}{levels_read(volume.data)}", file=sys.stderr)
+    levels = levels_read(volume.data, "" if own else numbers)
+    print(f"{prefix}{levels}", file=sys.stderr)
     findings = lint(volume.data, volume.spacing)
     for finding in findings:
         where = ""

@@ -7,14 +7,17 @@ Then: totalspineseg train. Step 2 is best prepared when step 1 is trained: --ste
 import argparse
 import re
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from totalspineseg_server.cli.common import existing_path, model_store
+from totalspineseg_server.anatomy import OWN_NUMBERS
+from totalspineseg_server.bids import LABEL_SUFFIX
+from totalspineseg_server.cli.common import add_numbers_argument, existing_path, model_store
 
 if TYPE_CHECKING:
+    from totalspineseg_server.exchange.labeled_pairs import Pair
     from totalspineseg_server.nnunet.cases import LabeledScan, ScanSource, Skipped
     from totalspineseg_server.prediction import Predictor
 
@@ -35,10 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--step", type=int, choices=(1, 2), action="append", help="dataset to prepare (default: both)")
     parser.add_argument(
         "--label-suffix",
-        default="_label-spine_dseg",
+        default=LABEL_SUFFIX,
         metavar="S",
-        help="labels are named IMAGE + S below derivatives/ (default: %(default)s)",
+        help="labels are named IMAGE + S below derivatives/ (default: %(default)s, or the name of export-bids)",
     )
+    add_numbers_argument(parser, "each label of a BIDS folder")
     parser.add_argument(
         "--no-o2e", action="store_true", help="make dataset 102 without the second (odd/even swapped) copies"
     )
@@ -85,7 +89,7 @@ def execute(arguments: argparse.Namespace) -> int:
     else:
         required = f"no images below sub-*/ with labels IMAGE{arguments.label_suffix} below {DERIVATIVES}/"
         cure = "Check --label-suffix."
-    sources, unusable = labeled_scans(arguments.source, arguments.label_suffix)
+    sources, unusable = labeled_scans(arguments.source, arguments.label_suffix, arguments.numbers)
     for case in unusable:
         skip(case)
     if not sources:
@@ -101,7 +105,9 @@ def execute(arguments: argparse.Namespace) -> int:
     return 1 if skipped else 0
 
 
-def labeled_scans(folder: Path, suffix: str) -> "tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]":
+def labeled_scans(
+    folder: Path, suffix: str, numbers: str = OWN_NUMBERS
+) -> "tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]":
     """Return the labeled scans of a BIDS folder (or the finished corrections of a site), and those that cannot be used.
 
     Files of a BIDS folder that have an unsupported format are named on stderr.
@@ -109,6 +115,7 @@ def labeled_scans(folder: Path, suffix: str) -> "tuple[tuple[ScanSource, ...], t
     Args:
         folder: The folder.
         suffix: Ending of the names of a BIDS folder's labels.
+        numbers: The numbers in a BIDS folder's labels (see ``read_codes``).
     """
     from totalspineseg_server.cli.site_folder import has_corrections
     from totalspineseg_server.volume_io import is_other_name, not_read_sentence
@@ -118,7 +125,7 @@ def labeled_scans(folder: Path, suffix: str) -> "tuple[tuple[ScanSource, ...], t
     places = (path for pattern in ("sub-*/**/*", f"{DERIVATIVES}/**/*") for path in folder.glob(pattern))
     if skipped := not_read_sentence({path.relative_to(folder).as_posix() for path in places if is_other_name(path)}):
         print(skipped, file=sys.stderr)
-    return tuple(_bids(folder, suffix)), ()
+    return tuple(_bids(folder, suffix, numbers)), ()
 
 
 def _finder(name: str, device: str) -> "Predictor":
@@ -151,34 +158,21 @@ def _corrections(studies: Path) -> "tuple[tuple[ScanSource, ...], tuple[Skipped,
     return material.training, material.skipped
 
 
-def _bids(folder: Path, suffix: str) -> "Iterator[ScanSource]":
-    """Yield every label below ``derivatives`` whose name is that of an image below ``sub-*`` followed by ``suffix``."""
+def _bids(folder: Path, suffix: str, numbers: str) -> "Iterator[ScanSource]":
+    """Yield the labeled images of a BIDS folder."""
+    from totalspineseg_server.exchange.labeled_pairs import labeled_pairs
     from totalspineseg_server.nnunet.cases import Origin, ScanSource
-    from totalspineseg_server.volume_io import images_in, stem
 
-    images, labels = defaultdict(list), defaultdict(list)
-    for image in images_in(folder, "sub-*/**/*"):
-        images[stem(image)].append(image)
-    for label in images_in(folder / DERIVATIVES, "**/*"):
-        if stem(label).endswith(suffix):
-            labels[stem(label).removesuffix(suffix)].append(label)
-    if not images.keys() & labels.keys():
-        return
-    for name, found in sorted(labels.items()):
-        pair = images[name], found
-        yield ScanSource(name, Origin.EARLIER, lambda n=name, p=pair: _read(n, *p))  # type: ignore[misc]
+    for pair in labeled_pairs(folder, suffix):
+        yield ScanSource(pair.name, Origin.EARLIER, lambda p=pair: _read(p, numbers))  # type: ignore[misc]
 
 
-def _read(name: str, images: list[Path], labels: list[Path]) -> "LabeledScan":
-    from totalspineseg_server.errors import LabelError
+def _read(pair: "Pair", numbers: str) -> "LabeledScan":
+    from totalspineseg_server.exchange.labeled_pairs import read_pair_label
     from totalspineseg_server.nnunet.cases import LabeledScan, Origin
-    from totalspineseg_server.volume_io import read_image, read_labels
+    from totalspineseg_server.volume_io import read_image
 
-    if len(images) != 1 or len(labels) != 1:
-        raise LabelError(
-            f"There are {len(images)} images named {name!r} and {len(labels)} labels for it, instead of one each. "
-            "Rename or remove the extra files."
-        )
-    subject = SUBJECT.search(name)
-    image, label = read_image(images[0]), read_labels(labels[0])
-    return LabeledScan(name, subject[0] if subject else name, Origin.EARLIER, image, label)
+    image, label = pair.require_one()
+    subject = SUBJECT.search(pair.name)
+    codes = read_pair_label(label, pair.root, numbers)
+    return LabeledScan(pair.name, subject[0] if subject else pair.name, Origin.EARLIER, read_image(image), codes)

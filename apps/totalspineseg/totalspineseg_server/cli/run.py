@@ -6,6 +6,7 @@ data set (sub-*/anat, sub-*/ses-*/anat). OUTPUT is a folder; a run that was inte
 
 import argparse
 import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -55,6 +56,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep-only", nargs="+", metavar="FOLDER", help="write only these folders of OUTPUT, such as step2_output"
     )
+    parser.add_argument(
+        "--bids",
+        action="store_true",
+        help="write the label maps also as BIDS derivatives, into OUTPUT/derivatives/totalspineseg",
+    )
+    parser.add_argument(
+        "--seg", action="store_true", help="write the label maps of DICOM series also as DICOM SEG, into OUTPUT/seg"
+    )
+    parser.add_argument(
+        "--sr",
+        action="store_true",
+        help="with --seg: write the measurements also as a DICOM structured report, into OUTPUT/sr",
+    )
     add_numbering_arguments(parser)
     add_model_arguments(parser)
     add_executor_arguments(parser)
@@ -80,16 +94,17 @@ def execute(arguments: argparse.Namespace) -> int:
     summary, warning = _run(arguments, cases, options)
     if not arguments.quiet:
         _print_summary(summary, output)
+    not_passed_on = _pass_on(arguments, cases, summary)
     for name, record in summary.records.items():
         print_unmet_pins(name, record)
-    for name, failure in summary.failures.items():
+    for name, failure in (*summary.failures.items(), *not_passed_on.items()):
         print(f"{name}: {failure}", file=sys.stderr)
     if warning and not arguments.quiet:
         print(warning)
     if summary.interrupted:
         print("totalspineseg: interrupted; the same command continues", file=sys.stderr)
         return 130
-    return 1 if summary.failures else 0
+    return 1 if summary.failures or not_passed_on else 0
 
 
 def _options(arguments: argparse.Namespace, count: int) -> "RunOptions":
@@ -110,9 +125,45 @@ def _options(arguments: argparse.Namespace, count: int) -> "RunOptions":
                 "--step1 writes no step2 folder, but --keep-only names only those: "
                 f"{' '.join(arguments.keep_only)}. Leave one of the options out."
             )
+    _require_labels(arguments, keep)
     return RunOptions(
         iso=arguments.iso, step1=arguments.step1, keep=keep, method=arguments.method, pins=pins_of(arguments)
     )
+
+
+def _require_labels(arguments: argparse.Namespace, keep: Collection[str]) -> None:
+    """Check that a run writes the label maps that ``--bids`` and ``--seg`` need."""
+    from totalspineseg_server.cohort.interchange import LABELS
+
+    for option in ("bids", "seg"):
+        if getattr(arguments, option) and LABELS not in keep:
+            raise TotalSpineSegError(
+                f"--{option} passes on the maps in {LABELS}, which this run does not write. Leave --step1 out, or "
+                f"name {LABELS} in --keep-only."
+            )
+    if arguments.sr and not arguments.seg:
+        raise TotalSpineSegError("--sr reports on the objects of --seg. Add --seg.")
+    if arguments.seg and arguments.iso:
+        raise TotalSpineSegError("--seg needs label maps on the grid of the series. Leave --iso out.")
+
+
+def _pass_on(arguments: argparse.Namespace, cases: "Sequence[Case]", summary: "Summary") -> dict[str, str]:
+    """Write what ``--bids`` and ``--seg`` ask for; return name -> sentence of the scans without a DICOM SEG."""
+    from totalspineseg_server.cohort.interchange import DERIVATIVES, SEG, is_dicom_case, write_bids, write_segs
+
+    output: Path = arguments.output
+    written, failures = [], dict[str, str]()
+    if arguments.bids:
+        count = write_bids(output, cases, summary.records, iso=arguments.iso)
+        written.append(f"{count} label maps as BIDS derivatives in {output / DERIVATIVES}")
+    if arguments.seg:
+        count, failures = write_segs(output, cases, summary.records, reports=arguments.sr)
+        others = sum(not is_dicom_case(case) for case in cases)
+        left_out = f" ({others} scans are not DICOM)" if others else ""
+        written.append(f"{count} DICOM SEG in {output / SEG}{left_out}")
+    for line in written if not arguments.quiet else ():
+        print(line)
+    return failures
 
 
 def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "RunOptions") -> "tuple[Summary, str]":
@@ -122,15 +173,17 @@ def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "Run
     from totalspineseg_server.cohort.running import run
     from totalspineseg_server.cohort.work import Work
     from totalspineseg_server.nnunet.content_version import version_in_use
-    from totalspineseg_server.nnunet.runtimes import with_runtime
+    from totalspineseg_server.nnunet.runtimes import chosen_for_all, with_runtime
     from totalspineseg_server.registry.releases import weights_text
 
     store = model_store(arguments.data_dir, arguments.weights)
     steps = (1,) if options.step1 else (1, 2)
-    versions = {f"step{step}": with_runtime(version_in_use(store, step), arguments.runtime) for step in steps}
+    runtime = chosen_for_all(arguments.runtime, arguments.device, store, steps)
+    versions = {f"step{step}": with_runtime(version_in_use(store, step), runtime) for step in steps}
     work = Work(arguments.output, options, versions)
     progress = Progress(len(cases), None if arguments.quiet else sys.stderr)
-    summary = run(work, cases, executor_of(arguments, work, store), overwrite=arguments.overwrite, progress=progress)
+    executor = executor_of(arguments, work, store, runtime)
+    summary = run(work, cases, executor, overwrite=arguments.overwrite, progress=progress)
     progress.close()
     weights = weights_text(store, {step: store.resolve(step).name for step in steps})
     warning = weights_warning(store, summary, versions)

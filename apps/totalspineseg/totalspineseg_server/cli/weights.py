@@ -1,18 +1,34 @@
-"""Install the official weights (from the web, or from zips on disk), or list what is installed."""
+"""Install the official weights (from the web, or from zips on disk), list what is installed, or make weights faster.
+
+quantize tries two faster ways of computing on a CPU: INT8 (whole numbers of eight bits), and a box around the spine
+instead of the whole image. It compares their results with the exact ones, prints a table and stores it beside the
+weights. The box is used from then on if it passed; INT8 only where --runtime openvino-int8 asks for it."""
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from totalspineseg_server.cli.common import MIB, MODEL_DIR
+from totalspineseg_server.cli.common import MIB, MODEL_DIR, existing_path, positive
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.releases import NEWEST, RELEASES
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from totalspineseg_server.nnunet.fast_ways import Comparison
+    from totalspineseg_server.pipeline import Scan
+    from totalspineseg_server.registry.model_store import ModelStore
+
+MIN_SCANS: Final = 10
+"""Fewer scans say too little about the next one."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="install|list")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="install|list|quantize")
     install = actions.add_parser("install", help="install the official weights and put them into use")
     install.add_argument(
         "--zip",
@@ -38,12 +54,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="expected hashes, in the order of the zips",
     )
     listing = actions.add_parser("list", help="list installed versions; * marks the ones in use")
-    for action in (install, listing):
+    quantize = actions.add_parser("quantize", help="compare INT8 and a box around the spine with the exact results")
+    quantize.add_argument(
+        "studies",
+        nargs="?",
+        type=existing_path,
+        metavar="STUDIES",
+        help="folder of your own scans to compare on; synthetic ones fill up to --scans (default: synthetic ones only)",
+    )
+    quantize.add_argument(
+        "--weights", default="", metavar="NAME", help="weights to compare (default: those in use; see run --weights)"
+    )
+    quantize.add_argument(
+        "--scans", type=positive, default=10, metavar="N", help="number of scans to compare (default: 10, the fewest)"
+    )
+    for action in (install, listing, quantize):
         action.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
 
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
+    if arguments.action == "quantize":
+        return _quantize(arguments)
     (_install if arguments.action == "install" else _list)(arguments)
     return 0
 
@@ -68,8 +100,92 @@ def _install(arguments: argparse.Namespace) -> None:
         progress=_Bar(),
     )
     print(f"installed {name}; it is in use now")
-    if text := release_text(ModelStore(arguments.data_dir), {1: name, 2: name}):
+    store = ModelStore(arguments.data_dir)
+    if text := release_text(store, {1: name, 2: name}):
         print(text)
+    _time_runtimes(store)
+
+
+def _time_runtimes(store: "ModelStore") -> None:
+    """Measure which runtime is faster on a CPU for the weights in use, so that the runtime "auto" knows."""
+    from totalspineseg_server.nnunet.fast_ways import keep_seconds, openvino_release, seconds_of_a_tile
+    from totalspineseg_server.nnunet.model_folder import ModelFolder
+    from totalspineseg_server.nnunet.runtimes import resolve_device
+
+    if not openvino_release() or resolve_device("auto", "auto").type != "cpu":
+        return
+    for step in (1, 2):
+        choice = store.resolve(step)
+        model = ModelFolder.open(choice.root, step=step, name=choice.name)
+        if not seconds_of_a_tile(model.path):
+            from totalspineseg_server.nnunet.fast_comparison import seconds_by_runtime
+
+            print(f"Measuring which runtime is faster for step {step}; this takes some minutes, once.", flush=True)
+            keep_seconds(model.path, seconds_by_runtime(model))
+        times = (f"{name} {seconds:g} s" for name, seconds in seconds_of_a_tile(model.path).items())
+        print(f"step {step}, one tile: {', '.join(times)}")
+
+
+def _quantize(arguments: argparse.Namespace) -> int:
+    """Compare the faster ways; return 1 if one of them did not pass."""
+    from totalspineseg_server.nnunet.fast_comparison import compare_ways
+    from totalspineseg_server.nnunet.fast_ways import BOX, keep_comparison
+    from totalspineseg_server.nnunet.focus import is_worth_a_look
+    from totalspineseg_server.nnunet.model_folder import ModelFolder
+    from totalspineseg_server.nnunet.networks import coarse_look
+    from totalspineseg_server.registry.model_store import ModelStore
+
+    store = ModelStore(arguments.data_dir, weights=arguments.weights)
+    choices = {step: store.resolve(step) for step in (1, 2)}
+    models = {step: ModelFolder.open(one.root, step=step, name=one.name) for step, one in choices.items()}
+    look = coarse_look(store, "cpu") if is_worth_a_look(models[1]) else None
+    with tempfile.TemporaryDirectory() as folder:
+        scans = _scans(arguments.studies, max(arguments.scans, MIN_SCANS), Path(folder))
+        found = compare_ways(models, scans, look, tell=lambda line: print(line, file=sys.stderr, flush=True))
+    print(f"{len(scans)} scans, weights {models[1].version} and {models[2].version}; exact: PyTorch, the whole image\n")
+    print(_table(found))
+    for one in found:
+        for model in models.values() if one.way != BOX else (models[1],):
+            keep_comparison(model.path, model.digest, one)
+    return 0 if all(one.passed for one in found) else 1
+
+
+def _scans(studies: Path | None, count: int, folder: Path) -> "list[Callable[[], Scan]]":
+    """Return so many scans, those of the studies first; each is read when it is called.
+
+    Args:
+        studies: Folder of scans, or None.
+        count: Number of scans.
+        folder: Folder for synthetic ones.
+    """
+    from totalspineseg_server.cohort.inputs import find_cases
+    from totalspineseg_server.pipeline import prepare
+    from totalspineseg_server.synthesis import demo_studies
+    from totalspineseg_server.volume_io import read_image
+
+    own = [case.path for case in find_cases(studies)][:count] if studies is not None else []
+    files = [*own, *demo_studies(folder, count - len(own), seed=1)]
+    if len(own) < count:
+        print(f"{len(own)} scans of your own and {count - len(own)} synthetic ones", file=sys.stderr)
+    return [lambda file=file: prepare(read_image(file)) for file in files]  # type: ignore[misc]
+
+
+def _table(found: "Sequence[Comparison]") -> str:
+    """Return the comparisons as a table in Markdown."""
+    groups = list(dict.fromkeys(group for one in found for group in one.dice))
+    rows = [
+        f"| way | scans with another name | voxels that differ | {' | '.join(f'Dice {g}' for g in groups)} | seconds a "
+        "scan, exact | seconds | result |"
+    ]
+    rows.append("|---" * (6 + len(groups)) + "|")
+    for one in found:
+        dice = " | ".join(f"{one.dice[group]:.3f}" if group in one.dice else "" for group in groups)
+        result = "passed" if one.passed else "not used"
+        rows.append(
+            f"| {one.way} | {one.names_differ} of {one.scans} | {one.voxels_differ:.2%} | {dice} | "
+            f"{one.seconds_exact:g} | {one.seconds:g} | {result} |"
+        )
+    return "\n".join(rows)
 
 
 class _Bar:

@@ -1,4 +1,4 @@
-"""Write the documents of a whole run: ``run.json``, ``measurements.csv``, ``report.html``."""
+"""Write the documents of a whole run: ``run.json``, ``measurements.csv``, ``report.html``, and the color tables."""
 
 import csv
 import io
@@ -13,7 +13,8 @@ from totalspineseg_server.cohort.inputs import Case
 from totalspineseg_server.cohort.outputs import PREVIEW, REPORTS, SHEET
 from totalspineseg_server.cohort.record import software_versions
 from totalspineseg_server.cohort.running import Summary
-from totalspineseg_server.files import write_json, write_text
+from totalspineseg_server.color_tables import color_tables
+from totalspineseg_server.files import storage_errors, write_json, write_text
 from totalspineseg_server.measurements import COLUMNS, CORD_NOTE
 from totalspineseg_server.numbering.report import sentence
 from totalspineseg_server.registry.model_store import ModelStore
@@ -23,6 +24,8 @@ from totalspineseg_server.run_report import ScanRow, report_html
 RUN_FILE: Final = "run.json"
 MEASUREMENTS_FILE: Final = "measurements.csv"
 REPORT_FILE: Final = "report.html"
+TABLES: Final = "label_tables"
+"""Folder with the names and colors of the labels, for viewers."""
 
 
 def write_documents(
@@ -52,7 +55,11 @@ def write_documents(
     run = {**_run_json(cases, summary, versions, asked), "weights": weights}
     write_json(output / RUN_FILE, run, allow_nan=False)
     rows = [{"scan": name, **row} for name, record in sorted(summary.records.items()) for row in record["measurements"]]
-    write_text(output / MEASUREMENTS_FILE, _csv(rows))
+    write_text(output / MEASUREMENTS_FILE, csv_of(rows))
+    with storage_errors(output / TABLES):
+        (output / TABLES).mkdir(exist_ok=True)
+    for name, table in color_tables().items():
+        write_text(output / TABLES / name, table)
     rows_html = [_row(output, case.name, summary) for case in cases]
     title = f"TotalSpineSeg: {output.resolve().name}"
     # The warning stands above the note.
@@ -95,8 +102,12 @@ def _run_json(
     }
 
 
-def _csv(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return comma-separated text; None becomes an empty cell."""
+def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return measurements as comma-separated text.
+
+    Args:
+        rows: The name of a scan as "scan", and ``COLUMNS``; None becomes an empty cell.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, ("scan", *COLUMNS), lineterminator="\n")
     writer.writeheader()

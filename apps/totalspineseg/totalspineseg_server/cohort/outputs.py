@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from totalspineseg_server.files import storage_errors, write_text
-from totalspineseg_server.geometry import AnyArray, FloatArray, LabelArray
+from totalspineseg_server.geometry import AnyArray, FloatArray, LabelArray, Volume
 from totalspineseg_server.pipeline import Located, Scan, Segmentation, named_levels
 from totalspineseg_server.preview import (
     LEVEL_CODES,
@@ -55,17 +55,24 @@ class Result:
         segmentation: Result of step 2; None if the run stops after step 1.
         doubtful: Codes whose level is doubtful.
         integers: Whether the image as read has whole numbers, so that its preprocessed form is rounded.
+        image: The image as read, whose values are measured; None to measure none.
     """
 
     located: Located
     segmentation: Segmentation | None
     doubtful: frozenset[int] = frozenset()
     integers: bool = False
+    image: Volume | None = None
 
     @property
     def labels(self) -> LabelArray:
         """The codes of the last step, on the 1 mm grid."""
         return self.located.labels if self.segmentation is None else self.segmentation.labels
+
+    @cached_property
+    def labels_on_input(self) -> LabelArray:
+        """The last step's codes, on the grid of the image as read."""
+        return self.located.scan.labels_to_input(self.labels)
 
     @cached_property
     def levels(self) -> LabelArray:
@@ -143,7 +150,10 @@ def _volumes(result: Result, iso: bool) -> Mapping[str, Callable[[], AnyArray]]:
     located, scan, second = result.located, result.located.scan, result.segmentation
 
     def labels(data: LabelArray) -> Callable[[], AnyArray]:
-        return lambda: data if iso else scan.labels_to_input(data)
+        def on_input() -> AnyArray:
+            return result.labels_on_input if data is result.labels else scan.labels_to_input(data)
+
+        return lambda: data if iso else on_input()
 
     def soft(data: FloatArray) -> Callable[[], AnyArray]:
         return lambda: data if iso else scan.soft_to_input(data)

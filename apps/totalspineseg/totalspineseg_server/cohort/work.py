@@ -9,6 +9,7 @@ from totalspineseg_server import pipeline
 from totalspineseg_server.clock import Stopwatch
 from totalspineseg_server.cohort.fingerprints import fingerprint, same_content
 from totalspineseg_server.cohort.inputs import Case
+from totalspineseg_server.cohort.interchange import interchange_files
 from totalspineseg_server.cohort.level_reports import levels_in_view, structures_json
 from totalspineseg_server.cohort.outputs import FOLDERS, REPORTS, Result, make_folders, result_files, write_result
 from totalspineseg_server.cohort.record import read_record, record_path, remove_record
@@ -17,7 +18,7 @@ from totalspineseg_server.errors import ImageError, StorageError, TotalSpineSegE
 from totalspineseg_server.files import remove_leftovers, storage_errors, write_json
 from totalspineseg_server.geometry import Volume, labels_on_grid
 from totalspineseg_server.image import Image
-from totalspineseg_server.measurements import measure
+from totalspineseg_server.measurements import MAX_SKEW_DEG, Row, structure_rows
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.linter import lint
 from totalspineseg_server.numbering.report import doubtful_codes, report
@@ -28,11 +29,9 @@ from totalspineseg_server.volume_io import read_codes, read_image
 
 STALE_PARTIAL_S: Final = 3600
 """Age from which a temporary file belongs to a run that was killed, seconds."""
-MAX_SKEW_DEG: Final = 1.0
-"""Largest skew with which angles can be measured precisely; rounded headers stay below a tenth of it."""
 WHAT_IS_WRITTEN: Final = ("iso", "step1", "keep")
 """Options that choose files and their grid but do not change the results."""
-RECORD_FORMAT: Final = 4
+RECORD_FORMAT: Final = 5
 """Version of the record format. It is raised when older records become unusable, or their names or numbers wrong."""
 
 Record = dict[str, Any]
@@ -195,7 +194,8 @@ class Work:
         labels = located.labels if segmentation is None else segmentation.labels
         doubtful = doubtful_codes(numbering, labels)
         apart = localizer is not None and not localizer.any()
-        return Found(Result(located, segmentation, doubtful, integers), numbering, watch, failure, apart)
+        result = Result(located, segmentation, doubtful, integers, loaded.image)
+        return Found(result, numbering, watch, failure, apart)
 
     def write(self, case: Case, found: Found) -> Record:
         """Write all files of a scan, its record last.
@@ -218,8 +218,7 @@ class Work:
             spacing = iso.spacing
             step: Literal[1, 2] = 1 if result.segmentation is None else 2
             structures = structures_json(result.labels, spacing, step=step)
-            measurable = result.segmentation is not None and iso.grid.skew_deg <= MAX_SKEW_DEG
-            rows = measure(result.labels, spacing, doubtful=result.doubtful) if measurable else []
+            rows = [] if result.segmentation is None else _measured(result, found.numbering)
         odd = pipeline.image_findings(result.located.scan, found.numbering)
         record = {
             "scan": case.name,
@@ -241,7 +240,7 @@ class Work:
         remove_record(self.output, case.name)
         keep, step1 = (self.options.keep, self.options.step1) if self._found_alike(case, before) else (FOLDERS, False)
         files = result_files(case.name, keep=keep, step1=step1)
-        for file in files:
+        for file in (*files, *interchange_files(case)):
             with storage_errors(self.output / file):
                 (self.output / file).unlink(missing_ok=True)
 
@@ -266,13 +265,25 @@ class Work:
         }
 
 
+def _measured(result: Result, numbering: Numbering | None) -> list[Row]:
+    scan = result.located.scan
+    return structure_rows(
+        Volume(result.labels, scan.iso.affine),
+        scan.grid,
+        image=None if result.image is None else (result.image, result.labels_on_input),
+        doubtful=result.doubtful,
+        certainty=None if numbering is None else numbering.certainty,
+        sizes=scan.iso.grid.skew_deg <= MAX_SKEW_DEG,
+    )
+
+
 def _source(case: Case) -> str:
     return str(case.path.absolute())
 
 
 def _every_file(case: Case) -> tuple[str, ...]:
     """Return all files that any run may write for a scan, relative to the output, except its record."""
-    return result_files(case.name, keep=FOLDERS, step1=False)
+    return (*result_files(case.name, keep=FOLDERS, step1=False), *interchange_files(case))
 
 
 def _warnings(case: Case, found: Found) -> list[str]:
@@ -282,7 +293,8 @@ def _warnings(case: Case, found: Found) -> list[str]:
     skew = found.result.located.scan.grid.skew_deg
     if skew > MAX_SKEW_DEG:
         warnings.append(
-            f"the header skews the image by {skew:.0f} degrees; nothing was measured, and volumes are not accurate"
+            f"the header skews the image by {skew:.0f} degrees; no height, area or angle was measured, and volumes are "
+            "not accurate"
         )
     if found.apart:
         warnings.append("the localizer does not overlap this scan and was not used; take one of the same examination")

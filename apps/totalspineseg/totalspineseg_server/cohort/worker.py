@@ -99,7 +99,8 @@ class ScanWorker:
 
             torch.set_num_threads(self._job["threads"])
         store = ModelStore(self._job["model_dir"], weights=self._job["weights"])
-        return warm_networks(store, self._work.versions, device=self._job["device"], runtime=self._job["runtime"])
+        asked = {name: self._job[name] for name in ("device", "runtime", "whole_image")}
+        return warm_networks(store, self._work.versions, **asked)
 
     def _require_same_place(self) -> None:
         if not (self._work.output / REPORTS).is_dir():
@@ -116,7 +117,9 @@ class ScanWorker:
             )
 
 
-def job_json(work: Work, store: ModelStore, *, device: str, runtime: str = "torch", threads: int) -> dict[str, Any]:
+def job_json(
+    work: Work, store: ModelStore, *, device: str, runtime: str = "torch", whole_image: bool = False, threads: int
+) -> dict[str, Any]:
     """Return the data that a ``ScanWorker`` needs, as plain values.
 
     Args:
@@ -124,7 +127,8 @@ def job_json(work: Work, store: ModelStore, *, device: str, runtime: str = "torc
         store: The weights in use.
         device: Device of the networks.
         runtime: Software that runs the networks.
-        threads: CPU threads of a network; 0 to keep the worker's own setting.
+        whole_image: See ``Networks``.
+        threads: CPU threads of a network; 0 keeps the worker's own setting.
     """
     weights = Path(store.weights).expanduser()
     return {
@@ -135,6 +139,7 @@ def job_json(work: Work, store: ModelStore, *, device: str, runtime: str = "torc
         "weights": str(weights.resolve()) if len(weights.parts) > 1 else store.weights,
         "device": device,
         "runtime": runtime,
+        "whole_image": whole_image,
         "threads": threads,
         "software": software_versions(),
     }

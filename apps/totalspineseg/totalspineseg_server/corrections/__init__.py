@@ -1,1 +1,1 @@
-"""Corrections of annotators: their segments are read by name, their history is kept, and nothing is overwritten."""
+"""Receive the corrections of readers: segments are known by name, everything is kept, and nothing is overwritten."""

@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from typing import Final
 
 LISTED: Final = 5
-"""How many names a sentence lists, so that it stays readable."""
+"""Largest number of names in a sentence, so that it stays readable."""
 FINDINGS_LISTED: Final = 3
-"""A notice of the viewer holds a few lines."""
+"""Largest number of findings in an answer: a notice of the viewer shows a few lines."""
 FOLLOWERS_LISTED: Final = 3
-"""How many renamed levels a sentence lists."""
+"""Largest number of renamed levels in a sentence."""
 
 # The label is accepted.
 
 
 def submitted(step: int | None, structures: int, *, renumbered: str, findings: Sequence[str], is_finished: bool) -> str:
-    """Confirm a label: first what a rename did, last what to check."""
+    """Confirm a label: the answer begins with what a rename did, and ends with what to check."""
     kind = "corrected step-1 label" if step == 1 else "finished label"
     unfinished = ""
     if not is_finished:
@@ -90,7 +90,7 @@ THERE_IS_A_T13: Final = "there is a T13"
 
 
 def somebody_else(who: str, when: str) -> str:
-    """Say that somebody else has submitted a label of the image in the meantime."""
+    """Say that somebody else has submitted a label of the image meanwhile."""
     return (
         f"{who!r} submitted another label of this image at {when}, after the prediction that you corrected was made. "
         "Both labels are kept, and the newer one is shown. Compare them."
@@ -133,7 +133,7 @@ def unknown_names(names: Sequence[str]) -> str:
 
 
 def or_perhaps(name: str, known: str) -> str:
-    """Quote an unknown name with the known one that it may stand for."""
+    """Quote an unknown name, with the known name that it may stand for."""
     return f"{name!r} ({known!r}?)"
 
 
@@ -159,7 +159,7 @@ def painted_acceptance(segment: str) -> str:
 
 
 def both_steps(vertebrae: str, single: Sequence[str]) -> str:
-    """Say that a label has all vertebrae in one piece and single ones, too."""
+    """Say that a label has all vertebrae in one piece, and single vertebrae, too."""
     return (
         f"The label has {vertebrae!r} in one piece (step 1) and single vertebrae ({listed(single)}). Remove "
         f"{vertebrae!r} from a finished label, or the single vertebrae from a step-1 label."
@@ -250,7 +250,7 @@ def not_in_label(parameter: str, name: str, or_else: str) -> str:
 
 
 def or_mark_region(segment: str) -> str:
-    """Continue ``not_in_label`` with the other way to leave something unchecked."""
+    """Return the end of ``not_in_label``: another way to say that something was not checked."""
     return f", or mark a region that nobody checked with a segment named {segment!r}"
 
 

@@ -1,4 +1,4 @@
-"""Find the image that a submission belongs to, and the prediction that it corrects, where the client does not say.
+"""Find the image to which a submission belongs, and the prediction that it corrects, if the client does not say.
 
 3D Slicer keeps the name that a volume had when it was opened, and names no prediction.
 """
@@ -20,19 +20,20 @@ from totalspineseg_server.geometry import Grid
 from totalspineseg_server.segments import Submission
 
 AT_ONCE_SECONDS: Final = 60.0
-"""Time between a volume's upload and its label in *Submit Label*; writing and sending a large label takes this long."""
+"""Longest time between the upload of a volume and its label in *Submit Label*: writing and sending a large label takes
+this long."""
 
 
 @dataclass
 class _Volumes:
-    """Uploads and offers of all clients of one name.
+    """Uploads and offers of all clients with the same name.
 
     Attributes:
         last: The image uploaded last; empty after a label was sent or another image was offered.
         since: Time of that upload, monotonic, s.
         opened: Images that these clients uploaded or were offered.
-        refused: Name -> hashes of the volumes refused under it.
-        renamed: Name -> images that such volumes were uploaded as later.
+        refused: Name -> hashes of the volumes that were refused under it.
+        renamed: Name -> images as which such volumes were uploaded later.
     """
 
     last: str = ""
@@ -46,8 +47,8 @@ class Uploads:
     """The volumes that clients uploaded or tried to upload, and the images that they were offered.
 
     If a reader renames a volume in 3D Slicer and presses *Submit Label*, the volume is uploaded under the new name, but
-    the label is sent for the old name, which may belong to another patient's image. Without authentication most clients
-    have one name, so the uploads of a client do not show for certain whose label is sent.
+    the label is sent for the old name, which may belong to another patient's image. Without sign-in most clients have
+    the same name, so the uploads of a client do not prove whose label is sent.
     """
 
     def __init__(self) -> None:
@@ -83,11 +84,11 @@ class Uploads:
             known.opened.add(image_id)
 
     def claims(self, client: str, image_id: str) -> Claims:
-        """Return the other images that a label which a client sends now may belong to.
+        """Return the other images to which a label may belong that a client sends now.
 
         Args:
             client: Its name.
-            image_id: The image it is sent for.
+            image_id: The image for which it is sent.
         """
         with self._lock:
             known = self._of.setdefault(client, _Volumes())
@@ -98,10 +99,10 @@ class Uploads:
 
 
 def resolve_image(image_id: str, claims: Claims, exists: Callable[[str], bool], fits: Callable[[str], bool]) -> str:
-    """Return the image that a label belongs to.
+    """Return the image to which a label belongs.
 
-    A label is filed under another image than the one it was sent for only if the upload of this very client was refused
-    under that name, and the label is on the grid of what the client uploaded instead.
+    A label is filed under another image than the one it was sent for only if this client's upload was refused under
+    that name, and if the label is on the grid of what the client uploaded instead.
 
     Args:
         image_id: The image it was sent for.
@@ -131,7 +132,7 @@ class Corrected:
 
     Attributes:
         prediction: Its record.
-        compared: The submission beside it; None if its maps were deleted or cannot be compared.
+        compared: The submission compared with it; None if its maps were deleted or cannot be compared.
     """
 
     prediction: PredictionRecord
@@ -143,7 +144,7 @@ class Attribution:
 
     A prediction made in a session belongs to no image of the studies, because the volume is uploaded only when the
     label is submitted; and files are renamed. Therefore a prediction counts for an image if it was made for the same
-    content, whatever the image was called.
+    content, whatever the name of the image was.
 
     Args:
         predictions: All records.
@@ -155,9 +156,9 @@ class Attribution:
         self._maps = maps
 
     def require_of_image(self, received: Received) -> None:
-        """Check that a label that names the prediction it corrects was sent for that prediction's image.
+        """Check that a label was sent for the image of the prediction that it corrects, if it names one.
 
-        Series of a patient share grids, so the grid alone does not tell.
+        Series of a patient may have the same grid, so the grid does not prove it.
 
         Raises:
             LabelError: It corrects a prediction for an image with other content.
@@ -168,13 +169,13 @@ class Attribution:
             raise LabelError(answers.other_image(image_id, other.image))
 
     def likely(self, received: Received) -> PredictionRecord | None:
-        """Return the prediction that was probably corrected, judged without the label.
+        """Return the prediction that was probably corrected, without looking at the label.
 
         Args:
             received: The submission.
 
         Returns:
-            The one that the client named, else this client's newest one, else the newest one; None if there is none.
+            The prediction that the client named, or this client's newest one, or the newest one; None if there is none.
         """
         if (record := self._stated(received)) is not None:
             return record
@@ -226,7 +227,7 @@ class Attribution:
                 yield record
 
     def _record_of(self, maps: KeptMaps, received: Received) -> PredictionRecord | None:
-        """Return the record of a prediction, found under the image's present or former name or outside the studies."""
+        """Return the record of a prediction, under the present or former name of the image, or outside the studies."""
         names = dict.fromkeys((received.image_id, maps.image, ""))
         found = (self._predictions.find(name, maps.prediction, received.image_sha256) for name in names)
         return next((record for record in found if record), None)

@@ -1,4 +1,4 @@
-"""Check a submitted label. Findings are shown to its author and stored with it; they are no reason to refuse it."""
+"""Check a submitted label. Findings are shown to its author and stored with it; a label is never refused for them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -11,8 +11,8 @@ from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.attribution import Corrected
 from totalspineseg_server.corrections.correction_store import Correction, Received
 from totalspineseg_server.corrections.displayed_corrections import UNCONFIRMED
-from totalspineseg_server.corrections.names import ACCEPTED_MARK, Mapped
 from totalspineseg_server.corrections.renames import Compared
+from totalspineseg_server.corrections.submission import ACCEPTED_MARK, Mapped
 from totalspineseg_server.corrections.unreviewed import without_regions
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, to_ras
 from totalspineseg_server.numbering.findings import Finding
@@ -21,7 +21,7 @@ from totalspineseg_server.plausible import missing_kinds
 from totalspineseg_server.spellings import DOUBT_MARK, with_mark
 
 INCOMPLETE: Final = "incomplete"
-"""Kind of the finding on a label that shows only a part of what is in view."""
+"""Kind of the finding for a label that shows only a part of what is in view."""
 
 
 def check(codes: LabelArray, grid: Grid) -> tuple[Mapping[str, Any], ...]:
@@ -29,7 +29,7 @@ def check(codes: LabelArray, grid: Grid) -> tuple[Mapping[str, Any], ...]:
 
     Args:
         codes: (X, Y, Z) codes on ``grid``, ``UNREVIEWED`` where nobody checked. Not modified.
-        grid: Where the voxels lie.
+        grid: Grid of the voxels.
 
     Returns:
         Kind, name, message, voxels and ``point_mm`` (RAS, or None) of each finding; empty for a sound map.
@@ -40,7 +40,8 @@ def check(codes: LabelArray, grid: Grid) -> tuple[Mapping[str, Any], ...]:
 
 
 def _incomplete(codes: LabelArray) -> tuple[Finding, ...]:
-    """Return a finding if a label lacks whole kinds of structures, as a client may have asked for some only."""
+    """Return a finding if a label lacks whole kinds of structures, for example because the client requested only
+    some."""
     missing = missing_kinds(codes)
     if not missing:
         return ()
@@ -50,8 +51,8 @@ def _incomplete(codes: LabelArray) -> tuple[Finding, ...]:
 def finished_meanwhile(in_force: Sequence[Correction], received: Received) -> tuple[Mapping[str, Any], ...]:
     """Return a finding if somebody else submitted the same kind of label after the corrected prediction was made.
 
-    Most clients use the name that their program was installed with. Therefore a sender of the same name counts as
-    somebody else, too, unless both labels correct the same prediction, as when a reader submits again.
+    Most clients use the name with which their program was installed. Therefore a sender with the same name counts as
+    somebody else, unless both labels correct the same prediction, because then a reader submits again.
 
     Args:
         in_force: Accepted corrections of the image that count and are shown under the same tag, oldest first.
@@ -82,7 +83,7 @@ GAP: Final = "gap"
 def beside_prediction(
     corrected: Corrected | None, mapped: Mapped, lint: Sequence[Mapping[str, Any]]
 ) -> tuple[Mapping[str, Any], ...]:
-    """Return what a reader should look at again, judged by the prediction.
+    """Return what a reader should look at again, in comparison with the prediction.
 
     Args:
         corrected: The prediction; None if it is not known.
@@ -114,7 +115,8 @@ def beside_prediction(
 
 
 def _gaps(findings: object) -> set[Any]:
-    """Return the codes of missing levels. Findings in a record may be of any form, as another version wrote them."""
+    """Return the codes of missing levels. Findings in a record may have any form, because another version may have
+    written it."""
     listed = findings if isinstance(findings, Sequence) else ()
     known = [finding for finding in listed if isinstance(finding, Mapping)]
     return {finding.get("code") for finding in known if finding.get("kind") == GAP}

@@ -1,8 +1,8 @@
-"""The store of all corrections, append-only: each with the file as it was sent, its codes, and a record.
+"""Store all corrections, append-only: each with the file as it was sent, its codes, and a record.
 
 ``<history>/corrections/<image>/<UTC time>-<random>/`` holds ``raw<ending>``, ``received.json`` (see
-``corrections.receipts``), ``codes.nii.gz`` (accepted ones) and ``record.json``. An entry appears whole or not at
-all, and none is ever changed.
+``corrections.receipts``), ``codes.nii.gz`` (if accepted) and ``record.json``. An entry appears complete or not at all,
+and is never changed.
 """
 
 import logging
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from totalspineseg_server.corrections import history
-from totalspineseg_server.corrections.names import Mapped
 from totalspineseg_server.corrections.predictions import PredictionRecord
 from totalspineseg_server.corrections.receipts import Receipt, Sender
+from totalspineseg_server.corrections.submission import Mapped
 from totalspineseg_server.errors import StorageError, TotalSpineSegError
 from totalspineseg_server.files import from_fields, move_folder, read_json, staged_folder, write_json
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
@@ -31,7 +31,7 @@ Status = Literal["accepted", "parked"]
 
 
 class Withdrawals:
-    """Withdrawals below a history folder; append-only."""
+    """The withdrawals below a history folder; append-only."""
 
     def __init__(self, root: Path) -> None:
         self._root = root / "withdrawals"
@@ -42,10 +42,10 @@ class Withdrawals:
         Args:
             image_id: Image it belongs to.
             correction_id: A correction that was not withdrawn before.
-            user: Who withdraws it; "admin" if the server runs without authentication.
+            user: Who withdraws it; "admin" if the server runs without sign-in.
 
         Raises:
-            StorageError: It could not be written; the correction counts as before.
+            StorageError: It could not be written; the correction still counts.
         """
         record = {"image": image_id, "correction": correction_id, "user": user, "received": history.now_text()}
         with staged_folder(self.folder(image_id) / correction_id) as entry:
@@ -67,7 +67,7 @@ class Correction:
     Attributes:
         id: Sorts by time.
         image: Image id.
-        status: "accepted", or "parked": kept, but never shown as finished or trained on.
+        status: "accepted", or "parked": kept, but never shown as finished or used for training.
         reason: Why it is parked; empty if accepted.
         step: 1 for a corrected step-1 map, 2 for a finished label; None if parked.
         tag: Tag under which it was submitted.
@@ -82,21 +82,20 @@ class Correction:
         label_info: Segment names as they were sent.
         present: Codes that have voxels.
         unreviewed: Codes whose voxels the annotator did not check.
-        overlap_voxels: Voxels more than one segment claimed.
+        overlap_voxels: Number of voxels that more than one segment claimed.
         findings: Findings on the label (see ``numbering.linter``); empty if parked.
         renumbered: How the other levels followed the one that was renamed (see ``corrections.renames``), or None.
         untouched: Codes left as predicted (see ``corrections.unreviewed``); empty in older records.
         renamed: Codes whose name was changed or confirmed while their outline was left as predicted.
         offered: How the image was offered to its author: ``strategy``, time (``ts``) and ``score``; None if it was
             opened otherwise.
-        unchanged: Whether its author looked at the prediction and finished it as it was. Such a label never judges, and
-            trains with a small share of its own.
-        dice: Name of each structure of the label or of its prediction -> Dice between the two under that name; empty
-            where the prediction was not at hand, and in older records.
-        chosen: Ids of the finished labels that an administrator chose it from, or merged it of; empty for a label of
-            its sender's own.
-        unconfirmed: Codes whose name its author left marked as doubtful; empty in older records. They neither train nor
-            judge.
+        unchanged: Whether its author looked at the prediction and finished it as it was. Such a label is never used to
+            compare models, and has a small share of its own in a training.
+        dice: Name of each structure of the label or of its prediction -> Dice between the two under that name; empty if
+            the prediction was not available, and in older records.
+        chosen: Ids of the finished labels from which an administrator chose or merged it; empty if its sender made it.
+        unconfirmed: Codes whose name its author left marked as doubtful; empty in older records. They are used neither
+            for training nor for comparing models.
     """
 
     id: str
@@ -129,7 +128,7 @@ class Correction:
 
     @property
     def reader(self) -> str:
-        """Who made the label, by the name that other readers see."""
+        """The author of the label, under the name that other readers see."""
         return self.client or self.user
 
 
@@ -165,10 +164,10 @@ class Received:
 
 
 class CorrectionStore:
-    """Corrections below a history folder; append-only, safe under simultaneous writers.
+    """The corrections below a history folder; append-only, and safe with several writers at once.
 
     Attributes:
-        root: Their folder, with a folder of each image; may not exist.
+        root: Their folder, with a folder for each image; it may not exist.
         withdrawals: The corrections that were withdrawn.
     """
 
@@ -184,7 +183,7 @@ class CorrectionStore:
         findings: tuple[Mapping[str, Any], ...] = (),
         renumbered: Mapping[str, Any] | None = None,
     ) -> Correction:
-        """File a submission whose segments could all be named.
+        """File a submission whose segments all have known names.
 
         Args:
             received: The submission.
@@ -194,7 +193,7 @@ class CorrectionStore:
             renumbered: How other levels followed a renamed one.
 
         Raises:
-            StorageError: It could not be written; it stays waiting.
+            StorageError: It could not be written; it still waits.
         """
         record = self._record(received, "accepted", "", step=mapped.step, findings=findings)
         record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels, "renumbered": renumbered}
@@ -207,7 +206,7 @@ class CorrectionStore:
         """File a submission that cannot be used, with the reason.
 
         Raises:
-            StorageError: It could not be written; it stays waiting.
+            StorageError: It could not be written; it still waits.
         """
         return self._file(Correction(**self._record(received, "parked", str(error))), received)
 
@@ -216,7 +215,7 @@ class CorrectionStore:
         return history.names(self._folder(image_id))
 
     def of_image(self, image_id: str) -> tuple[Correction, ...]:
-        """Return all corrections of an image, oldest first, parked ones too; those that cannot be read are logged."""
+        """Return all corrections of an image, parked ones too, oldest first; those that cannot be read are logged."""
         return tuple(_readable(self._folder(image_id), _log))
 
     def read(self, image_id: str, correction_id: str) -> Correction:
@@ -236,17 +235,17 @@ class CorrectionStore:
         return self.readable(_log)
 
     def readable(self, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
-        """Yield all corrections; report a damaged record (image folder and reason) and skip it."""
+        """Yield all corrections; a damaged record is reported (image folder and reason) and skipped."""
         for folder in history.entries(self.root):
             yield from _readable(folder, on_damaged)
 
     def in_force(self, image_id: str) -> tuple[Correction, ...]:
-        """Return the accepted corrections of an image that were not withdrawn, oldest first; skip damaged ones."""
+        """Return the accepted corrections of an image that were not withdrawn, oldest first, without damaged ones."""
         withdrawn = self.withdrawals.of_image(image_id)
         return tuple(c for c in self.of_image(image_id) if c.status == "accepted" and c.id not in withdrawn)
 
     def latest_accepted(self, image_id: str, step: int = 2) -> Correction | None:
-        """Return the newest accepted correction of an image for a step that was not withdrawn, or None."""
+        """Return the newest accepted correction of an image for a step, unless it was withdrawn, or None."""
         return next((c for c in reversed(self.in_force(image_id)) if c.step == step), None)
 
     def folders(self, image_id: str) -> tuple[Path, Path]:
@@ -308,14 +307,14 @@ class CorrectionStore:
         }
 
     def _file(self, correction: Correction, received: Received) -> Correction:
-        # The entry appears whole: everything is written before its folder moves.
+        # The entry appears complete, because everything is written before its folder moves.
         write_json(received.folder / RECORD_FILE, asdict(correction))
         move_folder(received.folder, self._folder(correction.image) / received.folder.name)
         return correction
 
 
 def _readable(folder: Path, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
-    """Yield the corrections in an image's folder; report a damaged record and skip it."""
+    """Yield the corrections in the folder of an image; a damaged record is reported and skipped."""
     for entry in history.entries(folder):
         try:
             correction = _read(entry)

@@ -52,11 +52,12 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     Args:
         folder: Folder of the labels.
+        images: Folder of the images' files.
         own: Folder of what else is kept here: records of images, and hashes.
         corrections: The corrections that are shown; None for labels that were saved here alone.
     """
 
-    def __init__(self, folder: Path, own: Path, corrections: DisplayedCorrections | None) -> None:
+    def __init__(self, folder: Path, images: Path, own: Path, corrections: DisplayedCorrections | None) -> None:
         self._place = folder
         self._corrections = corrections
         self._holder = 0
@@ -65,6 +66,8 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         older = older_index(folder)
         self._records = ImageRecords(own / IMAGES_DIR, older)
         self._contents = ContentHashes(own / CONTENTS_FILE)
+        for name, size, time_ns, sha256 in older.hashes():
+            self._contents.learn(images / name, size, time_ns, sha256)
         self._labels = LabelFiles(folder / LABELS_DIR, self._contents, older)
 
     # What a folder and a PACS answer differently.
@@ -105,6 +108,10 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
     def send_waiting(self) -> None:
         """Begin to send labels that wait to be sent to another place."""
 
+    @abstractmethod
+    def subject(self, image_id: str) -> str:
+        """Return an anonymous id of an image's patient; "" if nobody said who it is."""
+
     # Images.
 
     def image_file(self, image_id: str) -> Path | None:
@@ -129,8 +136,9 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             ImageNotFoundException: There is no such image.
             StorageError: It could not be written.
         """
+        if self.image_file(image_id) is None:
+            raise ImageNotFoundException(f"There is no image {image_id!r} in the studies. Ask for the list of images.")
         with self._turn():
-            self._require_image(image_id)
             self._records.write(image_id, {**self._records.of(image_id), **info})
 
     def _image_entry(self, image_id: str, file: Path | None) -> dict[str, Any]:
@@ -142,12 +150,6 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             except OSError:
                 info = {**info, "name": file.name}
         return {"ext": OFFERED_ENDINGS[0] if file is None else split_name(file.name)[1], "info": info}
-
-    def _require_image(self, image_id: str) -> Path:
-        file = self.present_file(image_id)
-        if file is None:
-            raise ImageNotFoundException(f"There is no image {image_id!r} in the studies. Ask for the list of images.")
-        return file
 
     # Labels.
 
@@ -183,9 +185,9 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         Raises:
             StorageError: It is a correction that had to be written, and could not.
         """
-        label = self._shown(label_id).get(_plain(label_tag))
+        label = self._displayed(label_id).get(_plain(label_tag))
         if label is not None and label.file is None:
-            label = self._drawn(label_id, _plain(label_tag))
+            label = self._written(label_id, _plain(label_tag))
         return "" if label is None else str(label.file)
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
@@ -233,7 +235,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         tag = _plain(label_tag)
         label = self._known(label_id).get(tag)
         if label is not None and label.file is None:
-            label = self._drawn(label_id, tag)
+            label = self._written(label_id, tag)
         if label is None:
             raise LabelNotFoundException(f"The image {label_id!r} has no label with the tag {tag!r}.")
         with self._turn():
@@ -276,8 +278,8 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         newest = self._corrections.of(image_id)
         for tag, label in saved.items():
             # A correction that the history does not know stays: the history may have been lost.
-            shown = str(label.info.get(CORRECTION) or "")
-            if shown and tag not in newest and self._corrections.has(image_id, shown):
+            displayed = str(label.info.get(CORRECTION) or "")
+            if displayed and tag not in newest and self._corrections.has(image_id, displayed):
                 del found[tag]
         for tag, correction in newest.items():
             here = saved.get(tag)
@@ -285,7 +287,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
                 found[tag] = DisplayedLabel(None, info_of(correction))
         return found
 
-    def _shown(self, image_id: str) -> dict[str, DisplayedLabel]:
+    def _displayed(self, image_id: str) -> dict[str, DisplayedLabel]:
         """Return the labels of an image by tag that this server made and that were drawn on its present content."""
         return self._fitting(image_id, self._known(image_id))
 
@@ -296,7 +298,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
     def _fitting(self, image_id: str, known: Mapping[str, DisplayedLabel]) -> dict[str, DisplayedLabel]:
         return {tag: label for tag, label in known.items() if self._fits(image_id, tag, label)}
 
-    def _drawn(self, image_id: str, tag: str) -> DisplayedLabel | None:
+    def _written(self, image_id: str, tag: str) -> DisplayedLabel | None:
         """Write a correction that has no label file, as after its label was deleted, and return it."""
         correction = None if self._corrections is None else self._corrections.of(image_id).get(tag)
         if self._corrections is None or correction is None:

@@ -14,30 +14,30 @@ from totalspineseg_server.corrections.wire import STEP1_WIRE_LABELS, to_wire
 from totalspineseg_server.volume_io import write_volume
 
 FINAL_TAG: Final = "final"
-"""Datastore tag of a finished label, whose names are certain; the default for clients that name no tag."""
+"""Datastore tag of a finished label, whose names are certain. It is the default for clients that state no tag."""
 STEP1_TAG: Final = "step1"
 """Datastore tag of corrected step-1 maps: input of step 2, never a finished label."""
 READER_TAGS: Final = (STEP1_TAG, FINAL_TAG)
-"""Datastore tags that only a submission of a reader may fill; others are for predictions and work in progress."""
+"""Datastore tags that only submissions of readers may have; others are for predictions and work in progress."""
 RENUMBERED: Final = "renumbered"
-"""Field of a shown label's information: whether it was renumbered after it was sent."""
+"""Field of a displayed label: whether it was renumbered after it was sent."""
 UNCONFIRMED: Final = "unconfirmed"
-"""Field of a shown label's information: names that its reader left marked as doubtful. Also the kind of the finding on
+"""Field of a displayed label: names that its reader left marked as doubtful. It is also the kind of the finding about
 them.
 """
 CORRECTION: Final = "correction"
-"""Field of a shown label's information: the id of the correction; predictions have none."""
+"""Field of a displayed label: the id of the correction; predictions have none."""
 
 
 def display_tag(tag: str, step: int) -> str:
-    """Return the datastore's tag of a label; a step-1 map never takes the place of a finished label."""
+    """Return the datastore's tag of a label; a step-1 map never replaces a finished label."""
     if step == 2:
         return tag
     return STEP1_TAG if tag in READER_TAGS else f"{tag}-{STEP1_TAG}"
 
 
 class DisplayedCorrections:
-    """The corrections that clients are shown: of each image and tag the newest one that counts.
+    """The corrections that clients see: for each image and tag the newest one that counts.
 
     Args:
         store: All corrections.
@@ -48,7 +48,7 @@ class DisplayedCorrections:
         self._remembered: Remembered[tuple[Correction, ...]] = Remembered()
 
     def any_of(self) -> Callable[[str], bool]:
-        """Return a function that says whether an image has corrections, even damaged ones; it asks no disk."""
+        """Return a function that says whether an image has corrections, even damaged ones, without reading the disk."""
         folders = frozenset(history.names(self._store.root))
         return lambda image_id: history.folder_name(image_id) in folders
 
@@ -71,10 +71,10 @@ class DisplayedCorrections:
         return correction_id in self._store.ids(image_id)
 
     def draw(self, correction: Correction, folder: Path) -> Path:
-        """Write a correction as clients get it, on the grid of its image.
+        """Write a correction in the form that clients get, on the grid of its image.
 
         Args:
-            correction: An accepted one.
+            correction: An accepted correction.
             folder: Folder to write into.
 
         Returns:
@@ -94,8 +94,8 @@ def info_of(correction: Correction, more: Mapping[str, Any] | None = None) -> di
     """Return what is known about a correction as a label.
 
     Args:
-        correction: An accepted one.
-        more: Further fields. Not modified.
+        correction: An accepted correction.
+        more: Other fields. Not modified.
     """
     labels = STEP1_WIRE_LABELS if correction.step == 1 else WIRE_LABELS
     return {

@@ -1,4 +1,4 @@
-"""Remember what files hold: hashes of contents and values read from files, read again only once a file has changed."""
+"""Remember hashes of files, and values read from files; a file is read again only if it has changed."""
 
 import logging
 import time
@@ -17,17 +17,17 @@ T = TypeVar("T")
 Stamp = tuple[int, int, int]
 
 SETTLED_NS: Final = 2_000_000_000
-"""Time since the last change of a file, ns, after which another change gives it another time. File systems count in
-milliseconds, some in seconds."""
+"""Age of the last change of a file, ns, from which another change would give the file another time. File systems count
+in milliseconds, some in seconds."""
 SAVE_SECONDS: Final = 60.0
-"""Hashes are saved no more often, because the file has a line of every image."""
+"""Shortest time between two writes of the hashes, because the file has a line for every image."""
 
 
 def stamp_of(path: Path) -> Stamp | None:
-    """Return a value that changes with a file, or with the names in a folder; zeros where there is nothing.
+    """Return a value that changes with a file, or with the names in a folder; zeros if there is nothing.
 
     Returns:
-        None while the last change is so recent that another one might not show.
+        None if the last change is so recent that another one might not be noticed.
     """
     try:
         stat = path.stat()
@@ -38,7 +38,7 @@ def stamp_of(path: Path) -> Stamp | None:
 
 
 class Remembered(Generic[T]):
-    """Values that were read from files or folders, each read again once one of these has changed."""
+    """Values that were read from files or folders; a value is read again if one of these has changed."""
 
     def __init__(self) -> None:
         self._known: dict[Hashable, tuple[tuple[Stamp | None, ...], T]] = {}
@@ -49,22 +49,22 @@ class Remembered(Generic[T]):
         Args:
             key: Its key.
             paths: The files and folders that it depends on; they need not exist.
-            read: Called where it is not known, or one of them has changed.
+            read: Called if the value is not known, or if one of the files has changed.
         """
-        stamps = tuple(stamp_of(path) for path in paths)
+        states = tuple(stamp_of(path) for path in paths)
         known = self._known.get(key)
-        if known is not None and known[0] == stamps and None not in stamps:
+        if known is not None and known[0] == states and None not in states:
             return known[1]
         value = read()
-        self._known[key] = stamps, value
+        self._known[key] = states, value
         return value
 
 
 class ContentHashes:
-    """SHA-256 of files; a file is read only if its size or time is not the known one.
+    """The SHA-256 of files; a file is read only if its size or time has changed.
 
     Args:
-        file: Where hashes are kept for the next start; it may be deleted.
+        file: File that stores the hashes for the next start; it may be deleted.
     """
 
     def __init__(self, file: Path) -> None:
@@ -76,6 +76,10 @@ class ContentHashes:
             with suppress(TypeError, ValueError):
                 size, time_ns, sha256 = known
                 self._known[path] = int(size), int(time_ns), str(sha256)
+
+    def learn(self, path: Path, size: int, time_ns: int, sha256: str) -> None:
+        """Take over the hash of a file as it was at a time, unless one is known."""
+        self._known.setdefault(str(path), (size, time_ns, sha256))
 
     def is_content(self, path: Path, sha256: str) -> bool:
         """Return whether a file has this content.
@@ -97,7 +101,7 @@ class ContentHashes:
         Raises:
             OSError: It cannot be read.
         """
-        # Many may ask at once; who waited finds what the first one has read.
+        # Many requests may ask at once; those that waited find what the first one has read.
         with self._reading.of(str(path)):
             stat = path.stat()
             size, time_ns, sha256 = self._known.get(str(path), (-1, 0, ""))

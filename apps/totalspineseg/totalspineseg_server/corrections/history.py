@@ -1,4 +1,4 @@
-"""The studies' own history folder: ids, names of folders, and the entries of a folder."""
+"""Make ids and names of folders for the history of the studies, and list the entries of a folder."""
 
 import hashlib
 import re
@@ -16,7 +16,7 @@ PACS_DIR: Final = "pacs"
 STUDIES_DIR: Final = "studies"
 """Folder for images that are only read, below the history: the index and the labels shown to clients."""
 MAX_FOLDER_NAME: Final = 200
-"""Bytes; file systems allow 255, the rest is room for endings."""
+"""Largest length of a folder name, bytes; file systems allow 255, and endings need some room."""
 ID_TIME: Final = re.compile(r"(\d{4}[01]\d[0-3]\dT[0-2]\d[0-5]\d[0-5]\d)(\.\d{6})?Z-[0-9a-f]+")
 """Pattern of ids; ids of trainings, which people type, have no fraction of a second."""
 
@@ -25,8 +25,8 @@ def new_id(earlier: Iterable[str] = ()) -> str:
     """Return an id that sorts by time and never repeats: ``20260131T120000.123456Z-1a2b3c4d``.
 
     Args:
-        earlier: Existing ids, and maybe other names. The new id sorts after these ids, even if the clock was ahead when
-            they were made.
+        earlier: Existing ids, perhaps among other names. The new id sorts after these ids, even if the clock was ahead
+            when they were made.
     """
     return f"{time_after(earlier, timedelta(microseconds=1)):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
 
@@ -35,7 +35,7 @@ def time_after(earlier: Iterable[str], step: timedelta) -> datetime:
     """Return the time in UTC; if it is not later than the latest earlier id, return that id's time plus a step.
 
     Args:
-        earlier: Ids, and maybe other names, which are ignored.
+        earlier: Ids, perhaps among other names, which are ignored.
         step: Smallest difference between two ids of a format.
     """
     now = datetime.now(timezone.utc)
@@ -51,12 +51,12 @@ def now_text() -> str:
 
 
 def text_of_time(seconds: float) -> str:
-    """Return a time stamp in UTC, ISO 8601, as ``now_text``."""
+    """Return a time in the form of ``now_text``: UTC, ISO 8601."""
     return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
 
 
 def folder_name(image_id: str) -> str:
-    """Return a single, safe, unique folder name for an image id, whatever characters it has.
+    """Return a safe and unique folder name for an image id, whatever characters the id has.
 
     Raises:
         ValueError: The id is empty.

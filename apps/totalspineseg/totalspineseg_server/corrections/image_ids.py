@@ -8,10 +8,13 @@ from typing import Final
 from urllib.parse import quote, unquote
 
 from totalspineseg_server.unpacking import MAX_POINTER_BYTES, missing_content
-from totalspineseg_server.volume_io import WRITTEN_SUFFIXES, stem
+from totalspineseg_server.volume_io import WRITTEN_SUFFIXES, image_named, stem
 
 OFFERED_ENDINGS: Final = WRITTEN_SUFFIXES
 """Endings, in any case, of files that are offered as images."""
+EXAMINATION: Final = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?_")
+"""Beginning of a BIDS name. Series of one session share the scanner's coordinates; those of two sessions do not."""
+BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
 MAX_STEM_CHARACTERS: Final = 200
 """Longer names cannot be read at a glance."""
 MAX_STEM_BYTES: Final = 240
@@ -84,11 +87,46 @@ def image_files(folder: Path) -> list[str]:
     return sorted(plain, key=lambda name: (OFFERED_ENDINGS.index(split_name(name)[1].lower()), name))
 
 
+def bids_folder(image_id: str) -> Path | None:
+    """Return the folder of an image in a BIDS tree, such as sub-01/ses-02/anat; None for another name."""
+    found = EXAMINATION.match(image_id)
+    return None if found is None else Path(*filter(None, found.groups()), "anat")
+
+
+def same_examination(one: str, other: str) -> bool:
+    """Return whether two image ids are of one examination: they begin with the same BIDS ``sub-`` and ``ses-``."""
+    first, second = (EXAMINATION.match(image_id) for image_id in (one, other))
+    return first is not None and second is not None and first.groups() == second.groups()
+
+
+def studies_files(folder: Path) -> list[str]:
+    """Return the image files of a studies folder: those directly in it, and those of a BIDS tree in their folders.
+
+    Returns:
+        Their paths below the folder, in the order of ``image_files``, those of a BIDS tree last.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    found = image_files(folder) if folder.is_dir() else []
+    for place in sorted(path.relative_to(folder) for pattern in BIDS_FOLDERS for path in folder.glob(pattern)):
+        # A file whose name does not say where it belongs would share its id with another one.
+        found += [(place / name).as_posix() for name in image_files(folder / place) if bids_folder(name) == place]
+    return found
+
+
+def image_in_studies(folder: Path, image_id: str) -> Path | None:
+    """Return the file of an image of a studies folder; None if there is none."""
+    place = bids_folder(image_id)
+    places = (folder,) if place is None else (folder, folder / place)
+    return next(filter(None, (image_named(each, file_stem(image_id)) for each in places)), None)
+
+
 def by_image(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return image id -> its files' names, in their order."""
+    """Return image id -> its files, of names or paths with "/", in their order."""
     found: dict[str, list[str]] = {}
     for name in names:
-        found.setdefault(split_name(name)[0], []).append(name)
+        found.setdefault(split_name(name.rpartition("/")[2])[0], []).append(name)
     return found
 
 

@@ -4,8 +4,10 @@ Each image has a record of its own, ``images/<image>.json``. Earlier versions ke
 Label's own datastore, ``datastore_v2.json``, which is still read and never written.
 """
 
+import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +22,8 @@ logger = logging.getLogger(__name__)
 IMAGES_DIR: Final = "images"
 IMAGES_FILE: Final = "images.json"
 """File in a folder of labels that says where the images are, if they are in another one."""
+PATIENT: Final = "patient"
+"""Field of an image's record: an anonymous id of its patient; all images of a patient train, or all judge."""
 INDEX_FILE: Final = "datastore_v2.json"
 """The host's name for the index of studies."""
 
@@ -46,6 +50,16 @@ class OlderIndex:
         """Return what is known about the label of an image under a tag."""
         return _info(_field(_field(self._entry(image_id), "labels"), tag))
 
+    def hashes(self) -> Iterator[tuple[str, int, int, str]]:
+        """Yield the name of an image's file with the size, time (ns) and hash of the content its label was drawn on."""
+        for image_id, entry in (self.objects or {}).items():
+            labels, name = _field(entry, "labels"), self.image(image_id).get("name")
+            for tag in labels if isinstance(labels, Mapping) else ():
+                info = self.label(image_id, tag)
+                with suppress(TypeError, ValueError, KeyError):
+                    size, time_ns = info["image_imprint"]
+                    yield str(name), int(size), int(time_ns), str(info["image_sha256"])
+
     def _entry(self, image_id: str) -> object:
         return (self.objects or {}).get(image_id)
 
@@ -63,6 +77,11 @@ def older_index(folder: Path) -> OlderIndex:
     except (StorageError, OSError) as error:
         logger.warning("The index of an earlier version is not used: %s", error)
         return OlderIndex()
+
+
+def anonymous(patient: str) -> str:
+    """Return an id of a patient that does not say who it is."""
+    return f"patient-{hashlib.sha256(patient.encode(errors='backslashreplace')).hexdigest()[:16]}"
 
 
 def images_folder(labels: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""Handle a submission: keep it, read it, map its names to codes, check it, file it, and show it to clients."""
+"""Handle a submission: store it, read it, map its names to codes, check it, file it, and show it to clients."""
 
 import asyncio
 import logging
@@ -21,11 +21,16 @@ from totalspineseg_server.corrections.checks import beside_prediction, finished_
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Received
 from totalspineseg_server.corrections.datastore import is_safe_tag
 from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, DisplayedCorrections, display_tag, info_of
-from totalspineseg_server.corrections.names import Mapped, is_marked_accepted, map_names
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Claims, Receipt, Receipts, Sender, Waiting
 from totalspineseg_server.corrections.renames import follow_rename
-from totalspineseg_server.corrections.submission import read_submission, submitted_grid
+from totalspineseg_server.corrections.submission import (
+    Mapped,
+    is_marked_accepted,
+    map_names,
+    read_submission,
+    submitted_grid,
+)
 from totalspineseg_server.corrections.unreviewed import (
     ACCEPTED_NAMES,
     ALL,
@@ -56,7 +61,7 @@ logger = logging.getLogger(__name__)
 UNCHANGED_PARAMETER: Final = "unchanged"
 """Parameter of a submission: true if its author looked at the prediction and finished it as it was."""
 POLL_SECONDS: Final = 0.1
-"""Time between two looks whether submissions are finished when the server ends."""
+"""Time between two checks whether submissions are finished when the server ends, seconds."""
 
 Lint = Callable[[LabelArray, Grid], tuple[Mapping[str, Any], ...]]
 """A function that checks a label map in codes, with ``UNREVIEWED`` where nobody checked."""
@@ -112,7 +117,7 @@ class Ongoing:
                 self._count -= 1
 
     async def finish(self, seconds: float) -> bool:
-        """Wait until no submission is in progress, at most for these seconds.
+        """Wait until no submission is in progress, but no longer than these seconds.
 
         Returns:
             Whether none is in progress.
@@ -124,7 +129,7 @@ class Ongoing:
 
 
 class Inbox:
-    """Takes submissions for one studies folder: keeps them first, and reads them afterwards.
+    """Takes submissions for a studies folder: it first stores them, and reads them afterwards.
 
     Args:
         receipts: Store of submissions that are not read yet.
@@ -170,33 +175,34 @@ class Inbox:
         info: Mapping[str, Any] | None = None,
         fault: str = "",
     ) -> Correction:
-        """Keep a submission, read it, and publish it if it can be used.
+        """Store a submission, read it, and show it to clients if it can be used.
 
-        If the same submission is sent again after the server failed to read it, it is read again, not kept twice.
+        If the same submission is sent again after the server failed to read it, it is read again, not stored twice.
 
         Args:
-            image_id: Image that it was sent for.
+            image_id: Image for which it was sent.
             file: The submitted file; one that ends in .dcm is a DICOM segmentation. Not modified.
-            tag: Tag that it was sent for. A step-1 map goes to STEP1_TAG instead, or if unfinished to a tag that ends
-                so.
+            tag: Tag under which it was sent. A step-1 map gets STEP1_TAG instead, or, if it is unfinished, a tag with
+                this ending.
             sender: Who sent it.
             params: Parameters sent with it: ``label_info``; ``prediction`` if the client knows it; ``unreviewed``,
                 names of structures nobody checked; ``accepted``, names of structures that are right as predicted, or
                 "all".
-            claims: Other images that it may belong to.
-            info: Other information about the label, shown with it.
-            fault: Why it cannot be used, if that is known already; else empty.
+            claims: Other images to which it may belong.
+            info: Other information that is shown with the label.
+            fault: Why it cannot be used, if that is known already; otherwise empty.
 
         Returns:
-            The record, already stored.
+            The record, which is stored already.
 
         Raises:
-            LabelError: The label cannot be used, or its image is no volume; the message has the reason and says where
-                the file was kept.
-            UnknownImageError: There is no such image; the file is kept for a while.
-            StorageError: It could not be kept, or it was kept and could not be read or shown; the message says which.
-            MemoryShortageError: It was kept, but there was not enough memory to read it.
-            SubmissionError: It was kept, but could not be read because of another fault of the server.
+            LabelError: The label cannot be used, or its image is not a volume; the message has the reason and says
+                where the file is.
+            UnknownImageError: There is no such image; the file is stored for a while.
+            StorageError: It could not be stored, or it was stored and could not be read or shown; the message says
+                which.
+            MemoryShortageError: It was stored, but there was not enough memory to read it.
+            SubmissionError: It was stored, but could not be read because of another fault of the server.
         """
         sent: dict[str, Any] = {"tag": tag, "sender": sender, "params": params, "fault": fault}
         with self.ongoing.one():
@@ -206,7 +212,7 @@ class Inbox:
         """Read the submissions that could not be read when they were sent.
 
         Args:
-            again: Whether to try those again that failed before. One that ended the server may end it again.
+            again: Whether to try those again that failed before; a submission that ended the server may end it again.
 
         Returns:
             The submissions that still wait.
@@ -218,7 +224,7 @@ class Inbox:
         return self._receipts.waiting()
 
     def _interpret_again(self, receipt: Receipt) -> None:
-        """Read a waiting submission, unless somebody reads it now."""
+        """Read a waiting submission, unless somebody is reading it now."""
         if not self._begin(receipt.id):
             return
         try:
@@ -227,7 +233,7 @@ class Inbox:
                     logger.info("Another server is reading submission %s", receipt.id)
                     return
                 if not self._receipts.folder(receipt).is_dir():
-                    # It was sent again and read since.
+                    # It was sent again and has been read since.
                     return
                 self._receipts.fail(receipt, answers.STOPPED_WHILE_READING)
                 correction = self._interpret(receipt)
@@ -260,7 +266,7 @@ class Inbox:
             self._done(receipt_id)
 
     def _waiting_same(self, image_id: str, sha256: str, sent: Mapping[str, Any]) -> Receipt | None:
-        """Return the same submission if it waits and is not being read now."""
+        """Return an equal submission if it waits and is not being read now."""
         for receipt in (waiting.receipt for waiting in self._receipts.waiting()):
             known = {"tag": receipt.tag, "sender": receipt.sender, "params": receipt.params, "fault": receipt.fault}
             same = (receipt.image, receipt.raw_sha256, known) == (image_id, sha256, sent)
@@ -287,7 +293,7 @@ class Inbox:
             wait: Whether to wait until another server has read it.
 
         Yields:
-            Whether it is held; False where another server reads it, and nobody is to wait.
+            Whether it is locked; False if another server reads it and ``wait`` is False.
 
         Raises:
             StorageError: It cannot be locked.
@@ -302,12 +308,12 @@ class Inbox:
                 yield stream is not None
             finally:
                 if stream is not None and not self._receipts.folder(receipt).is_dir():
-                    # It was read. Others that wait for the lock notice that the folder is gone.
+                    # The submission was read. Others that wait for the lock notice that its folder is gone.
                     with suppress(OSError):
                         file.unlink()
 
     def _read_elsewhere(self, receipt: Receipt) -> Correction:
-        """Return the correction that another server made of a submission.
+        """Return the correction that another server made from a submission.
 
         Raises:
             LabelError: It cannot be used, or belongs to no image.
@@ -322,10 +328,10 @@ class Inbox:
         return correction
 
     def _interpret(self, receipt: Receipt) -> Correction:
-        """Read a submission that is kept, file it, and show it; see ``submit``."""
+        """Read a stored submission, file it, and show it; see ``submit``."""
         with self._waits_on_failure(receipt):
             received, judged = self._judged(receipt)
-        # Of two at once, the one shown must be the one that counts as newer.
+        # If two are read at once, the one that is shown must be the one that counts as newer.
         with self._locks.of(received.image_id):
             if isinstance(judged, TotalSpineSegError):
                 with self._waits_on_failure(receipt):
@@ -342,21 +348,21 @@ class Inbox:
             if not later:
                 self._publish(correction, receipt.info)
             elif withdrawn := self._corrections.withdrawals.of_image(received.image_id) & later:
-                # It had waited, and somebody withdrew the labels that followed it. None of them should be shown.
+                # It had waited, and somebody withdrew the labels that were sent after it. None of them should be shown.
                 logger.info("Correction %s is withdrawn, as %s was", correction.id, max(withdrawn))
                 self._corrections.withdrawals.add(received.image_id, correction.id, correction.user)
         return correction
 
     @contextmanager
     def _waits_on_failure(self, receipt: Receipt) -> Iterator[None]:
-        """Let a submission wait if this block fails, with the reason, and tell the sender that it is kept."""
+        """If this block fails, let the submission wait, with the reason, and tell the sender that it is stored."""
         try:
             yield
         except UnknownImageError as error:
             self._receipts.set_aside(receipt, str(error))
             raise UnknownImageError(receipt.image, answers.kept_for_a_while(receipt.id)) from error
         except ImageError as error:
-            # The image is no volume, now or later.
+            # The image is not a volume, and will not become one.
             self._receipts.set_aside(receipt, str(error))
             raise LabelError(answers.not_usable(str(error), receipt.id)) from error
         except Exception as error:
@@ -426,12 +432,13 @@ class Inbox:
         return received, _Label(mapped, grid, findings, None if followed is None else followed.report)
 
     def withdraw(self, image_id: str, tag: str, *, user: str, hide: Hide) -> tuple[str, ...]:
-        """Withdraw all labels of an image that were shown under a tag; the history keeps them and records who did it.
+        """Withdraw all labels of an image that were shown under a tag; they stay in the history, which records who did
+        it.
 
-        All are withdrawn, because the label before the newest one was replaced for a reason.
+        All of them are withdrawn, because each earlier label was replaced for a reason.
 
         Args:
-            image_id: Image that they belong to.
+            image_id: Image to which they belong.
             tag: Tag of the datastore.
             user: Who withdraws them.
             hide: Called after the withdrawal is stored, to stop showing a label under the tag.
@@ -462,7 +469,7 @@ class Inbox:
             Id of the correction that is shown again; empty if there is none.
 
         Raises:
-            LabelError: It is not the newest one anymore.
+            LabelError: It is not the newest label anymore.
             StorageError: It could not be stored, or the labels could not be changed.
         """
         with self._locks.of(image_id):

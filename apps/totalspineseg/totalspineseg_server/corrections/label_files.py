@@ -1,7 +1,7 @@
-"""Label maps as they are shown to clients: ``labels/<tag>/<image><ending>``, each with a hidden note beside it.
+"""Store the label maps that clients see: ``labels/<tag>/<image><ending>``, each with a hidden note beside it.
 
-The note has what is known about the map. Both together can be deleted: a reader's label is written again from the
-corrections, and a prediction is computed again. A map without a note was copied there by somebody else.
+The note says what is known about the map. Both may be deleted together: a reader's label is written again from the
+corrections, and a prediction can be computed again. A map without a note was copied there by somebody else.
 """
 
 import logging
@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 LABELS_DIR: Final = "labels"
 DRAWN_ON: Final = "image_sha256"
-"""Field of a label's information: hash of the image it was drawn on; "" if nobody knows. Labels that were copied by
-hand have none."""
+"""Field of a label: hash of the image on which it was drawn; "" if unknown. Labels that were copied by hand do not have
+it."""
 ASIDE: Final = ".not-submitted"
-"""Added to the name of a label that somebody else put in the place of a label of the server."""
+"""Ending that is added to the name of a label that somebody else copied to the place of the server's label."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class DisplayedLabel:
     """A label map for clients.
 
     Attributes:
-        file: The map; None for one that has yet to be written.
+        file: The map; None if it has yet to be written.
         info: What is known about it; without ``DRAWN_ON``, this server did not make it.
     """
 
@@ -45,12 +45,12 @@ class DisplayedLabel:
 
 
 class LabelFiles:
-    """The labels below a folder. Who changes them holds the lock of the studies.
+    """The labels below a folder. To change them, a thread must hold the lock of the studies.
 
     Args:
-        folder: Folder of the labels; made when the first one is written.
+        folder: Folder of the labels; it is made when the first label is written.
         contents: Hashes of their files.
-        older: What an earlier version knew about them.
+        older: The index of an earlier version.
     """
 
     def __init__(self, folder: Path, contents: ContentHashes, older: OlderIndex) -> None:
@@ -76,11 +76,11 @@ class LabelFiles:
     def of(
         self, image_id: str, names: Mapping[str, Mapping[str, Sequence[str]]] | None = None
     ) -> dict[str, DisplayedLabel]:
-        """Return the labels of an image by tag; the server's own before one that somebody copied beside it.
+        """Return the labels of an image by tag; the server's own label comes before one that somebody copied beside it.
 
         Args:
             image_id: The image.
-            names: The result of ``names`` of a moment ago, for who asks about many images.
+            names: A recent result of ``names``, which saves time if many images are asked for.
         """
         found = {}
         for tag, listed in (self.names() if names is None else names).items():
@@ -91,18 +91,18 @@ class LabelFiles:
         return found
 
     def write(self, image_id: str, tag: str, source: Path, info: Mapping[str, Any]) -> None:
-        """Show a label map under a tag, in place of the one shown before.
+        """Show a label map under a tag, in place of the previous one.
 
-        A map that somebody else put there is kept under another name.
+        A map that somebody else copied there is renamed.
 
         Args:
-            image_id: Image that it belongs to.
+            image_id: Image to which it belongs.
             tag: Its tag.
             source: The map. Copied.
             info: What is known about it, with ``DRAWN_ON``. Not modified.
 
         Raises:
-            StorageError: It could not be written; the label shown before is still there.
+            StorageError: It could not be written; the previous label is still there.
         """
         before, folder = self.of(image_id).get(tag), self.folder / tag
         with storage_errors(folder):
@@ -112,12 +112,12 @@ class LabelFiles:
         self._set_foreign_aside(image_id, tag, (target, *others))
         note: dict[str, Any] = {"label_sha256": sha256_of(source), "info": {**info, "name": target.name}}
         if before is not None and before.is_own and before.file == target:
-            # Until the map itself is replaced, the one before is there.
+            # The previous map is there until the map itself is replaced.
             note["before"] = {"label_sha256": self._contents.of(target), "info": before.info}
         write_json(note_of(target), note, default=str)
         copy_file(source, target)
         for file in others:
-            # The new label is shown even if these cannot be removed.
+            # The new label is shown even if the old files cannot be removed.
             try:
                 remove_file(file)
             except StorageError as error:
@@ -134,7 +134,7 @@ class LabelFiles:
             write_json(note_of(label.file), note, default=str)
 
     def remove(self, image_id: str, tags: Iterable[str]) -> None:
-        """Remove the labels of an image under some tags, in every format, with their notes, which name readers.
+        """Remove the labels of an image under some tags, in every format, and their notes, which name readers.
 
         Raises:
             StorageError: A file could not be removed.
@@ -154,7 +154,7 @@ class LabelFiles:
         return self._names.value(tag, [folder], lambda: by_image(image_files(folder)) if folder.is_dir() else {})
 
     def _files(self, image_id: str, tag: str) -> tuple[Path, ...]:
-        """Return the files of an image's labels under a tag, in any format, each with its note's place."""
+        """Return the files of an image's labels under a tag, in any format, each with the path of its note."""
         folder = self.folder / tag
         names = {*self._listed(tag).get(image_id, ()), *(f"{file_stem(image_id)}{end}" for end in OFFERED_ENDINGS)}
         return tuple(path for name in sorted(names) for path in (folder / name, note_of(folder / name)))
@@ -172,7 +172,7 @@ class LabelFiles:
         return self._infos.value(file, [file, note_of(file)], lambda: self._read_info(image_id, tag, file))
 
     def _read_info(self, image_id: str, tag: str, file: Path) -> dict[str, Any]:
-        """Return what is known about a label; empty if its file was replaced since, for instance by hand."""
+        """Return what is known about a label; empty if its file has been replaced since, for instance by hand."""
         note = read_json_or(note_of(file), None)
         try:
             if note is None:
@@ -186,7 +186,8 @@ class LabelFiles:
 
 
 def note_of(label: Path) -> Path:
-    """Return the path of a label's note, beside the label's file. The note names a reader, so remove both together."""
+    """Return the path of the note beside a label's file. The note names a reader, so both should be removed
+    together."""
     return label.with_name(f".{label.name}.json")
 
 

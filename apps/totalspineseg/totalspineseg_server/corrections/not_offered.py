@@ -1,7 +1,7 @@
 """Find what a folder of studies contains besides the images that are offered, and say how to offer it."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -12,25 +12,34 @@ from totalspineseg_server.volume_io import is_image_name, is_other_name, stem
 
 MAX_LOOKED_AT: Final = 2000
 """Entries of a folder that are looked at, at most."""
-LOOSE_IMAGES: Final = "only files directly in the studies folder are offered. Link or copy the images there"
-DICOM: Final = "DICOM files in a folder are not offered. Convert the series to NIfTI, or serve a DICOMweb server"
+LOOSE_IMAGES: Final = (
+    "only files directly in the studies folder and those of a BIDS tree (sub-01/anat/sub-01_T2w.nii.gz) are offered. "
+    "Link or copy the images there, or serve the folder that has the sub- folders"
+)
+DICOM: Final = (
+    "only MR series that have a folder of their own below the studies are offered, if they are volumes and no "
+    "localizers. Give each series a folder, convert it to NIfTI, or serve a DICOMweb server"
+)
 
 
-def not_offered(folder: Path, *, labels: Path) -> dict[str, str]:
+def not_offered(folder: Path, *, labels: Path, offered: Collection[str] = ()) -> dict[str, str]:
     """Return what a folder of studies contains that is not offered.
 
     Args:
         folder: The folder. Hidden entries are skipped, and files that look like neither an image nor DICOM.
         labels: The server's own folder of labels, which is skipped.
+        offered: Paths below the folder of the images and series that are offered. Folders with some of these are
+            skipped.
 
     Returns:
         Name (of a folder, with a "/" behind it) -> why it is not offered, and what to do.
     """
-    found = {}
+    found, with_images = {}, {way.partition("/")[0] for way in offered}
     for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or real_path(path) == real_path(labels):
-            continue
         is_folder = path.is_dir()
+        has_images = is_folder and path.name in with_images
+        if path.name.startswith(".") or has_images or real_path(path) == real_path(labels):
+            continue
         try:
             reason = _reason_of_folder(path) if is_folder else _reason_of_file(path)
         except OSError as error:
@@ -62,6 +71,8 @@ def _reason_of_folder(folder: Path) -> str:
         pass  # Raise what ``os.walk`` would ignore.
     for path in islice(_below(folder), MAX_LOOKED_AT):
         way = path.relative_to(folder.parent).as_posix()
+        if is_image_name(path) and (missing := missing_content(path)):
+            return f"holds {way!r}, which {missing}"
         if is_image_name(path) or is_other_name(path):
             return f"holds files of images ({way!r}); {LOOSE_IMAGES}"
         if _is_dicom(path):

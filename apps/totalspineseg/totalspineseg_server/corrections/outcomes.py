@@ -1,4 +1,4 @@
-"""Keep the outcome of each segmentation that a viewer stored in the PACS, so that the viewer can show it."""
+"""Remember the outcome of each segmentation that a viewer stored in the PACS, so that the viewer can show it."""
 
 import threading
 from collections import OrderedDict
@@ -10,19 +10,19 @@ from totalspineseg_server.corrections.correction_store import Correction
 from totalspineseg_server.corrections.displayed_corrections import READER_TAGS
 
 MAX_KEPT: Final = 1000
-"""A viewer asks at once; older outcomes are in the history of corrections."""
+"""Largest number of outcomes in memory. A viewer asks at once; older outcomes are in the history of corrections."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The outcome of one stored segmentation.
+    """The outcome of a stored segmentation.
 
     Attributes:
         instance: Its SOP instance UID.
         status: "accepted"; "parked" (kept but not used), "refused" (not counted) or "prediction" (a model's own).
         message: One or more sentences for the user.
-        image: Series it belongs to; empty when unknown.
-        correction: Id of the record in the history; empty when there is none.
+        image: Series to which it belongs; empty if unknown.
+        correction: Id of the record in the history; empty if there is none.
         findings: Findings on an accepted label.
     """
 
@@ -39,7 +39,7 @@ class Outcome:
 
 
 def message_of(correction: Correction) -> str:
-    """Return what the author of an accepted label reads: what a rename did first, findings last."""
+    """Return the message for the author of an accepted label: what a rename did first, findings last."""
     found = [str(finding.get("message", "")) for finding in correction.findings]
     renumbered = str(correction.renumbered.get("message", "")) if correction.renumbered else ""
     is_finished = correction.tag in READER_TAGS
@@ -55,14 +55,14 @@ def accepted(instance: str, correction: Correction) -> Outcome:
 
 
 class Outcomes:
-    """The latest outcomes, by SOP instance UID."""
+    """The latest outcomes by SOP instance UID."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._latest: OrderedDict[str, Outcome] = OrderedDict()
 
     def keep(self, outcome: Outcome) -> None:
-        """Keep an outcome; the oldest is forgotten when there are too many."""
+        """Remember an outcome; the oldest is forgotten if there are too many."""
         with self._lock:
             self._latest[outcome.instance] = outcome
             self._latest.move_to_end(outcome.instance)

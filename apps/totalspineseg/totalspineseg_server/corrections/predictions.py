@@ -1,7 +1,7 @@
 """Record each prediction, and keep recent output of the networks.
 
-The record has the image and the weights, so that a correction can be compared with its prediction. With the maps, which
-are deleted after a while, levels can be named again without running the networks.
+The record states the image and the weights, so that a correction can be compared with its prediction. The maps, which
+are deleted after a while, allow naming the levels again without running the networks.
 """
 
 import logging
@@ -30,16 +30,18 @@ logger = logging.getLogger(__name__)
 
 RECORD_FILE = "record.json"
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""Form of an id: clients name predictions, and an id is the name of a folder."""
+"""Pattern of an id: clients may state predictions, and an id is the name of a folder."""
 UNLISTED = "unlisted"
-"""Folder for predictions for images that are not among the studies, such as those of a session: one for each image,
-with its hash behind this word, so that no request has to look through all of them. Older records lie in one folder."""
+"""Beginning of the folder name for predictions of images that are not in the studies, such as those of a session. There
+is a folder for each image, with its hash after this word, so that no request has to read all of them. Older records are
+in one folder."""
 KEPT_PER_IMAGE: Final = 4
-"""Predictions per image whose maps are kept: they can be made again, and take half a megabyte each."""
+"""Number of predictions for an image whose maps are kept: they can be made again, and take half a megabyte each."""
 KEPT_DAYS: Final = 365
-"""Days after which the maps of an image go that nothing was predicted for meanwhile; their records stay."""
+"""Days without a new prediction after which the maps of an image are deleted; the records stay."""
 KEPT_IMAGES: Final = 1000
-"""Images whose maps are kept, some gigabytes at most: most images sent with a request are never sent again."""
+"""Number of images whose maps are kept, which is some gigabytes at most. Most images sent with a request are never sent
+again."""
 RAW_FILE: Final = "raw.nii.gz"
 LABELS_FILE: Final = "labels.nii.gz"
 STEP1_FILE: Final = "step1.nii.gz"
@@ -53,13 +55,13 @@ class KeptMaps:
 
     Attributes:
         prediction: Id of its record.
-        output: Output of the network and its names, on the part of the 1 mm grid that it was given.
+        output: Output of the network and its names, on the part of the 1 mm grid that the network saw.
         iso: The whole 1 mm grid of the scan.
         versions: Weights by step.
         levels: Code -> probability of each name, for use by other series of the patient (44 -> {44: 0.97, 45: 0.02});
             empty if they should not use it.
         series_used: Images whose levels helped to name this one.
-        image: Name of the image then; empty if it was not among the studies, and in older records.
+        image: Name of the image at that time; empty if it was not in the studies, and in older records.
     """
 
     prediction: str
@@ -72,7 +74,7 @@ class KeptMaps:
 
     @property
     def box(self) -> Box:
-        """The part of the 1 mm grid that the network was given."""
+        """The part of the 1 mm grid that the network saw."""
         first = np.linalg.inv(self.iso.affine) @ self.output.raw.affine[:, 3]
         x, y, z = (slice(round(a), round(a) + n) for a, n in zip(first[:3], self.output.labels.shape, strict=True))
         return x, y, z
@@ -86,7 +88,7 @@ class KeptMaps:
 
 
 class DrawnMaps:
-    """Maps below a history folder, by the content of the image they were made for."""
+    """The maps below a history folder, by the content of their image."""
 
     def __init__(self, root: Path) -> None:
         self._root = root / "maps"
@@ -152,11 +154,11 @@ class DrawnMaps:
         return next((_read(e) for e in self._entries(image_sha256) if e.name == prediction), None)
 
     def newest_first(self, image_sha256: str) -> Iterator[KeptMaps]:
-        """Return the maps of an image, newest first; each is read when it is asked for."""
+        """Yield the maps of an image, newest first; each is read only when it is needed."""
         return (maps for entry in reversed(self._entries(image_sha256)) if (maps := _read(entry)) is not None)
 
     def codes_before(self, image_sha256: str, prediction: str) -> frozenset[int] | None:
-        """Return the codes in earlier predictions for an image; None if not all of them are kept.
+        """Return the codes in earlier predictions for an image; None if not all of their maps are kept.
 
         Args:
             image_sha256: Hash of the image.
@@ -175,7 +177,7 @@ class DrawnMaps:
         Args:
             image_sha256: Hash of the image.
             step: 1 or 2.
-            versions: Only maps of these weights.
+            versions: Weights that made the maps; None for any weights.
         """
         for maps in self.newest_first(image_sha256):
             if maps.output.step == step and (versions is None or dict(maps.versions) == dict(versions)):
@@ -195,7 +197,7 @@ def _changed(folder: Path) -> float:
 
 
 def _read(entry: Path) -> KeptMaps | None:
-    """Read an entry; None if it is damaged or was removed: it can be made again."""
+    """Return an entry; None if it is damaged or was removed, because it can be made again."""
     try:
         record: dict[str, Any] = read_json(entry / RECORD_FILE)
         affine = np.array(record["affine"])
@@ -221,7 +223,7 @@ def _read(entry: Path) -> KeptMaps | None:
 
 
 def _plain(chances: Chances) -> dict[str, dict[str, float]]:
-    """Return probabilities with keys of text, for JSON; ``_chances`` is the inverse."""
+    """Return probabilities with texts as keys, for JSON; ``_chances`` is the inverse."""
     return {str(code): {str(name): p for name, p in names.items()} for code, names in chances.items()}
 
 
@@ -247,7 +249,7 @@ def _step1(entry: Path, record: Mapping[str, Any]) -> Step1Names | None:
 
 @dataclass(frozen=True)
 class PredictionRecord:
-    """One prediction.
+    """A prediction.
 
     Attributes:
         id: Sorts by time.
@@ -257,12 +259,12 @@ class PredictionRecord:
         seconds: Time of each stage.
         settings: All settings that applied, defaults included.
         numbering: Report on the levels; None if the method makes none.
-        client: Who asked for it: the client id and, with authentication, the user.
-        image_sha256: Hash of the image then; empty in older records.
+        client: Who requested it: the client id and, with sign-in, the user.
+        image_sha256: Hash of the image at that time; empty in older records.
         created: UTC, ISO 8601.
         disagreement: How much the networks contradict themselves, 0..1: ``steps`` (share of the discs on which step 1
             and step 2 differ) and ``mirror`` (share of the structures on which the image and its mirror image differ).
-            What was not measured is missing.
+            Values that were not measured are missing.
         marked: Codes of the levels that the reply named as doubtful; empty in older records.
     """
 
@@ -281,7 +283,7 @@ class PredictionRecord:
 
 
 class PredictionStore:
-    """Prediction records below a history folder; append-only.
+    """The records of predictions below a history folder; append-only.
 
     A record that cannot be read is logged and skipped, so that nothing else fails.
     """
@@ -299,7 +301,8 @@ class PredictionStore:
             write_json(entry / RECORD_FILE, asdict(record))
 
     def ids(self, image_id: str, image_sha256: str = "") -> tuple[str, ...]:
-        """Return the ids of all predictions for an image, oldest first; outside the studies its hash is needed."""
+        """Return the ids of all predictions for an image, oldest first; for an image outside the studies its hash is
+        needed."""
         return history.names(self._folder(image_id, image_sha256))
 
     def of_image(self, image_id: str) -> tuple[PredictionRecord, ...]:
@@ -307,7 +310,7 @@ class PredictionStore:
         return tuple(self.newest_first(image_id))[::-1]
 
     def newest_first(self, image_id: str, image_sha256: str = "") -> Iterator[PredictionRecord]:
-        """Yield all predictions for an image, newest first; each is read when it is asked for. See ``ids``."""
+        """Yield all predictions for an image, newest first; each is read only when it is needed. See ``ids``."""
         return _readable(reversed(history.entries(self._folder(image_id, image_sha256))))
 
     def latest(self, image_id: str, *clients: str) -> PredictionRecord | None:
@@ -325,7 +328,7 @@ class PredictionStore:
         return self._in_one_of(folders, prediction_id)
 
     def anywhere(self, prediction_id: str) -> PredictionRecord | None:
-        """Return the prediction with this id, whatever its image is called, or None."""
+        """Return the prediction with this id, whatever the name of its image, or None."""
         return self._in_one_of(history.entries(self._root), prediction_id)
 
     def _in_one_of(self, folders: Iterable[Path], prediction_id: str) -> PredictionRecord | None:

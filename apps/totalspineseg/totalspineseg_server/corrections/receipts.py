@@ -1,4 +1,4 @@
-"""Keep submissions as they were sent, before anything is read from them.
+"""Store submissions as they were sent, before anything is read from them.
 
 ``<history>/received/<id>/`` holds ``raw<ending>`` and ``received.json``, and ``failure.json`` if reading it failed.
 Once it is read, the folder moves to the corrections of its image (``corrections.correction_store``). A submission
@@ -23,9 +23,9 @@ FAILURE_FILE: Final = "failure.json"
 SEG_SUFFIX: Final = ".dcm"
 """Ending of a DICOM segmentation."""
 LABEL_SUFFIXES: Final = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", SEG_SUFFIX)
-"""Endings that the raw file keeps; any other becomes ".bin"."""
+"""Endings that the raw file keeps; any other ending becomes ".bin"."""
 MAX_UNFILED: Final = 100
-"""Submissions that belong to no image, of which the oldest are deleted beyond this number."""
+"""Largest number of submissions that belong to no image; beyond it, the oldest are deleted."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Sender:
     """Who sent a submission, and from which file.
 
     Attributes:
-        user: Name of the authenticated user; "admin" if the server runs without authentication.
+        user: Name of the signed-in user; "admin" if the server runs without sign-in.
         client: Id of the client program.
-        file_name: Name of the file on the client's side, without folders.
+        file_name: Name of the file on the client's machine, without folders.
     """
 
     user: str
@@ -44,18 +44,19 @@ class Sender:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The names under which predictions that this sender asked for are recorded."""
+        """The names under which predictions for this sender are recorded."""
         return tuple(name for name in (self.client, self.user) if name)
 
 
 @dataclass(frozen=True)
 class Claims:
-    """Other images that a label may belong to.
+    """Other images to which a label may belong.
 
     Attributes:
-        renamed: Images that its client uploaded after the same file was refused under the name the label was sent for.
-        uploaded: The image that its client uploaded just before, if the client never opened the image the label was
-            sent for; else empty.
+        renamed: Images that its client uploaded after the same file had been refused under the name for which the label
+            was sent.
+        uploaded: The image that its client uploaded just before, if the client never opened the image for which the
+            label was sent; otherwise empty.
     """
 
     renamed: tuple[str, ...] = ()
@@ -67,9 +68,9 @@ class Receipt:
     """A submission as it was sent.
 
     Attributes:
-        id: Sorts by time; the correction made from it has the same id.
-        image: Image it was sent for.
-        tag: Tag it was sent for.
+        id: An id that sorts by time; the correction that is made from it has the same id.
+        image: Image for which it was sent.
+        tag: Tag under which it was sent.
         user: See ``Sender``.
         client: See ``Sender``.
         file_name: See ``Sender``.
@@ -77,10 +78,10 @@ class Receipt:
         raw_sha256: Its hash.
         received: UTC, ISO 8601.
         params: Parameters sent with it: ``label_info``, ``prediction``, ``unreviewed``.
-        info: Other information about the label, shown with it.
+        info: Other information that is shown with the label.
         renamed: See ``Claims``.
         uploaded: See ``Claims``.
-        fault: Why it cannot be used, if that was known before it was read; else empty.
+        fault: Why it cannot be used, if that was known before it was read; otherwise empty.
     """
 
     id: str
@@ -105,13 +106,13 @@ class Receipt:
 
     @property
     def claims(self) -> Claims:
-        """Other images it may belong to."""
+        """Other images to which it may belong."""
         return Claims(self.renamed, self.uploaded)
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """A submission that did not become a correction.
+    """A submission that has not become a correction.
 
     Attributes:
         receipt: The submission.
@@ -128,7 +129,7 @@ def label_suffix(name: str) -> str:
 
 
 class Receipts:
-    """Submissions below a history folder that did not become corrections yet."""
+    """The submissions below a history folder that have not become corrections yet."""
 
     def __init__(self, root: Path) -> None:
         self._root = root / "received"
@@ -152,7 +153,7 @@ class Receipts:
         claims: Claims,
         fault: str = "",
     ) -> Receipt:
-        """Keep a submission, whole or not at all; see ``Receipt``.
+        """Store a submission, completely or not at all; see ``Receipt``.
 
         Raises:
             StorageError: It could not be written; nothing is left half-written.
@@ -193,17 +194,17 @@ class Receipts:
         return tuple(_listed(self._unfiled, ""))
 
     def fail(self, receipt: Receipt, reason: str) -> None:
-        """Record why a submission could not be read; it stays waiting."""
+        """Record why a submission could not be read; it still waits."""
         try:
             _write_reason(self.folder(receipt), reason)
         except StorageError as error:
             logger.warning("The reason why submission %s could not be read was not recorded: %s", receipt.id, error)
 
     def set_aside(self, receipt: Receipt, reason: str) -> None:
-        """Move a submission that belongs to no image aside, with the reason; it is kept for a while.
+        """Move a submission that belongs to no image to another folder, with the reason; it stays there for a while.
 
         Raises:
-            StorageError: It could not be written; it stays waiting.
+            StorageError: It could not be written; it still waits.
         """
         _write_reason(self.folder(receipt), reason)
         move_folder(self.folder(receipt), self._unfiled / receipt.id)

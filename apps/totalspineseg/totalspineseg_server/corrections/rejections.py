@@ -1,6 +1,6 @@
-"""Results that readers rejected with a reason: the scan needs drawing.
+"""Record results that readers rejected with a reason: these scans must be drawn.
 
-``<history>/rejections/<image>/<id>/record.json`` is one rejection, or takes the one before it back; none is changed.
+``<history>/rejections/<image>/<id>/record.json`` is a rejection, or takes the previous one back; records never change.
 """
 
 import logging
@@ -17,20 +17,20 @@ logger = logging.getLogger(__name__)
 
 RECORD_FILE: Final = "record.json"
 MAX_REASON: Final = 500
-"""Maximum letters of a reason: a sentence or two."""
+"""Largest number of letters in a reason: a sentence or two."""
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """One rejection.
+    """A rejection.
 
     Attributes:
         id: Sorts by time, among corrections too.
         image: Image id.
-        reason: Why, in the reader's words; empty for one that takes the rejection before it back.
+        reason: The reason in the reader's words; empty if this takes the previous rejection back.
         user: See ``Sender``.
         client: See ``Sender``.
-        prediction: Id of the prediction that was rejected; empty where there was none.
+        prediction: Id of the rejected prediction; empty if there was none.
         received: UTC, ISO 8601.
     """
 
@@ -44,18 +44,18 @@ class Rejection:
 
     @property
     def reader(self) -> str:
-        """Who rejected it, by the name that other readers see."""
+        """Who rejected it, under the name that other readers see."""
         return self.client or self.user
 
 
 class Rejections:
-    """Rejections below a history folder; append-only."""
+    """The rejections below a history folder; append-only."""
 
     def __init__(self, root: Path) -> None:
         self._root = root / "rejections"
 
     def add(self, image_id: str, reason: str, sender: Sender, prediction: str = "") -> Rejection:
-        """Keep a rejection, or with no reason take the one before it back.
+        """Record a rejection; without a reason, take the previous one back.
 
         Raises:
             StorageError: It could not be written.
@@ -70,12 +70,12 @@ class Rejections:
         return record
 
     def latest(self, image_id: str) -> Rejection | None:
-        """Return the rejection that stands; None where there is none, or where it was taken back."""
+        """Return the latest rejection; None if there is none, or if it was taken back."""
         for entry in reversed(history.entries(self._root / history.folder_name(image_id))):
             try:
                 found = from_fields(Rejection, read_json(entry / RECORD_FILE), f"of rejection {entry.name}")
             except StorageError as error:
-                logger.warning("A rejection is passed over: %s", error)
+                logger.warning("A rejection cannot be read and is skipped: %s", error)
                 continue
             return found if found.reason else None
         return None

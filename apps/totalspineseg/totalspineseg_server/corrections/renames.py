@@ -23,9 +23,9 @@ class Followed:
     """A submission after the other levels were renamed to match the one that its reader renamed.
 
     Attributes:
-        submission: With the new names, or as it was sent.
-        names: Name as sent -> new name, of the levels that followed; empty if none did.
-        report: What was done, for the reply and the record; JSON native.
+        submission: The submission with the new names, or as it was sent.
+        names: Name as sent -> new name, for the levels that followed; empty if none did.
+        report: What was done, as plain JSON values for the reply and the record.
     """
 
     submission: Submission
@@ -33,7 +33,7 @@ class Followed:
     report: Mapping[str, Any]
 
     def now(self, names: object) -> object:
-        """Return a list of names with the new ones in place of those sent; return anything else unchanged."""
+        """Return a list of names with new names in place of the sent ones; anything else is returned unchanged."""
         if isinstance(names, str):
             names = [name.strip() for name in names.split(",")]
         if not isinstance(names, list):
@@ -44,10 +44,10 @@ class Followed:
 
 @dataclass(frozen=True)
 class Compared:
-    """A submission beside a prediction of the same step.
+    """A submission compared with a prediction of the same step.
 
     Attributes:
-        submission: As sent.
+        submission: The submission as sent.
         maps: The maps of the prediction.
         predicted: The codes of the prediction on the grid of the image.
         filled: Segments that have voxels.
@@ -62,13 +62,13 @@ class Compared:
 
     @property
     def renamed(self) -> tuple[tuple[Segment, Recognized], ...]:
-        """The recognized segments whose name was changed."""
+        """The recognized segments whose names were changed."""
         return tuple(pair for pair in self.recognized if pair[1].renamed)
 
     @property
     def likeness(self) -> tuple[int, int]:
-        """How many segments kept their names, and how many are recognized; the larger, the more likely this prediction
-        was the one that was corrected."""
+        """The number of segments that kept their names, and of recognized segments: the larger, the more likely it is
+        that this prediction was corrected."""
         return len(self.recognized) - len(self.renamed), len(self.recognized)
 
 
@@ -76,7 +76,7 @@ def compare(submission: Submission, grid: Grid, maps: KeptMaps) -> Compared | No
     """Find the segments of a prediction in a submission.
 
     Args:
-        submission: As sent. Not modified.
+        submission: The submission as sent. Not modified.
         grid: Grid of the image.
         maps: The maps of the prediction.
 
@@ -97,8 +97,8 @@ def follow_rename(compared: Compared) -> Followed | None:
     """Rename the other levels to match if exactly one segment was renamed; no voxel changes.
 
     Returns:
-        The result; None unless exactly one level was renamed. A reader who renamed several levels has numbered them, so
-        they are taken as sent.
+        The result, or None unless exactly one level was renamed. A reader who renames several levels numbers them, so
+        they stay as sent.
     """
     if len(compared.renamed) != 1:
         return None
@@ -151,7 +151,7 @@ def _level_code(segment: Segment, step: int) -> int:
 
 
 def _new_name(segment: Segment, codes: Mapping[int, int], *, settled: bool) -> str:
-    """Return the name that follows; a mark of doubt goes where the renamed level settles the names."""
+    """Return the new name of a level; a mark of doubt is removed if the renamed level makes the names certain."""
     code = code_of_name(segment.name)
     new = codes.get(code, code) if code is not None else None
     name = segment.name if new is None or new == code else NAME_OF[new]

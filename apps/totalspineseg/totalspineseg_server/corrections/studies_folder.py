@@ -1,7 +1,9 @@
-"""A folder of images as the studies: every image file directly in it is an image, and no file is ever overwritten."""
+"""A folder as the studies: image files directly in it or in a BIDS tree, and folders of DICOM series.
+
+No file is ever overwritten.
+"""
 
 import logging
-import re
 import secrets
 import threading
 import time
@@ -10,21 +12,26 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from monailabel.interfaces.exception import ImageNotFoundException
+
 from totalspineseg_server.corrections.datastore import SpineDatastore
+from totalspineseg_server.corrections.dicom_folders import VOLUMES_DIR, DicomFolder, DicomFolders
 from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
 from totalspineseg_server.corrections.history import HISTORY_DIR
 from totalspineseg_server.corrections.image_ids import (
     OFFERED_ENDINGS,
     by_image,
     file_stem,
-    image_files,
+    image_in_studies,
     is_usable_id,
+    same_examination,
     split_name,
+    studies_files,
 )
-from totalspineseg_server.corrections.image_records import IMAGES_FILE, images_folder
+from totalspineseg_server.corrections.image_records import IMAGES_FILE, PATIENT, anonymous, images_folder
 from totalspineseg_server.corrections.label_files import remove_file
 from totalspineseg_server.corrections.not_offered import not_offered
-from totalspineseg_server.errors import StorageError
+from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.files import (
     PARTIAL_PREFIX,
     copy_file,
@@ -47,15 +54,9 @@ NAMES_IN_LOG: Final = 5
 LISTED_SECONDS: Final = 1.0
 """A list of images that is no older is not made again, so that many requests at once list the folder once."""
 LISTED_TIMES: Final = 10.0
-"""Nor one that is no older than so many times what it took: a slow disk must not be listed all the time."""
-EXAMINATION: Final = re.compile(r"sub-([A-Za-z0-9]+)(?:_ses-([A-Za-z0-9]+))?_")
-"""Series of one session share the scanner's coordinates; those of two sessions do not."""
-
-
-def same_examination(one: str, other: str) -> bool:
-    """Return whether two image ids are of one examination: they begin with the same BIDS ``sub-`` and ``ses-``."""
-    first, second = (EXAMINATION.match(image_id) for image_id in (one, other))
-    return first is not None and second is not None and first.groups() == second.groups()
+"""The same for a list that is no older than so many times what it took: a slow disk must not be listed all the time."""
+QUICK_SECONDS: Final = 0.25
+"""A folder that takes longer is listed in the background, and who asks meanwhile gets the list before."""
 
 
 class StudiesDatastore(SpineDatastore):
@@ -81,15 +82,17 @@ class StudiesDatastore(SpineDatastore):
         read_only: bool = False,
         corrections: DisplayedCorrections | None = None,
     ) -> None:
-        folder = Path(path)
+        folder, own = Path(path), Path(path) if images else Path(path) / HISTORY_DIR
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        super().__init__(folder, folder if images else folder / HISTORY_DIR, corrections)
+        super().__init__(folder, Path(images or path), own, corrections)
         self._images = Path(images or path)
         self._is_separate = bool(images)
         self._follows = auto_reload
         self._listing = threading.Lock()
         self._files: Mapping[str, str] = {}
+        self._series: Mapping[str, DicomFolder] = {}
+        self._dicom = DicomFolders(self._images, self._labels.folder, own / VOLUMES_DIR)
         self._same_id: Mapping[str, str] = {}
         self._names: frozenset[str] = frozenset()
         self._listed_at, self._listing_seconds = 0.0, 0.0
@@ -106,21 +109,38 @@ class StudiesDatastore(SpineDatastore):
 
     def list_images(self) -> list[str]:
         """Return the ids of the images."""
-        return sorted(self._offered())
+        return sorted((*self._offered(), *self._series))
 
     def get_image_uri(self, image_id: str) -> str:
         """Return the file of an image; "" if there is none."""
-        file = self.present_file(image_id)
+        file, series = self.present_file(image_id), self._series.get(image_id)
+        if file is None and series is not None:
+            try:
+                file = self._dicom.converted(image_id, series)
+            except ImageError:
+                # It is offered no more.
+                self._list()
+                raise
+            self._record_patient(image_id, series)
         return "" if file is None else str(file.resolve())
 
     def present_file(self, image_id: str) -> Path | None:
-        """Return the file of an image, or None."""
-        name = self._offered().get(image_id)
+        """Return the file of an image, or None, also for a series that has to be converted first."""
+        name, series = self._offered().get(image_id), self._series.get(image_id)
+        if series is not None:
+            return self._dicom.volume(image_id, series)
         return None if name is None else self._images / name
+
+    def get_image_info(self, image_id: str) -> dict[str, Any]:
+        """Return the information about an image, also of a series that has to be converted first."""
+        info = super().get_image_info(image_id)
+        return self._records.of(image_id) if not info and image_id in self._series else info
 
     def fingerprint(self, image_id: str) -> str:
         """Return the size and time of an image's file, which change whenever its content may have changed; "" if there
         is no such image."""
+        if (series := self._series.get(image_id)) is not None:
+            return series.fingerprint
         file = self.present_file(image_id)
         try:
             stat = None if file is None else file.stat()
@@ -130,11 +150,20 @@ class StudiesDatastore(SpineDatastore):
 
     def siblings(self, image_id: str) -> tuple[str, ...]:
         """Return the images of the same examination, whose coordinates can be compared with those of this image."""
-        return tuple(other for other in self.list_images() if other != image_id and same_examination(image_id, other))
+        others = [other for other in self.list_images() if other != image_id]
+        if (series := self._series.get(image_id)) is not None:
+            known = ((other, self._series.get(other)) for other in others)
+            return tuple(
+                other
+                for other, one in known
+                if one is not None and one.study == series.study and self.same_space(image_id, other)
+            )
+        return tuple(other for other in others if same_examination(image_id, other))
 
     def series_folder(self, image_id: str) -> Path | None:
-        """Return None: an image of a folder has no DICOM files."""
-        return None
+        """Return the folder of an image's DICOM files; None for a file."""
+        series = self._series.get(image_id)
+        return None if series is None else series.path
 
     def study_of(self, image_id: str) -> str:
         """Return "": an image of a folder has no study in a PACS."""
@@ -142,7 +171,15 @@ class StudiesDatastore(SpineDatastore):
 
     def same_space(self, one: str, other: str) -> bool:
         """Return whether the coordinates of two images can be compared, as far as is known."""
-        return True
+        known = (self._series.get(image_id) for image_id in (one, other))
+        return len({series.frame for series in known if series is not None} - {""}) < 2
+
+    def subject(self, image_id: str) -> str:
+        """Return an anonymous id of an image's patient; "" if nobody said who it is."""
+        if noted := self._records.of(image_id).get(PATIENT):
+            return str(noted)
+        series = self._series.get(image_id)
+        return "" if series is None or not series.patient else anonymous(series.patient)
 
     def send_waiting(self) -> None:
         """Do nothing: no label of a folder waits to be sent."""
@@ -170,7 +207,7 @@ class StudiesDatastore(SpineDatastore):
             raise ValueError(f"expected a short image id without control characters, got {image_id[:80]!r}")
         if ending.lower() not in OFFERED_ENDINGS:
             raise ValueError(f"The image ends in {ending!r}. Convert it to .nii.gz, .nii or .nrrd.")
-        is_known, there = image_id in self._files, self._file_now(image_id)
+        is_known, there = image_id in self._files or image_id in self._series, self._file_now(image_id)
         if there is None and is_known and self._is_away():
             raise StorageError(
                 f"The server has a record of an image {image_id!r}, but none of its images can be read now, so "
@@ -207,7 +244,13 @@ class StudiesDatastore(SpineDatastore):
             StorageError: A file could not be changed.
         """
         with self._turn():
-            file = self._require_image(image_id)
+            if image_id in self._series:
+                raise ImageError(f"{image_id!r} is a folder of DICOM files. Remove the folder itself.")
+            file = self.present_file(image_id)
+            if file is None:
+                raise ImageNotFoundException(
+                    f"There is no image {image_id!r} in the studies. Ask for the list of images."
+                )
             # Remove the image first: if it cannot be removed, its labels stay.
             remove_file(file)
             self._labels.remove(image_id, self._labels.tags())
@@ -236,14 +279,21 @@ class StudiesDatastore(SpineDatastore):
         is_old = age > max(LISTED_SECONDS, LISTED_TIMES * self._listing_seconds)
         # Who comes while somebody lists the folder gets the list before.
         if self._follows and is_old and self._listing.acquire(blocking=False):
-            try:
-                names = self._names
-                self._list_now()
-            finally:
-                self._listing.release()
-            if self._names != names:
-                threading.Thread(target=self._report_not_offered, name="studies-look", daemon=True).start()
+            if self._listing_seconds < QUICK_SECONDS:
+                self._list_again()
+            else:
+                threading.Thread(target=self._list_again, name="studies-list", daemon=True).start()
         return self._files
+
+    def _list_again(self) -> None:
+        """List the images, and look at what is not offered if anything came or went. Release ``_listing``."""
+        names = self._names
+        try:
+            self._list_now()
+        finally:
+            self._listing.release()
+        if self._names != names:
+            threading.Thread(target=self._report_not_offered, name="studies-look", daemon=True).start()
 
     def _list(self) -> None:
         with self._listing:
@@ -252,15 +302,22 @@ class StudiesDatastore(SpineDatastore):
     def _list_now(self) -> None:
         begun = time.monotonic()
         try:
-            names, images = frozenset(file.name for file in self._images.iterdir()), image_files(self._images)
+            names, files = frozenset(file.name for file in self._images.iterdir()), studies_files(self._images)
         except OSError as error:
             logger.warning("The folder of the images cannot be read at the moment: %s", error)
-            names, images = self._names, None
-        if images or not (self._is_separate or images is None):
-            self._choose(by_image(images or ()))
-        elif self._files:
-            logger.warning("There are no images in %s anymore. Their labels are kept until they return.", self._images)
-        self._names, self._listed_at, self._listing_seconds = names, begun, time.monotonic() - begun
+        else:
+            series = self._dicom.series()
+            if (self._files or self._series) and self._is_separate and not (files or series):
+                logger.warning("There are no images in %s now. Their labels are kept until they return.", self._images)
+            else:
+                self._choose(by_image(files))
+                self._series = {
+                    image_id: one
+                    for image_id, one in series.items()
+                    if image_id not in self._files and not self._dicom.is_refused(image_id, one)
+                }
+            self._names = names | series.keys()
+        self._listed_at, self._listing_seconds = begun, time.monotonic() - begun
 
     def _choose(self, candidates: Mapping[str, list[str]]) -> None:
         """Set which file of each image is offered, and report the others once."""
@@ -282,15 +339,23 @@ class StudiesDatastore(SpineDatastore):
 
     def _file_now(self, image_id: str) -> Path | None:
         """Return the file of an image, even if it was copied just now; None if there is none, even if it is listed."""
+        if image_id in self._series:
+            return Path(self.get_image_uri(image_id))
         name = self._files.get(image_id)
         if name is not None and (self._images / name).is_file():
             return self._images / name
-        names = by_image(image_files(self._images)).get(image_id) if self._images.is_dir() else None
-        return self._images / names[0] if names else None
+        return image_in_studies(self._images, image_id)
 
     def _is_away(self) -> bool:
         """Return whether a separate folder of images that had images has none: an archive that is not mounted now."""
-        return self._is_separate and not (self._images.is_dir() and image_files(self._images))
+        return self._is_separate and not (studies_files(self._images) or self._dicom.series())
+
+    def _record_patient(self, image_id: str, series: DicomFolder) -> None:
+        """Record the patient of a converted series, for trainings without this server."""
+        known = self._records.of(image_id)
+        if series.patient and PATIENT not in known:
+            with suppress(StorageError), self._turn():
+                self._records.write(image_id, {**known, PATIENT: anonymous(series.patient)})
 
     # What is not offered.
 
@@ -300,7 +365,9 @@ class StudiesDatastore(SpineDatastore):
         No lock is held while folders are searched, which may take long.
         """
         try:
-            found = not_offered(self._images, labels=self._labels.folder) if self._images.is_dir() else {}
+            series = (one.path.relative_to(self._images).as_posix() for one in self._series.values())
+            offered, labels = frozenset((*self._files.values(), *series)), self._labels.folder
+            found = not_offered(self._images, labels=labels, offered=offered) if self._images.is_dir() else {}
         except OSError as error:
             logger.warning("The studies folder could not be read: %s", error)
             return
@@ -312,7 +379,7 @@ class StudiesDatastore(SpineDatastore):
     def _record_choices(self) -> None:
         """Record which of two files with one id is offered, so that it is the same one after the next start."""
         for chosen in set(self._same_id.values()):
-            image_id = split_name(chosen)[0]
+            image_id = split_name(Path(chosen).name)[0]
             if self._records.of(image_id).get("name") != chosen:
                 with suppress(StorageError), self._turn():
                     self._records.write(image_id, {**self._records.of(image_id), "name": chosen})
@@ -322,7 +389,8 @@ class StudiesDatastore(SpineDatastore):
         found, folder = {}, self._labels.folder.parent
         for tag, listed in self._labels.names().items():
             for image_id, names in listed.items():
-                label = self._labels.of(image_id, {tag: listed})[tag] if image_id in self._files else None
+                is_image = image_id in self._files or image_id in self._series
+                label = self._labels.of(image_id, {tag: listed})[tag] if is_image else None
                 for name in names:
                     file = self._labels.folder / tag / name
                     if label is None:

@@ -1,6 +1,6 @@
-"""Read what an annotator did not check, and find what was left as predicted.
+"""Read what a reader did not check, and find what was left as predicted.
 
-A segment "unreviewed" over a region, or listed structures, count neither in training nor in the gate. A region hides
+Regions below a segment "unreviewed", and listed structures, count neither in a training nor in the gate. A region hides
 what lies below it. Listed structures keep their voxels, because the odd discs of step 2 need every disc. What was left
 as predicted says more about the model than about the reader.
 """
@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, NAME_OF, UNREVIEWED
 from totalspineseg_server.corrections import answers
-from totalspineseg_server.corrections.names import Mapped
 from totalspineseg_server.corrections.renames import Compared
+from totalspineseg_server.corrections.submission import Mapped
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.spellings import code_of_name
@@ -31,27 +31,28 @@ ACCEPTED_NAMES: Final = "accepted"
 empty segment ``names.ACCEPTED_MARK`` means ``ALL``, too."""
 ALL: Final = "all"
 UNTOUCHED_DICE: Final = 0.98
-"""A structure with a higher Dice to its prediction was not drawn again. Corrections of its neighbors and resampling
-from 1 mm to the grid of the image change less; a border redrawn in a few slices changes more."""
+"""A structure that has a higher Dice with its prediction was left as predicted. Corrections of its neighbors, and
+resampling from 1 mm to the grid of the image, change less; redrawing a border in a few slices changes more."""
 DIGITS: Final = 4
 
 
 def with_untouched(
     mapped: Mapped, compared: Compared | None, accepted: object, *, marked: Collection[int] = ()
 ) -> Mapped:
-    """Return a submission with the structures that its reader left as predicted, and with the Dice of each to its
+    """Return a submission with the structures that its reader left as predicted, and the Dice of each with its
     prediction.
 
     Args:
-        mapped: In codes, with what nobody checked. Not modified.
-        compared: The submission beside the prediction it corrects; None if that is not known or was deleted, and no
-            structure counts as left.
+        mapped: The submission in codes, with what nobody checked. Not modified.
+        compared: The submission compared with the prediction that it corrects; None if that is not known or was
+            deleted, and then no structure counts as left as predicted.
         accepted: The parameter ``accepted``: these structures count as if they had been drawn, and their names as
             confirmed.
-        marked: Codes that the prediction named as doubtful. A reader who took the mark away gave the name.
+        marked: Codes that the prediction named as doubtful. If a reader removed the mark, the reader confirmed the
+            name.
 
     Raises:
-        LabelError: ``accepted`` is no list of names, or names a structure that has no voxel in the label.
+        LabelError: ``accepted`` is not a list of names, or names a structure that has no voxel in the label.
     """
     words = [accepted] if isinstance(accepted, str) else accepted
     if isinstance(words, list) and [str(word).strip().casefold() for word in words] == [ALL]:
@@ -94,10 +95,10 @@ def _as_predicted(dice: Dice, left: Collection[int]) -> tuple[tuple[int, ...], t
 
 
 def with_unreviewed(mapped: Mapped, names: object) -> Mapped:
-    """Return a submission with the structures that its annotator did not check.
+    """Return a submission with the structures that its reader did not check.
 
     Args:
-        mapped: In codes. Not modified.
+        mapped: The submission in codes. Not modified.
         names: The parameter ``unreviewed``; None or empty if everything was checked.
 
     Raises:
@@ -118,7 +119,7 @@ def named_codes(mapped: Mapped, names: object, parameter: str, *, or_else: str =
         mapped: The submission in codes. Not modified.
         names: A list of names, or one text with commas; None lists nothing.
         parameter: Name of the parameter, for messages.
-        or_else: What else the author can do, for the message on a name that is not in the label.
+        or_else: What else the author can do, for the message about a name that is not in the label.
 
     Raises:
         LabelError: Not a list of names, an unknown one, or one that has no voxel in the label.
@@ -136,7 +137,7 @@ def named_codes(mapped: Mapped, names: object, parameter: str, *, or_else: str =
 
 
 def without_regions(codes: LabelArray) -> LabelArray:
-    """Return codes as clients and checks see them: background where a region was not reviewed.
+    """Return codes as clients and checks see them: regions that nobody checked are background.
 
     Args:
         codes: uint8. Not modified.

@@ -1,8 +1,8 @@
 """Convert between codes and the contiguous ids of label maps that are sent to clients.
 
-Clients give the k-th published name to voxel value k, so the ids are 1..N in one order for every model. Step 1 does not
-tell vertebrae apart: it publishes "vertebrae" in the place of the sacrum, so that a corrected step-1 label is never
-mistaken for a finished one.
+Clients give the k-th published name to voxel value k, so the ids are 1..N in the same order for every model. Step 1
+does not distinguish vertebrae: it publishes "vertebrae" in place of the sacrum, so that a corrected step-1 label is
+never mistaken for a finished one.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.spellings import without_mark
 
 VERTEBRAE_NAME: Final = "vertebrae"
-"""Name of the one structure that step 1 has for all vertebrae and the sacrum."""
+"""Name of the structure that contains all vertebrae and the sacrum in step 1."""
 REVIEW_PREFIX: Final = "review"
-"""Names of segments that only mark what a reader should look at begin with it."""
+"""Beginning of the names of segments that only mark what a reader should look at."""
 STEP1_WIRE_LABELS: Final[Mapping[str, int]] = MappingProxyType(
     {VERTEBRAE_NAME if name == NAME_OF[SACRUM] else name: wire_id for name, wire_id in WIRE_LABELS.items()}
 )
@@ -52,7 +52,7 @@ def to_wire(codes: LabelArray) -> LabelArray:
         uint8 of the same shape; all 0 stays all 0.
 
     Raises:
-        LabelError: A value is no code.
+        LabelError: A value is not a code.
     """
     wire: LabelArray = _TO_WIRE[codes]
     _require_known(codes, wire, "codes of the label table")
@@ -63,7 +63,7 @@ def from_wire(wire: LabelArray) -> LabelArray:
     """Convert a map of wire ids to codes; see ``to_wire``.
 
     Raises:
-        LabelError: A value is no wire id.
+        LabelError: A value is not a wire id.
     """
     codes: LabelArray = _FROM_WIRE[wire]
     _require_known(wire, codes, f"ids 0..{len(WIRE_ID)}")

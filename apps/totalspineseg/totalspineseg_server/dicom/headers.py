@@ -1,6 +1,7 @@
 """Read the headers of one image series, from a folder, from files or from a PACS."""
 
 import hashlib
+import re
 import uuid
 import zlib
 from collections.abc import Sequence
@@ -47,6 +48,12 @@ UNREADABLE: Final = (OSError, EOFError, ValueError, AttributeError, KeyError, No
 """Errors that reading a damaged file may raise."""
 _CAPTURE_ROOT: Final = "1.2.840.10008.5.1.4.1.1.7"
 """Secondary Capture Image Storage and its multi-frame kinds."""
+LOCALIZER: Final = re.compile(
+    r"(?<![a-z])(loc|locali[sz]ers?|scout|survey|topogram|3[- ]?planes?)(?![a-z])", re.IGNORECASE
+)
+"""Pattern of the descriptions of localizers, series that only show where the others lie."""
+MIN_SLICES: Final = 3
+"""Smallest number of instances. Fewer are a localizer or a screenshot, unless one instance has many frames."""
 
 
 def read_headers(sources: Sources) -> tuple[Dataset, ...]:
@@ -193,3 +200,13 @@ def uid_from(*parts: str) -> str:
     """Return a DICOM UID that depends only on ``parts``, under 2.25, the root for UUIDs."""
     digest = hashlib.sha256("\0".join(parts).encode()).digest()
     return f"2.25.{uuid.UUID(bytes=digest[:16], version=4).int}"
+
+
+def is_localizer(description: str) -> bool:
+    """Return whether a series is a localizer by its description."""
+    return LOCALIZER.search(description) is not None
+
+
+def may_be_volume(instances: int) -> bool:
+    """Return whether a series of so many instances may be a volume; a single one may hold many frames."""
+    return instances <= 1 or instances >= MIN_SLICES

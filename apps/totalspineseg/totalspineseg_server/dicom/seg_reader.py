@@ -28,7 +28,7 @@ def read_seg(
 ) -> Submission:
     """Read a DICOM SEG as a submission on the grid of its image.
 
-    Segments are known by their labels only; ``corrections.names`` decides what the labels mean.
+    Segments are known by their labels only; ``corrections.submission`` decides what the labels mean.
 
     Args:
         seg: SEG file, its content or the object; from this project, OHIF (dcmjs), dcmqi or 3D Slicer. Not modified.

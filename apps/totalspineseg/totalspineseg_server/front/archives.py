@@ -12,11 +12,11 @@ def unpack_series(archive: IO[bytes], folder: Path, *, max_bytes: int) -> Path:
 
     Args:
         archive: The .zip; it must be seekable.
-        folder: Empty folder. When an archive is refused, the caller removes what it left there.
-        max_bytes: Maximum size of all files together.
+        folder: Empty folder. If an archive is refused, the caller removes what is left in it.
+        max_bytes: Largest size of all files together.
 
     Returns:
-        The file, or the folder when there are several.
+        The file, or the folder if there are several.
 
     Raises:
         ArchiveError: See ``open_archive``, also for the others.

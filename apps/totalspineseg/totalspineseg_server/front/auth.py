@@ -25,19 +25,20 @@ ALGORITHMS: Final = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES25
 """Accepted algorithms, all asymmetric: with a symmetric one anybody could sign with the public key."""
 REQUIRED_CLAIMS: Final = ("exp", "iss")
 ISSUER_VARIABLE: Final = "MONAI_LABEL_AUTH_ISSUER"
-"""Environment variable with the issuer that tokens must name; the realm's address where it is not set."""
+"""Environment variable with the issuer that tokens must name; by default the realm's address."""
 AUDIENCE_VARIABLE: Final = "MONAI_LABEL_AUTH_AUDIENCE"
-"""Environment variable with the audience that tokens must be for; MONAI Label's client id where it is not set."""
+"""Environment variable with the audience that tokens must be for; by default MONAI Label's client id."""
 RENEW_SECONDS: Final = 30.0
-"""Minimum time between two requests for the realm's key; anybody can send tokens that do not fit the key."""
+"""Shortest time between two requests for the realm's key: anybody can send tokens that do not fit the key."""
 RETRY_SECONDS: Final = 5.0
-"""Minimum time between two requests while no key is known."""
+"""Shortest time between two requests while no key is known."""
 ASKING_SECONDS: Final = 1.0
-"""Maximum time a token that does not fit waits while another request asks the realm, which usually answers at once."""
+"""Longest time that a token that does not fit waits while another request asks the realm, which usually answers at
+once."""
 
 
 def install(*apps: FastAPI) -> None:
-    """Let the host, and applications that ask for its users, check tokens with ``user_of_token``."""
+    """Let MONAI Label, and applications that ask it for users, check tokens with ``user_of_token``."""
     host.from_token = partial(user_of_token, key=RealmKey(fetch_key))
     for app in apps:
         app.dependency_overrides[host.get_current_user] = in_a_thread(host.get_current_user)
@@ -47,8 +48,8 @@ class RealmKey:
     """The realm's public key, fetched again when a token does not fit it, because realms change their keys.
 
     Args:
-        fetch: Asks the realm. Raises ``requests.RequestException`` when it does not answer or answers wrongly.
-        clock: Seconds, steadily rising.
+        fetch: Asks the realm. Raises ``requests.RequestException`` if it does not answer or answers wrongly.
+        clock: Seconds; never runs backward.
     """
 
     def __init__(self, fetch: Callable[[], str], clock: Callable[[], float] = time.monotonic) -> None:
@@ -77,8 +78,9 @@ class RealmKey:
             return self._known
 
     def instead_of(self, old: str) -> str:
-        """Ask the realm for a newer key, unless it was asked lately; return ``old`` while it does not answer."""
-        # Another request may be asking a realm that hangs: wrong tokens must not fill the server with waiting requests.
+        """Ask the realm for a newer key, unless it was asked a moment ago; return ``old`` if it does not answer."""
+        # Another request may be asking a realm that hangs: invalid tokens must not fill the server with waiting
+        # requests.
         if not self._lock.acquire(timeout=ASKING_SECONDS):
             return self._known
         try:
@@ -126,7 +128,7 @@ def user_of_token(token: str, key: RealmKey) -> host.User:
         key: The realm's key.
 
     Returns:
-        The user with roles; the host's default user when authentication is off.
+        The user with roles; MONAI Label's default user if authentication is off.
 
     Raises:
         jwt.InvalidTokenError: The token is not signed by the realm, expired, without expiry, of another issuer, for
@@ -182,7 +184,7 @@ def _text(claims: Mapping[str, Any], name: str) -> str | None:
 
 
 def _roles(claims: Mapping[str, Any]) -> list[str]:
-    """Return the roles at the configured place, such as ``realm_access#roles``; none where the place is missing."""
+    """Return the roles at the configured place, such as ``realm_access#roles``; none if it does not exist."""
     value: Any = claims
     for part in settings.MONAI_LABEL_AUTH_TOKEN_ROLES.split("#"):
         value = value.get(part) if isinstance(value, Mapping) else None

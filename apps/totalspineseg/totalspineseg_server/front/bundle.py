@@ -1,7 +1,7 @@
-"""Change OHIF's bundle while it is served; the installed package is never edited.
+"""Change OHIF's bundle while serving it; the installed package is never edited.
 
-Each change names the text it expects. If that text is not found exactly once in the whole bundle, the bundle is
-another version: then nothing is changed, and both the log and the page say so.
+Each change names the text it expects. If that text is not found exactly once in the whole bundle, it is another
+version: then nothing is changed, and both the log and the page say so.
 """
 
 import logging
@@ -118,7 +118,7 @@ class Bundle:
     Attributes:
         folder: Folder where it is installed.
         changed: New content of the changed scripts, by file name.
-        missing: What the viewer cannot do because the bundle is another version; empty when all is well.
+        missing: What the viewer cannot do because the bundle is another version; empty if all is well.
     """
 
     folder: Path

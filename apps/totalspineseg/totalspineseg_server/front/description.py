@@ -1,4 +1,4 @@
-"""``/openapi.json``: describe what this server accepts, so that client programs can be generated and tested."""
+"""Describe what this server accepts in ``/openapi.json``, so that client programs can be generated and tested."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final
@@ -28,8 +28,8 @@ LEFT_OUT: Final = {
     **dict.fromkeys(("/batch/infer/{model}", "/scoring/{method}"), ("run_sync", "token")),
     "": ("token",),
 }
-"""Path -> parameters of the host that the guard turns away, or that the host reads without authentication alone, to no
-effect; those of all other paths under ""."""
+"""Path -> parameters of MONAI Label that the guard refuses, or that have an effect only without authentication. Those
+of all other paths are under ""."""
 PACS: Final = ("/proxy/", "/submissions/{instance}")
 SCORING: Final = ("/scoring/",)
 """Paths that lead nowhere without a PACS, or without a scoring method."""

@@ -12,7 +12,7 @@ from totalspineseg_server.infers.http import NOT_FOUND, UPSTREAM
 
 PROGRAM: Final = "nvidia-smi"
 SECONDS: Final = 20.0
-"""Maximum time for the driver to answer; it may have to wake up."""
+"""Longest time that the driver may take to answer; it may have to wake up."""
 
 
 def router() -> APIRouter:

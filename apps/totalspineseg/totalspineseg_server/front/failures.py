@@ -23,12 +23,13 @@ from totalspineseg_server.places import PACKAGE
 logger = logging.getLogger(__name__)
 
 UNAUTHORIZED: Final = (400, 401, 403)
-"""Answers of an identity server that concern the user, not the server."""
+"""Answers of an identity server that are about the user, not about the server."""
 RUNNING: Final = {
     "/batch/": "A batch inference is already running on these studies. Wait for it to finish, or stop it.",
     "/scoring/": "A scoring is already running on these studies. Wait for it to finish, or stop it.",
 }
-"""Beginning of an address -> answer where the host would start a second process; its own is a line of its log."""
+"""Beginning of an address -> answer if MONAI Label would start a second process; its own answer is a line of its
+log."""
 DISK_ERRORS: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
@@ -60,7 +61,7 @@ def install(app: FastAPI) -> None:
 
 def _answer(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
     if status == NO_ROOM:
-        # Keep the folder in the log: the server's owner needs it.
+        # The log keeps the folder: the server's owner needs it.
         logger.error("%s", sentence)
     return JSONResponse({"detail": without_folders(sentence)}, status, headers)
 

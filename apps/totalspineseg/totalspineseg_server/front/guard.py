@@ -1,4 +1,4 @@
-"""Refuse requests that no handler should see: unsafe names, closed routes, oversized bodies, foreign pages."""
+"""Refuse requests before any route sees them: unsafe names, closed routes, bodies that are too large, foreign pages."""
 
 import re
 import socket
@@ -20,7 +20,7 @@ from totalspineseg_server.places import COMMAND
 
 HEADER: Final = "content-security-policy"
 POLICY: Final = {HEADER: "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; frame-ancestors 'self'"}
-"""Content security policy: no other server learns that or where a study is read, and no foreign script can read it."""
+"""Content security policy: no other server learns that a study is read here, and no foreign script can read it."""
 HTML: Final = "text/html"
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 """Addresses that only this machine can reach."""
@@ -169,7 +169,7 @@ class Guard:
 
 
 def unsafe_path(path: str) -> Refusal | None:
-    """Refuse a path that climbs out of its folder or hides something."""
+    """Refuse a path that leaves its folder or hides something."""
     if ".." in path.split("/") or "\\" in path or any(ord(c) < 32 for c in path):
         return Refusal(BAD_REQUEST, "The path contains '..', a backslash or a control character. Correct it.")
     parts = [part for part in path.split("/") if part]
@@ -182,7 +182,7 @@ def unsafe_path(path: str) -> Refusal | None:
 
 
 def unsafe_parameter(name: str, value: str) -> Refusal | None:
-    """Refuse an id that nobody can read, or a tag or session that could leave its folder."""
+    """Refuse an id that nobody can read, or a tag or session id that could lead out of its folder."""
     if not value:
         return None
     if name in ID_PARAMETERS and not is_usable_id(value):
@@ -224,7 +224,7 @@ def foreign_page(method: str, headers: Headers, origins: Collection[str]) -> Ref
 
 
 def closed_route(method: str, path: str, query: dict[str, str], known: Callable[[], Known]) -> Refusal | None:
-    """Refuse a route of the host that is closed, or that would fail without an error."""
+    """Refuse a route of MONAI Label that is closed, or that would fail without an error."""
     room = path.split("/")[1]
     rest = path.removeprefix(f"/{room}").strip("/")
     if room == "reload":

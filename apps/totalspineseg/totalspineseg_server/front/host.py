@@ -21,11 +21,12 @@ logger = logging.getLogger(__name__)
 
 BACKGROUND_METHODS: Final = ("batch_infer", "train", "scoring")
 UNFINISHED: Final = ("SUBMITTED", "RUNNING")
-"""The host's statuses of a task that has not ended."""
+"""MONAI Label's statuses for a task that has not ended."""
 
 
 def host_application() -> FastAPI:
-    """Return the host's application without its open CORS, with our answers to failures."""
+    """Return MONAI Label's application, without its permission for web pages of any origin and with our answers to
+    failures."""
     from monailabel import app as module
 
     app: FastAPI = module.app
@@ -53,14 +54,15 @@ def running_task(method: str) -> Mapping[str, Any] | None:
 
 
 def warm_up() -> None:
-    """Load the networks and read waiting labels while the server already answers."""
+    """Load the networks and read waiting labels while the server already answers requests."""
     app = app_instance()
     Thread(target=app.warm_up, name="warm-up", daemon=True).start()
     Thread(target=partial(app.interpret_waiting, again=False), name="waiting-labels", daemon=True).start()
 
 
 def stop_background_tasks() -> None:
-    """End the processes the host started for batch inference, training or scoring, which would outlive the server.
+    """End the processes that MONAI Label started for batch inference, training or scoring: they would outlive the
+    server.
 
     Queued tasks are canceled first: otherwise the next one would start when the running one ends.
     """
@@ -72,11 +74,12 @@ def stop_background_tasks() -> None:
 
 
 async def finish_submissions(seconds: float) -> None:
-    """Wait at most ``seconds`` for submissions that have fully arrived; their senders get no answer anymore."""
+    """Wait at most ``seconds`` for submissions that have arrived completely, although their senders get no answer
+    now."""
     if not await app_instance().submissions.finish(seconds):
         logger.error("A submission was not finished within %g s of the server's end. Submit it again.", seconds)
 
 
 def allowed_origins() -> Collection[str]:
-    """Return the web origins that may use the server, from the host's own setting; none by default."""
+    """Return the web origins that may use the server, from MONAI Label's own setting; none by default."""
     return tuple(str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS or ())

@@ -1,4 +1,4 @@
-"""``POST /infer/{model}`` off the event loop: one inference at a time, while all other requests are served.
+"""Serve ``POST /infer/{model}`` off the event loop: one inference at a time, while all other requests are served.
 
 The queue is limited, because each place may hold an upload. A request whose client has gone is not computed.
 """
@@ -26,14 +26,14 @@ from totalspineseg_server.infers.sessions import TrustedPath
 
 Output = Literal["image", "json", "all", "dicom_seg"]
 RESERVED = ("model", "image", "image_id", "label_from", "session", "description")
-"""Request fields that only the server sets; the host lets parameters override even the path of the image."""
+"""Request fields that only the server sets; MONAI Label lets parameters replace even the path of the image."""
 
 REPORT_HEADER: Final = "x-totalspineseg-report"
 """Header with what a reader must know of a result whose report the client does not read: JSON of ``IN_SHORT``."""
-IN_SHORT: Final = ("prediction", "message", "marked")
+IN_SHORT: Final = ("prediction", "message", "marked", "warning")
 ASK_SECONDS: Final = 5.0
 MAX_WAITING: Final = 50
-"""Maximum length of the queue: half an hour of work on a CPU, and nobody waits longer."""
+"""Longest queue: half an hour of work on a CPU. Nobody waits longer."""
 
 
 def router(executor: Executor) -> APIRouter:
@@ -47,7 +47,7 @@ def router(executor: Executor) -> APIRouter:
 
     @routes.get("/infer/progress")
     def progress(user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]) -> dict[str, Any]:
-        """Return how far the inference that runs has come, and how many requests wait for it."""
+        """Return how far the current inference is, and how many requests are waiting."""
         running = app_instance().infer_progress()
         return {"running": running, "waiting": max(0, len(line) - (running is not None))}
 

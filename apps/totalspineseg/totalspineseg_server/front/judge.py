@@ -1,4 +1,4 @@
-"""Let the gate judge a version in a process of its own, so that the page and the readers never wait for it."""
+"""Let the gate judge a version in a process of its own, so that neither the page nor a reader waits for it."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from totalspineseg_server.processes import stop, tied
 PACKAGE: Final = Path(__file__).parents[1]
 PROGRAM: Final = f"import sys; from {PACKAGE.name}.cli import main; sys.exit(main(sys.argv[1:]))"
 JUDGED: Final = (0, 1)
-"""Exit codes of a judgment: passed, and did not pass."""
+"""Exit codes of a judgment: passed, refused."""
 STOP_SECONDS: Final = 5.0
 
 
@@ -32,7 +32,7 @@ class Judge:
         self._begun = 0.0
 
     def start(self, version: str, words: Sequence[str]) -> None:
-        """Begin a judgment.
+        """Start a judgment.
 
         Args:
             version: Its name, for ``state``.
@@ -52,7 +52,7 @@ class Judge:
         threading.Thread(target=self._run, args=(words,), name="judge", daemon=True).start()
 
     def stop(self) -> None:
-        """End the judgment that runs; nothing happens where none does."""
+        """End the judgment that runs, if one does."""
         with self._guard:
             self._was_stopped = True
             process = self._process
@@ -61,7 +61,7 @@ class Judge:
 
     def state(self) -> dict[str, Any]:
         """Return ``running``, the ``version``, ``seconds`` so far, the last line of progress as ``message``, and
-        ``failure``: why the last judgment came to no end."""
+        ``failure``: why the last judgment ended without a verdict."""
         with self._guard:
             return {
                 "running": self._is_running,

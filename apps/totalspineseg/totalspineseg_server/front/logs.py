@@ -1,4 +1,4 @@
-"""``GET /logs/``: return the end of the log as plain text; the host's page runs scripts of other servers."""
+"""Serve ``GET /logs/``: the end of the log as plain text. MONAI Label's page runs scripts of other servers."""
 
 from collections import deque
 from pathlib import Path
@@ -13,7 +13,7 @@ from totalspineseg_server.infers.http import NOT_FOUND
 
 LINES: Final = 300
 MAX_LINES: Final = 10_000
-"""Maximum number of lines, a few megabytes; a whole year's log is better read from its file."""
+"""Largest number of lines: a few megabytes. A whole year's log is better read from its file."""
 
 
 def router() -> APIRouter:

@@ -1,4 +1,4 @@
-"""``/ohif/``: serve the viewer that comes with MONAI Label, changed so that it can submit."""
+"""Serve ``/ohif/``: the viewer that comes with MONAI Label, changed so that it can submit."""
 
 import html
 import json
@@ -73,7 +73,7 @@ def router() -> APIRouter:
 
 
 def _index(bundle: Bundle) -> bytes:
-    """Return the page with our script, and with a warning where the bundle is another version."""
+    """Return the page with our script, and with a warning if the bundle is another version."""
     page = (bundle.folder / "index.html").read_text(encoding="utf-8")
     warning = ""
     if bundle.missing or page.count(HEAD_END) != 1 or page.count(BODY) != 1:

@@ -1,4 +1,4 @@
-"""``GET /scoring/`` and ``GET /batch/infer``: the host's task, with how far the studies are."""
+"""Serve ``GET /scoring/`` and ``GET /batch/infer``: MONAI Label's task, and how many studies are done."""
 
 from typing import Annotated, Any, Final
 
@@ -9,11 +9,11 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
 PROGRESS: Final = "progress"
-"""The end of what a task prints may be lost, and a task that was stopped says nothing; what is stored does."""
+"""Field for what is stored: the end of what a task prints may be lost, and a stopped task prints nothing."""
 
 
 def router() -> APIRouter:
-    """Return the routes; all but ``progress`` is the host's answer, which is 404 while nothing was started."""
+    """Return the routes; all but ``progress`` is MONAI Label's answer, which is 404 until something was started."""
     routes = APIRouter()
     reader = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 

@@ -1,7 +1,7 @@
-"""``/proxy/dicom/..``: OHIF's way to the PACS, and to nothing else.
+"""Serve ``/proxy/dicom/..``: OHIF's way to the PACS, and to nothing else.
 
-The host's own proxy drops the query string and the Accept header, so that searches find everything and frames arrive
-in another form than the viewer asked for.
+MONAI Label's own proxy drops the query string and the Accept header: searches find everything, and frames arrive in
+another form than the viewer asked for.
 """
 
 import logging
@@ -50,8 +50,8 @@ class Pacs:
         self._places = CapacityLimiter(PARALLEL_CALLS)
 
     async def beside(self, work: Callable[[], Result]) -> Result:
-        """Run a call to the PACS in its own group of threads, so that a viewer's twenty hanging calls block no other
-        request.
+        """Run a call to the PACS in a group of threads of its own, so that twenty hanging calls of a viewer block no
+        other request.
         """
         return await to_thread.run_sync(work, limiter=self._places)
 
@@ -182,7 +182,7 @@ def router() -> APIRouter:
 
     @routes.api_route("/proxy/{path:path}", methods=list(ALL_METHODS), include_in_schema=False)
     def others(path: str, request: Request) -> None:
-        """Refuse all other addresses: the host's own routes here pass any path on."""
+        """Refuse all other addresses: MONAI Label's own routes here pass any path on."""
         if path.split("/")[0] == "dicom" and request.method not in ("GET", "POST"):
             raise HTTPException(READ_ONLY, "Only reading (GET) and storing (POST) are passed on to the PACS.")
         raise HTTPException(

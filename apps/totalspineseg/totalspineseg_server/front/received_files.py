@@ -15,7 +15,7 @@ from totalspineseg_server.infers.sessions import META_FILE
 from totalspineseg_server.volume_io import IMAGE_SUFFIXES
 
 MAX_FILE_NAME: Final = 200
-"""Maximum bytes of a name. File systems allow 255, and a number may be put before the name."""
+"""Longest name, in bytes. File systems allow 255, and a number may be put before the name."""
 
 
 def client_name(upload: UploadFile) -> str:
@@ -33,7 +33,7 @@ def plain_name(path: str) -> str:
 
 
 def image_suffix(name: str) -> str:
-    """Return the image ending of a name; ".dcm" when there is none, because DICOM files often have none."""
+    """Return the image ending of a name; ".dcm" if there is none, because DICOM files often have none."""
     return next((suffix for suffix in IMAGE_SUFFIXES if name.lower().endswith(suffix)), ".dcm")
 
 
@@ -51,11 +51,11 @@ def save_all(uploads: Sequence[UploadFile], folder: Path) -> Path:
     """Write the files of one series.
 
     Returns:
-        The file, or the folder when there are several.
+        The file, or the folder if there are several.
     """
     if len(uploads) == 1:
         name = client_name(uploads[0])
-        # The host writes its own notes about a session beside the session's image.
+        # MONAI Label writes its own notes about a session beside the session's image.
         return _save(uploads[0], folder / (f"image-{name}" if name in ("", META_FILE) else name))
     for number, upload in enumerate(uploads):
         _save(upload, folder / f"{number:05d}-{client_name(upload)}")

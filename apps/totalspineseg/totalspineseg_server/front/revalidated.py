@@ -1,4 +1,4 @@
-"""Answer a browser that keeps a copy: it asks each time, and gets the content only where its copy is old."""
+"""Answer a browser that keeps a copy: it asks each time, and gets the content only if its copy is old."""
 
 import hashlib
 from collections.abc import Callable
@@ -21,8 +21,8 @@ def revalidated(call: Request, tag: str, answer: Callable[[], Response]) -> Resp
 
     Args:
         call: The request.
-        tag: Quoted; changes whenever the answer may have.
-        answer: Makes the answer; called only where it is needed. One that is no content gets no tag.
+        tag: Quoted; changes whenever the answer may have changed.
+        answer: Makes the answer; called only if it is needed. An answer without content gets no tag.
     """
     headers = {"etag": tag, **ASK_EACH_TIME}
     if call.headers.get("if-none-match") == tag:

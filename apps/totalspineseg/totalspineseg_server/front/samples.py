@@ -1,4 +1,4 @@
-"""``POST /activelearning/{strategy}``: return the next image, off the event loop; the log names no patients."""
+"""Serve ``POST /activelearning/{strategy}``: the next image, off the event loop. The log names no patients."""
 
 import logging
 import time
@@ -29,7 +29,7 @@ def router() -> APIRouter:
         user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))],
         params: Annotated[dict[str, Any] | None, Body()] = None,
     ) -> dict[str, Any]:
-        """Return the image to annotate next; empty when all are done."""
+        """Return the image to annotate next; empty if all are done."""
         app, fields = app_instance(), dict(params or {})
         if settings.MONAI_LABEL_AUTH_ENABLE or not fields.get("client_id"):
             fields["client_id"] = user.username
@@ -43,7 +43,7 @@ def router() -> APIRouter:
         except StorageError as error:
             logger.warning("An offered image is not recorded: %s", error)
             sample["warning"] = NOT_RECORDED
-        # The sample comes last: its label is sent for that id, whatever is known about the image.
+        # The sample comes last: its label is sent for that id, and what is known about the image must not replace it.
         return {**store.get_image_info(image), **sample}
 
     return routes

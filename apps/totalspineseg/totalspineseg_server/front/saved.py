@@ -1,6 +1,7 @@
-"""Results that were saved as labels, as clients get them: the values of a map are those of the names beside it.
+"""Serve results that were saved as labels: the values in the map fit the names sent with it.
 
-3D Slicer loads a saved result with the next sample, gives its k-th name to voxel value k and makes a row of every name.
+3D Slicer loads a saved result with the next sample, gives the k-th name to voxel value k and makes a row for every
+name.
 """
 
 import mimetypes
@@ -28,14 +29,14 @@ PARAMS: Final = "params"
 """Field of a label's info: the report of the result that was saved."""
 BYTES: Final = "application/octet-stream"
 LISTED_SECONDS: Final = 60.0
-"""How long a client may take from the list of labels to the map of one; 3D Slicer asks for it at once."""
+"""Longest time between asking for the list of labels and for one of them; 3D Slicer asks at once."""
 MAX_CLIENTS: Final = 64
 
 
 class Listings:
-    """The names of saved results that clients got a moment ago.
+    """Remembers which names of saved results clients just got.
 
-    3D Slicer gives the k-th of them to voxel value k of the map that it asks for next.
+    3D Slicer gives the k-th name to voxel value k of the map that it asks for next.
     """
 
     def __init__(self) -> None:
@@ -61,7 +62,7 @@ class Listings:
                 self._sent.popitem(last=False)
 
     def differs(self, client: str, image: str, tag: str, info: Mapping[str, Any]) -> bool:
-        """Return whether a client just got other names of a label than it has now."""
+        """Return whether a client just got other names for a label than the label has now."""
         with self._lock:
             sent_at, names = self._sent.get(client, (0.0, {}))
         if time.monotonic() - sent_at > LISTED_SECONDS:
@@ -107,17 +108,17 @@ def router() -> APIRouter:
                 content = None
             if store.get_label_info(label, tag) == info:
                 break
-            # It was replaced meanwhile: names of one result must not go with the map of another.
+            # It was replaced meanwhile: the names of one result do not fit the map of another.
         if listings.differs(_address(request), label, tag, info):
             raise HTTPException(
                 NOT_READY,
-                f"The result for {label!r} was replaced a moment ago by one with other structures. Ask for the next "
-                "sample, or for the list of labels, again.",
+                f"The result for {label!r} was replaced a moment ago by one with other structures. Ask again for the "
+                "next sample, or for the list of labels.",
             )
         if content is None:
             raise HTTPException(UNUSABLE, "The label's file cannot be read. Delete the label, and make it again.")
         media_type = mimetypes.guess_type(file.name, strict=False)[0] or BYTES
-        # Headers hold no other letters.
+        # Headers allow no other letters.
         disposition = {"content-disposition": f"attachment; filename*=utf-8''{quote(file.name)}"}
         return Response(content, media_type=media_type, headers=disposition)
 
@@ -129,7 +130,7 @@ def _address(request: Request) -> str:
 
 
 def _content(file: Path, info: Mapping[str, Any]) -> bytes:
-    """Return a label's file, in the values of what its report lists where it has one."""
+    """Return a label's file; if it has a report, with the values of the names that it lists."""
     report = _listing(info)
     if report is None:
         return file.read_bytes()

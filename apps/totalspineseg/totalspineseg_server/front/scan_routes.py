@@ -1,4 +1,4 @@
-"""``/worklist`` and ``/scans``: all scans at a glance, and what readers do with one. No network runs for looking."""
+"""Serve ``/worklist`` and ``/scans``: all scans at a glance, and what readers do with one. Looking runs no network."""
 
 import tempfile
 import time
@@ -30,9 +30,9 @@ from totalspineseg_server.worklist.scans import View, levels_of, pin_names, writ
 NIFTI: Final = "application/gzip"
 PNG: Final = "image/png"
 MAX_NAME: Final = 100
-"""Maximum letters of a reader's name."""
+"""Longest name of a reader, in letters."""
 MAX_PINNED: Final = 60
-"""Maximum number of pinned levels, more than there are structures."""
+"""Largest number of pinned levels, more than there are structures."""
 
 
 class Act(BaseModel):
@@ -61,19 +61,21 @@ class Accept(Act):
 
 
 class Choose(Act):
-    """The finished label that counts."""
+    """The finished label that counts from now on."""
 
-    correction: str = Field(max_length=MAX_NAME, description="Id of the finished label that it is taken from.")
+    correction: str = Field(max_length=MAX_NAME, description="Id of the finished label to use.")
     take: dict[str, str] = Field(
-        {}, max_length=MAX_PINNED, description="Name of a structure -> id of the label that it is taken from instead."
+        {}, max_length=MAX_PINNED, description="Name of a structure -> id of the label from which it is taken instead."
     )
     leave_out: list[str] = Field(
-        [], max_length=MAX_PINNED, description="Ids of labels; what they draw otherwise is left out of training."
+        [],
+        max_length=MAX_PINNED,
+        description="Ids of labels; where they differ from the chosen label, nothing is learned.",
     )
 
 
 class Reject(Act):
-    """A result that is of no use."""
+    """A result that cannot be used."""
 
     reason: str = Field(min_length=1, max_length=MAX_REASON, description="Why, in the reader's words.")
 
@@ -97,7 +99,7 @@ def router() -> APIRouter:
         page: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
         size: Annotated[int, Query(ge=1, le=MAX_PAGE_SIZE)] = PAGE_SIZE,
     ) -> dict[str, Any]:
-        """Return a page of all scans, chosen and ordered."""
+        """Return one page of the scans that fit the search, in the order that was asked for."""
         worklist = _lab().worklist
         asked = Asked(search, tuple(status or ()), certainty, by, sort, descending, page, size)
         found = select(worklist.rows(), asked)
@@ -109,36 +111,36 @@ def router() -> APIRouter:
             "batch": _batch(),
         }
 
-    # The longer paths first: an id may hold a slash.
+    # The longer paths come first: an id may have a slash.
     @routes.get("/scans/{image:path}/thumbnail", response_class=Response)
     def get_thumbnail(image: str, user: Annotated[User, user_role], call: Request) -> Response:
-        """Return a small picture with the names of the levels, PNG; nothing (204) where the image cannot be read."""
+        """Return a small picture with the names of the levels, PNG; nothing (204) if the image cannot be read."""
         row = _lab().row(image)
 
         def picture() -> Response:
             try:
                 return Response(_lab().thumbnails.png(row), media_type=PNG)
             except ImageError:
-                # The scan itself says why; a page of pictures has a gap.
+                # The scan itself says why; among the pictures there is a gap.
                 return Response(status_code=NO_CONTENT)
 
         return revalidated(call, _tag(row), picture)
 
     @routes.get("/scans/{image:path}/volume", response_class=Response)
     def get_volume(image: str, user: Annotated[User, user_role]) -> Response:
-        """Return the image for looking at it: NIfTI, axes to the right, anterior and superior, 16 bits."""
+        """Return the image for display: NIfTI, axes to the right, anterior and superior, 16 bits."""
         _, view = _lab().view(image)
         return _nifti(view.image.data, view)
 
     @routes.get("/scans/{image:path}/label", response_class=Response)
     def get_label(image: str, user: Annotated[User, user_role]) -> Response:
-        """Return the label that is shown, in codes on the voxels of the volume: NIfTI."""
+        """Return the displayed label as codes on the voxels of the image: NIfTI."""
         _, view = _lab().view(image)
         return _nifti(view.label.codes, view)
 
     @routes.post("/scans/{image:path}/pin")
     def pin(image: str, body: Pin, user: Annotated[User, annotator]) -> dict[str, Any]:
-        """Rename all levels to match those that a reader names, and submit that when asked to. No network runs."""
+        """Rename all levels to match those that a reader names, and submit the result if asked to. No network runs."""
         row, view = _lab().view(image)
         acts = _lab().acts
         pinned = acts.pin(view, body.prediction, body.names)
@@ -160,7 +162,7 @@ def router() -> APIRouter:
 
     @routes.post("/scans/{image:path}/accept")
     def accept(image: str, body: Accept, user: Annotated[User, annotator]) -> dict[str, Any]:
-        """Finish a scan with its result as it is; refused where names are doubtful."""
+        """Finish a scan with its result as it is; refused if names are doubtful."""
         row, view = _lab().view(image)
         correction = _lab().acts.accept(row, view, body.prediction, body.views, _reader(user, body))
         _lab().worklist.update(image)
@@ -168,7 +170,7 @@ def router() -> APIRouter:
 
     @routes.post("/scans/{image:path}/reject")
     def reject(image: str, body: Reject, user: Annotated[User, annotator]) -> dict[str, Any]:
-        """Say why a result is of no use: the scan needs drawing."""
+        """Say why a result cannot be used; the scan then has to be drawn."""
         _lab().acts.reject(_lab().row(image), body.reason, _reader(user, body))
         _lab().worklist.update(image)
         return {"message": "Rejected. The scan needs drawing in 3D Slicer or OHIF."}
@@ -183,8 +185,8 @@ def router() -> APIRouter:
 
     @routes.post("/scans/{image:path}/choose")
     def choose(image: str, body: Choose, user: Annotated[User, admin]) -> dict[str, Any]:
-        """Let one of a scan's finished labels count from now on, or one merged of them: clients see it, trainings use
-        it."""
+        """Let one of a scan's finished labels count from now on, or a label merged from them: clients see it, and
+        trainings use it."""
         choice = Choice(body.correction, body.take, tuple(body.leave_out))
         correction = _lab().choose(image, choice, _reader(user, body))
         _lab().worklist.update(image)
@@ -218,12 +220,12 @@ def _lab() -> Lab:
 
 
 def _batch() -> dict[str, Any] | None:
-    """Return how far the batch that runs is, and how many seconds it will take; None while none runs."""
+    """Return how far the current batch is, and how many seconds it will still take; None if none runs."""
     task = running_task("batch_infer")
     if task is None:
         return None
     images = task["request"].get("images")
-    # The host writes the time of this machine's clock, in seconds.
+    # MONAI Label writes the time of this machine's clock, in seconds.
     begun = time.mktime(time.strptime(task["start_ts"], "%Y-%m-%d %H:%M:%S"))
     known: dict[str, Any] = app_instance().batch_progress(
         images if isinstance(images, list) else (), text_of_time(begun)
@@ -242,7 +244,7 @@ def _sent(row: Row) -> dict[str, Any]:
 
 
 def _tag(row: Row) -> str:
-    """Return what changes whenever the picture of a scan may have."""
+    """Return what changes whenever the picture of a scan may have changed."""
     return f'"{row.prediction or "none"}-{row.date if row.status == "finished" else ""}"'
 
 

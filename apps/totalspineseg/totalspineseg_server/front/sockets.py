@@ -1,4 +1,5 @@
-"""Take the address and port before anything is written, so that a wrong address or a taken port costs nothing."""
+"""Take the address and port before anything is written, so that a wrong address or a taken port leaves nothing
+behind."""
 
 import errno
 import socket
@@ -11,7 +12,7 @@ from totalspineseg_server.errors import AddressError
 PORTS: Final = range(1, 65536)
 """Ports that a client can use."""
 BACKLOG: Final = 2048
-"""Maximum connections that wait while the server starts; uvicorn's own number."""
+"""Largest number of connections that wait while the server starts; uvicorn's own number."""
 MISSING: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 """Errors to skip: a name may stand for an IPv6 address on a machine without IPv6."""
 

@@ -1,4 +1,5 @@
-"""``/``: the lab's page for browsers; ``/docs``: what this server is. The host's pages run scripts of other servers."""
+"""Serve the lab's page (``/``) and a page about the server (``/docs``). MONAI Label's pages run scripts of other
+servers."""
 
 import html
 from collections.abc import Mapping
@@ -28,8 +29,8 @@ LAB_POLICY: Final = (
     "default-src 'self'; img-src 'self' data: blob:; connect-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
 )
-"""Policy of the lab's page: no script but its own files runs in it. The viewer reads images that the page has fetched,
-and its letters, from addresses of the page itself."""
+"""Policy of the lab's page: only its own scripts run. The viewer reads its letters, and images that the page has
+fetched, from addresses of the page itself."""
 
 
 def router() -> APIRouter:
@@ -44,14 +45,14 @@ def router() -> APIRouter:
 
     @routes.get("/", include_in_schema=False)
     def start(call: Request) -> Response:
-        """Show the lab's page to a browser; other programs get what they got before there was one."""
+        """Show the lab's page to a browser; other programs get the page about the server, as in earlier versions."""
         if HTML in call.headers.get("accept", ""):
             return _sent(INDEX, *files[INDEX], call)
         return described()
 
     @routes.get("/docs", include_in_schema=False)
     def get_about() -> Response:
-        """Say what this server is, which weights it uses, and where to go on."""
+        """Say what this server is and which weights it uses, with links to its other pages."""
         return described()
 
     @routes.get("/lab/niivue.js", include_in_schema=False)
@@ -80,6 +81,6 @@ def _files() -> Mapping[str, tuple[bytes, str]]:
 def _sent(name: str, content: bytes, tag: str, call: Request) -> Response:
     response = revalidated(call, tag, lambda: Response(content, media_type=TYPES[Path(name).suffix]))
     if name == INDEX:
-        # Another answer than to a program of the same address.
+        # At the same address a program gets another answer.
         response.headers.update({HEADER: LAB_POLICY, "vary": "accept"})
     return response

@@ -1,4 +1,4 @@
-"""Read what a viewer stores in the PACS: segmentations among it are submissions of an annotator."""
+"""Read what a viewer stores in the PACS: a segmentation is an annotator's submission."""
 
 import logging
 import mmap
@@ -24,12 +24,12 @@ logger = logging.getLogger(__name__)
 DICOM_TYPE: Final = "application/dicom"
 BOUNDARY: Final = re.compile(r'boundary="?([^";,]+)"?', re.IGNORECASE)
 PIECE_BYTES: Final = 1 << 20
-"""Size of what is written at once; bodies arrive in far smaller pieces."""
+"""Size of the pieces that are written; bodies arrive in far smaller ones."""
 HEADER_END: Final = b"\r\n\r\n"
 CLIENT: Final = "ohif"
 FAILED: Final = "Not counted: an internal server error happened with this segmentation. Details are in the "
 "server's log."
-"""Reason shown unless a better one is known in the end."""
+"""Reason that is shown if no better one is found."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Upload:
 
 @asynccontextmanager
 async def received_body(request: Request) -> AsyncIterator[Upload]:
-    """Receive the body of a request into a temporary file, which is written in threads: the disk may be slow."""
+    """Receive the body of a request into a temporary file, written in threads because the disk may be slow."""
     with tempfile.TemporaryFile(prefix="totalspineseg-stow-") as file:
         pieces = bytearray()
         async for piece in request.stream():
@@ -97,7 +97,7 @@ def _parts(body: mmap.mmap, mark: bytes) -> Iterator[bytes]:
 
 
 def _is_dicom(header: bytes) -> bool:
-    """Return whether a part may be a DICOM file; a part without a type counts as one, as other servers do."""
+    """Return whether a part may be a DICOM file; a part without a type counts as one, as on other servers."""
     types = [line.split(b":", 1)[1] for line in header.lower().split(b"\r\n") if line.startswith(b"content-type:")]
     return not types or types[0].split(b";")[0].strip() == DICOM_TYPE.encode()
 
@@ -116,7 +116,7 @@ def take_submissions(upload: Upload, is_stored: Callable[[str], bool], user: str
     for file in instances(upload):
         try:
             if not is_seg(file):
-                # Offer a new series at once.
+                # Offer the new series at once.
                 app_instance().datastore().changed()
                 continue
             reference = seg_reference(file)

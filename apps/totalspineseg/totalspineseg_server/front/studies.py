@@ -1,4 +1,4 @@
-"""Routes that write to the studies: images, labels, sessions. They run off the event loop and overwrite nothing."""
+"""Add images, labels and sessions. The routes run off the event loop and overwrite nothing."""
 
 import logging
 import tempfile
@@ -19,6 +19,7 @@ from totalspineseg_server.activelearning.offers import NOTED
 from totalspineseg_server.corrections.correction_store import Correction
 from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, RENUMBERED, UNCONFIRMED
 from totalspineseg_server.corrections.image_ids import is_usable_id
+from totalspineseg_server.corrections.image_records import PATIENT, anonymous
 from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.outcomes import message_of
 from totalspineseg_server.corrections.receipts import Receipt, Sender
@@ -33,15 +34,15 @@ from totalspineseg_server.volume_io import read_image, stem
 logger = logging.getLogger(__name__)
 
 ARCHIVES = (".zip",)
-"""Endings of archives to unpack with limits; see ``front.archives``."""
+"""Endings of archives; these are unpacked with limits, see ``front.archives``."""
 OWN_OF_SAMPLES: Final = ("id", "path", "warning", "score")
 OWN_OF_IMAGES: Final = (NOTED, "ts", "name", COUNTED, "PatientID", "StudyInstanceUID", *OWN_OF_SAMPLES)
 OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_info", "user", "client_id", "ts", "name")
 OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, "instance", UNSENT, RENUMBERED, UNCONFIRMED))
 """Fields of images and labels that only this server sets and relies on."""
 NOT_IN_PACS = (
-    "The PACS did not take the label. It is stored on this server and counts. It is sent to the PACS again when "
-    "somebody asks for the next sample."
+    "The PACS did not take the label. It is stored on this server and counts. The server sends it to the PACS again "
+    "when somebody asks for the next sample."
 )
 
 
@@ -56,7 +57,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
     """Return the routes.
 
     Args:
-        max_unpacked_bytes: Maximum size of an unpacked archive.
+        max_unpacked_bytes: Largest size of an unpacked archive.
     """
     routes = APIRouter()
     annotator = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR))
@@ -74,7 +75,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         try:
             fields = read_params(params)
         except SettingError as error:
-            # Keep the label first, whatever is wrong with its parameters.
+            # Store the label first, even if its parameters are wrong.
             fault = str(error)
         sender = _sender(user, fields, label)
         with tempfile.TemporaryDirectory(prefix="totalspineseg-label-") as folder:
@@ -100,7 +101,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         tag: str,
         user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))],
     ) -> dict[str, Any]:
-        """Withdraw a label: it is not shown, trained on or scored anymore, but stays in the history."""
+        """Withdraw a label: from now on it is neither shown nor used, but it stays in the history."""
         withdrawn = app_instance().withdraw_label(id, tag, user.username)
         return {"image": id, "tag": tag, "withdrawn": list(withdrawn)}
 
@@ -117,7 +118,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
     def interpret_submissions(
         user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))],
     ) -> list[dict[str, Any]]:
-        """Read submissions again that the server failed to read, and return those that still wait."""
+        """Read submissions again that the server could not read, and return those that still wait."""
         waiting = app_instance().interpret_waiting(again=True)
         return [_unused(one.receipt, "waiting", one.reason) for one in waiting]
 
@@ -141,7 +142,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
             path = save_image(file, Path(folder))
             read_image(path)
             try:
-                info = {**_client_fields(params), "user": user.username}
+                info = {**_fields_of_image(params), "user": user.username}
                 return {"image": app_instance().add_image(image_id, path, info, sender)}
             except FileExistsError as error:
                 raise HTTPException(CONFLICT, str(error)) from error
@@ -153,7 +154,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
     @routes.put("/datastore/image/info")
     def put_image_info(image: str, user: Annotated[User, annotator], info: Annotated[str, Form()] = "{}") -> None:
         """Add to the information about an image."""
-        app_instance().datastore().update_image_info(image, {**_client_fields(info), "user": user.username})
+        app_instance().datastore().update_image_info(image, {**_fields_of_image(info), "user": user.username})
 
     @routes.put("/datastore/label/info")
     @routes.put("/datastore/updatelabelinfo", include_in_schema=False)
@@ -178,7 +179,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         sessions = _sessions()
         if uncompress and (len(files) != 1 or not client_name(files[0]).lower().endswith(ARCHIVES)):
             raise HTTPException(UNUSABLE, "'uncompress' needs exactly one .zip file. Send the series as one .zip.")
-        # The host moves the files it gets, so the folder need not outlive this call.
+        # MONAI Label moves the files it gets, so the folder need not outlive this call.
         with tempfile.TemporaryDirectory(prefix="totalspineseg-session-") as folder:
             series = Path(folder) / "series"
             series.mkdir()
@@ -209,13 +210,13 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         if not file.is_file():
             raise HTTPException(
                 UNUSABLE,
-                "This session holds a series of several files, which cannot be sent back. Ask without 'image'.",
+                "The image of this session is a series of files, which cannot be sent back. Ask without 'image'.",
             )
         return FileResponse(file, filename=file.name)
 
     @routes.get("/datastore/dataset", include_in_schema=False)
     def get_dataset() -> None:
-        """Refuse: at every call the host would leave an archive of all studies in the temporary folder."""
+        """Refuse: at every call MONAI Label would leave an archive of all studies in the temporary folder."""
         raise HTTPException(
             NOT_FOUND, "This server does not make archives of the studies. Copy the studies folder instead."
         )
@@ -243,6 +244,12 @@ def _sender(user: User, fields: Mapping[str, Any], file: UploadFile) -> Sender:
 def _client_fields(text: str) -> dict[str, Any]:
     """Return a client's fields about an image or a label, without those that only this server sets."""
     return {name: value for name, value in read_params(text).items() if name not in OWN}
+
+
+def _fields_of_image(text: str) -> dict[str, Any]:
+    """Return a client's fields about an image; who its patient is does not stay here."""
+    fields = _client_fields(text)
+    return {**fields, PATIENT: anonymous(str(fields[PATIENT]))} if fields.get(PATIENT) else fields
 
 
 def _sessions() -> Sessions:

@@ -1,6 +1,6 @@
-"""Run the host's routes to the studies and other slow things each in a thread.
+"""Run each of MONAI Label's routes to the studies, and other slow ones, in a thread.
 
-The host's handlers are coroutines that never yield: while one waits for a PACS, nobody else would be answered.
+MONAI Label's handlers are coroutines that never yield: while one waits for a PACS, no other request would be answered.
 """
 
 import asyncio
@@ -15,18 +15,18 @@ from monailabel.endpoints import batch_infer, datastore, info, login, scoring, s
 from starlette.routing import BaseRoute
 
 SLOW: Final = (info, datastore, batch_infer, scoring, session, train)
-"""Modules that ask the datastore (perhaps on another machine), read and remove files, or end programs."""
+"""Modules that ask the datastore (perhaps on another machine), read or remove files, or end programs."""
 
 
 def router(answered: Iterable[BaseRoute] = ()) -> APIRouter:
-    """Return the routes; their parameters, roles and answers are the host's.
+    """Return the routes; their parameters, roles and answers are MONAI Label's.
 
     Args:
-        answered: Our own routes, which answer in place of the host's.
+        answered: Our own routes, which answer instead of MONAI Label's.
     """
     ours = {(route.path, method) for route in answered if isinstance(route, APIRoute) for method in route.methods or ()}
     routes = APIRouter()
-    # The host asks the identity server in its own handler, too.
+    # MONAI Label asks the identity server in its own handler as well.
     modules = (*SLOW, login) if settings.MONAI_LABEL_AUTH_ENABLE else SLOW
     for route in (route for module in modules for route in module.router.routes):
         methods = sorted(method for method in route.methods if (route.path, method) not in ours)
@@ -50,6 +50,6 @@ def in_a_thread(handler: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..
         return asyncio.run(handler(**arguments))
 
     run.__signature__ = inspect.signature(handler)  # type: ignore[attr-defined]
-    # Operations are named by it.
+    # The names of operations are made from it.
     run.__name__ = handler.__name__
     return run

@@ -1,4 +1,4 @@
-"""``POST /train``: run one training at a time, and free the memory of the server's networks for it."""
+"""Serve ``POST /train``: one training at a time, with the memory of the server's networks free for it."""
 
 import threading
 import time
@@ -16,17 +16,17 @@ from totalspineseg_server.front.host import running_task
 from totalspineseg_server.infers.http import BUSY
 
 KILLED_SECONDS: Final = 2.0
-"""Maximum time for a training that was just stopped to end."""
+"""Longest time that a stopped training may take to end."""
 LOOK_SECONDS: Final = 0.1
 
 
 def router() -> APIRouter:
-    """Return the routes; the host starts the training and answers."""
+    """Return the routes; MONAI Label starts the training and answers."""
     routes = APIRouter()
     admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
     starting = threading.Lock()
 
-    # Not async, so that waiting for an inference to end blocks no other request.
+    # This is not async, so that waiting for an inference to end blocks no other request.
     @routes.post("/train/{model}")
     def train(
         model: str,
@@ -35,7 +35,7 @@ def router() -> APIRouter:
         run_sync: bool = False,
         enqueue: bool = False,
     ) -> Any:
-        """Free the networks, which the next request loads again, and start a training if it can begin."""
+        """Start a training if it can begin. The networks are released; the next request loads them again."""
         app_instance().check_training(model, params or {})
         with _start(starting, waits=enqueue):
             return run_model(model, params, run_sync, enqueue)
@@ -53,10 +53,10 @@ def router() -> APIRouter:
 
 @contextmanager
 def _start(starting: threading.Lock, *, waits: bool) -> Iterator[None]:
-    """Free the networks for a training that starts in this block; unless it ``waits``, refuse it while another one
+    """Release the networks for a training that starts in this block. Unless it ``waits``, refuse it if another one
     runs.
 
-    The host checks for running processes before it has started its own, and would start two that arrive at once.
+    MONAI Label looks for a running process before it starts its own: of two requests at once it would start both.
 
     Raises:
         HTTPException: Another training is running or starting.

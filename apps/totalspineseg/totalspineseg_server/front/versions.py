@@ -1,5 +1,5 @@
-"""``/versions``, ``/training`` and ``/corrections``: what was learned, what the gate said, which version answers, and
-how much readers corrected."""
+"""Serve ``/versions``, ``/training`` and ``/corrections``: the verdicts of the gate, the versions in use, the
+trainings, and how much readers corrected."""
 
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ def router() -> APIRouter:
 
     @routes.get("/versions")
     def get_versions(user: Annotated[User, user_role]) -> dict[str, Any]:
-        """Return all versions with what the gate said, those in use, and what going back would put into use."""
+        """Return all versions with the gate's verdicts, those in use, and those that going back would put into use."""
         store: ModelStore = app_instance().models
         return {
             "versions": [{**one, "verdict": without_folders(one["verdict"])} for one in overview(store)],
@@ -37,10 +37,10 @@ def router() -> APIRouter:
             "judge": _judging(judge),
         }
 
-    # Before the other one: no version may be called so that it hides this.
+    # This comes before the other one: no name of a version may hide it.
     @routes.post("/versions/rollback")
     def roll_back(user: Annotated[User, admin]) -> dict[str, Any]:
-        """Put the versions into use that were in use before the last change."""
+        """Go back to the versions that were in use before the last change."""
         store = _changeable()
         store.go_back()
         return {"in_use": _in_use(store)}
@@ -53,20 +53,21 @@ def router() -> APIRouter:
 
     @routes.post("/versions/{name}/judge")
     def judge_version(name: str, user: Annotated[User, admin]) -> dict[str, Any]:
-        """Let the gate compare a version with those in use, or if it is in use with those before, in the background."""
+        """Let the gate compare a version in the background: with those in use or, if it is in use, with those before
+        it."""
         from totalspineseg_server.nnunet.model_folder import models_of
 
         app = app_instance()
         models_of(app.models, name)
         if app.is_training():
-            raise HTTPException(BUSY, "A training runs on these studies. Judge the version when it has ended.")
+            raise HTTPException(BUSY, "A training is running on these studies. Judge the version after it has ended.")
         app.free_networks()
         judge.start(name, app.judge_words(name))
         return {"judge": _judging(judge)}
 
     @routes.post("/versions/{name}/activate")
     def activate(name: str, user: Annotated[User, admin]) -> dict[str, Any]:
-        """Put a version into use; refused where the gate has refused it."""
+        """Put a version into use; refused if the gate has refused it."""
         from totalspineseg_server.nnunet.activation import activate as put_into_use
 
         store = _changeable()
@@ -91,7 +92,7 @@ def router() -> APIRouter:
 
     @routes.get("/corrections")
     def get_corrections(user: Annotated[User, user_role]) -> dict[str, Any]:
-        """Return how much readers corrected, by structure and month, and by reader; from what was recorded then."""
+        """Return how much readers corrected, by structure and month, and by reader, as recorded at the time."""
         known: dict[str, Any] = app_instance().lab.corrected()
         return known
 
@@ -119,7 +120,7 @@ def _changeable() -> ModelStore:
     store: ModelStore = app_instance().models
     if store.weights:
         raise ConflictError(
-            f"This server was started with the weights {store.weights!r}, so another version would not answer. Start "
+            f"This server was started with the weights {store.weights!r}, so another version would not be used. Start "
             "it without --weights (WEIGHTS=) first."
         )
     return store

@@ -85,7 +85,7 @@ class Comparison:
 
     @property
     def allowed(self) -> bool:
-        """Whether even the lower bound stays inside the margin; True where the measure applies to no subject."""
+        """Whether even the lower bound stays inside the margin; True if the measure applies to no subject."""
         return self.subjects == 0 or self.lower >= -self.margin
 
 
@@ -160,7 +160,7 @@ def _compare_measure(subjects: Sequence[SubjectScores], measure: str, margin: fl
 
 
 def _subject_means(entry: SubjectScores, measure: str) -> tuple[float, float] | None:
-    """Return the mean over the scans where the measure applies to a model; None where it applies to no scan.
+    """Return the mean over the scans where the measure applies to a model; None if it applies to no scan.
 
     A model that rightly draws nothing where the truth shows nothing has no value (nan). If the other model invented
     that structure, this counts as 1.

@@ -155,7 +155,7 @@ def judge(
         holdout: Scores on the site's own subjects that are never used for training.
         own_answers: Scores against the answers of the version in use, on scans that it names without doubt.
         unhandled: Number of scans of the reference set that the version in use does not handle; they are not counted.
-        beginning: Comparison with the weights that the first training began with; None where these are ``active``.
+        beginning: Comparison with the weights that the first training began with; None if these are ``active``.
         left_out: Scans that could not be used, each with the reason, for the report.
         untouched: Number of hold-out structures that the readers left as predicted, for the report.
 

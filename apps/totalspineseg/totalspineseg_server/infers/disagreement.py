@@ -1,4 +1,4 @@
-"""Measure where the networks answer differently when they are asked in another way."""
+"""Measure how much the networks disagree with themselves: about the mirrored image, another size, or in step 2."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -17,14 +17,14 @@ STEPS: Final = "steps"
 MIRROR: Final = "mirror"
 """Facts of ``PredictionRecord.disagreement``."""
 OTHER_SIZE: Final = 0.9
-"""Size at which an image is looked at again: bodies differ by as much."""
+"""Factor by which an image is shrunk and predicted again: people differ in size by about as much."""
 
 
 def disagreement_of(step1: Step1Names | None, labels: LabelArray, mirrors: Sequence[float | None]) -> dict[str, float]:
-    """Return what is known of a prediction without running a network again.
+    """Return how much the networks disagreed in a prediction, as far as that is known without running them again.
 
     Args:
-        step1: What step 1 had named where step 2 looked; None where that is not known. Not modified.
+        step1: Codes of step 1 in the region of step 2; None if they are not known. Not modified.
         labels: Codes of step 2 there. Not modified.
         mirrors: How much each network's answers for the image and its mirror differ.
 
@@ -43,7 +43,7 @@ def disagreement_of(step1: Step1Names | None, labels: LabelArray, mirrors: Seque
 
 
 def scale_difference(image: Volume, labels: LabelArray, iso: Grid, step1: Predictor, step2: Predictor) -> float:
-    """Return the share of levels that come out otherwise when an image is taken for one of a smaller person.
+    """Return the share of levels that change when the image is treated as if it showed a smaller person.
 
     Args:
         image: The image. Not modified.
@@ -53,7 +53,7 @@ def scale_difference(image: Volume, labels: LabelArray, iso: Grid, step1: Predic
         step2: See ``step1``.
 
     Returns:
-        0..1; 1 where no spine is found any more.
+        0..1; 1 if no spine is found then.
     """
     smaller = image.affine.copy()
     smaller[:3] *= OTHER_SIZE

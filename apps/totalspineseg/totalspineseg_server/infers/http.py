@@ -1,4 +1,4 @@
-"""HTTP statuses, and which one answers each kind of error."""
+"""Choose the HTTP status for each kind of error."""
 
 from typing import Final
 
@@ -23,7 +23,7 @@ READ_ONLY: Final = 405
 SESSIONS_OFF: Final = 406
 CONFLICT: Final = 409
 BUSY: Final = 429
-"""The requested work is already running; the host answers a second training the same way."""
+"""The requested work is already running; MONAI Label answers a second training the same way."""
 UPSTREAM: Final = 502
 """A server behind this one did not answer, or answered wrongly."""
 UNUSABLE: Final = 422

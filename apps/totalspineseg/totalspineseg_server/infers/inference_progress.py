@@ -1,4 +1,4 @@
-"""How far the inference that runs has come, for clients that show it."""
+"""Say how far the current inference is, for clients that show it."""
 
 import threading
 import time
@@ -21,7 +21,7 @@ STAGES: Final[Mapping[str, str]] = MappingProxyType(
         "write result": "Sending the result",
     }
 )
-"""The stages that readers are told, in their order -> what happens in them."""
+"""Stages that readers are told about, in order -> what happens in each."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Running:
 
 
 class Progress:
-    """The inference that runs now, one at a time. Safe under simultaneous readers."""
+    """The current inference: one at a time. Several threads may read it."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -50,7 +50,7 @@ class Progress:
 
     @contextmanager
     def of(self, model: str, image: str) -> Iterator[None]:
-        """Say that an inference runs, until it ends.
+        """Record that an inference runs, until it ends.
 
         Args:
             model: Name of the model.
@@ -65,13 +65,14 @@ class Progress:
                 self._running = None
 
     def enter(self, stage: str) -> None:
-        """Say that a stage has begun; one that readers are not told is part of the stage before it."""
+        """Record that a stage has begun; a stage that readers are not told about is part of the one before it."""
         with self._lock:
             if self._running is not None and stage in STAGES:
                 self._running = replace(self._running, stage=stage)
 
     def as_json(self) -> dict[str, Any] | None:
-        """Return what runs: model, image, its stage in words, its place and the number of stages, seconds; or None."""
+        """Return the current inference: model, image, stage in words, its number, number of stages, seconds. None if
+        none runs."""
         with self._lock:
             running = self._running
         if running is None:

@@ -1,8 +1,7 @@
-"""Choose which structures a reply lists, in which order: 3D Slicer makes a row for each, with voxels or without.
+"""Choose which structures a reply lists, and in which order: 3D Slicer makes a row for each, even if it has no voxels.
 
 3D Slicer assigns voxel value k to the k-th listed name, and gives new rows one color after another. Voxels of an
-earlier
-reply stay in its scene unless their structure is listed, so that a second result would lie over the first.
+earlier reply stay in the scene unless their structure is listed: then a second result would lie over the first.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -16,9 +15,9 @@ from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.spellings import with_mark, without_mark
 
 LISTED: Final = "listed"
-"""Field of a result's report: the names that its reply lists."""
+"""Field of a result's report: the names in its reply."""
 ALWAYS_LISTED = (CANAL, CORD)
-"""Structures of nearly every scan: listed before any others, so that their rows are first and their colors the same."""
+"""Structures of nearly every scan; listed first, so that their rows and colors are the same each time."""
 
 
 def listed_names(labels: Mapping[str, int], codes: Collection[int]) -> tuple[str, ...]:
@@ -40,15 +39,15 @@ def listed_names(labels: Mapping[str, int], codes: Collection[int]) -> tuple[str
 def names_with_marks(
     names: Iterable[str], marked: Collection[int], earlier: Iterable[Collection[int]]
 ) -> tuple[str, ...]:
-    """Return names of which those of doubtful levels have the mark, and at the end what is to be cleared.
+    """Return names with a mark at the doubtful levels, followed by the names to clear in the scene.
 
-    3D Slicer takes "L4" and "L4 ?" for two segments. If an earlier reply had the other one, it is listed, too, without
-    voxels, or its voxels would stay in the scene.
+    For 3D Slicer "L4" and "L4 ?" are two segments. If an earlier reply had the other one, it is listed as well, without
+    voxels; otherwise its old voxels would stay in the scene.
 
     Args:
         names: From ``listed_names``.
         marked: Codes of the doubtful levels.
-        earlier: The codes that each earlier reply for the image marked.
+        earlier: Codes that each earlier reply for the image marked.
     """
     doubtful, before = _marked_names(marked), [_marked_names(codes) for codes in earlier]
     now = [with_mark(name) if name in doubtful else name for name in names]
@@ -66,12 +65,12 @@ def _marked_names(codes: Collection[int]) -> frozenset[str]:
 
 
 def without_listed(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a report without the listed names, which describe the map of one reply only."""
+    """Return a report without the names in its reply, which describe the map of that reply only."""
     return {name: value for name, value in report.items() if name != LISTED}
 
 
 def as_listed(wire: LabelArray, labels: Mapping[str, int], names: Collection[str]) -> LabelArray:
-    """Return a label map whose k-th listed name has value k; of two names of one structure the first has its voxels.
+    """Return a label map whose k-th listed name has value k; if a structure has two names, the first gets its voxels.
 
     Args:
         wire: (X, Y, Z) published ids. Not modified.

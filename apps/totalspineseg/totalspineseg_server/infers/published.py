@@ -1,4 +1,4 @@
-"""The models that the app publishes: the finished result, step 1 alone, and step 2 from a corrected step 1."""
+"""Define the models that the app publishes: both steps, step 1 alone, and step 2 from a corrected step 1."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,8 +7,7 @@ from typing import Any, Literal
 from totalspineseg_server import pipeline
 from totalspineseg_server.clock import Stopwatch
 from totalspineseg_server.corrections.displayed_corrections import READER_TAGS, STEP1_TAG, UNCONFIRMED
-from totalspineseg_server.corrections.names import map_names
-from totalspineseg_server.corrections.submission import read_submission
+from totalspineseg_server.corrections.submission import map_names, read_submission
 from totalspineseg_server.corrections.unreviewed import without_regions
 from totalspineseg_server.corrections.wire import STEP1_WIRE_LABELS, from_wire
 from totalspineseg_server.errors import LabelError
@@ -25,7 +24,7 @@ from totalspineseg_server.transforms.discs import missing_discs
 from totalspineseg_server.volume_io import read_labels
 
 PREDICTED_TAG = "original"
-"""Tag of the label that step 2 starts from when none is sent and no reader submitted one."""
+"""Tag of the label that step 2 starts from if none is sent and no reader submitted one."""
 
 
 class FullTask(SpineTask):
@@ -35,7 +34,7 @@ class FullTask(SpineTask):
     """
 
     reuses_maps = False
-    """Whether every request is answered from earlier maps."""
+    """Whether every request is answered from stored maps."""
 
     def __init__(self, services: Services) -> None:
         super().__init__(
@@ -151,7 +150,7 @@ class Step2Task(SpineTask):
         return Volume(from_wire(wire.data), wire.affine), tag in READER_TAGS and not unconfirmed
 
     def _latest_first(self, image_id: str) -> Sequence[str]:
-        """Return the readers' tags, the one with the latest label first; ids of submissions sort by time."""
+        """Return the readers' tags, starting with that of the newest label; ids of submissions sort by time."""
 
         def submitted(tag: str) -> str:
             return str(self.services.studies.get_label_info(image_id, tag).get("correction", ""))

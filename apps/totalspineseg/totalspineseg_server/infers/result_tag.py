@@ -1,4 +1,4 @@
-"""Choose the datastore's tag for a result: a complete one gets the requested tag, any other an extended one."""
+"""Choose the tag under which a result is saved: a complete one gets the requested tag, any other a longer one."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -14,7 +14,7 @@ ISO_GRID: Final = "iso"
 
 
 def saves_label(request: Mapping[str, Any]) -> bool:
-    """Return whether a request asks to keep its result among the labels of the image."""
+    """Return whether a request asks to save its result as a label of the image."""
     return request.get("save_label") in (True, "true", "True")
 
 
@@ -31,10 +31,10 @@ def result_tag(request: Mapping[str, Any], part: str) -> str:
         part: Word for a model's partial result; empty for a complete one.
 
     Returns:
-        The tag; empty where nothing is to be saved.
+        The tag; empty if nothing is to be saved.
 
     Raises:
-        SettingError: The tag is not a word, too long with the parts added to it, or a reader's.
+        SettingError: The tag is not a word, is too long with what is added to it, or belongs to readers.
     """
     if not saves_label(request):
         return ""

@@ -1,4 +1,4 @@
-"""A model that marks where a reader should look: clients drop the report, but they show segments."""
+"""Mark where a reader should look, as segments: clients show these, but not the report."""
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
@@ -23,9 +23,9 @@ from totalspineseg_server.transforms.components import Mask, labels_present
 
 DOUBTFUL, ODD = f"{REVIEW_PREFIX}: level doubtful", f"{REVIEW_PREFIX}: check this"
 REVIEW_LABELS: Final[Mapping[str, int]] = MappingProxyType({DOUBTFUL: 1, ODD: 2})
-"""Only two segments, whatever the number of levels, so that a scene does not fill with empty ones."""
+"""Only two segments for any number of levels, so that a scene does not fill with empty ones."""
 SPOT_MM: Final = 5.0
-"""Radius of the mark at a place without a label: a piece that was left out."""
+"""Radius of the mark where there is no label, such as at a piece that was left out."""
 
 
 class ReviewTask(FullTask):
@@ -46,7 +46,7 @@ class ReviewTask(FullTask):
     def completed(self, settings: Settings, request: Mapping[str, Any]) -> Settings:
         """Return the settings that named the result under review, unless the request has its own localizer or levels.
 
-        Otherwise the review would doubt levels that were given for the result, or judge other names than those on the
+        Otherwise the review would doubt levels that were pinned for the result, or check other names than those on the
         screen.
         """
         result = self.result_on_screen(request)
@@ -64,7 +64,7 @@ class ReviewTask(FullTask):
     def earlier_maps(
         self, scan: Scan, step: int, request: Mapping[str, Any], versions: Mapping[str, str]
     ) -> KeptMaps | None:
-        """Return the maps of the result under review, whichever weights and whichever step 1 it was made with."""
+        """Return the maps of the result under review, whichever weights and step-1 map it was made with."""
         result = self.result_on_screen(request)
         found = None if result is None else self.services.maps.of_prediction(str(request["image_sha256"]), result.id)
         if found is not None and same_grid(found.iso, scan.iso.grid):

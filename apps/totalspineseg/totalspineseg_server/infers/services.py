@@ -1,4 +1,4 @@
-"""Services that inference tasks share: the networks, the labels, the records."""
+"""Give all inference tasks the same networks, labels and records."""
 
 import threading
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Model(Protocol):
 
 
 class Networks(Protocol):
-    """Holds the loaded predictor of each step."""
+    """Loads the predictor of each step and keeps it."""
 
     def folder(self, step: Literal[1, 2]) -> Model:
         """Return the model in use, without loading the network.
@@ -52,7 +52,7 @@ class Networks(Protocol):
         """
 
     def free(self) -> None:
-        """Drop all predictors and the memory they hold; the next ``get`` loads again."""
+        """Release all predictors and their memory; the next ``get`` loads them again."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class Services:
     Attributes:
         networks: The loaded predictors.
         predictions: Records of predictions.
-        maps: Maps of the networks, stored for a while.
-        studies: Images, and the labels that are shown.
+        maps: Maps of the networks, kept for a while.
+        studies: Images and displayed labels.
         weights_text: Returns one sentence on the weights in use, without loading them.
-        doubtful_names: How replies name doubtful levels if the request does not say it.
-        progress: How far the inference that runs has come.
+        doubtful_names: How replies name doubtful levels if the request does not say so.
+        progress: How far the current inference is.
         lock: Held while the networks work: one inference at a time.
     """
 
@@ -81,11 +81,10 @@ class Services:
 
 
 def pair_in_use(networks: Networks) -> tuple[Predictor, Predictor]:
-    """Return the predictors of step 1 and 2 that were in use together.
+    """Return the predictors of steps 1 and 2 that were in use together.
 
-    A version may be activated between the two calls: then the first is of the old pair and the second of the new one,
-    and
-    nobody judged how they work together.
+    A version may be activated between the two calls: then the first belongs to the old pair and the second to the new
+    one, and the gate has not judged these two together.
 
     Raises:
         WeightsError: There are no usable weights.

@@ -12,14 +12,14 @@ from totalspineseg_server.files import read_json_or
 logger = logging.getLogger(__name__)
 
 META_FILE: Final = "meta.info"
-"""The host's file with its data about a session; written last."""
+"""MONAI Label's file about a session; written last."""
 
 
 def remove_expired(sessions: Sessions) -> int:
-    """Remove expired sessions; the host's own cleaner stops for good at the first folder that it cannot read.
+    """Remove expired sessions; MONAI Label's own cleaner stops for good at the first folder that it cannot read.
 
     Args:
-        sessions: The host's sessions.
+        sessions: MONAI Label's sessions.
 
     Returns:
         The number of removed folders. Nothing is raised: a failed removal is tried again next time.
@@ -36,7 +36,8 @@ def remove_expired(sessions: Sessions) -> int:
 
 
 def _end(folder: Path, expiry: int) -> float:
-    """Return when a session ends, as time stamp; an incomplete one may still arrive, and counts from its beginning."""
+    """Return the time when a session ends; an incomplete one may still be arriving, so its time begins with its
+    folder."""
     known = read_json_or(folder / META_FILE, {})
     try:
         return float(known["last_access_ts"]) + float(known["expiry"])

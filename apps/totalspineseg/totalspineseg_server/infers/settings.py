@@ -37,7 +37,7 @@ EXTENSIONS: Final = (".nrrd", ".nii.gz", ".nii")
 DEFAULT_EXTENSION: Final = ".nrrd"
 """File ending that 3D Slicer asks for."""
 MAX_PINS: Final = 60
-"""Maximum number of pins, more than there are structures."""
+"""Largest number of pins, more than there are structures."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Settings:
     Attributes:
         localizer: Id of another image of the same patient that has a label; empty for none.
         output_grid: Grid of the result: that of the image, or the 1 mm grid.
-        codes: Codes wanted in the result.
+        codes: Codes of the structures that the result should have.
         numbering: Method that names the levels.
         other_series: Whether named series of the same patient count as evidence.
         pins: Levels the reader pins by a point.
@@ -167,7 +167,7 @@ def read_pins(pins: str) -> tuple[tuple[Pin, ...], tuple[Rename, ...]]:
     called, and its right name).
 
     Returns:
-        Those with a point, and those with an earlier name; none for an empty text.
+        Those with a point, and those with an earlier name; both are empty if the text is.
 
     Raises:
         SettingError: The text cannot be read.
@@ -185,7 +185,7 @@ def read_pins(pins: str) -> tuple[tuple[Pin, ...], tuple[Rename, ...]]:
 
 
 def pins_from_json(pins: Iterable[Mapping[str, Any]]) -> tuple[Pin, ...]:
-    """Return the pins of ``Settings.as_json``; none where another version of this software wrote them differently."""
+    """Return the pins of ``Settings.as_json``; none if another version of this software wrote them in another form."""
     try:
         return tuple(Pin(int(pin["code"]), _point(*pin["point_mm"])) for pin in pins)
     except (KeyError, TypeError, ValueError):
@@ -194,7 +194,7 @@ def pins_from_json(pins: Iterable[Mapping[str, Any]]) -> tuple[Pin, ...]:
 
 
 def renames_from_json(renames: Iterable[Mapping[str, Any]]) -> tuple[Rename, ...]:
-    """Return the renames of ``Settings.as_json``; none where they are written differently."""
+    """Return the renames of ``Settings.as_json``; none if they were written in another form."""
     try:
         return tuple(Rename(int(one["was"]), int(one["now"]), _point(*one["point_mm"])) for one in renames)
     except (KeyError, TypeError, ValueError):

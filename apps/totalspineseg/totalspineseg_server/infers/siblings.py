@@ -16,13 +16,12 @@ from totalspineseg_server.volume_io import read_labels
 
 
 def level_chances(numbering: Numbering | None) -> Mapping[int, Mapping[int, float]]:
-    """Return how much each name of a prediction counts for other series: code -> {code: probability}.
+    """Return how much each name of a prediction counts as evidence for other series: code -> {code: probability}.
 
     Returns:
         Each name with at most ``CONFIDENT_PROBABILITY``, and the neighboring levels with the rest; empty unless the
-        prediction was confident. A doubtful one mostly repeats what is usual (five lumbar vertebrae), and two series
-        that
-        confirm that to each other would grow certain without reason.
+        prediction was confident. A doubtful prediction mostly repeats what is usual (five lumbar vertebrae), and two
+        series that confirm this to each other would become certain without reason.
     """
     if numbering is None or not numbering.confident:
         return {}
@@ -39,9 +38,9 @@ def level_chances(numbering: Numbering | None) -> Mapping[int, Mapping[int, floa
 def siblings_of(services: Services, image_id: str, localizer: str, versions: Mapping[str, str]) -> tuple[Sibling, ...]:
     """Return the named series of the same patient.
 
-    A finished label is certain. A prediction counts only if it was confident without help of other series, so that an
-    image
-    does not confirm its own evidence. Predictions of replaced weights do not count: their errors would outlive them.
+    A finished label is certain. A prediction counts only if it was confident without the help of other series, so that
+    no image confirms its own evidence. Predictions of replaced weights do not count: their errors would outlast these
+    weights.
 
     Args:
         services: Services that tasks share.

@@ -1,4 +1,4 @@
-"""Steps that every model of the app shares: read, run, name, write, record."""
+"""Do what every model of the app does: read a scan, run the networks, name the levels, write and record the result."""
 
 import logging
 import os
@@ -40,7 +40,7 @@ from totalspineseg_server.volume_io import read_image, read_labels, write_volume
 logger = logging.getLogger(__name__)
 
 LABEL_TAGS = (FINAL_TAG, "original")
-"""Tags in which a localizer's label is searched: a reader's finished label before a model's prediction."""
+"""Tags under which a localizer's label is looked for: a reader's finished label before a prediction."""
 
 NOT_RECORDED: Final = (
     "The server could not record this prediction (its log says why). If you rename one level in it, the others will "
@@ -67,8 +67,8 @@ class Outcome:
         labels: Codes on ``scan.iso``'s grid.
         numbering: Levels and their certainty, if the method reports it.
         versions: Weights by step.
-        findings: What is odd about the image and the labels.
-        output: Output of the network and its names, to name it again later.
+        findings: What is odd in the image or the labels.
+        output: Output of the network and the names in it, so that it can be named again later.
         disagreement: See ``PredictionRecord``.
     """
 
@@ -117,7 +117,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         """Run the model's own stages."""
 
     def completed(self, settings: Settings, request: Mapping[str, Any]) -> Settings:
-        """Return the settings to apply; subclasses may fill in what the request leaves open."""
+        """Return the settings to use; subclasses may fill in what the request leaves open."""
         return settings
 
     def wire(self, outcome: Outcome, settings: Settings) -> LabelArray:
@@ -131,7 +131,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             request: ``image`` (path), ``image_id`` (empty for a session's image), settings. Not modified.
 
         Returns:
-            A temporary file with the label map in wire ids, which the host deletes after its reply; the report.
+            A temporary file with the label map in wire ids, which MONAI Label deletes after the reply; the report.
 
         Raises:
             TotalSpineSegError: The request cannot be served.
@@ -179,7 +179,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         Args:
             present: Wire ids in the map of the reply.
             record: The prediction.
-            is_recorded: Whether the prediction and its maps could be stored, as those before it.
+            is_recorded: Whether the prediction and its maps could be stored, as were those before it.
 
         Returns:
             Names of doubtful levels have a mark.
@@ -202,8 +202,8 @@ class SpineTask(InferTask):  # type: ignore[misc]
         return tuple(sorted(code for code in doubtful if WIRE_ID[code] in present))
 
     def _with_renames(self, settings: Settings, request: Mapping[str, Any]) -> Settings:
-        """Return the settings with a pin for each level that the reader named by what the result on the screen called
-        it. The same request again pins the same levels, although their names have changed meanwhile.
+        """Return the settings with a pin for each level that the reader named by its name in the result on the screen.
+        The same request again pins the same levels, although their names have changed meanwhile.
 
         Raises:
             SettingError: There is no such result, or no such level in it.
@@ -223,14 +223,12 @@ class SpineTask(InferTask):  # type: ignore[misc]
         return replace(settings, pins=(*settings.pins, *points), renames=renames)
 
     def result_on_screen(self, request: Mapping[str, Any]) -> PredictionRecord | None:
-        """Return the newest result of this model for the image as it is now; None where there is none."""
+        """Return the newest result of this model for the image as it is now; None if there is none."""
         image_id, sha256 = str(request.get("image_id") or ""), str(request["image_sha256"])
         return next((one for one in self._earlier(image_id, sha256) if one.model == request.get("model")), None)
 
     def _record(self, record: PredictionRecord, outcome: Outcome) -> str:
-        """Store the data that a correction needs; return a warning where that fails, because the result is good
-        without.
-        """
+        """Store the data that a correction needs. If that fails, return a warning: the result itself is good."""
         try:
             self.services.predictions.keep(record)
             self._keep_maps(record.image_sha256, record, outcome)
@@ -302,7 +300,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
     def earlier_maps(
         self, scan: Scan, step: int, request: Mapping[str, Any], versions: Mapping[str, str]
     ) -> KeptMaps | None:
-        """Return what these weights drew for this image before; None where nothing is stored."""
+        """Return the maps that these weights made of this image before; None if none are stored."""
         found = self.services.maps.latest(str(request["image_sha256"]), step, versions)
         return found if found is not None and same_grid(found.iso, scan.iso.grid) else None
 
@@ -323,7 +321,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
 
 
 def _message(record: PredictionRecord) -> str:
-    """Return what a reader should know of a result, in one or two sentences; empty where nothing is known."""
+    """Return what a reader should know of a result, in one or two sentences; empty if nothing is known."""
     known = sentence(record.numbering or {})
     if not known:
         return ""
@@ -346,7 +344,7 @@ def _looked_up(named: NamedMap, was: int, now: int) -> Rename:
 
 
 def _require_certain(image_id: str, info: Mapping[str, Any]) -> None:
-    """Refuse a localizer whose levels are uncertain: its guess would count as knowledge."""
+    """Refuse a localizer whose levels are uncertain: a guess would count as knowledge."""
     if proves_nothing((info.get("params") or {}).get("numbering")) or info.get(UNCONFIRMED):
         raise SettingError(
             f"The localizer {image_id!r} cannot name this scan: its own names are counted or doubtful, not certain. "

@@ -5,6 +5,7 @@ counting voxels (a mean thickness is a volume divided by an area): unlike the di
 voxels this has no error of half a voxel and needs no interpolation. Definitions and sources: docs/measurements.md.
 """
 
-from totalspineseg_server.measurements.measured_rows import COLUMN_ROW, COLUMNS, CORD_NOTE, measure
+from totalspineseg_server.measurements.measured_rows import COLUMN_ROW, COLUMNS, CORD_NOTE, Row, measure
+from totalspineseg_server.measurements.structure_rows import MAX_SKEW_DEG, structure_rows
 
-__all__ = ["COLUMNS", "COLUMN_ROW", "CORD_NOTE", "measure"]
+__all__ = ["COLUMNS", "COLUMN_ROW", "CORD_NOTE", "MAX_SKEW_DEG", "Row", "measure", "structure_rows"]

@@ -8,9 +8,9 @@ from totalspineseg_server.measurements.measured_spine import Spine, share
 from totalspineseg_server.measurements.profile import MIN_VOLUME_MM3
 
 SLAB_MM: Final = 2.5
-"""Half thickness of the slab across the canal."""
+"""Half the thickness of the slab across the canal."""
 CHORD_MM: Final = 2.5
-"""Half width of the band in which the canal's sagittal diameter is measured."""
+"""Half the width of the band in which the canal's sagittal diameter is measured."""
 TANGENT_MM: Final = 10.0
 """Length of canal on either side that determines its direction."""
 
@@ -23,8 +23,8 @@ def across(spine: Spine, code: int) -> dict[str, float | None]:
         code: A vertebra or disc.
 
     Returns:
-        Sagittal diameter of the canal (mm), area of canal and of cord (mm2); None where the level's piece is a
-        remnant, where the canal ends, is missing or is cut off, and for a missing cord.
+        Sagittal diameter of the canal (mm), area of canal and of cord (mm2). None if the level's piece is a remnant, if
+        the canal is missing, cut off or ends there, and for a missing cord.
     """
     points, _ = spine.band(code)
     empty: dict[str, float | None] = dict.fromkeys(("canal_ap_mm", "canal_area_mm2", "cord_area_mm2"))
@@ -36,7 +36,7 @@ def across(spine: Spine, code: int) -> dict[str, float | None]:
     direction = spine.line[high] - spine.line[low]
     length = float(np.linalg.norm(direction))
     if min(at - low, high - at) * spine.mm[2] < 2 * SLAB_MM or length == 0:
-        return empty  # the canal ends within the slab
+        return empty  # The canal ends within the slab.
     offset = spine.canal_mm - spine.line[at]
     direction = direction / length
     slab = share(offset @ direction, float(np.abs(direction) @ spine.mm), -SLAB_MM, SLAB_MM)

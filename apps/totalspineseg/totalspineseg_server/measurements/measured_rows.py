@@ -6,6 +6,7 @@ from typing import Any, Final
 import numpy as np
 
 from totalspineseg_server.anatomy import BY_CODE, CODE_OF, DISCS, NAME_OF, VERTEBRAE
+from totalspineseg_server.certainty import Certainty
 from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.measurements.across import across
 from totalspineseg_server.measurements.measured_spine import Spine
@@ -18,20 +19,30 @@ ZONES: Final[Mapping[str, tuple[float, float]]] = {
 }
 """Zones of a body's heights, as shares of its depth; the rounded corners are left out."""
 DISC_ZONE: Final = (0.2, 0.8)
-"""Zone of a disc's height: its rims bulge and are thin."""
+"""Zone of a disc's height, as shares of its depth: without the rims, which bulge and are thin."""
 ANGLES: Final[Mapping[str, tuple[str, str, str, str]]] = {
     "cervical_lordosis_deg": ("C2", "inferior", "C7", "inferior"),
     "thoracic_kyphosis_deg": ("T4", "superior", "T12", "inferior"),
     "lumbar_lordosis_deg": ("L1", "superior", "L5-S", "inferior"),
 }
-"""Endplates of each curve's angle; the endplate of S1 is the lower surface of the disc on it."""
+"""Endplates between which each curve is measured; the endplate of S1 is the lower surface of the disc above it."""
 BODIES: Final = VERTEBRAE[2:]
 """Vertebrae whose body is measured: C1 has none, that of C2 carries the dens."""
 KYPHOTIC: Final = frozenset({"thoracic_kyphosis_deg"})
 
+EXTENT: Final = (
+    "volume_ml",
+    *(f"centroid_{axis}_mm" for axis in "xyz"),
+    *(f"centroid_{axis}_vox" for axis in "ijk"),
+    *(f"intensity_{name}" for name in ("mean", "sd", "median", "p5", "p95")),
+)
+"""Columns of every structure: volume, place, and the image within it."""
 COLUMNS: Final = (
     "level",
     "kind",
+    "label",
+    "names",
+    *EXTENT,
     "disc_height_mm",
     "body_anterior_mm",
     "body_middle_mm",
@@ -41,7 +52,6 @@ COLUMNS: Final = (
     "canal_area_mm2",
     "cord_area_mm2",
     *ANGLES,
-    "names",
     "note",
 )
 """Columns of a row, after the scan's name."""
@@ -52,19 +62,25 @@ COLUMN_ROW: Final = "column"
 Row = dict[str, Any]
 
 
-def measure(labels: LabelArray, spacing: Sequence[float], *, doubtful: Collection[int] = ()) -> list[Row]:
-    """Measure a labeled spine.
+def measure(
+    labels: LabelArray,
+    spacing: Sequence[float],
+    *,
+    doubtful: Collection[int] = (),
+    certainty: Certainty | None = None,
+) -> list[Row]:
+    """Measure the levels of a labeled spine: heights, wedge, canal and cord, and the curves of the column.
 
     Args:
         labels: uint8 (X, Y, Z) codes of a step-2 result, nearest RAS. Not modified.
         spacing: Voxel size, mm.
-        doubtful: Codes whose level is doubtful: they are measured, too, and marked in "names"; angles that need them
-        stay
-            empty.
+        doubtful: Codes whose level is doubtful: they are measured, too, and marked in "names".
+        certainty: How sure the other names are, for "names"; None where nothing is known.
 
     Returns:
         One row for each vertebra and disc, superior to inferior, then one for the whole column; keys are
-        ``COLUMNS``, values rounded to 0.01, None where something is not in view. Empty without canal.
+        ``COLUMNS``, values rounded to 0.01, None where something is not in view, and in ``EXTENT``. Empty without
+        canal.
     """
     spine = Spine(labels, spacing)
     present = [code for code in (*VERTEBRAE, *DISCS) if len(spine.voxels(code))]
@@ -73,15 +89,25 @@ def measure(labels: LabelArray, spacing: Sequence[float], *, doubtful: Collectio
     profiles = profiles_of(spine, present)
     heights = {code: float(spine.voxels(code)[:, 2].mean()) for code in present}
     rows = [
-        _row(spine, code, profiles.get(code), code in doubtful)
+        _row(spine, code, profiles.get(code), "doubtful" if code in doubtful else certainty)
         for code in sorted(present, key=lambda code: -heights[code])
     ]
-    return [*rows, _column_row(profiles, doubtful)]
+    return [*rows, _column_row(profiles, doubtful, certainty)]
 
 
-def _row(spine: Spine, code: int, profile: Profile | None, doubtful: bool) -> Row:
-    row: Row = {**dict.fromkeys(COLUMNS), "level": NAME_OF[code], "kind": BY_CODE[code].kind.value}
-    row["names"] = "doubtful" if doubtful else None
+def empty_row(code: int, names: Certainty | None) -> Row:
+    """Return the row of a structure of which nothing is measured yet.
+
+    Args:
+        code: The structure.
+        names: How sure its name is.
+    """
+    known = {"level": NAME_OF[code], "kind": BY_CODE[code].kind.value, "label": code, "names": names}
+    return {**dict.fromkeys(COLUMNS), **known}
+
+
+def _row(spine: Spine, code: int, profile: Profile | None, names: Certainty | None) -> Row:
+    row = empty_row(code, names)
     if profile is not None and code in DISCS:
         row["disc_height_mm"] = profile.height(*DISC_ZONE)
     elif profile is not None and code in BODIES:
@@ -92,20 +118,26 @@ def _row(spine: Spine, code: int, profile: Profile | None, doubtful: bool) -> Ro
     row |= across(spine, code)
     if row["cord_area_mm2"] is not None:
         row["note"] = CORD_NOTE
-    return _rounded(row)
+    return rounded(row)
 
 
-def _column_row(profiles: Mapping[int, Profile], doubtful: Collection[int]) -> Row:
-    """Return the angles of the curves whose two ends are in view and not doubtful."""
-    row: Row = {**dict.fromkeys(COLUMNS), "level": COLUMN_ROW, "kind": COLUMN_ROW}
+def _column_row(profiles: Mapping[int, Profile], doubtful: Collection[int], certainty: Certainty | None) -> Row:
+    """Return the angles of the curves whose two ends are in view; a note names ends whose name is doubtful."""
+    row: Row = {**dict.fromkeys(COLUMNS), "level": COLUMN_ROW, "kind": COLUMN_ROW, "names": certainty}
+    notes = []
     for name, (first, first_side, last, last_side) in ANGLES.items():
         upper, lower = CODE_OF[first], CODE_OF[last]
-        if {upper, lower} <= profiles.keys() and not {upper, lower} & set(doubtful):
+        if {upper, lower} <= profiles.keys():
             opening = profiles[upper].endplate_angle(superior=first_side == "superior")
             opening -= profiles[lower].endplate_angle(superior=last_side == "superior")
             row[name] = np.degrees(-opening if name in KYPHOTIC else opening)
-    return _rounded(row)
+            if unsure := [NAME_OF[code] for code in (upper, lower) if code in doubtful]:
+                row["names"] = "doubtful"
+                notes.append(f"{name}: {' and '.join(unsure)} doubtful")
+    row["note"] = "; ".join(notes) or None
+    return rounded(row)
 
 
-def _rounded(row: Row) -> Row:
+def rounded(row: Row) -> Row:
+    """Return a row whose fractions have two digits."""
     return {key: round(float(v), 2) if isinstance(v, (float, np.floating)) else v for key, v in row.items()}

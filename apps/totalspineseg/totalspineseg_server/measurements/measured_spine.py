@@ -1,4 +1,4 @@
-"""Hold the voxels of a label map in mm, with the canal's centerline."""
+"""Give access to the voxels of a label map in mm, and to the canal's centerline."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -14,11 +14,12 @@ from totalspineseg_server.transforms.components import connected_components
 Points = npt.NDArray[np.float64]
 
 BAND_MM: Final = 5.0
-"""Half width of the sagittal band: within it endplates are flat from left to right, and no pedicle reaches in."""
+"""Half the width of the sagittal band: within it endplates are flat from left to right, and no pedicle reaches in."""
 PIECES_SHARE: Final = 0.05
-"""Share of a structure's largest part above which another part adds to its thickness, so that it is not measured."""
+"""A structure is not measured if a second part of it is larger than this share of its largest part: it would add to the
+thickness."""
 EDGE_MM: Final = 2.0
-"""Distance from the border of the image below which a structure is cut off by it."""
+"""A structure that comes closer than this to the border of the image counts as cut off."""
 
 
 class Spine:
@@ -48,7 +49,7 @@ class Spine:
         return self._at[self._start[code] : self._start[code + 1]]
 
     def in_view(self, voxels: npt.NDArray[np.intp]) -> bool:
-        """Return whether these voxels of a structure end inside the image, on every side."""
+        """Return whether a structure with these voxels ends inside the image on every side."""
         margin = EDGE_MM / self.mm
         last = np.array(self.labels.shape) - 1
         low, high = voxels.min(axis=0), voxels.max(axis=0)
@@ -74,7 +75,7 @@ class Spine:
         voxels = self.voxels(code)
         position = voxels * self.mm
         x, y = self.line_at(position[:, 2])
-        # Half open: on a 1 mm grid exactly 2 * BAND_MM wide.
+        # The interval is half open, so that it is exactly 2 * BAND_MM wide on a 1 mm grid.
         inside = (position[:, 0] - x >= -BAND_MM) & (position[:, 0] - x < BAND_MM) & (position[:, 1] > y)
         here = voxels[inside]
         if not len(here) or _in_pieces(here):
@@ -91,7 +92,7 @@ def _in_pieces(voxels: npt.NDArray[np.intp]) -> bool:
 
 
 def share(position: Points, footprint: float, low: float, high: float) -> Points:
-    """Return the part of each voxel that lies between two limits.
+    """Return how much of each voxel lies between two limits.
 
     Args:
         position: Centers of voxels along an axis, mm. Not modified.

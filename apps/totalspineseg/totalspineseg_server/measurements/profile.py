@@ -11,9 +11,10 @@ from totalspineseg_server.measurements.measured_spine import BAND_MM, Points, Sp
 from totalspineseg_server.numbering.states import LUMBAR_PRIOR, THORACIC_PRIOR
 
 DEPTH_PERCENTILES: Final = (1.0, 99.0)
-"""Percentiles of the anterior and posterior edge of a body or disc: single voxels beyond are osteophytes or noise."""
+"""Percentiles that count as the anterior and posterior edge of a body or disc: single voxels beyond them are
+osteophytes or noise."""
 MIN_VOLUME_MM3: Final = 300.0
-"""Volume below which a piece of a body or disc in the band is a remnant (the band of a C3 body holds about 2000)."""
+"""A body or disc with less volume in the band is a remnant (a C3 body has about 2000)."""
 MIN_DEPTH_MM: Final = 8.0
 
 
@@ -67,14 +68,16 @@ class Profile:
 
 
 def profiles_of(spine: Spine, codes: Collection[int]) -> dict[int, Profile]:
-    """Return profiles of the bodies and discs that are completely in view and have a neighbor that gives a direction.
+    """Return profiles of the bodies and discs that are completely in view and have a neighbor to take the direction
+    from.
 
     Args:
         spine: The label map.
         codes: Vertebrae and discs that are present.
 
     Returns:
-        Code -> profile; a body has one only between its discs, which prove that no endplate is cut off.
+        Code -> profile. A body has a profile only if both of its discs are there, which shows that no endplate is cut
+        off.
     """
     bands = {code: band for code in codes if len((band := spine.band(code))[0]) * spine.voxel_mm3 >= MIN_VOLUME_MM3}
     order = sorted(bands, key=lambda code: -float(bands[code][0][:, 1].mean()))
@@ -104,7 +107,7 @@ WITH_DISCS: Final = _with_discs()
 
 
 def _between_discs(order: Sequence[int], k: int) -> bool:
-    """Return whether a body has its own two discs beside it: no endplate is cut off, and it is not two fused bodies.
+    """Return whether a body lies between its own two discs: no endplate is cut off, and it is not two fused bodies.
 
     C2 has only a disc below it.
     """

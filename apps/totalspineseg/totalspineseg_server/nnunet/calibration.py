@@ -9,17 +9,32 @@ import numpy as np
 import numpy.typing as npt
 
 from totalspineseg_server import pipeline
-from totalspineseg_server.anatomy import CORD, DISCS, LANDMARK_DISCS, PARITY, VERTEBRAE, Kind, Parity
+from totalspineseg_server.anatomy import (
+    CORD,
+    DISC_L4_L5,
+    DISC_L5_S,
+    DISC_T12_L1,
+    DISCS,
+    LANDMARK_DISCS,
+    PARITY,
+    VERTEBRAE,
+    Kind,
+    Parity,
+    Step2,
+)
 from totalspineseg_server.errors import MemoryShortageError, TotalSpineSegError, TrainingError
 from totalspineseg_server.geometry import LabelArray, image_to_iso, labels_to_iso
 from totalspineseg_server.nnunet.cases import LabeledScan, ScanSource, Skipped
+from totalspineseg_server.nnunet.failures import FINAL, DrawnScan, Packed, count_failures
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor
-from totalspineseg_server.numbering.evidence import landmark_shares, odd_share, tilt_deg
+from totalspineseg_server.numbering.evidence import SPECK_SHARE, landmark_shares, odd_share
+from totalspineseg_server.numbering.evidence_weights import LARGE_BONE_MM3, MOSTLY, THIN_DISC
 from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.transforms.components import Box
 from totalspineseg_server.transforms.one_spine import one_spine
 from totalspineseg_server.transforms.pieces import Piece, Pieces, find_pieces
-from totalspineseg_server.trust import TILTED, Seen, Tilts, Trust
+from totalspineseg_server.trust import LowerEnd, Seen, Trust
 
 Step = Literal[1, 2]
 STEPS: Final[tuple[Step, ...]] = (1, 2)
@@ -30,6 +45,12 @@ CORD_LOGITS: Final = (0.0, 0.5, 1.0, 1.5)
 CORD_PRIOR: Final = 5.0
 """Number of scans that the present threshold of the cord counts as."""
 MIN_CORD_VOXELS: Final = 500
+BELOW_MM: Final = 8.0
+"""Distance below the middle of L5-S from which on something lies in the sacrum; a disc is 5 to 12 mm high."""
+S1_NEAR_MM: Final = 45.0
+"""A vertebra within this distance of L5-S is S1."""
+MIN_S1_VOXELS: Final = 1000
+NEAR_VOX: Final = 3
 MIN_MIRROR_SCANS: Final = 5
 """With fewer scans, the present choice about averaging with the mirror image is kept."""
 
@@ -40,6 +61,8 @@ class _Sight:
 
     trust: Trust
     cord_dice: list[float] | None
+    classes: LabelArray
+    box: Box
 
 
 @dataclass
@@ -94,18 +117,24 @@ def calibrate(
             on_skip(Skipped(source.name, str(error)))
         else:
             # Add a scan only if both ways have succeeded in both steps, so that the same scans are compared.
+            codes, grid = Packed.of(labels_to_iso(scan.codes).data), image_to_iso(scan.image).grid
             for way, seen in zip(ways.values(), sights, strict=True):
                 for step in STEPS:
                     way.tallies[step].add(seen[step])
+                maps = {step: Packed.of(sight.classes) for step, sight in seen.items()}
+                counts = {step: sight.trust for step, sight in seen.items()}
+                way.segmented.append(DrawnScan(scan.subject, grid, seen[2].box, maps, codes, counts))
     plain, averaged = (way.tallies for way in ways.values())
     enough = averaged[1].trust.scans >= MIN_MIRROR_SCANS
     before = {step: models[step].trust.mirror for step in STEPS}
     better = sum(_placed(averaged[s].trust) for s in STEPS) > sum(_placed(plain[s].trust) for s in STEPS)
-    mirror = {step: better if enough else before[step] for step in STEPS}
+    mirror: dict[int, bool] = {step: better if enough else before[step] for step in STEPS}
     result: dict[int, Trust] = {}
     for step in STEPS:
         tally = (averaged if mirror[step] else plain)[step]
         result[step] = replace(tally.trust, mirror=mirror[step], cord_logit=cord_logit(tally.cord_dice))
+    # Both steps are asked in the same way but for weights that were measured apart from each other.
+    result[FINAL] = result[FINAL] + count_failures(ways[mirror[FINAL]].segmented, mirror=mirror)
     return result
 
 
@@ -120,6 +149,7 @@ class _Way:
 
     def __init__(self, models: Mapping[int, ModelFolder], device: str, *, mirror: bool) -> None:
         self.tallies = {step: _Tally() for step in STEPS}
+        self.segmented: list[DrawnScan] = []
         trusts = {step: replace(models[step].trust, mirror=mirror, cord_logit=0.0) for step in STEPS}
         self._networks = {step: WarmPredictor(models[step], device=device, trust=trusts[step]) for step in STEPS}
 
@@ -133,14 +163,17 @@ class _Way:
         scan = pipeline.Scan(image_to_iso(labeled.image), labeled.image.grid)
         network = _Remembering(self._networks[1])
         located = pipeline.locate(scan, network)
-        sights = {1: _sight(1, network.last, codes)}
+        whole: Box = (slice(0, codes.shape[0]), slice(0, codes.shape[1]), slice(0, codes.shape[2]))
+        sights = {1: _sight(1, network.last, codes, whole)}
         names = pipeline.step2_input(scan, located.labels, missed=located.numbering.missed if located.numbering else ())
         predicted = self._networks[2].predict(names.channels, soft=(CORD_REGION,))
-        return {**sights, 2: _sight(2, predicted, codes[names.box])}
+        return {**sights, 2: _sight(2, predicted, codes, names.box)}
 
 
-def _sight(step: Step, predicted: Prediction, codes: LabelArray) -> _Sight:
-    return _Sight(observe(step, predicted.labels, codes), cord_dice(predicted.soft[CORD_REGION], codes == CORD))
+def _sight(step: Step, predicted: Prediction, codes: LabelArray, box: Box) -> _Sight:
+    there = codes[box]
+    trust = observe(step, predicted.labels, there)
+    return _Sight(trust, cord_dice(predicted.soft[CORD_REGION], there == CORD), predicted.labels, box)
 
 
 def cord_dice(soft: npt.NDArray[np.float32], cord: npt.NDArray[np.bool_]) -> list[float] | None:
@@ -179,14 +212,64 @@ def observe(step: Step, raw: LabelArray, codes: LabelArray) -> Trust:
     """
     pieces = find_pieces(one_spine(raw, step), step)
     found = {code: piece for code, piece, _ in _discs(pieces, codes)}
-    tilts = tuple(
-        next((_tilts(pieces, k) for code, _, k in _discs(pieces, codes) if code == wanted), Tilts())
-        for wanted in TILTED
-    )
     levels, wrong = _parity(pieces, codes)
     labeled = {int(code) for code in np.unique(codes)}
     landmarks = tuple(_seen(landmark, found, labeled) for landmark in LANDMARK_DISCS)
-    return Trust(landmarks, tilts, levels, wrong, scans=1 if found else 0)
+    end = _lower_end(step, pieces, raw, codes)
+    return Trust(landmarks, levels, wrong, scans=1 if found else 0, lower_end=end)
+
+
+def _lower_end(step: Step, pieces: Pieces, raw: LabelArray, codes: LabelArray) -> LowerEnd:
+    """Return how the lower end is drawn; empty unless the label shows L5-S and three discs above it."""
+    row = [code for code in DISCS if (codes == code).any()]
+    discs = {code: (piece, k) for code, piece, k in _discs(pieces, codes)}
+    above = [discs[code][0] for code in row[:-1][-3:] if code in discs]
+    if len(row) < 4 or row[-1] != DISC_L5_S or not above:
+        return LowerEnd()
+    usual = float(np.median([piece.voxels for piece in above]))
+    last, before = (np.argwhere(codes == code).mean(axis=0) for code in (row[-1], row[-2]))
+    named = {k for _, k in discs.values()}
+    lower = [
+        piece.voxels / usual
+        for k, piece in enumerate(pieces.discs)
+        if k not in named and piece.voxels >= SPECK_SHARE * usual and piece.centroid_vox[2] < last[2] - BELOW_MM
+    ]
+    s1 = [
+        piece.voxels
+        for piece in pieces.vertebrae
+        if piece.kind is Kind.VERTEBRA
+        and piece.voxels >= MIN_S1_VOXELS
+        and piece.body_centroid_vox is not None
+        and np.linalg.norm(np.subtract(piece.body_centroid_vox, last)[1:]) < S1_NEAR_MM
+        and piece.body_centroid_vox[2] < last[2] - BELOW_MM
+    ]
+    own = discs[row[-1]][0].voxels / usual if row[-1] in discs else 0.0
+    return LowerEnd(
+        1.0,
+        thin=float(own < THIN_DISC),
+        below_thin=float(bool(lower) and max(lower) < THIN_DISC),
+        below=float(bool(lower) and max(lower) >= THIN_DISC),
+        s1=float(bool(s1)),
+        s1_whole=float(bool(s1) and max(s1) >= LARGE_BONE_MM3),
+        shifted=float(_is_sacrum(raw, (last + before) / 2) if step == 2 else _are_moved(discs)),
+    )
+
+
+def _are_moved(discs: Mapping[int, tuple[Piece, int]]) -> bool:
+    """Return whether both L5-S and T12-L1 (where in view) are drawn on the disc above; L5-S may be on both."""
+
+    def is_drawn(code: int, landmark: int) -> bool:
+        return code in discs and landmark_shares(discs[code][0]).get(landmark, 0.0) > MOSTLY
+
+    return is_drawn(DISC_L4_L5, DISC_L5_S) and not is_drawn(DISC_T12_L1, DISC_T12_L1)
+
+
+def _is_sacrum(raw: LabelArray, middle: npt.NDArray[np.float64]) -> bool:
+    """Return whether the bone around a point is mostly drawn as the sacrum (in a map of step 2)."""
+    low = np.maximum(np.round(middle).astype(int) - NEAR_VOX, 0)
+    around = raw[tuple(slice(a, a + 2 * NEAR_VOX + 1) for a in low)]
+    sacrum = np.count_nonzero(around == Step2.SACRUM.value)
+    return sacrum > np.count_nonzero((around == Step2.VERTEBRA_ODD.value) | (around == Step2.VERTEBRA_EVEN.value))
 
 
 def _discs(pieces: Pieces, codes: LabelArray) -> list[tuple[int, Piece, int]]:
@@ -203,11 +286,6 @@ def _discs(pieces: Pieces, codes: LabelArray) -> list[tuple[int, Piece, int]]:
     return list(found.values())
 
 
-def _tilts(pieces: Pieces, k: int) -> Tilts:
-    angle = tilt_deg(pieces.disc_map[pieces.discs[k].box] == k + 1, (1.0, 1.0, 1.0))
-    return Tilts() if angle is None else Tilts(1.0, angle, angle**2)
-
-
 def _seen(landmark: int, found: Mapping[int, Piece], labeled: set[int]) -> Seen:
     """Return where one landmark class was placed in a scan; empty if the label lacks its disc or the disc was not
     found."""
@@ -221,13 +299,16 @@ def _seen(landmark: int, found: Mapping[int, Piece], labeled: set[int]) -> Seen:
     def share(code: int | None) -> float:
         return 0.0 if code is None or code not in found else landmark_shares(found[code]).get(landmark, 0.0)
 
+    own, over, under = share(landmark), share(above), share(below)
     return Seen(
         scans=1.0,
-        own=share(landmark),
-        above=share(above),
-        below=share(below),
+        own=own,
+        above=over,
+        below=under,
         scans_above=float(above is not None),
         scans_below=float(below is not None),
+        above_alone=over * (1.0 - own),
+        below_alone=under * (1.0 - own),
     )
 
 

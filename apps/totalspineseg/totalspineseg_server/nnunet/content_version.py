@@ -68,6 +68,19 @@ def version_in_use(store: ModelStore, step: int) -> str:
     Raises:
         WeightsError: There is no model folder of that step.
     """
-    choice = store.resolve(step)
-    folder, _ = find_model(choice.root, step)
-    return version_name(choice.name, answer_digest(folder, model_digest(folder, find_checkpoint(folder))))
+    folder, digest = files_in_use(store, step)
+    return version_name(store.resolve(step).name, answer_digest(folder, digest))
+
+
+def files_in_use(store: ModelStore, step: int) -> tuple[Path, str]:
+    """Return the folder with the plans of the model that a step would run with, and the digest of its files.
+
+    Args:
+        store: The model versions and those in use.
+        step: 1 or 2.
+
+    Raises:
+        WeightsError: There is no model folder of that step.
+    """
+    folder, _ = find_model(store.resolve(step).root, step)
+    return folder, model_digest(folder, find_checkpoint(folder))

@@ -70,6 +70,17 @@ def discard(entry: Path) -> None:
     shutil.rmtree(entry, ignore_errors=True)
 
 
+def entry_key(digest: str, release: str, *, int8: bool = False) -> str:
+    """Return the name of a network's entry.
+
+    Args:
+        digest: ``ModelFolder.digest``.
+        release: Release of OpenVINO, such as "2026.4.1".
+        int8: Whether the network computes in whole numbers.
+    """
+    return f"{digest[:32]}-{release}{'-int8' if int8 else ''}"
+
+
 def _places(beside: Path) -> tuple[Path, Path]:
     return beside / FOLDER, places.cache_dir() / FOLDER
 

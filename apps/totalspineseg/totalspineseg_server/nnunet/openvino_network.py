@@ -6,7 +6,9 @@ the internet by default.
 
 import importlib
 import logging
+import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,13 +18,15 @@ from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.nnunet import openvino_cache as cache
 from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
 from totalspineseg_server.nnunet.model_folder import ModelFolder
-from totalspineseg_server.places import NAME
+from totalspineseg_server.places import COMMAND, NAME
 
 logger = logging.getLogger(__name__)
 
 SIGN_TOLERANCE: Final = 1e-3
 """Share of a test tile's logits that may differ in sign from PyTorch's: in float32 2e-5 do, in bfloat16 3e-3."""
 SEED: Final = 0
+NO_REPORTS: Final = "NNCF_CI"
+"""Variable that keeps NNCF from reporting its use over the internet."""
 SETTINGS: Final = {
     # Half precision, which some processors prefer, would change the sign of a hundred times as many logits.
     "INFERENCE_PRECISION_HINT": "f32",
@@ -64,17 +68,19 @@ def require_openvino() -> Any:
         ) from error
 
 
-def load_openvino(folder: ModelFolder) -> OpenVinoNetwork:
-    """Return the network of a model folder for OpenVINO; it is converted at first use and kept.
+def load_openvino(folder: ModelFolder, *, int8: bool = False) -> OpenVinoNetwork:
+    """Return the network of a model folder in OpenVINO, converted at first use and kept.
 
     Args:
         folder: The model.
+        int8: Whether to return the network that ``keep_int8`` has stored.
 
     Raises:
-        WeightsError: OpenVINO is missing or cannot compute this network, or the weights cannot be loaded.
+        WeightsError: OpenVINO is missing or cannot compute this network, the weights cannot be loaded, or there is no
+            stored network in whole numbers.
     """
     openvino = require_openvino()
-    key = f"{folder.digest[:32]}-{str(openvino.__version__).partition('-')[0]}"
+    key = _key(openvino, folder, int8=int8)
     core = openvino.Core()
     file = cache.cached(folder.path, key)
     if file is not None:
@@ -83,11 +89,57 @@ def load_openvino(folder: ModelFolder) -> OpenVinoNetwork:
         except RuntimeError as error:
             logger.warning("The converted network %s does not load and is made again: %s", file.parent, _short(error))
             cache.discard(file.parent)
+    if int8:
+        raise WeightsError(
+            f"The INT8 network of {folder.name!r} is missing or damaged. Run '{COMMAND} weights quantize' again, "
+            "or choose another runtime."
+        )
     model, network = _convert(folder)
     compiled = _compile(core, model)
     _check(folder, network, compiled)
     cache.keep(folder.path, key, lambda path: _save(openvino, model, path))
     return compiled
+
+
+def keep_int8(folder: ModelFolder, tiles: Sequence[torch.Tensor]) -> OpenVinoNetwork:
+    """Convert a network to whole numbers of eight bits, store it beside its weights, and return it.
+
+    Args:
+        folder: The model.
+        tiles: Input of the network for some scans (1, C, *patch): from their range follows what a whole number means.
+
+    Raises:
+        WeightsError: OpenVINO or NNCF is missing, or cannot compute this network.
+    """
+    openvino, nncf = require_openvino(), _require_nncf()
+    model, _ = _convert(folder)
+    try:
+        small = nncf.quantize(model, nncf.Dataset([tile.numpy() for tile in tiles]), subset_size=len(tiles))
+    except RuntimeError as error:
+        raise _unusable(folder, _short(error)) from error
+    cache.keep(folder.path, _key(openvino, folder, int8=True), lambda path: _save(openvino, small, path))
+    return _compile(openvino.Core(), small)
+
+
+def _require_nncf() -> Any:
+    """Return the NNCF package, which reports nothing over the internet.
+
+    Raises:
+        WeightsError: It is not installed or does not load.
+    """
+    # Without this, importing it would prepare reports of its use to its makers.
+    os.environ[NO_REPORTS] = "1"
+    try:
+        return importlib.import_module("nncf")
+    except (ImportError, OSError) as error:
+        raise WeightsError(
+            f"INT8 needs the package nncf, which is not usable ({str(error).splitlines()[0]!r}). Install "
+            f"'{NAME}[openvino]'."
+        ) from error
+
+
+def _key(openvino: Any, folder: ModelFolder, *, int8: bool) -> str:
+    return cache.entry_key(folder.digest, str(openvino.__version__).partition("-")[0], int8=int8)
 
 
 def _convert(folder: ModelFolder) -> tuple[Any, torch.nn.Module]:

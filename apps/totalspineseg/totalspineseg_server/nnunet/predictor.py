@@ -15,8 +15,9 @@ import torch
 
 from totalspineseg_server.errors import MemoryShortageError, WeightsError
 from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
+from totalspineseg_server.nnunet.fast_ways import INT8
 from totalspineseg_server.nnunet.model_folder import ModelFolder
-from totalspineseg_server.nnunet.preprocessing import FloatArray, nonzero_box, normalize
+from totalspineseg_server.nnunet.preprocessing import Box, FloatArray, nonzero_box, normalize
 from totalspineseg_server.nnunet.resampling import Shape, resample, resample_above, resampled_shape
 from totalspineseg_server.nnunet.runtimes import Runtime, resolve_device, with_runtime
 from totalspineseg_server.nnunet.tiles import sliding_logits
@@ -45,10 +46,11 @@ class WarmPredictor:
     Args:
         folder: The model to load.
         device: "auto" (a GPU if there is one), "cuda", "cuda:1", "cpu".
-        tile_step: Distance between neighboring tiles, as a share of a tile, above 0 and at most 1; a smaller value is
-            slower and smoother.
-        runtime: The runtime; "openvino" is for the CPU.
-        trust: How far the network is trusted; None for what its folder says.
+        tile_step: Distance of neighboring tiles, as a share of a tile, above 0 and at most 1; smaller is slower and
+            smoother.
+        runtime: The runtime; OpenVINO is for the CPU.
+        trust: Trust in the network; None for the trust in the folder.
+        network: Network that computes instead of the folder's; None to load that.
 
     Raises:
         ValueError: The device does not exist or does not fit the runtime, or the tile step is out of range.
@@ -63,6 +65,7 @@ class WarmPredictor:
         tile_step: float = TILE_STEP,
         runtime: Runtime = "torch",
         trust: Trust | None = None,
+        network: torch.nn.Module | None = None,
     ) -> None:
         if not 0 < tile_step <= 1:
             raise ValueError(f"expected tile_step above 0 and at most 1, got {tile_step!r}")
@@ -71,19 +74,21 @@ class WarmPredictor:
         self.device = resolve_device(device, runtime)
         self.version = with_runtime(folder.version, runtime)
         self.trust = folder.trust if trust is None else trust
-        self._network = _load(folder, runtime)
+        self._network = _load(folder, runtime) if network is None else network
         self._lock = RLock()
         self._is_retired = False
 
-    def predict(self, channels: FloatArray, *, soft: Collection[str] = ()) -> Prediction:
+    def predict(self, channels: FloatArray, *, soft: Collection[str] = (), within: Box | None = None) -> Prediction:
         """Segment one image.
 
         Args:
             channels: (C, X, Y, Z) float32, 1 mm isotropic, RAS: the image, and in step 2 the odd discs. Not modified.
             soft: Region names whose probabilities are returned.
+            within: Part of the image that the network sees, voxels; None for all of it. The whole image is normalized.
 
         Returns:
-            Labels (X, Y, Z) and a probability map per name in ``soft``; all 0 where every channel is 0.
+            Labels (X, Y, Z) and a probability map per name in ``soft``; all 0 where every channel is 0, and outside
+            ``within``.
 
         Raises:
             ValueError: The number of channels or axes is wrong, the array is empty or not finite, or a region is
@@ -96,11 +101,13 @@ class WarmPredictor:
         labels = np.zeros(shape, dtype=np.uint8)
         maps = {name: np.zeros(shape, dtype=np.float32) for name in soft}
         box, difference = nonzero_box(channels), None
-        if box is not None:
-            parts = {n: m[box] for n, m in maps.items()}
+        seen = None if box is None else _common(box, within)
+        if box is not None and seen is not None:
+            inner = _moved(seen, box)
+            parts = {n: m[seen] for n, m in maps.items()}
             with self._lock, _memory_errors(shape):
                 try:
-                    difference = self._predict_box(channels[(slice(None), *box)], labels[box], parts)
+                    difference = self._predict_box(channels[(slice(None), *box)], inner, labels[seen], parts)
                 finally:
                     if self._is_retired:
                         self.free()
@@ -140,9 +147,9 @@ class WarmPredictor:
             raise ValueError("expected finite channels, got NaN or infinity")
 
     def _predict_box(
-        self, channels: FloatArray, labels: npt.NDArray[np.uint8], maps: dict[str, FloatArray]
+        self, channels: FloatArray, seen: Box, labels: npt.NDArray[np.uint8], maps: dict[str, FloatArray]
     ) -> float | None:
-        """Fill ``labels`` and ``maps`` (views of the result) for one nonzero box, (X, Y, Z).
+        """Fill ``labels`` and ``maps`` (views of the result) for the part ``seen`` of one nonzero box, (X, Y, Z).
 
         Returns:
             ``Prediction.mirror_difference``.
@@ -150,6 +157,7 @@ class WarmPredictor:
         configuration = self.folder.configuration
         inside_only = configuration.get("use_mask_for_norm") or [False] * len(channels)
         image = torch.from_numpy(normalize(channels, configuration["normalization_schemes"], inside_only))
+        image = image[(slice(None), *seen)]
         full: Shape = labels.shape  # type: ignore[assignment]
         # (X, Y, Z) -> (Z, Y, X), as nnU-Net's readers order axes, then the plans' order. Only the smaller array on the
         # plans' grid is transposed, because the order in memory determines the speed for the larger one.
@@ -237,6 +245,20 @@ class WarmPredictor:
         )
 
 
+def _common(box: Box, within: Box | None) -> Box | None:
+    """Return the common part of two boxes; None if there is none."""
+    if within is None:
+        return box
+    x, y, z = (slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, within, strict=True))
+    return (x, y, z) if all(axis.start < axis.stop for axis in (x, y, z)) else None
+
+
+def _moved(box: Box, frame: Box) -> Box:
+    """Return a box in the voxels of another one that contains it."""
+    x, y, z = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, frame, strict=True))
+    return x, y, z
+
+
 def _difference(logits: torch.Tensor, mirrored: torch.Tensor) -> float:
     """Return 1 - Dice of all regions of two outputs together; 0 if both are empty."""
     both = total = 0
@@ -261,7 +283,7 @@ def _load(folder: ModelFolder, runtime: Runtime) -> torch.nn.Module:
     # Import here, because the package is optional and slow to import.
     from totalspineseg_server.nnunet.openvino_network import load_openvino
 
-    return load_openvino(folder)
+    return load_openvino(folder, int8=runtime == INT8)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -1,19 +1,28 @@
 """Choose what runs the networks: PyTorch, or OpenVINO on machines without a GPU."""
 
-from importlib import metadata
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
-from totalspineseg_server.errors import TotalSpineSegError
+from totalspineseg_server.errors import TotalSpineSegError, WeightsError
+from totalspineseg_server.nnunet.content_version import files_in_use
+from totalspineseg_server.nnunet.fast_ways import INT8, is_allowed, openvino_release, seconds_of_a_tile
+from totalspineseg_server.nnunet.openvino_cache import cached, entry_key
+from totalspineseg_server.places import COMMAND
+from totalspineseg_server.registry.model_store import ModelStore
 
 if TYPE_CHECKING:
     import torch
 
-Runtime = Literal["torch", "openvino"]
-RUNTIMES: Final[tuple[Runtime, ...]] = ("torch", "openvino")
+Runtime = Literal["torch", "openvino", "openvino-int8"]
+AskedRuntime = Literal["auto", "torch", "openvino", "openvino-int8"]
+AUTO: Final = "auto"
+RUNTIMES: Final[tuple[AskedRuntime, ...]] = (AUTO, "torch", "openvino", "openvino-int8")
+"""Runtimes to choose from; the first one is the default."""
 
 
-def runtime_of(name: str) -> Runtime:
-    """Return the runtime of that name; "" is PyTorch.
+def runtime_of(name: str) -> AskedRuntime:
+    """Return the runtime of that name; "" is the default.
 
     Raises:
         ValueError: There is no such runtime.
@@ -24,8 +33,74 @@ def runtime_of(name: str) -> Runtime:
     raise ValueError(f"expected runtime {' or '.join(RUNTIMES)}, got {name!r}")
 
 
-def require(device: str, runtime: Runtime) -> None:
+def chosen(asked: AskedRuntime, device: str, folder: Path, digest: str) -> Runtime:
+    """Return the runtime for a network.
+
+    "auto" is OpenVINO where that was measured to be faster on this machine and the network is converted already, and
+    PyTorch everywhere else.
+    "openvino-int8" is OpenVINO in single precision for weights whose results in whole numbers were not compared with
+    the exact ones, such as those that a training has just published.
+
+    Args:
+        asked: What the user chose.
+        device: "auto", "cpu", "cuda", "cuda:1".
+        folder: Folder of the network's plans.json.
+        digest: Digest of its files, ``ModelFolder.digest``.
+    """
+    if asked == AUTO:
+        is_ready = openvino_is_faster(device, folder) and cached(folder, entry_key(digest, openvino_release()))
+        return "openvino" if is_ready else "torch"
+    if asked == INT8:
+        return INT8 if is_allowed(folder, digest, INT8) else "openvino"
+    return asked
+
+
+def chosen_for_all(asked: AskedRuntime, device: str, store: ModelStore, steps: Sequence[int]) -> Runtime:
+    """Return one runtime for all networks of a run, so that every machine computes with the same.
+
+    Args:
+        asked: What the user chose.
+        device: "auto", "cpu", "cuda", "cuda:1".
+        store: The model versions and those in use.
+        steps: Steps of the run.
+
+    Raises:
+        WeightsError: There is no model of a step, or INT8 may not be used for it.
+    """
+    found = set[Runtime]()
+    for step in steps:
+        folder, digest = files_in_use(store, step)
+        require_compared(asked, folder, digest, store.resolve(step).name)
+        found.add(chosen(asked, device, folder, digest))
+    return found.pop() if len(found) == 1 else "torch"
+
+
+def openvino_is_faster(device: str, folder: Path) -> bool:
+    """Return whether OpenVINO was measured to be faster than PyTorch here; arguments as of ``chosen``."""
+    seconds = seconds_of_a_tile(folder) if openvino_release() else {}
+    is_faster = seconds.get("openvino", 0) < seconds.get("torch", 0)
+    return is_faster and resolve_device(device, AUTO).type == "cpu"
+
+
+def require_compared(asked: AskedRuntime, folder: Path, digest: str, name: str) -> None:
+    """Check that whole numbers may be used where somebody asks for them; arguments as of ``chosen``.
+
+    Raises:
+        WeightsError: They were not compared with the exact results for these weights, or differ too much.
+    """
+    if asked == INT8 and not is_allowed(folder, digest, INT8):
+        raise WeightsError(
+            f"INT8 was not compared with the exact results for the weights {name!r}, or differed too much. Run "
+            f"'{COMMAND} weights quantize' first, or choose another runtime."
+        )
+
+
+def require(device: str, runtime: AskedRuntime) -> None:
     """Check a runtime and device before they are used.
+
+    Args:
+        device: "auto", "cpu", "cuda", "cuda:1".
+        runtime: What the user chose.
 
     Raises:
         TotalSpineSegError: The device does not exist or does not fit the runtime.
@@ -35,7 +110,7 @@ def require(device: str, runtime: Runtime) -> None:
         resolve_device(device, runtime)
     except ValueError as error:
         raise TotalSpineSegError(str(error)) from error
-    if runtime == "openvino":
+    if runtime.startswith("openvino"):
         from totalspineseg_server.nnunet.openvino_network import require_openvino
 
         require_openvino()
@@ -48,13 +123,11 @@ def with_runtime(version: str, runtime: Runtime) -> str:
     """
     if runtime == "torch":
         return version
-    try:
-        return f"{version}@{runtime}-{metadata.version(runtime)}"
-    except metadata.PackageNotFoundError:
-        return f"{version}@{runtime}"
+    release = openvino_release()
+    return f"{version}@{runtime}-{release}" if release else f"{version}@{runtime}"
 
 
-def resolve_device(device: str, runtime: Runtime = "torch") -> "torch.device":
+def resolve_device(device: str, runtime: AskedRuntime = "torch") -> "torch.device":
     """Return the device with this name; "auto" is the GPU if there is one and the runtime can use it.
 
     Raises:
@@ -64,16 +137,17 @@ def resolve_device(device: str, runtime: Runtime = "torch") -> "torch.device":
     import torch
 
     if device == "auto":
-        return torch.device("cuda" if runtime == "torch" and torch.cuda.is_available() else "cpu")
+        may_use_gpu = not runtime.startswith("openvino")
+        return torch.device("cuda" if may_use_gpu and torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
     except RuntimeError:
         resolved = None
     if resolved is None or resolved.type not in ("cpu", "cuda"):
         raise ValueError(f"expected device 'auto', 'cpu' or 'cuda', got {device!r}")
-    if resolved.type == "cuda" and runtime == "openvino":
+    if resolved.type == "cuda" and runtime.startswith("openvino"):
         raise ValueError(
-            f"Runtime 'openvino' runs on the CPU only, not on {device!r}. Use device 'cpu' or runtime 'torch'."
+            f"Runtime {runtime!r} runs on the CPU only, not on {device!r}. Use device 'cpu' or runtime 'torch'."
         )
     if resolved.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"Device {device!r} needs a CUDA GPU, and there is none. Use 'auto' or 'cpu'.")

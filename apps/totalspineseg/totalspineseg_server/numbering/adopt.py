@@ -1,4 +1,4 @@
-"""Names for pieces that the chain left out but that obviously belong to a named level."""
+"""Name pieces that the chain model left out but that obviously belong to a named level."""
 
 from typing import Final
 
@@ -10,16 +10,17 @@ from totalspineseg_server.numbering.solver import FALSE, Path
 from totalspineseg_server.transforms.labeling import UNNAMED, Naming
 
 DISC_REACH: Final = 0.22
-"""A left-out disc piece this close to a named disc belongs to it, as a share of the distance between neighboring discs:
-the halves of a split disc lie at one height, while a false disc inside a vertebra lies half a level away."""
+"""A left-out disc piece that is this close to a named disc belongs to it, as a share of the distance between
+neighboring discs: the halves of a split disc lie at the same height, a false disc inside a vertebra half a level
+away."""
 VERTEBRA_REACH: Final = 0.6
 """The same for a vertebra: the halves of a body that a false disc cuts are half a level apart."""
 USUAL_LEVEL_MM: Final = 22.0
-"""Distance of neighbors where too few are in view to measure it."""
+"""Distance between neighbors if too few are in view to measure it."""
 
 
 def adopt(naming: Naming, evidence: Evidence, path: Path) -> Naming:
-    """Name left-out items next to a named one of their kind.
+    """Give left-out items the name of a neighbor of their kind.
 
     Args:
         naming: Names of the pieces. Not modified.

@@ -1,4 +1,4 @@
-"""Doubts in words: how two numberings differ, and what would decide between them."""
+"""Put doubts into words: how two numberings differ, and what would decide between them."""
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
@@ -24,7 +24,8 @@ _WORDS: Final = ("no", "one", "two", "three", "four", "five", "six")
 
 
 def _ranks() -> Mapping[int, float]:
-    """Return the height of each structure in levels, rising to inferior; an extra vertebra is half a level further."""
+    """Return the place of each structure in levels, rising to inferior; an extra vertebra is half a level further
+    down."""
     normal = column()
     ranks: dict[int, float] = {}
     for level, (vertebra, disc) in enumerate(zip(normal.vertebrae, normal.discs, strict=True)):
@@ -52,7 +53,7 @@ def shift_text(best: Sequence[int], other: Sequence[int]) -> str:
 
     Returns:
         For example "L1 and all below one level higher": each would have the name of the level above. "the same names"
-        where nothing differs.
+        if nothing differs.
     """
     pairs = [(a, b) for a, b in zip(best, other, strict=True) if a and b and a != b]
     if not pairs:
@@ -79,7 +80,7 @@ def would_settle(codes: Sequence[int], alternatives: Sequence[Sequence[int]]) ->
         alternatives: The competing ones. Not modified.
 
     Returns:
-        One phrase each, the most useful first; never empty.
+        A phrase for each, the most useful first; never empty.
     """
     present = set(codes).union(*alternatives)
     advice = []

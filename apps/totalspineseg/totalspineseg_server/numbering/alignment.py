@@ -1,4 +1,4 @@
-"""Check whether another series lies where its coordinates say; otherwise its names belong to other levels."""
+"""Check whether another series lies where its coordinates say; otherwise its names would belong to other levels."""
 
 from typing import Final
 
@@ -16,18 +16,18 @@ from totalspineseg_server.transforms.pieces import Pieces
 ELSEWHERE: Final = "localizer_elsewhere"
 """Kind of the finding about a series that was not used."""
 BESIDE_MM: Final = 8.0
-"""Canals farther apart than this, mm, are not the same one: about half the width of a canal, and more than people move
-within an examination."""
+"""Canals that are farther apart than this, mm, are not the same canal: about half the width of a canal, and more than
+people move within an examination."""
 MIN_SHARED_MM: Final = 15.0
-"""Canals that share a shorter stretch are not compared."""
+"""Smallest common length of two canals that are compared, mm."""
 BETWEEN_LEVELS: Final = 0.3
-"""Discs farther from those of the series, as a share of a level, belong to no level in particular."""
+"""Discs that are farther from those of the series than this share of a level belong to no particular level."""
 MIN_DISCS: Final = 3
-"""Fewer discs are not compared."""
+"""Smallest number of discs that are compared."""
 
 
 def misplaced(series: Localizer, pieces: Pieces, ruler: Ruler) -> str:
-    """Return why a series does not lie where the scan does: it is another patient's, or the patient moved.
+    """Return why a series does not lie where the scan does: it is from another patient, or the patient moved.
 
     A shift along the canal by exactly one level cannot be detected.
 
@@ -37,7 +37,7 @@ def misplaced(series: Localizer, pieces: Pieces, ruler: Ruler) -> str:
         ruler: Canal of the map.
 
     Returns:
-        The reason, for the reader; empty where the series seems to lie in its place.
+        The reason, for the reader; empty if the series seems to lie in its place.
     """
     beside = _beside_mm(series, ruler)
     if beside > BESIDE_MM:
@@ -54,7 +54,7 @@ def elsewhere_finding(series: Localizer, why: str) -> Finding:
 
 
 def _beside_mm(series: Localizer, ruler: Ruler) -> float:
-    """Return the median distance of the canals in the slices that show both, mm; 0 where they share too few."""
+    """Return the median distance between the canals in slices that show both, mm; 0 if there are too few."""
     other, own = canal_extent((series.codes == CANAL) | (series.codes == CORD)), ruler.extent
     shared, mine, its = np.intersect1d(own.z, other.z, assume_unique=True, return_indices=True)
     if shared.size * ruler.spacing_mm[2] < MIN_SHARED_MM:
@@ -70,7 +70,8 @@ def _beside_mm(series: Localizer, ruler: Ruler) -> float:
 
 
 def _off_levels(series: Localizer, pieces: Pieces, ruler: Ruler) -> float:
-    """Return the median distance of this scan's discs from the nearest of the series, in levels; 0 with too few."""
+    """Return the median distance of this scan's discs from the nearest discs of the series, in levels; 0 if there are
+    too few."""
     its = _disc_places_mm(series, ruler)
     if its.size < MIN_DISCS or len(pieces.discs) < MIN_DISCS:
         return 0.0

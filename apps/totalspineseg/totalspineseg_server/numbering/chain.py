@@ -1,4 +1,4 @@
-"""The naming of a column from all evidence at once, with the probability of each name."""
+"""Name a column from all evidence at once, with the probability of each name."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,18 +57,24 @@ vertebrae), and so do thoracic names counted up from T12-L1 without odd/even cla
 13 thoracic vertebrae). Names between two landmarks, and those counted down from C2-C3, are above 0.988."""
 COUNTED_PROBABILITY: Final = 0.95
 """Names are counted from this probability that every level is right in a column of the usual count, or from
-``CONFIDENT_PROBABILITY`` where step 1 named the discs differently."""
+``CONFIDENT_PROBABILITY`` if step 1 named the discs differently."""
 USUAL_ENOUGH: Final = 0.75
-"""Names are not counted where the probability of such a column is lower: the map itself contradicts the count."""
+"""Smallest probability of a column of the usual count with which names may be counted; below it the map itself
+contradicts the count."""
 WORTH_TRYING: Final = 0.002
-"""A name for a piece with a lower probability starts no competing numbering."""
+"""Smallest probability of a name for a piece that may start a competing numbering."""
 WORTH_NAMING: Final = 0.005
-"""A competing numbering with a lower probability is not reported."""
+"""Smallest probability of a competing numbering that is reported."""
 MAX_ALTERNATIVES: Final = 5
+OFTEN: Final = 0.15
+"""Names are doubtful where so many scans are wrong beyond what their probabilities say."""
+CONTRADICTED_WRONG: Final = 0.3
+"""Chance that names are wrong, beyond what their probabilities say, where a large piece or a landmark contradicts them;
+for networks that nobody has measured."""
 CONTRADICTED: Final = 0.5
 """Highest probability of a numbering that another map of the same scan contradicts, if each is certain by itself."""
 LIKELY: Final = 0.5
-"""A doubtful step 1 that names the levels differently makes the names of step 2 doubtful above this probability."""
+"""Probability from which a doubtful step 1 that names the levels differently makes the names of step 2 doubtful."""
 CLEAR: Final = 1 - WORTH_NAMING
 """If every name is above this probability, nothing competes, and the best names are the best numbering."""
 SAME: Final = 1e-9
@@ -77,14 +83,14 @@ SAME: Final = 1e-9
 
 @dataclass(frozen=True)
 class Level:
-    """One named level.
+    """A named level.
 
     Attributes:
         code: Its code.
         name: Its name.
         kind: Disc, vertebra or sacrum.
         probability: Probability that the name is right.
-        runner_up: Code of the second-best name; 0 where that is "not a structure of the column".
+        runner_up: Code of the second-best name; 0 if that is "not a structure of the column".
         runner_up_probability: Its probability.
         piece: Index in ``Pieces.discs`` or ``Pieces.vertebrae``; -1 for C1 of a step-1 map.
     """
@@ -118,21 +124,22 @@ class Numbering:
     """The names of a column, with what is known about them.
 
     Attributes:
-        pieces: The named pieces; a piece that held two levels is cut.
+        pieces: The named pieces; a piece that contained two levels has been cut.
         naming: Code per piece of ``pieces``, 0 = no structure of the column.
         probability: Probability that all names are right.
-        levels: Named levels, superior to inferior; one per structure even where it is split.
+        levels: Named levels, superior to inferior; one for each structure, even if it is split.
         alternatives: Competing numberings, the most probable first.
         would_settle: What would decide between the alternatives; empty when certain.
         missed: Codes of structures in view that have no piece.
         findings: Pieces without a name, and what else a reader should check.
         series_used: Named series of the patient whose levels overlap this scan.
-        unmet: Codes of pins that are near nothing they could name.
+        unmet: Codes of pins that meet no structure.
         contradicted: Whether a large piece, a landmark, a pin or the other step contradicts the names, which makes all
             levels doubtful.
         usual: Probability that all names are right if the column has the usual count.
         as_usual: Probability that the column has the usual count.
         counted_only: Whether lumbar names rest on the usual count, because no reliable landmark above them is in view.
+        failure: Chance, part of all probabilities, that names are wrong for a reason that the evidence does not show.
     """
 
     pieces: Pieces
@@ -149,16 +156,17 @@ class Numbering:
     usual: float = 0.0
     as_usual: float = 0.0
     counted_only: bool = False
+    failure: float = 0.0
 
     @property
     def certainty(self) -> Certainty:
-        """The answer to "are these names right?"."""
-        if self.contradicted or not self.levels:
+        """The answer to "are these names right?" by what is in view; doubtful if networks often fail unnoticed."""
+        if self.contradicted or not self.levels or self.failure > OFTEN:
             return "doubtful"
-        if self.probability >= CONFIDENT_PROBABILITY and not self.counted_only:
+        if self.probability >= CONFIDENT_PROBABILITY * (1.0 - self.failure) and not self.counted_only:
             return "certain"
         differ = any(finding.kind == "steps_differ" for finding in self.findings)
-        least = CONFIDENT_PROBABILITY if differ else COUNTED_PROBABILITY
+        least = (CONFIDENT_PROBABILITY if differ else COUNTED_PROBABILITY) * (1.0 - self.failure)
         counted = self.counted_from and self.usual >= least and self.as_usual >= USUAL_ENOUGH
         return "counted" if counted else "doubtful"
 
@@ -169,7 +177,7 @@ class Numbering:
 
     @property
     def counted_from(self) -> str:
-        """The end of the column in view from which names can be counted. Empty where neither end is in view, or the
+        """The end of the column in view from which names can be counted. Empty if neither end is in view, or if the
         disc on the sacrum was not found."""
         codes = {level.code for level in self.levels}
         if DISC_L5_S in codes:
@@ -200,11 +208,11 @@ def number_chain(
         localizers: Other series of the patient on the same grid. One that lies elsewhere is not used, and a finding
             says so. Not modified.
         pins: Levels that a reader fixed.
-        step1: What step 1 named in this scan, on the same grid. Pins replace the names of a network. Not modified.
+        step1: Names of step 1 in this scan, on the same grid. Pins replace the names of a network. Not modified.
         trust: What is known about the errors of the network that made the map.
 
     Returns:
-        The best numbering; without pieces, an empty one that is not confident.
+        The best numbering; without pieces, an empty numbering that is not certain.
 
     Raises:
         ValueError: A pin does not name a level.
@@ -228,13 +236,16 @@ def number_chain(
         if series.source and any(item.overlaps[k].shares for item in evidence.items if item.overlaps)
     )
     elsewhere = (elsewhere_finding(series, why) for series, why in misplacements if why)
-    # Only a reader's statement about this very scan may differ from what the network takes for a landmark.
+    # Only what a reader said about this scan may contradict a landmark of the network.
     names, pinned = numbering.naming.discs, {pin.code for pin in pins} - set(unmet)
     by_reader = step1 is not None and step1.by_reader
     moved = () if by_reader else moved_landmarks(names, pieces, pinned=pinned, missed=numbering.missed)
     findings = (*map(unmet_finding, unmet), *elsewhere, *moved, *numbering.findings)
     against = bool(moved) and not _outvoted(moved, numbering, trust)
     contradicted = numbering.contradicted or bool(unmet) or against
+    if not pins and not by_reader:
+        failures = trust.contradicted if contradicted else trust.uncontradicted
+        numbering = _less_probable(numbering, failures.chance(CONTRADICTED_WRONG if contradicted else 0.0))
     other_evidence = bool(localizers or pins or by_reader)
     return _settled(
         replace(
@@ -295,19 +306,33 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     )
 
 
+def _less_probable(numbering: Numbering, failure: float) -> Numbering:
+    """Return a numbering whose names may all be wrong for a reason that the evidence does not show."""
+    right = 1.0 - failure
+    levels = tuple(replace(level, probability=right * level.probability) for level in numbering.levels)
+    return replace(
+        numbering,
+        alternatives=tuple(replace(other, probability=right * other.probability) for other in numbering.alternatives),
+        probability=right * numbering.probability,
+        usual=right * numbering.usual,
+        levels=levels,
+        failure=failure,
+    )
+
+
 def _settled(numbering: Numbering) -> Numbering:
-    """Return a numbering with what would decide it, unless it is certain."""
+    """Return a numbering with what would make it certain, unless it is certain already."""
     levels, others = numbering.levels, numbering.alternatives
     settle = () if numbering.confident else would_settle(tuple(v.code for v in levels), tuple(a.codes for a in others))
     return replace(numbering, would_settle=settle)
 
 
 BELIEVED: Final = 0.75
-"""A landmark class that lies on its own disc less often than this contradicts nothing by itself."""
+"""How often a landmark class must lie on its own disc to contradict names by itself."""
 
 
 def _outvoted(moved: Sequence[Finding], numbering: Numbering, trust: Trust) -> bool:
-    """Return whether the contradicted landmarks are so often wrong that they do not make the names doubtful."""
+    """Return whether contradicted landmarks are wrong so often that they do not make the names doubtful."""
     return not any(_is_believed(code, trust) for finding in moved for code in _drawn_as(finding, numbering))
 
 
@@ -324,7 +349,7 @@ def _is_believed(landmark: int, trust: Trust) -> bool:
 
 
 def _drawn_as(finding: Finding, numbering: Numbering) -> list[int]:
-    """Return the landmarks that the network took the disc of a finding for."""
+    """Return the landmarks as which the network drew the disc of a finding."""
     discs = zip(numbering.naming.discs, numbering.pieces.discs, strict=True)
     return [
         landmark
@@ -336,10 +361,10 @@ def _drawn_as(finding: Finding, numbering: Numbering) -> list[int]:
 
 
 def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numbering:
-    """Name the map alone and, if that is not certain or contradicts step 1, again with the names of step 1.
+    """Name the map by itself and, if that is not certain or contradicts step 1, again with the names of step 1.
 
-    Both maps come from one scan, by networks that learned from the same examples. Where neither is certain alone, their
-    agreement is no second witness; where both are certain of different names, neither can be relied on.
+    Both maps come from one scan, and from networks that learned from the same examples. If neither is certain by
+    itself, their agreement proves nothing more; if both are certain of different names, neither can be relied on.
 
     Args:
         pieces: The pieces.
@@ -372,7 +397,7 @@ def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numb
 
 
 def _as_sure_as(alone: Numbering, step1: Step1Names) -> Numbering:
-    """Return a numbering that step 1 agrees with, with the probability of the surer of the two."""
+    """Return a numbering with which step 1 agrees, with the higher probability of the two."""
     if step1.usual <= alone.usual or alone.confident:
         return alone
     levels = tuple(replace(v, probability=max(v.probability, step1.probability)) for v in alone.levels)
@@ -385,7 +410,7 @@ def _without_last_series(item: Item) -> Item:
 
 
 def _otherwise(numbering: Numbering, evidence: Evidence) -> list[tuple[int, int]]:
-    """Return the discs that the last localizer names differently: index of the item, and its code there."""
+    """Return the discs that the last localizer names differently: index of the item -> its code there."""
     found = []
     for k, item in enumerate(evidence.items):
         shares = item.overlaps[-1].shares if item.kind is Kind.DISC and item.overlaps else {}
@@ -411,20 +436,20 @@ def _ranked(
         return tuple(clear), []
     before, after = chain.forward("max"), chain.backward("max")
     starts: list[tuple[float, int, State]] = []
-    # In a map of noise nothing may be worth trying; then start at its most probable name.
+    # In a map of noise no name may be worth trying; then start with the most probable one.
     worth = min(WORTH_TRYING, max((max(codes.values()) for codes in chances if codes), default=0.0))
     for k, codes in enumerate(chances):
         joint = before[k] * after[k]
         for code, chance in codes.items():
             if chance >= worth:
                 values = joint * (chain.tree.code == code)
-                scale, swap, slot = np.unravel_index(int(values.argmax()), values.shape)
-                starts.append((float(values[scale, swap, slot]), k, (int(scale), int(swap), int(slot))))
+                scale, view, slot = np.unravel_index(int(values.argmax()), values.shape)
+                starts.append((float(values[scale, view, slot]), k, (int(scale), int(view), int(slot))))
     starts.sort(key=lambda start: -start[0])
     paths: list[Path] = []
     traced: list[float] = []
     for value, k, state in starts:
-        # The same path has the same maximum wherever its trace starts.
+        # A path has the same maximum wherever its trace starts.
         if any(abs(value - other) <= SAME * other for other in traced):
             continue
         traced.append(value)
@@ -435,14 +460,15 @@ def _ranked(
             break
     ranked = sorted(((path, chain.agreeing(path) / total) for path in paths), key=lambda pair: -pair[1])
     best = ranked[0][0]
-    # What also agrees with the best numbering, by doubting the differently named pieces, does not compete with it.
+    # A numbering that agrees with the best one if the differently named pieces are doubted does not compete with it.
     others = [(path, chance - chain.agreeing(_common(path, best)) / total) for path, chance in ranked[1:]]
     others.sort(key=lambda pair: -pair[1])
     return best, [pair for pair in others if pair[1] >= WORTH_NAMING]
 
 
 def _common(path: Path, other: Path) -> Path:
-    """Return the path where it agrees with another; where their names differ, ``NOTHING`` (no structure at all)."""
+    """Return the path where it agrees with another one, and ``NOTHING`` (no structure at all) where their names
+    differ."""
     return tuple(a if a == b or FALSE in (a, b) else NOTHING for a, b in zip(path, other, strict=True))
 
 
@@ -462,7 +488,7 @@ def _naming(path: Path, evidence: Evidence, pieces: Pieces) -> Naming:
 def _levels(
     path: Path, evidence: Evidence, chances: Sequence[Mapping[int, float]], naming: Naming
 ) -> tuple[Level, ...]:
-    """Return one level per code, described by its largest piece."""
+    """Return a level for each code, described by its largest piece."""
     largest: dict[int, int] = {}
     for k, code in enumerate(path):
         if code != FALSE:
@@ -478,7 +504,7 @@ def _level(code: int, item: Item, chances: Mapping[int, float], pieces: int) -> 
     false = max(0.0, 1.0 - sum(chances.values()))
     probability = min(1.0, chances.get(code, 0.0))
     if pieces > 1:
-        # Which piece is the structure and which is an attachment does not matter for the name.
+        # For the name it does not matter which piece is the structure and which is attached to it.
         probability, false = min(1.0, probability + false), 0.0
     others[FALSE] = false
     runner_up = max(others, key=lambda c: others[c])

@@ -1,4 +1,4 @@
-"""Distance along the canal: the ruler that everything is measured with."""
+"""Measure distances along the canal, the ruler for everything else."""
 
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -17,8 +17,8 @@ from totalspineseg_server.transforms.pieces import MIN_BODY_VOXELS, Piece
 Floats = npt.NDArray[np.float64]
 
 SMOOTHING_MM: Final = 8.0
-"""Standard deviation of the smoothing of the canal's middle: removes voxel steps and keeps every real curve (a curve of
-the spine is longer than 60 mm)."""
+"""Standard deviation of the smoothing of the canal's middle. It removes steps between voxels and keeps every real curve
+(a curve of the spine is longer than 60 mm)."""
 TANGENT_MM: Final = 25.0
 """Length of the end piece whose direction continues the line beyond the canal."""
 BEYOND_MM: Final = 80.0
@@ -27,7 +27,7 @@ BEYOND_MM: Final = 80.0
 
 @dataclass(frozen=True)
 class Course:
-    """A line through the canal, superior to inferior.
+    """A line through the canal, from superior to inferior.
 
     Attributes:
         points_mm: (n, 3) points, voxel index times spacing.
@@ -60,7 +60,7 @@ class Ruler:
     """The canal of one map, measured once.
 
     Attributes:
-        course: The line through the canal; None where no slice has canal.
+        course: The line through the canal; None if no slice shows it.
         extent: The canal's extent slice by slice, voxel indices.
         spacing_mm: (3,) voxel size.
     """
@@ -70,7 +70,7 @@ class Ruler:
     spacing_mm: Floats
 
     def place(self, point_mm: npt.ArrayLike) -> float:
-        """Return how far down the canal a point lies, mm; without a canal, how far below the origin."""
+        """Return how far down the canal a point lies, mm; if there is no canal, how far below the origin."""
         return float(self.places(point_mm)[0])
 
     def places(self, points_mm: npt.ArrayLike) -> Floats:
@@ -105,7 +105,7 @@ def ruler_along(points_vox: npt.ArrayLike, spacing_mm: npt.ArrayLike) -> Ruler:
         spacing_mm: (3,) voxel size.
 
     Returns:
-        A ruler that knows places but not the canal; without any point it measures depth.
+        A ruler that knows places but not the canal; without any point it measures the height.
     """
     spacing = np.asarray(spacing_mm, dtype=np.float64)
     points = np.asarray(points_vox, dtype=np.float64).reshape(-1, 3)

@@ -1,4 +1,4 @@
-"""Cuts in pieces that hold two levels: discs bridged through a vertebra, vertebrae joined by a flipped class.
+"""Cut pieces that contain two levels: discs that are bridged through a vertebra, or vertebrae joined by a wrong class.
 
 ``find_pieces`` joins what touches and what has the same odd/even class, as the reference does. Where a disc lies inside
 such a vertebra, or a disc has two lobes a level apart, the chain would have to give one piece two names.
@@ -20,11 +20,11 @@ from totalspineseg_server.transforms.pieces import MIN_BODY_VOXELS, Piece, Piece
 Ints = npt.NDArray[np.intp]
 
 MIN_LEVEL_MM: Final = 9.0
-"""No two discs are closer along the canal (neck of a small child)."""
+"""Smallest distance between two discs along the canal (in the neck of a small child)."""
 MIN_LOBE: Final = 0.22
-"""Each disc of a bridged pair has at least this share of the voxels."""
+"""Smallest share of the voxels that each disc of a bridged pair has."""
 MAX_BRIDGE: Final = 0.5
-"""The bridge between two discs is thinner than this share of the smaller disc's thickest slice."""
+"""Largest thickness of the bridge between two discs, as a share of the smaller disc's thickest slice."""
 MAX_DISC_MM: Final = 24.0
 """No disc is thicker along the canal, including ragged borders; such a piece without a waist is cut in the middle."""
 MIN_CUTTING_DISC: Final = 0.25
@@ -33,24 +33,25 @@ MIN_BODY_SHARE: Final = 0.12
 """Each vertebra of a joined pair has at least this share of the voxels in front of the canal."""
 BESIDE_MM: Final = 1.0
 MAX_BESIDE: Final = 0.5
-"""A real disc leaves less than this share of a body's cross-section within ``BESIDE_MM`` of its middle."""
+"""Largest share of a body's cross-section that a real disc leaves within ``BESIDE_MM`` of its middle."""
 LONG_BODY: Final = 1.4
-"""A body this many levels long is two vertebrae with a missed disc between them (one body is 0.8 levels long)."""
+"""Length from which a body is two vertebrae with a missed disc between them, in levels (a body is 0.8 levels long)."""
 NEAR_STEPS: Final = 5
-"""Distances of neighboring discs that show how long a level is here; a missed disc doubles one of them."""
+"""Number of distances between neighboring discs that show how long a level is here; a missed disc doubles one of
+them."""
 ATLAS_WIDER: Final = 1.1
-"""The ring of the atlas is at least this much wider than the axis (60-80 mm compared with 45-55 mm)."""
+"""Smallest ratio of the width of the atlas to that of the axis (60-80 mm to 45-55 mm)."""
 SAMPLE: Final = 3000
 """Number of a body's voxels that are used to find its length."""
 MAX_DROP: Final = 0.8
-"""Arches and processes of two vertebrae separate at most this far below the disc, as a share of a level."""
+"""How far below the disc arches and processes of two vertebrae separate at most, as a share of a level."""
 USUAL_DROP: Final = 0.3
 DROP_SPREAD: Final = 0.3
-"""They usually separate ``USUAL_DROP`` below it, with this spread."""
+"""Spread of that distance around ``USUAL_DROP``."""
 EMPTY: Final = 0.1
-"""An empty slice counts as this share of the mean one, so that the end of a piece is not taken for a waist."""
+"""An empty slice counts as this share of the mean slice, so that the end of a piece is not mistaken for a waist."""
 USUAL_LEVEL_MM: Final = 22.0
-"""Distance of neighboring discs where fewer than two are in view."""
+"""Distance between neighboring discs if fewer than two are in view."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class _Map:
 
 
 def divide(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
-    """Cut every piece that holds more than one level.
+    """Cut every piece that contains more than one level.
 
     Args:
         pieces: From ``find_pieces``.
@@ -70,7 +71,7 @@ def divide(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
         ruler: Canal of ``raw``.
 
     Returns:
-        The pieces, superior to inferior; the same object where nothing was cut.
+        The pieces, superior to inferior; the same object if nothing was cut.
     """
     if ruler.course is None or not pieces.discs:
         return pieces
@@ -143,7 +144,7 @@ def _is_high(piece: Piece, seen: _Map) -> bool:
 
 
 def _holds_disc(numbered: npt.NDArray[np.int32], piece: Piece, index: int, discs_vox: Floats, seen: _Map) -> bool:
-    """Return whether a body seems to hold discs or to be too long for one vertebra, from every second voxel."""
+    """Return whether a body seems to contain discs or to be too long for one vertebra, by every second voxel."""
     if piece.body_centroid_vox is None:
         return False
     x, y, z = (slice(s.start, s.stop, 2) for s in piece.box)
@@ -173,7 +174,7 @@ def _is_long(heights: Floats, discs_mm: Floats) -> bool:
 
 
 def _disc_owner(xyz: Ints, seen: _Map) -> Ints:
-    """Return the part of each voxel of a disc: one part per lobe, where lobes are a level apart along the canal."""
+    """Return the part to which each voxel of a disc belongs: lobes that are a level apart along the canal are parts."""
     along = _along(xyz, seen)
     bins = np.floor(along - along.min()).astype(np.intp)
     cuts = np.array(_disc_cuts(np.bincount(bins)), dtype=np.intp)
@@ -208,7 +209,7 @@ def _direction(center_vox: Floats, seen: _Map) -> Callable[[npt.ArrayLike], Floa
 
 
 def _waist(counts: Ints) -> int | None:
-    """Return where a profile (voxels per mm) has a waist between lobes at least a level apart; None without one."""
+    """Return where a profile (voxels per mm) has a waist between lobes that are at least a level apart, or None."""
     smooth = np.convolve(counts, np.ones(3) / 3, "same")
     total, best, found = counts.sum(), MAX_BRIDGE, None
     for cut in range(2, smooth.size - 2):
@@ -223,7 +224,7 @@ def _waist(counts: Ints) -> int | None:
 
 
 def _vertebra_owner(piece: Piece, xyz: Ints, discs_vox: Floats, seen: _Map, *, is_top: bool) -> Ints:
-    """Return the part of each voxel of a vertebra: one part per vertebra where discs lie inside the body, else one."""
+    """Return the part to which each voxel of a vertebra belongs; discs inside the body separate parts."""
     none = np.zeros(len(xyz), dtype=np.intp)
     if piece.body_centroid_vox is None:
         return none
@@ -247,8 +248,8 @@ def _vertebra_owner(piece: Piece, xyz: Ints, discs_vox: Floats, seen: _Map, *, i
 def _cuts(heights: Floats, discs_mm: Floats) -> list[float]:
     """Return the places of the discs that separate a body, mm along the canal.
 
-    Each part keeps a fair share of the body, and hardly any of the body lies next to the disc: a disc that the body
-    surrounds is false.
+    Each part must get a fair share of the body, and hardly any of the body may lie beside the disc: a disc that the
+    body surrounds is false.
     """
     cuts: list[float] = []
     if not heights.size:
@@ -265,7 +266,7 @@ def _cuts(heights: Floats, discs_mm: Floats) -> list[float]:
 
 
 def _with_waists(heights: Floats, cuts: list[float], discs_mm: Floats) -> list[float]:
-    """Return the cuts, and one more in each part that is too long, where it is thinnest near its middle."""
+    """Return the cuts, and another one in each part that is too long, where it is thinnest near its middle."""
     edges = [float(heights.min()), *cuts, float(heights.max()) + 1.0]
     found = list(cuts)
     for start, stop in pairwise(edges):
@@ -280,7 +281,7 @@ def _with_waists(heights: Floats, cuts: list[float], discs_mm: Floats) -> list[f
 
 
 def _parts(xyz: Ints, in_body: npt.NDArray[np.bool_], cuts: Floats, level: float, seen: _Map) -> Ints:
-    """Split bodies at the discs, and arches and processes at the thinnest place somewhat below each disc."""
+    """Split bodies at the discs, and arches and processes at the thinnest place a little below each disc."""
     owner = np.zeros(len(xyz), dtype=np.intp)
     heights = seen.course.locate(xyz * seen.spacing)
     owner[in_body] = np.searchsorted(cuts, heights[in_body])
@@ -316,7 +317,7 @@ def _without_atlas(xyz: Ints, owner: Ints, in_body: npt.NDArray[np.bool_], seen:
 
 
 def _drop(counts: Ints, start: float, level_mm: float) -> float:
-    """Return how far below a disc the profile of the processes is thin, near where it usually is, mm."""
+    """Return how far below a disc the processes are thinnest, near the usual place, mm."""
     last = min(counts.size, int(start + MAX_DROP * level_mm) + 1)
     away = np.arange(max(0, int(start)), last) - start
     if not away.size:
@@ -336,9 +337,9 @@ def _components(xyz: Ints) -> tuple[Ints, int]:
 
 
 def _apart(xyz: Ints, owner: Ints, in_body: npt.NDArray[np.bool_], seen: _Map) -> Ints:
-    """Split joined components that may belong to another vertebra into parts of their own.
+    """Make parts of joined components that may belong to another vertebra.
 
-    These are components without a body, and those whose body is a level away from the largest one's.
+    These are components without a body, and components whose body is a level away from the largest body.
     """
     component, count = _components(xyz)
     result = owner.copy()

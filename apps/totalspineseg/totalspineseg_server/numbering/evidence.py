@@ -1,4 +1,4 @@
-"""The evidence of the maps, piece by piece, as numbers that the chain model can weigh."""
+"""Measure the evidence of a map, piece by piece, as numbers that the chain model can weigh."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,20 +19,20 @@ Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.uint8]
 
 END_MM: Final = 2.0
-"""A piece this close to the first or last slice is cut off by the field of view."""
+"""Distance from the first or last slice below which the field of view cuts a piece off."""
 MIN_C1_VOLUME_MM3: Final = 100.0
-"""A smaller volume of the class C1 is a speck."""
+"""Smallest volume of the class C1 that is not a speck."""
 FAR_MM: Final = 45.0
 FAR_BEYOND_MM: Final = 90.0
-"""A piece this far beside the line of the discs (the second above and below them, where the sacrum turns away) is skin,
-bowel or bladder: more than half a vertebral body lies between."""
+"""A piece this far beside the line of the discs is skin, bowel or bladder: more than half a vertebral body lies
+between. (Above and below the discs the second number counts, because the sacrum turns away.)"""
 MIN_TILTED_VOXELS: Final = 100
 MIN_TILTED_MM: Final = 15.0
 MIN_FLAT: Final = 1.5
-"""The angle of a disc is not measured with fewer voxels, if it is shorter from front to back, or hardly longer than
-thick (by this factor)."""
+"""The angle of a disc is not measured if it has fewer voxels, if it is shorter from front to back, or if it is less
+than this factor longer than thick."""
 LOCALIZER_MIN_SHARE: Final = 0.10
-"""A piece that shares less of its volume with the localizer's levels is not compared with them."""
+"""Smallest share of its volume that a piece must share with the levels of a localizer to be compared with them."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Localizer:
 
     Attributes:
         codes: Its codes (X, Y, Z) on the grid of the map.
-        names: Code -> the probability of each name for the structure that has the code; a code that is not there is
-            certain. Names by a reader are certain, predicted ones as probable as they were predicted.
+        names: Code -> the probability of each name for the structure that has the code; a code that is not listed is
+            certain. Names by a reader are certain; predicted names have the probability of the prediction.
         source: Its name in a report.
-        by_reader: Whether a reader finished it: then one of its levels decides as much as many.
+        by_reader: Whether a reader finished it: then a single level decides as much as many.
     """
 
     codes: npt.NDArray[np.integer[Any]]
@@ -68,10 +68,10 @@ class Localizer:
 
 @dataclass(frozen=True)
 class Step1Names:
-    """Names that step 1, or a reader who corrected it, gave in the same scan whose step-2 map is named.
+    """The names of step 1, or of a reader who corrected it, in the scan whose step-2 map is named.
 
     Attributes:
-        discs: The discs, with the probability of every name; they are no other series, so they have no source.
+        discs: The discs, with the probability of every name; they have no source, because they are not another series.
         probability: Probability that all its names are right.
         certainty: How certain the names of step 1 are by themselves.
         usual: Probability that all its names are right if the column has the usual count.
@@ -91,7 +91,7 @@ class Step1Names:
 
     @property
     def by_reader(self) -> bool:
-        """Whether a reader gave the names: then they are certain, and step 2 cannot doubt them."""
+        """Whether the names are a reader's: then they are certain, and step 2 cannot doubt them."""
         return self.discs.by_reader
 
     def part(self, box: Box) -> "Step1Names":
@@ -104,7 +104,7 @@ class Overlap:
     """The overlap of a piece with the levels of a localizer.
 
     Attributes:
-        shares: Code -> share of the overlap; empty where the piece touches none of the levels.
+        shares: Code -> share of the overlap; empty if the piece touches none of the levels.
         localizer: The series.
     """
 
@@ -123,12 +123,12 @@ class Item:
         cut: Whether the field of view cuts it off.
         width_mm: Lateral extent.
         volume_mm3: Volume.
-        landmarks: Disc code -> share of the piece in that landmark's class; empty where classes are unknown.
-        odd: Share of odd among odd and even voxels; None where there are neither.
+        landmarks: Disc code -> share of the piece in that landmark's class; empty if classes are unknown.
+        odd: Share of odd among odd and even voxels; None if there are neither.
         overlaps: Overlap with each localizer.
         pin: Codes that a pin leaves possible; empty without a pin.
         is_c1: Whether the network labeled it C1.
-        tilt_deg: How far the front of a disc is lower than its back, as an angle; None where the disc is too small.
+        tilt_deg: How far the front of a disc is lower than its back, as an angle; None if the disc is too small.
         is_far: Whether it is so far beside the discs that it cannot be part of the column.
     """
 
@@ -149,7 +149,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything that is known about one map.
+    """Everything that is known about a map.
 
     Attributes:
         step: 1 or 2.
@@ -158,7 +158,7 @@ class Evidence:
         loose: Vertebra pieces without a body in view (processes only), which are named after the chain: index -> place
             along the canal, mm.
         pinned_loose: Index of such a piece -> the code that a pin gives it.
-        above_mm: Length of the column in view above the first item; 0 where the items themselves show it.
+        above_mm: Length of the column in view above the first item; 0 if the items themselves show it.
         below_mm: The same below the last item.
         trust: What is known about the errors of the network that made the map.
     """
@@ -193,7 +193,7 @@ def gather(
         trust: What is known about the errors of the network that made the map.
 
     Returns:
-        The evidence; without items where there are no pieces.
+        The evidence; it has no items if there are no pieces.
     """
     seen = _Seen(pieces, raw, ruler, localizers)
     items = [seen.item(piece, k) for k, piece in enumerate(pieces.discs)]
@@ -214,11 +214,13 @@ def gather(
 
 
 ATLAS_WIDTH_MM: Final = 55.0
-"""C1 is 60-80 mm wide; a piece that consists only of processes is narrower, or lies at the end of the view."""
+"""Smallest width of C1, which is 60-80 mm wide; a piece that consists only of processes is narrower, or lies at the end
+of the view."""
 
 
 SPECK_SHARE: Final = 0.04
-"""A component with less than this share of the usual volume of its kind is a speck and gets no name."""
+"""Smallest share of the usual volume of its kind that a component must have; smaller ones are specks and get no
+name."""
 
 
 def _is_speck(item: Item, items: Sequence[Item]) -> bool:
@@ -229,7 +231,7 @@ def _is_speck(item: Item, items: Sequence[Item]) -> bool:
 
 
 MIN_TO_COMPARE: Final = 3
-"""With fewer pieces of a kind there is no usual volume."""
+"""Smallest number of pieces of a kind that have a usual volume."""
 
 
 class _Seen:
@@ -301,7 +303,7 @@ class _Seen:
         return {code: n / total for code, n in levels.items()}
 
     def c1(self) -> list[Item]:
-        """Return C1 of a step-1 map, which has a class but no piece; empty where it is only a speck."""
+        """Return C1 of a step-1 map, which has a class but no piece; empty if it is only a speck."""
         mask = self.raw == Step1.C1.value
         volume = float(mask.sum()) * float(np.prod(self.spacing))
         if volume < MIN_C1_VOLUME_MM3:
@@ -323,7 +325,7 @@ class _Seen:
         return above, 0.0 if bottom is None else max(0.0, bottom - items[-1].place_mm)
 
     def _front(self, row: int) -> Floats | None:
-        """Return the middle of the bone in front of the canal in one slice of the canal; None without bone."""
+        """Return the middle of the bone in front of the canal in one slice, or None if there is no bone."""
         z, canal_y = int(self.ruler.extent.z[row]), int(self.ruler.extent.y_last[row])
         front = self.raw[:, canal_y + 1 :, z]
         bone = (front == Step1.VERTEBRAE.value) | (front == Step1.C1.value)
@@ -361,7 +363,7 @@ def landmark_shares(piece: Piece) -> dict[int, float]:
 
 
 def odd_share(piece: Piece) -> float | None:
-    """Return the share of odd among a vertebra's odd and even voxels; None where it has neither."""
+    """Return the share of odd among a vertebra's odd and even voxels; None if it has neither."""
     odd = piece.class_voxels.get(Step2.VERTEBRA_ODD.value, 0)
     even = piece.class_voxels.get(Step2.VERTEBRA_EVEN.value, 0)
     return odd / (odd + even) if odd + even else None

@@ -1,11 +1,10 @@
-"""The constants of the model, and how well each piece fits each slot.
+"""Define the constants of the model, and compute how well each piece fits each slot.
 
 Everything is a likelihood ratio: how much more probable the evidence is if the piece belongs in the slot than if it
 were a false component anywhere.
 """
 
-import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
 from typing import Final
@@ -15,6 +14,8 @@ import numpy.typing as npt
 
 from totalspineseg_server.anatomy import (
     C1,
+    DISC_L2_L3,
+    DISC_L3_L4,
     DISC_L4_L5,
     DISC_L5_L6,
     DISC_L5_S,
@@ -28,12 +29,13 @@ from totalspineseg_server.anatomy import (
 )
 from totalspineseg_server.numbering.evidence import Item, Overlap
 from totalspineseg_server.numbering.states import LUMBAR_PRIOR, THORACIC_PRIOR, Floats, States, states
-from totalspineseg_server.trust import TILTED, Chances, Trust
+from totalspineseg_server.trust import Chances, LowerEnd, Trust
 
 JUMPS: Final = 11
-"""Number of slots that one step may span (0-10): up to five levels without a single piece."""
+"""Number of different steps from slot to slot (0 to 10 slots): up to five levels may have no piece."""
 LOOKBACK: Final = 3
-"""A piece may follow the third piece before it: up to two false components in a row, not counting specks."""
+"""Largest distance between two consecutive pieces of the column, in pieces: there may be two false components in a row,
+not counting specks."""
 
 P_FALSE: Final[Mapping[Kind, float]] = MappingProxyType({Kind.DISC: 0.02, Kind.VERTEBRA: 0.01, Kind.SACRUM: 0.003})
 """Probability that a component of usual size is not real."""
@@ -49,35 +51,35 @@ levels behind metal must stay more probable than one level of their length."""
 LARGE_BONE_MM3: Final = 8000.0
 """Volume of a large vertebra or sacrum: a whole cervical vertebra, a third of a small sacrum."""
 FALSE_IF_LARGE: Final = 0.1
-"""Factor by which a component that large is less likely to be false: nothing else in the image has that size."""
+"""Factor by which such a large component is less likely to be false, because nothing else in the image has that
+size."""
 P_SPLIT: Final = 0.02
 """Probability that the next component is another part of the same structure."""
 FALSE_LANDMARK: Final = 0.05
 """Probability that a false disc has the class of any one landmark."""
-REMNANTS: Final = ((0.25, 0.5, 0.1), (0.4, 0.25, 0.3))
-"""Remnants of the disc between S1 and S2, which most people have and which has no name here. A disc below all others is
-such a remnant with the second probability if it has less than the first share of their usual volume. The third number
-is the probability that the network draws so little of the last disc."""
+THIN_DISC: Final = 0.25
+"""A disc below all others with less than this share of their usual volume may be the remnant between S1 and S2, which
+most people have and which has no name here."""
 REMNANT_BELOW: Final = 3
-"""Number of discs above it whose median volume is the usual one."""
+"""Number of discs above the last one whose median volume is the usual volume."""
 P_C1_CLASS_WRONG: Final = 0.01
 """Probability that what step 1 labels C1 is not C1; low, because the ring is unlike every other vertebra."""
-P_S1_APART: Final[Mapping[Kind, float]] = MappingProxyType({Kind.VERTEBRA: 0.1, Kind.SACRUM: 0.02})
-"""Probability that S1 is drawn as a vertebra, or as a separate piece of the sacrum: a disc between S1 and S2 is visible
-in most people, and networks take the bone above it for a vertebra."""
-P_S1_WHOLE: Final = 0.25
-"""The same for a vertebra as large as ``LARGE_BONE_MM3``: the starter weights draw S1 so in 6 of 24 lumbar scans."""
+LOWER_END: Final = LowerEnd(1.0, thin=0.06, below_thin=0.1, below=0.02, s1=0.1, s1_whole=0.05, shifted=0.05)
+"""Shares of scans, for measured networks: the fewer scans were measured, the closer they are to these."""
+P_S1_APART: Final = 0.02
+"""Probability that S1 is drawn as a separate piece of the sacrum, by measured networks."""
 P_S1_APART_UNMEASURED: Final = 0.0005
-"""The same for networks that nobody has measured: as low as for a false vertebra of that size."""
-P_SWALLOWED: Final = 0.1
-"""Probability that the last lumbar vertebra is drawn as the upper part of the sacrum, and the disc below it not at all
-or as a separate part above that disc: networks do so where a sacrum looks unlike all those they have seen."""
+"""The same, or that it is drawn as a vertebra, for networks that nobody has measured: as low as for a false vertebra of
+that size."""
+SHIFTED_BONE: Final = 0.7
+"""Probability that the last lumbar vertebra is drawn as part of the sacrum by a network that takes it for S1; its other
+errors follow: L5-S and T12-L1 are expected one disc too high."""
 P_KIND_WRONG: Final = 0.01
 """Probability that the sacrum is drawn as a vertebra or a vertebra as the sacrum."""
 
-CAREFUL: Final = Chances(own=0.87, above=0.15, below=0.15)
+CAREFUL: Final = Chances(own=0.87, above=0.15, below=0.15, above_alone=0.055, below_alone=0.055)
 """Chances for networks that nobody has measured: a landmark disc has its own class, or the disc above or below it does.
-Measured networks (``Trust``) have better ones; the fewer scans were measured, the closer they are to these."""
+Measured networks (``Trust``) have better chances; the fewer scans were measured, the closer they are to these."""
 LANDMARK_OTHER: Final = 0.02 / 3
 """Probability that a landmark disc has another landmark's class; if it has none of these either, its own is lost."""
 LANDMARK_NEAR_2: Final = 0.07
@@ -86,11 +88,13 @@ LANDMARK_ALONE: Final = 1 / 3
 """Factor for a neighbor of a landmark whose own disc would be beyond the outermost disc in view, compared with a
 landmark that moves within the view (own class lost, neighbor's present): the network must invent it."""
 LANDMARK_COUNTED: Final = 0.5
-"""The same for T12-L1 one level down, on the uppermost disc in view, where that is the fifth above L5-S: networks seem
+"""The same for T12-L1 one level too low, on the uppermost disc in view, if that is the fifth above L5-S: networks seem
 to count up from the sacrum. Of 24 synthetic lumbar scans with six lumbar vertebrae, six end with L1-L2; in four of
 these it was T12-L1 for both networks (starter weights)."""
+COUNTED_UP: Final = (DISC_T12_L1, DISC_L5_S)
+"""Landmarks that move with the sacrum: networks seem to find T12-L1 by counting, too."""
 COUNTED_DISCS: Final = 1 + max(LUMBAR_PRIOR, key=lambda count: LUMBAR_PRIOR[count])
-"""Number of discs from there to L5-S."""
+"""Number of discs from that disc to L5-S."""
 LANDMARK_FAR: Final = 0.001
 """Probability that a plain disc farther away has a landmark's class."""
 
@@ -103,17 +107,18 @@ SPACING_SPREAD: Final = 0.09
 SPACING_MM: Final = 1.5
 """Standard deviation independent of the distance, mm: voxel size and ragged borders."""
 CUT_SPREAD: Final = 0.3
-"""Added for a piece cut by the field of view, as a share of the level's height: its center is off by up to half."""
+"""Standard deviation that is added for a piece that the field of view cuts, as a share of the level's height: its
+center is off by up to half."""
 SACRUM_SPREAD_MM: Final = 10.0
-"""Added for the middle of the sacrum, mm: a third of it or all of it may be in view."""
+"""Standard deviation that is added for the middle of the sacrum, mm: a third or all of the sacrum may be in view."""
 SPLIT_SPREAD: Final = 0.12
 """Distance of the parts of one structure, as a share of the level's height."""
 UNIT_MM: Final = 25.0
-"""Stretch over which a false component could be anywhere: about a level; makes densities comparable."""
+"""Length over which a false component could be anywhere, about a level; it makes densities comparable."""
 P_ODD_SPACING: Final = 0.005
-"""Probability that a distance follows no rule (collapsed or fused vertebrae, scoliosis, missed canal)."""
+"""Probability that a distance follows no rule (because of collapsed or fused vertebrae, scoliosis, a missed canal)."""
 ODD_STRETCH: Final = 1.3
-"""Largest factor by which such a distance is longer than expected: beyond it a level was missed."""
+"""Largest factor by which such a distance is longer than expected; if it is longer, a level was missed."""
 ODD_SPACING_MM: Final = 80.0
 """Range of such distances."""
 
@@ -122,18 +127,27 @@ WIDTH_SPREAD: Final = 0.16
 WIDTH_ITEMS: Final = 2.0
 """The errors of widths within a patient are correlated: all of them count as this many independent ones."""
 SMALL: Final = 0.45
-"""A component whose lateral width is below this share of its neighbors' is more likely false."""
+"""A component with less than this share of its neighbors' lateral width is more likely false."""
 FALSE_IF_SMALL: Final = 12.0
 """Factor by which it is more likely false."""
 FALSE_IF_TINY: Final = 60.0
 """The same factor below ``TINY`` of the neighbors' width: a speck."""
 TINY: Final = 0.25
 
-MAX_TILT: Final = 2.5
-"""Largest deviation of an angle that counts, in standard deviations: spines are straight, bent, and slip."""
+STEEPER_DEG: Final = {DISC_L2_L3: 2.0, DISC_L3_L4: 8.0, DISC_L4_L5: 12.0, DISC_L5_L6: 12.0, DISC_L5_S: 22.0}
+"""How much steeper a disc is than the disc above it, seen from the side; others are as steep. The angles themselves
+depend on how a person lies.
+
+Source: the labels of 17 lumbar patients of SPIDER (van der Graaf et al., Sci Data 2024; standard deviations 3 to 7).
+"""
+STEEPER_SPREAD_DEG: Final = 8.0
+"""Their standard deviation, as networks draw the discs."""
+MAX_STEEPER: Final = 2.5
+"""Largest deviation that counts, in standard deviations: spines are bent and slip."""
 
 LOCALIZER_NEAR: Final = (1.0, 0.25, 0.03)
-"""Support of a slot by an overlap with the localizer's structure 0, 1 or 2 slots away: patients move."""
+"""Support of a slot by an overlap with a structure of the localizer that is 0, 1 or 2 slots away, because patients
+move."""
 LOCALIZER_FLOOR: Final = 0.02
 """Probability that the localizer is wrong about a piece."""
 LOCALIZER_ITEMS: Final = 5.0
@@ -143,7 +157,7 @@ PIN_WEIGHT: Final = 1e-15
 """Weight of every code but the pinned one: a reader's pin outweighs all other evidence."""
 
 MOSTLY: Final = 0.5
-"""A disc with more than this share of its voxels in a landmark's class is drawn as that landmark."""
+"""Share of a disc's voxels in a landmark's class from which the disc counts as drawn as that landmark."""
 
 _COLUMN = column(len(THORACIC), len(LUMBAR))
 
@@ -156,7 +170,7 @@ def _order() -> Mapping[int, int]:
 
 
 ORDER: Final = _order()
-"""Code -> place along the column that has every variant's vertebra."""
+"""Code -> place along a column that has the vertebrae of every variant."""
 
 
 def missed_weight(count: npt.ArrayLike, following: float = P_NEXT_MISSED) -> Floats:
@@ -175,42 +189,67 @@ def _tree() -> States:
     return states(JUMPS)
 
 
-@cache
-def _landmark_table(discs_above: bool, discs_below: bool, counted: bool, trust: Trust) -> Floats:
-    """Return the (slots, 1 + landmarks) log probability of each class (plain first) on a disc in each slot.
+def _landmark_fit(
+    items: tuple[Item, ...], k: int, discs: Sequence[int], counted: bool, trust: Trust, *, shifted: bool
+) -> Floats:
+    """Return the (slots,) fit of a disc's classes; 1 for slots of other kinds.
 
     Args:
-        discs_above: Whether another disc above this one is in view.
-        discs_below: The same below.
+        items: Pieces, superior to inferior.
+        k: Index of the disc.
+        discs: Indices of all discs.
         counted: Whether it is the uppermost and the fifth above L5-S, where a T12-L1 may be counted.
         trust: What is known about the network's errors.
+        shifted: Whether the network takes the last lumbar vertebra for S1.
     """
     tree = _tree()
-    count = tree.code.size
-    table = np.zeros((count, 1 + len(LANDMARK_DISCS)))
-    chances = [trust.chances(place, careful=CAREFUL) for place in range(len(LANDMARK_DISCS))]
-    for k in np.flatnonzero(tree.disc):
-        own = int(tree.code[k]) in LANDMARK_DISCS
-        for place, landmark in enumerate(LANDMARK_DISCS, start=1):
-            of = chances[place - 1]
-            if tree.code[k] == landmark:
-                table[k, place] = of.own
-                continue
-            away, is_above = _levels_between(int(k), landmark)
-            near = of.below if is_above else of.above
-            if not (discs_above if is_above else discs_below):
-                near *= LANDMARK_ALONE * (1.0 - of.own)
-            near = {1: near, 2: max(LANDMARK_FAR, LANDMARK_NEAR_2 * near)}.get(away, LANDMARK_FAR)
-            if landmark == DISC_T12_L1 and counted and away == 1 and is_above:
+    place = discs.index(k)
+    over = items[discs[place - 1]].landmarks if place else None
+    under = items[discs[place + 1]].landmarks if place + 1 < len(discs) else None
+    table = np.zeros((tree.code.size, 1 + len(LANDMARK_DISCS)))
+    for place_of, landmark in enumerate(LANDMARK_DISCS, start=1):
+        chances = trust.chances(place_of - 1, careful=CAREFUL)
+        of, moved = table[:, place_of], int(shifted and landmark in COUNTED_UP)
+        of[:] = LANDMARK_FAR
+        for above, beside in ((True, under), (False, over)):
+            either = chances.above if above else chances.below
+            alone = chances.above_alone if above else chances.below_alone
+            near = LANDMARK_ALONE * alone
+            if beside is not None:
+                near = chances.beside(above=above, own=beside.get(landmark, 0.0))
+            if landmark == DISC_T12_L1 and counted and not above:
                 near = LANDMARK_COUNTED
-            table[k, place] = min(LANDMARK_OTHER, near) if own else near
-        table[k, 0] = max(LANDMARK_OTHER, 1.0 - table[k, 1:].sum())
-    return np.asarray(np.log(table + 1e-12))
+            side = 1 if above else -1
+            of[_above(landmark, moved + side)] = near
+            of[_above(landmark, moved + 2 * side)] = max(LANDMARK_FAR, LANDMARK_NEAR_2 * either)
+        other = _is_landmark() & (tree.code != landmark)
+        of[other] = np.minimum(LANDMARK_OTHER, of[other])
+        of[_above(landmark, moved)] = chances.own
+    table[:, 0] = np.maximum(LANDMARK_OTHER, 1.0 - table[:, 1:].sum(axis=1))
+    shares = np.array([items[k].landmarks.get(code, 0.0) for code in LANDMARK_DISCS])
+    shares = np.concatenate([[max(0.0, 1.0 - shares.sum())], shares])
+    return np.where(tree.disc, np.exp(np.log(table + 1e-12) @ shares), 1.0)
+
+
+@cache
+def _is_landmark() -> npt.NDArray[np.bool_]:
+    return np.isin(_tree().code, LANDMARK_DISCS)
+
+
+@cache
+def _above(landmark: int, levels: int) -> npt.NDArray[np.bool_]:
+    """Return the (slots,) mask of the discs so many levels above a landmark; below it if negative."""
+    tree = _tree()
+    if not levels:
+        return np.asarray(tree.code == landmark)
+    wanted = abs(levels), levels < 0
+    return np.array([bool(tree.disc[k]) and _levels_between(int(k), landmark) == wanted for k in range(tree.code.size)])
 
 
 @cache
 def _levels_between(slot: int, landmark: int) -> tuple[int, bool]:
-    """Return the discs from a slot to the nearest landmark of a code, and whether that is above; far if unrelated."""
+    """Return the number of discs from a slot to the nearest landmark with a code, and whether that lies above; far if
+    unrelated."""
     tree = _tree()
     best, above = tree.code.size, False
     for other in np.flatnonzero(tree.code == landmark):
@@ -233,11 +272,10 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
         trust: What is known about the errors of the network that made the map.
 
     Returns:
-        (items, 2, slots) likelihoods; the middle axis is whether the step-2 classes are swapped
-        (odd marks the even positions), which is as likely as not.
+        (items, views, slots) likelihoods, see ``view_prior``.
     """
     tree = _tree()
-    result = np.zeros((len(items), 2, tree.code.size))
+    result = np.zeros((len(items), view_prior(trust).size, tree.code.size))
     widths = sum(1 for item in items if not item.cut) or 1
     series = max((len(item.overlaps) for item in items), default=0)
     touched = [sum(1 for item in items if item.overlaps and item.overlaps[k].shares) for k in range(series)]
@@ -245,25 +283,40 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
     sacrum = any(item.kind is Kind.SACRUM or item.landmarks.get(DISC_L5_S, 0.0) > MOSTLY for item in items)
     counted = sacrum and len(discs) == COUNTED_DISCS
     for k, item in enumerate(items):
-        base = _kind_fit(item, tree, trust)
+        base = np.ones(tree.code.size)
         if item.landmarks:
-            shares = np.array([item.landmarks.get(code, 0.0) for code in LANDMARK_DISCS])
-            shares = np.concatenate([[max(0.0, 1.0 - shares.sum())], shares])
-            base = base * _tilt_fit(item, tree, trust)
-            table = _landmark_table(k != discs[0], k != discs[-1], counted and k == discs[0], trust)
-            base = base * np.exp(np.where(tree.disc, table @ shares, 0.0))
+            base = base * _steeper_fit(items, k, tree, trust)
         base = base * _width_fit(item, tree) ** min(1.0, WIDTH_ITEMS / widths)
-        # C1 of step 1 has no overlaps, whatever localizers there are.
+        # C1 of step 1 has no overlaps, even if there are localizers.
         for overlap, count in zip(item.overlaps, touched, strict=bool(item.overlaps)):
             base = base * _localizer_fit(overlap, count, tree)
-        base = base * (_remnant(items, k)[1] if trust.measured else 1.0)
+        base = base * (_remnant(items, k, trust)[1] if trust.measured else 1.0)
         if item.pin:
             base = np.where(np.isin(tree.code, list(item.pin)), base, base * PIN_WEIGHT)
-        result[k] = base * _parity_fit(item, tree, trust.parity)
+        parity = _parity_fit(item, tree, trust.parity)
+        for view, shifted in enumerate((False, True)[: len(result[k]) // 2]):
+            seen = _kind_fit(item, tree, trust, shifted=shifted)
+            if item.landmarks:
+                uppermost = counted and k == discs[0]
+                seen = seen * _landmark_fit(items, k, discs, uppermost, trust, shifted=shifted)
+            result[k, 2 * view : 2 * view + 2] = base * seen * parity
     return result
 
 
-def _kind_fit(item: Item, tree: States, trust: Trust) -> Floats:
+@cache
+def view_prior(trust: Trust) -> Floats:
+    """Return the (views,) probability of each view of a network, which holds for a whole map.
+
+    The step-2 classes are swapped (odd marks the even positions) or not, which is equally likely. A measured network
+    may, besides, take the last lumbar vertebra for S1: a common cause of errors that would be improbable together.
+    """
+    if not trust.measured:
+        return np.array([0.5, 0.5])
+    shifted = trust.lower_end.pulled(LOWER_END).shifted
+    return np.repeat([1.0 - shifted, shifted], 2) / 2
+
+
+def _kind_fit(item: Item, tree: States, trust: Trust, *, shifted: bool) -> Floats:
     sacrum = (tree.code == SACRUM) & ~tree.s1
     if item.kind is Kind.DISC:
         return np.asarray(tree.disc, dtype=np.float64)
@@ -272,17 +325,29 @@ def _kind_fit(item: Item, tree: States, trust: Trust) -> Floats:
     vertebra = ~tree.disc & (tree.code != SACRUM)
     right, wrong = 1.0 - P_KIND_WRONG, P_KIND_WRONG
     values = (wrong, right) if item.kind is Kind.SACRUM else (right, wrong)
-    apart = P_S1_APART[item.kind] if trust.measured else P_S1_APART_UNMEASURED
-    if trust.measured and item.kind is Kind.VERTEBRA and item.volume_mm3 >= LARGE_BONE_MM3:
-        apart = P_S1_WHOLE
+    apart = P_S1_APART if trust.measured else P_S1_APART_UNMEASURED
+    if trust.measured and item.kind is Kind.VERTEBRA:
+        end = trust.lower_end.pulled(LOWER_END)
+        apart = end.s1_whole if item.volume_mm3 >= LARGE_BONE_MM3 else end.s1
     chances = np.asarray(vertebra * values[0] + sacrum * values[1] + tree.s1 * apart, dtype=np.float64)
-    if trust.measured and item.kind is Kind.SACRUM:
-        chances[tree.parent[tree.code == DISC_L5_S]] = P_SWALLOWED
+    if shifted:
+        last = SHIFTED_BONE if item.kind is Kind.SACRUM else 1.0 - SHIFTED_BONE
+        chances += last_lumbar() * (last - chances)
     return chances
 
 
+@cache
+def last_lumbar() -> Floats:
+    """Return the (slots,) probability that a vertebra is the last lumbar one: L4 is so in few columns, L5 in most."""
+    tree = _tree()
+    result = np.zeros(tree.code.size)
+    for k in np.flatnonzero(tree.code == DISC_L5_S):
+        result[tree.parent[k]] += tree.prior[k] / tree.prior[tree.parent[k]]
+    return result
+
+
 def _width_fit(item: Item, tree: States) -> Floats:
-    """Return the fit of a width relative to the best slot; whether a strange size is false is ``false_weight``'s."""
+    """Return the fit of a width relative to the best slot; ``false_weight`` decides whether an odd size is false."""
     if item.cut or item.kind is not Kind.DISC:
         return np.ones(tree.code.size)
     away = np.log(item.width_mm / tree.width_mm) / WIDTH_SPREAD
@@ -290,17 +355,17 @@ def _width_fit(item: Item, tree: States) -> Floats:
     return np.asarray(score / score.max())
 
 
-def _tilt_fit(item: Item, tree: States, trust: Trust) -> Floats:
-    """Return how well a disc's angle fits the slots whose angles are known; 1 for all others."""
-    result = np.ones(tree.code.size)
-    if item.tilt_deg is None or item.cut:
-        return result
-    for code, tilts in zip(TILTED, trust.tilts, strict=True):
-        if tilts.mean_deg is not None:
-            away = (item.tilt_deg - tilts.mean_deg) / tilts.spread_deg
-            same = (tree.code == code) | ((tree.code == DISC_L5_L6) & (code == DISC_L4_L5))
-            result = np.where(same, math.exp(-0.5 * min(away**2, MAX_TILT**2)), result)
-    return result
+def _steeper_fit(items: tuple[Item, ...], k: int, tree: States, trust: Trust) -> Floats:
+    """Return how well a disc fits the slots by how much steeper it is than the disc above it."""
+    above = next((item for item in reversed(items[:k]) if item.kind is Kind.DISC), None)
+    tilt = items[k].tilt_deg
+    if not trust.measured or above is None or above.tilt_deg is None or tilt is None or items[k].cut or above.cut:
+        return np.ones(tree.code.size)
+    usual = np.zeros(tree.code.size)
+    for code, degrees in STEEPER_DEG.items():
+        usual[tree.code == code] = degrees
+    away = (tilt - above.tilt_deg - usual) / STEEPER_SPREAD_DEG
+    return np.asarray(np.exp(-0.5 * np.minimum(away**2, MAX_STEEPER**2)))
 
 
 def _localizer_fit(overlap: Overlap, count: int, tree: States) -> Floats:
@@ -340,17 +405,21 @@ def _parity_fit(item: Item, tree: States, wrong: float) -> Floats:
     return np.stack([np.where(sacrum, 0.5, as_named), np.where(sacrum, 0.5, 1 - as_named)])
 
 
-def _remnant(items: tuple[Item, ...], k: int) -> tuple[float, float]:
-    """Return the chances that a disc lies between S1 and S2, and that it is a small disc with a name; or (0, 1)."""
+def _remnant(items: tuple[Item, ...], k: int, trust: Trust) -> tuple[float, float]:
+    """Return the chances that a disc of this volume is drawn between S1 and S2, and that one with a name has it; (0, 1)
+    above a larger disc."""
     above = [i.volume_mm3 for i in items[:k] if i.kind is Kind.DISC and not i.cut][-REMNANT_BELOW:]
-    if items[k].kind is Kind.DISC and len(above) == REMNANT_BELOW:
-        share = max(i.volume_mm3 for i in items[k:] if i.kind is Kind.DISC) / float(np.median(above))
-        return next(((remnant, named) for most, remnant, named in REMNANTS if share < most), (0.0, 1.0))
-    return 0.0, 1.0
+    if items[k].kind is not Kind.DISC or len(above) < REMNANT_BELOW:
+        return 0.0, 1.0
+    thin = THIN_DISC * float(np.median(above))
+    end = trust.lower_end.pulled(LOWER_END)
+    if any(i.kind is Kind.DISC and i.volume_mm3 >= thin for i in items[k + 1 :]):
+        return 0.0, 1.0
+    return (end.below_thin, end.thin) if items[k].volume_mm3 < thin else (end.below, 1.0 - end.thin)
 
 
 def false_weight(items: tuple[Item, ...], trust: Trust) -> Floats:
-    """Return the (items,) weight of each piece being no structure of the column."""
+    """Return the (items,) weight of each piece not being a structure of the column."""
     weights = np.zeros(len(items))
     for k, item in enumerate(items):
         if item.pin:
@@ -359,7 +428,7 @@ def false_weight(items: tuple[Item, ...], trust: Trust) -> Floats:
         weight = P_C1_CLASS_WRONG if item.is_c1 else P_FALSE[item.kind]
         if item.kind is not Kind.DISC and item.volume_mm3 >= LARGE_BONE_MM3:
             weight *= FALSE_IF_LARGE
-        if trust.measured and (remnant := _remnant(items, k)[0]) > 0:
+        if trust.measured and (remnant := _remnant(items, k, trust)[0]) > 0:
             # This is between S1 and S2, where networks see L5-S.
             others = sum(item.landmarks.values()) - item.landmarks.get(DISC_L5_S, 0.0)
             weights[k] = remnant * FALSE_LANDMARK**others

@@ -1,4 +1,4 @@
-"""Findings: things for a reader to check in a numbering or a label map."""
+"""Describe findings: what a reader should check in a numbering or a label map."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -9,7 +9,7 @@ import numpy.typing as npt
 from totalspineseg_server.transforms.pieces import Piece
 
 IMAGE: Final = "image"
-"""Kind of a finding about the image rather than its labels."""
+"""Kind of a finding about the image, not its labels."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Finding:
         return {"kind": self.kind, "code": self.code, "message": self.message, "voxels": self.voxels, "point_mm": point}
 
     def moved(self, by_vox: tuple[int, int, int]) -> "Finding":
-        """Return the finding on a grid whose first voxel is this many voxels before this one's."""
+        """Return the finding on a larger grid, which begins this many voxels earlier."""
         if self.point_vox is None:
             return self
         x, y, z = (a + b for a, b in zip(self.point_vox, by_vox, strict=True))

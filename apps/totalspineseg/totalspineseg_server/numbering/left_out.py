@@ -1,4 +1,4 @@
-"""Pieces without a name: a reason to doubt the names of the others."""
+"""Find pieces without a name, which are a reason to doubt the names of the others."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -12,10 +12,11 @@ from totalspineseg_server.numbering.solver import FALSE, Path
 from totalspineseg_server.transforms.labeling import UNNAMED, Naming
 
 UNEXPLAINED_SHARE: Final = 0.5
-"""A piece with this share of the usual volume of its kind has the size of a structure."""
+"""Share of the usual volume of its kind from which a piece has the size of a structure."""
 
 SWOLLEN: Final = 1.35
-"""A vertebra this much larger than its neighbors holds more than itself (neighbors differ by 5-10 %)."""
+"""Factor from which a vertebra that is larger than its neighbors contains more than itself (neighbors differ by 5-10
+%)."""
 NEIGHBORS: Final = 6
 """Number of vertebrae around a missed one that are compared."""
 
@@ -40,7 +41,7 @@ def left_out(path: Path, evidence: Evidence, naming: Naming) -> tuple[int, ...]:
 
 
 def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequence[int]) -> bool:
-    """Return whether something of the size of a structure was left out where one ought to be.
+    """Return whether a piece of the size of a structure was left out where there should be one.
 
     A vertebra or a sacrum of usual size should always have a name. A disc may be false, but not next to a level whose
     disc is missing. What lies far beside the column (skin, bowel, bladder) contradicts nothing, and neither does a
@@ -69,7 +70,7 @@ def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequ
 
 
 def _swollen(missed: int, path: Path, evidence: Evidence) -> bool:
-    """Return whether a neighbor of a missed vertebra is so large that it seems to hold part of it."""
+    """Return whether a neighbor of a missed vertebra is so large that it seems to contain a part of it."""
     bones = [
         (abs(ORDER[code] - ORDER[missed]), item.volume_mm3)
         for item, code in zip(evidence.items, path, strict=True)

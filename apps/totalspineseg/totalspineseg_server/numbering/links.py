@@ -1,4 +1,4 @@
-"""Steps from one piece to the next: which slots they join, and how probable each is."""
+"""List the steps from one piece to the next: which slots they join, and how probable each step is."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -6,14 +6,13 @@ from typing import Final
 
 import numpy as np
 
-from totalspineseg_server.anatomy import SACRUM, Kind
+from totalspineseg_server.anatomy import DISC_L5_S, SACRUM, Kind
 from totalspineseg_server.numbering import evidence_weights as w
 from totalspineseg_server.numbering.evidence import Item
 from totalspineseg_server.numbering.states import SACRUM_CENTER_MM, Floats, Ints, Step, observable, states
-from totalspineseg_server.trust import Trust
 
 SWALLOWED_SLOTS: Final = 4
-"""Slots from the disc above the last lumbar vertebra to the sacrum, past the vertebra, its disc and S1."""
+"""Number of slots from the disc above the last lumbar vertebra to the sacrum, past the vertebra, its disc and S1."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +48,15 @@ class Links:
 
 
 @cache
-def links(upper_is_disc: bool, lower_is_disc: bool, step: Step, swallows: bool = False) -> Links:
+def links(upper_is_disc: bool, lower_is_disc: bool, step: Step, shifted: bool = False) -> Links:
     """Return the steps between pieces of two kinds.
 
     Args:
-        upper_is_disc: Whether the upper piece is a disc (else a vertebra or the sacrum).
+        upper_is_disc: Whether the upper piece is a disc (otherwise a vertebra or the sacrum).
         lower_is_disc: The same for the lower piece.
         step: 1 or 2; in step 1 vertebrae other than C1 have no pieces, so passing them costs nothing.
-        swallows: Whether the network may draw the last lumbar vertebra and its disc as the upper part of the sacrum.
+        shifted: Whether the network takes the last lumbar vertebra for S1: then this has no piece of its own, and the
+            disc below it may have none.
     """
     tree = states(w.JUMPS)
     seen = observable(tree, step)
@@ -69,10 +69,11 @@ def links(upper_is_disc: bool, lower_is_disc: bool, step: Step, swallows: bool =
     lower, jump = np.nonzero(fits)
     upper = tree.ancestor[lower, jump]
     chance, expected = prior[lower, jump], tree.depth_mm[lower] - tree.depth_mm[upper]
-    if swallows:
-        swallowed = (tree.code[lower] == SACRUM) & ~tree.s1[lower] & (jump == SWALLOWED_SLOTS)
-        chance = np.where(swallowed, w.P_SWALLOWED * tree.path_prior[lower, jump], chance)
-        expected = np.where(swallowed, SACRUM_CENTER_MM, expected)
+    if shifted:
+        sacrum = (tree.code[lower] == SACRUM) & ~tree.s1[lower] & (jump == SWALLOWED_SLOTS)
+        bone = (tree.code[lower] == DISC_L5_S) & (jump == 2)
+        chance = np.where(sacrum | bone, w.SHIFTED_BONE * tree.path_prior[lower, jump], chance)
+        expected = np.where(sacrum, SACRUM_CENTER_MM, expected)
     by_upper = np.argsort(upper, kind="stable")
     lower_slots, lower_starts = np.unique(lower, return_index=True)
     upper_slots, upper_starts = np.unique(upper[by_upper], return_index=True)
@@ -92,9 +93,9 @@ def links(upper_is_disc: bool, lower_is_disc: bool, step: Step, swallows: bool =
     )
 
 
-def between(upper: Item, lower: Item, step: Step, trust: Trust) -> Links:
-    """Return the steps between two items in a map, given what is known about the network's errors."""
-    return links(upper.kind is Kind.DISC, lower.kind is Kind.DISC, step, trust.measured)
+def between(upper: Item, lower: Item, step: Step, *, shifted: bool) -> Links:
+    """Return the steps between two items in a map of a network that takes the last lumbar vertebra for S1, or not."""
+    return links(upper.kind is Kind.DISC, lower.kind is Kind.DISC, step, shifted)
 
 
 def weigh(steps: Links, upper: Item, lower: Item) -> Floats:

@@ -1,39 +1,66 @@
-"""Checks of a label map for what cannot be right: gaps, duplicates, order, fragments, unknown codes."""
+"""Check a label map for what cannot be right: gaps, duplicates, wrong order, fragments, unknown codes."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, C1, CANAL, CORD, NAME_OF, Kind, Step2
+from totalspineseg_server.anatomy import (
+    BACKGROUND,
+    BY_CODE,
+    C1,
+    C2,
+    CANAL,
+    CORD,
+    LUMBAR,
+    NAME_OF,
+    SACRUM,
+    THORACIC,
+    Kind,
+    Step2,
+    column,
+)
 from totalspineseg_server.numbering import messages
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.numbering.parts import Part, fragments, levels_in
-from totalspineseg_server.numbering.row_checks import row_findings
+from totalspineseg_server.numbering.states import HEIGHT_MM
 from totalspineseg_server.transforms.components import foreground_box
 
 LAST_STEP_CLASS: Final = max(step_class.value for step_class in Step2)
-"""Values up to this one that are not codes are classes of a network's raw map."""
+"""Largest class of a network's raw map; smaller values that are not codes are also such classes."""
 MOST_STRANGE: Final = 10
-"""Maximum number of values without a structure that are named; with more it is no map of this table."""
+"""Largest number of values without a structure that are named; with more, it is not a map with these codes."""
 CORD_OUTSIDE_SHARE: Final = 0.2
-"""Share of cord voxels in a slice that may lie outside the canal's outline before the slice counts."""
+"""Share of the cord voxels of a slice that must lie outside the outline of the canal for the slice to count."""
 CORD_SLICES: Final = 5
 """Number of such slices that make a finding."""
+MIN_STRUCTURE_MM3: Final = 30.0
+"""A smaller volume of a code is a speck, not a level (a disc has over 1000 mm3)."""
+WIDE_STEP: Final = 1.6
+"""A step from vertebra to vertebra that is this many times its neighbors skips one."""
+APART: Final = 2
+"""Number of places from a vertebra to one that it must not touch."""
+NEAR_STEPS: Final = 3
+"""Number of steps on either side that are compared."""
+MIN_STEPS: Final = 2
+"""With fewer steps there is no usual length."""
 
 
 def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tuple[Finding, ...]:
-    """Return what cannot be right in a label map, of a network or of a reader.
+    """Return what cannot be right in the label map of a network or a reader.
 
     Args:
         labels: Integer codes (X, Y, Z) nearest RAS, of either step. Not modified.
         spacing: Voxel size, mm.
 
     Returns:
-        The findings: unknown codes and what was not checked first, then from superior to inferior; empty for a sound
-        map.
+        The findings: first unknown codes and what was not checked, then the others from superior to inferior; empty for
+        a sound map.
 
     Raises:
         ValueError: The map is not 3D or not of an integer type.
@@ -43,7 +70,7 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
     box = foreground_box(labels, margin_vox=1)
     if box is None:
         return (Finding("not_checked", BACKGROUND, messages.EMPTY),)
-    # Because of the margin, what touches the outer faces of the crop is cut off by the field of view.
+    # The margin makes sure that what touches the outer faces of the crop is cut off by the field of view.
     crop = np.ascontiguousarray(labels[box])
     origin = np.array([axis.start for axis in box])
     mm = np.asarray(spacing, dtype=np.float64)
@@ -62,22 +89,25 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
     return (*strange, *_no_levels(parts), *column_findings, *_cord_outside(crop, origin))
 
 
-def levels_read(labels: npt.NDArray[np.integer[Any]]) -> str:
-    """Return a sentence on the first and the last level that the numbers of a map mean.
+def levels_read(labels: npt.NDArray[np.integer[Any]], program: str = "") -> str:
+    """Return a sentence that names the first and the last level that the numbers of a map mean.
 
-    Another tool may use the same numbers for other levels, and its map is then as sound as one of this project.
+    Another tool may use the same numbers for other levels, and then its map looks as sound as one of this project.
 
     Args:
         labels: Integer codes of any shape. Not modified.
+        program: Program whose numbers were read as these codes; "" if they were read as they are.
     """
+    table = messages.NUMBERS_OF.format(program=program) if program else messages.OWN_CODES
     codes = sorted((int(code) for code in np.unique(labels) if code in ORDER), key=ORDER.__getitem__)
     names = [NAME_OF[code] for code in _with_a_place(codes)]
     pair = messages.LEVELS.format(first=names[0], last=names[-1]) if names else messages.NO_LEVEL
-    return messages.READ_AS.format(levels=names[0] if len(names) == 1 else pair)
+    return messages.READ_AS.format(table=table, levels=names[0] if len(names) == 1 else pair)
 
 
 def _with_a_place(codes: Iterable[int]) -> list[int]:
-    """Return the codes of levels; in a step-1 result, where the sacrum's code stands for every vertebra, the discs."""
+    """Return the codes of levels; in a step-1 result only those of discs, because the sacrum's code stands for every
+    vertebra."""
     levels = list(codes)
     if any(BY_CODE[code].kind is Kind.VERTEBRA and code != C1 for code in levels):
         return levels
@@ -132,3 +162,183 @@ def _cord_outside(crop: npt.NDArray[np.integer[Any]], origin: npt.NDArray[np.int
     where = _point(xyz[outside & np.isin(xyz[:, 2], slices)][0], origin)
     text = messages.CORD_OUTSIDE.format(slices=slices.size, voxels=count)
     return [Finding("cord_outside_canal", CORD, text, count, where)]
+
+
+def row_findings(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Return the findings about the order of levels.
+
+    Args:
+        parts: From ``levels_in``.
+        origin: (3,) index of the map's first voxel, added to the points.
+
+    Returns:
+        The findings; a code is represented by its largest part.
+    """
+    levels = [found[0] for found in parts.values() if found[0].volume_mm3 >= MIN_STRUCTURE_MM3]
+    levels = sorted((part for part in levels if part.has_body or part.code == C1), key=lambda part: part.place_mm)
+    seen = {code for code, found in parts.items() if sum(p.volume_mm3 for p in found) >= MIN_STRUCTURE_MM3}
+    return [
+        *_gaps(levels, seen, origin),
+        *_order(levels, origin),
+        *_between(levels, origin),
+        *_reaching(levels, origin),
+        *_wide(levels, origin),
+    ]
+
+
+def _where(part: Part, origin: npt.NDArray[np.intp]) -> tuple[int, int, int]:
+    x, y, z = (np.round(part.center_vox).astype(int) + origin).tolist()
+    return int(x), int(y), int(z)
+
+
+def _rows(codes: set[int], kind: Kind) -> list[tuple[int, ...]]:
+    """Return the codes of one kind in every variant, the normal column first."""
+    rows = []
+    for thoracic in (12, 13, 11):
+        for lumbar in (5, 6, 4):
+            spine = column(thoracic, lumbar)
+            discs = tuple(code for code in spine.discs if code is not None)
+            rows.append(discs if kind is Kind.DISC else (*spine.vertebrae, SACRUM))
+    return rows
+
+
+def _gaps(levels: Sequence[Part], seen: set[int], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Return the levels missing between two that are there, in the variant that leaves out the fewest."""
+    found = []
+    for kind in (Kind.DISC, Kind.VERTEBRA):
+        mine = [p for p in levels if (BY_CODE[p.code].kind is Kind.DISC) == (kind is Kind.DISC)]
+        present = {p.code for p in mine}
+        if len(present) < 2:
+            continue
+        if kind is Kind.VERTEBRA and not present - {C1, SACRUM}:
+            continue
+        options = []
+        for row in _rows(present, kind):
+            inside = [k for k, code in enumerate(row) if code in present]
+            if present <= set(row):
+                missing = [code for code in row[inside[0] : inside[-1] + 1] if code not in seen]
+                options.append((len(missing) + _hidden(mine, row), missing))
+        if not options:
+            continue
+        missing = min(options, key=lambda option: option[0])[1]
+        by_order = sorted(mine, key=lambda part: ORDER[part.code])
+        for code in missing:
+            above = [p for p in by_order if ORDER[p.code] < ORDER[code]][-1]
+            below = next(p for p in by_order if ORDER[p.code] > ORDER[code])
+            text = messages.GAP.format(name=NAME_OF[code], above=NAME_OF[above.code], below=NAME_OF[below.code])
+            found.append(Finding("gap", code, text, 0, _where(above, origin)))
+    return found
+
+
+def _hidden(parts: Sequence[Part], row: Sequence[int]) -> int:
+    """Return the number of steps along a variant with fewer vertebrae that are too long for one level."""
+    if len(row) >= len(column().vertebrae) + 1 or (THORACIC[11] in row and LUMBAR[4] in row):
+        return 0
+    places = [part.place_mm for part in parts]
+    steps = np.diff(places)
+    count = 0
+    for k, step in enumerate(steps):
+        pair = {parts[k].code, parts[k + 1].code}
+        near = np.concatenate([steps[max(0, k - NEAR_STEPS) : k], steps[k + 1 : k + 1 + NEAR_STEPS]])
+        short = bool(pair & {THORACIC[10], LUMBAR[0], LUMBAR[3]})
+        if short and near.size and step > WIDE_STEP * float(np.median(near)):
+            count += 1
+    return count
+
+
+def _order(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Return the levels that break the order of names along the canal: those outside the longest rising row."""
+    ranks = [ORDER[part.code] for part in levels]
+    tails: list[int] = []
+    ends: list[int] = []
+    previous = [-1] * len(ranks)
+    for k, rank in enumerate(ranks):
+        at = bisect_left(tails, rank)
+        previous[k] = ends[at - 1] if at else -1
+        tails[at : at + 1], ends[at : at + 1] = [rank], [k]
+    in_order, k = set(), ends[-1] if ends else -1
+    while k >= 0:
+        in_order.add(k)
+        k = previous[k]
+    found = []
+    for k, part in enumerate(levels):
+        if k not in in_order:
+            text = messages.ORDER if k else messages.ORDER_FIRST
+            text = text.format(name=NAME_OF[part.code], above=NAME_OF[levels[k - 1].code])
+            found.append(Finding("order", part.code, text, part.voxels, _where(part, origin)))
+    return found
+
+
+def _reaching(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Return the vertebrae that reach past the middle of the next but one, which not even a spinous process does."""
+    column_parts = [part for part in levels if BY_CODE[part.code].kind is not Kind.DISC]
+    found = []
+    for k, part in enumerate(column_parts):
+        for at in (k - APART, k + APART):
+            if not 0 <= at < len(column_parts):
+                continue
+            other = column_parts[at]
+            below = other.place_mm > part.place_mm
+            if part.span_mm[1] > other.place_mm if below else part.span_mm[0] < other.place_mm:
+                text = messages.REACH_DOWN if below else messages.REACH_UP
+                text = text.format(name=NAME_OF[part.code], other=NAME_OF[other.code])
+                found.append(Finding("reach", part.code, text, part.voxels, _where(part, origin)))
+    return found
+
+
+def _wide(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Return the neighbors by name that are as far apart as if a level between them had been left out."""
+    found = []
+    usual_mm = _lengths_mm()
+    for kind in (Kind.DISC, Kind.VERTEBRA):
+        mine = [part for part in levels if BY_CODE[part.code].kind is kind]
+        pairs = [(upper, lower) for upper, lower in pairwise(mine) if (upper.code, lower.code) in usual_mm]
+        lengths = [(lower.place_mm - upper.place_mm) / usual_mm[upper.code, lower.code] for upper, lower in pairs]
+        for k, ((upper, lower), length) in enumerate(zip(pairs, lengths, strict=True)):
+            near = lengths[max(0, k - NEAR_STEPS) : k] + lengths[k + 1 : k + 1 + NEAR_STEPS]
+            if len(near) >= MIN_STEPS and length > WIDE_STEP * float(np.median(near)):
+                names = {"upper": NAME_OF[upper.code], "lower": NAME_OF[lower.code]}
+                apart, times = lower.place_mm - upper.place_mm, length / float(np.median(near))
+                text = messages.WIDE.format(**names, mm=apart, times=times)
+                found.append(Finding("wide", lower.code, text, lower.voxels, _where(lower, origin)))
+    return found
+
+
+@cache
+def _lengths_mm() -> Mapping[tuple[int, int], float]:
+    """Return neighbors of a kind -> distance of their middles, mm, adult; without C1 and C2, whose middles vary."""
+    lengths: dict[tuple[int, int], float] = {}
+    for thoracic in (11, 12, 13):
+        for lumbar in (4, 5, 6):
+            spine = column(thoracic, lumbar)
+            below = pairwise(zip(spine.vertebrae[1:], spine.discs[1:], strict=True))
+            for (upper, upper_disc), (lower, lower_disc) in below:
+                if upper != C2:
+                    lengths[upper, lower] = (HEIGHT_MM[upper] + HEIGHT_MM[lower]) / 2
+                if upper_disc is not None and lower_disc is not None:
+                    lengths[upper_disc, lower_disc] = HEIGHT_MM[lower]
+    return lengths
+
+
+def _between(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Return the discs whose neighbors in the row are vertebrae that do not belong to them."""
+    pairs: dict[int, set[tuple[int, int]]] = {}
+    for thoracic in (11, 12, 13):
+        for lumbar in (4, 5, 6):
+            spine = column(thoracic, lumbar)
+            following = [*spine.vertebrae[1:], SACRUM]
+            for above, disc, below in zip(spine.vertebrae, spine.discs, following, strict=True):
+                if disc is not None:
+                    pairs.setdefault(disc, set()).add((above, below))
+    found = []
+    for k, part in enumerate(levels):
+        if part.code not in pairs:
+            continue
+        over = levels[k - 1].code if k and levels[k - 1].code not in pairs else None
+        under = levels[k + 1].code if k + 1 < len(levels) and levels[k + 1].code not in pairs else None
+        fits = any((over in (None, a)) and (under in (None, b)) for a, b in pairs[part.code])
+        if not fits:
+            names = " and ".join(NAME_OF[code] for code in (over, under) if code is not None)
+            text = messages.DISC_BETWEEN.format(name=NAME_OF[part.code], neighbors=names)
+            found.append(Finding("disc_between", part.code, text, part.voxels, _where(part, origin)))
+    return found

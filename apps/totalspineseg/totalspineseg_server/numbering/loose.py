@@ -1,4 +1,4 @@
-"""Names for vertebrae of which only processes are in view, whose order along the canal misleads."""
+"""Name vertebrae of which only processes are in view; their order along the canal misleads."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -13,12 +13,12 @@ from totalspineseg_server.transforms.labeling import UNNAMED, Naming
 from totalspineseg_server.transforms.pieces import Piece, Pieces
 
 DROP: Final = (0.1, 1.1)
-"""How far processes without a body lie below the body of their vertebra, as a share of a level's height: 0.2 in the
-neck, up to one level in the middle of the chest; what remains of a cut-off vertebra is its lowest part."""
+"""How far processes lie below the body of their vertebra, as a share of a level's height: 0.2 in the neck, up to one
+level in the middle of the chest. If a vertebra is cut off, its lowest part remains."""
 CENTER_COST: Final = 0.2
 """Weight of the distance from the middle of that range, inside the range."""
 PARITY_COST: Final = 1.5
-"""Cost of a fragment whose odd/even class does not fit the name, in levels of distance."""
+"""Cost of a name that does not fit the odd/even class of a fragment, in levels of distance."""
 TAKEN_COST: Final = 0.5
 """Cost of a name whose vertebra has a body in view, in levels of distance."""
 SWOLLEN: Final = 1.35
@@ -27,23 +27,24 @@ probably has its own processes already."""
 SWOLLEN_COST: Final = 1.5
 """Additional cost of its name: as much as a wrong odd/even class."""
 MAX_COST: Final = 2.0
-"""A fragment stays unnamed if every name costs more than this: as much as a wrong class and half a level."""
+"""Largest cost of a name that is given to a fragment: that of a wrong class and half a level."""
 
 
 def name_loose(
     naming: Naming, pieces: Pieces, evidence: Evidence, path: Path, depths_mm: Mapping[int, float]
 ) -> Naming:
-    """Assign fragments without a body to the vertebra that they most probably belong to.
+    """Assign fragments without a body to the vertebrae to which they most probably belong.
 
     Args:
         naming: Names of all other pieces. Not modified.
         pieces: The pieces.
         evidence: From ``gather``.
         path: Code of each item.
-        depths_mm: Code -> depth along the column of scale 1, for the column that the path runs through.
+        depths_mm: Code -> place along the column at scale 1, for the column of the path.
 
     Returns:
-        The naming with the fragments named; unchanged where there are no fragments or nothing else has a name.
+        The naming with names for the fragments; it is unchanged if there are no fragments, or if nothing else has a
+        name.
     """
     named = [(item, code) for item, code in zip(evidence.items, path, strict=True) if code in depths_mm]
     if not evidence.loose or not named:
@@ -70,7 +71,7 @@ def name_loose(
 
 
 def _places(named: list[tuple[Item, int]], depths_mm: Mapping[int, float]) -> dict[int, float]:
-    """Return where the body of each vertebra is, or would be, along the canal, mm."""
+    """Return the place along the canal where the body of each vertebra is, or would be, mm."""
     depth = np.array([depths_mm[code] for _, code in named])
     place = np.array([item.place_mm for item, _ in named])
     span = depth[-1] - depth[0]
@@ -85,7 +86,7 @@ def _places(named: list[tuple[Item, int]], depths_mm: Mapping[int, float]) -> di
 
 
 def _swapped(named: list[tuple[Item, int]]) -> bool:
-    """Return whether the map uses the class odd for even positions."""
+    """Return whether the map has the class odd at even positions."""
     votes = 0.0
     for item, code in named:
         if item.odd is not None and code in PARITY:

@@ -1,4 +1,4 @@
-"""The sentences that people read about a numbering or a label map; ``str.format`` fills in the names in braces."""
+"""Hold the sentences that people read about a numbering or a label map; ``str.format`` fills in the names in braces."""
 
 from types import MappingProxyType
 from typing import Final
@@ -24,7 +24,9 @@ CANAL_BESIDE: Final = "its canal lies {mm:.0f} mm beside the canal of this scan"
 DISCS_BETWEEN: Final = "its discs lie at the height of this scan's vertebrae"
 
 # Findings of the linter
-READ_AS: Final = "The numbers were read as TotalSpineSeg's codes: {levels}."
+READ_AS: Final = "The numbers were read as {table}: {levels}."
+OWN_CODES: Final = "TotalSpineSeg's codes"
+NUMBERS_OF: Final = "those of {program}"
 LEVELS: Final = "{first} to {last}"
 NO_LEVEL: Final = "no level"
 EMPTY: Final = "The map is empty, so nothing was checked."

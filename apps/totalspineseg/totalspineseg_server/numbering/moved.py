@@ -1,4 +1,4 @@
-"""Discs that were segmented as one landmark and named as another disc: a reason to doubt all names."""
+"""Find discs that were segmented as a landmark but named as another disc, which is a reason to doubt all names."""
 
 from collections.abc import Collection, Sequence
 from typing import Final
@@ -12,9 +12,10 @@ from totalspineseg_server.transforms.labeling import UNNAMED
 from totalspineseg_server.transforms.pieces import Pieces
 
 NEAR: Final = 6
-"""Three levels, in places of the column: a landmark farther off does not indicate a shift."""
+"""Largest distance of a landmark that indicates a shift, in places of the column (three levels)."""
 OWN_SHARE: Final = 0.25
-"""A disc of which this share has the class of the landmark it is named shows that the network saw it there, too."""
+"""Share of a disc with the class of the landmark that is its name from which the network saw the landmark there,
+too."""
 
 
 def moved_landmarks(
@@ -22,9 +23,9 @@ def moved_landmarks(
 ) -> tuple[Finding, ...]:
     """Return the network's landmarks that the names contradict.
 
-    Three kinds do not count: a landmark that covers its own disc and the next; one far from its place, which is plainly
-    an error; and one that can be counted from a pin without a gap, because networks take the fifth disc from the sacrum
-    for T12-L1 even in a column with six lumbar vertebrae.
+    Three kinds do not count: a landmark that covers its own disc and the next one; a landmark far from its place, which
+    is clearly an error; and a landmark that can be counted from a pin without a gap, because networks label the fifth
+    disc from the sacrum as T12-L1 even in a column with six lumbar vertebrae.
 
     Args:
         names: Code of each disc of ``pieces``.

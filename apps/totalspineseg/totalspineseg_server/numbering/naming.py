@@ -1,4 +1,4 @@
-"""Names and a report from one raw step map: the numbering without the networks."""
+"""Name a raw step map and report on the names, without running the networks."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -70,8 +70,8 @@ def name_map(
 ) -> tuple[Labels, Numbering | None]:
     """Return the codes as ``label_map`` does, with the numbering instead of its report (None for "iterative").
 
-    ``siblings`` are further series of the patient, with the probabilities of their names (chain only). ``step1`` is
-    what step 1 named in this scan; the iterative method follows it, before a localizer, if a reader named it. ``trust``
+    ``siblings`` are other series of the patient, with the probabilities of their names (chain only). ``step1`` are the
+    names of step 1 in this scan; if a reader gave them, the iterative method follows them before a localizer. ``trust``
     is what is known about the network's errors (chain only). ``clock`` measures the stages.
     """
     if method not in ("chain", "iterative"):
@@ -112,10 +112,10 @@ def step_of(raw: AnyArray) -> Step:
 
 
 def require_met(numbering: Numbering | None) -> None:
-    """Check that every pin named something.
+    """Check that every pin has met a structure.
 
     Raises:
-        LabelError: A pin did not.
+        LabelError: A pin has not.
     """
     if numbering is not None and numbering.unmet:
         names = ", ".join(NAME_OF[code] for code in numbering.unmet)
@@ -126,14 +126,15 @@ def require_met(numbering: Numbering | None) -> None:
 
 
 def _named(localizer: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:
-    """Return the names of a localizer; in a step-1 map, discs and C1 only, as the sacrum's code is any vertebra's."""
+    """Return the names of a localizer; in a step-1 map only those of discs and C1, because the sacrum's code stands for
+    every vertebra."""
     if np.isin(localizer, [code for code in VERTEBRAE if code != C1]).any():
         return localizer
     return np.where(localizer == SACRUM, BACKGROUND, localizer)
 
 
 def _require_classes(raw: AnyArray, step: Step) -> None:
-    """Check that a map is not a finished label map, whose cord and canal would be taken for discs."""
+    """Check that a map is not a finished label map, whose cord and canal would be mistaken for discs."""
     last = max(member.value for member in (Step1 if step == 1 else Step2))
     if raw.size and (raw.max() > last or raw.min() < 0):
         strange = [value for value in np.unique(raw).tolist() if not 0 <= value <= last]

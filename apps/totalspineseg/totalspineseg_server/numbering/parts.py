@@ -1,4 +1,4 @@
-"""The connected parts of each code in a label map: whole structures, duplicates, fragments."""
+"""Find the connected parts of each code in a label map: whole structures, duplicates, fragments."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,37 +20,38 @@ Indices = npt.NDArray[np.intp]
 JOIN_VOX: Final = 1
 """Parts that touch after each has grown by a voxel count as one, as in ``find_pieces``."""
 FRAGMENT_MM3: Final = 30.0
-"""Smaller loose parts are ragged borders and not worth a reader's time."""
+"""Smallest loose part that is reported; smaller ones are ragged borders and not worth a reader's time."""
 DUPLICATE_SHARE: Final = 0.35
-"""A second part with this share of the largest looks like another level of the same name, not like a fragment."""
+"""Share of the largest part from which a second part looks like another level with the same name, not like a
+fragment."""
 DUPLICATE_MM: Final = 8.0
-"""Its center is also this far away along the canal: half the smallest level."""
+"""Smallest distance along the canal between the centers of such parts: half the smallest level."""
 BODY_VOXELS: Final = 50
-"""Fewer voxels in front of the canal are the tip of a process, not a body."""
+"""Smallest number of voxels in front of the canal that make a body; fewer are the tip of a process."""
 MIN_CANAL_SHARE: Final = 0.8
-"""A canal that is drawn along less of the levels is not used as a ruler for them."""
+"""Smallest share of the levels along which a canal must be drawn to be used as a ruler for them."""
 BODY_SHARE: Final = 0.6
-"""Without a canal, a vertebra thinner than this share of what is usual in its map shows no body: processes and arches
-are half as thick."""
+"""If there is no canal, a vertebra that is thinner than this share of the usual thickness in its map shows no body,
+because processes and arches are half as thick."""
 CORE_SHARE: Final = 0.8
-"""Voxels at this share of the greatest depth below the surface are the core of a vertebra, inside its body."""
+"""Share of the greatest depth below the surface from which voxels are the core of a vertebra, inside its body."""
 MAX_BODY_DEPTH_MM: Final = 45.0
-"""Bodies are up to 38 mm deep; a body with its arch is deeper."""
+"""Largest depth of a body, which is up to 38 mm; a body with its arch is deeper."""
 ARCH_DROP_MM: Final = 40.0
 """Largest distance of the middle of an arch below its body."""
 ARCH_RISE_MM: Final = 10.0
-"""Largest distance of it above its body."""
+"""Largest distance of the middle of an arch above its body."""
 VERTEBRAE_BELOW_C1: Final = frozenset(VERTEBRAE) - {C1}
 
 SPAN_REST: Final = 0.05
 """Share of a part's voxels that may lie beyond its span at either end."""
 SPAN_SAMPLE: Final = 1000
-"""Number of voxels that are used to measure it."""
+"""Number of voxels that are used to measure a span."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One connected part of a code.
+    """A connected part of a code.
 
     Attributes:
         code: Its code.
@@ -139,7 +140,7 @@ def _in_front_of(code: int, xyz: Indices, ruler: Ruler) -> Indices | None:
 def _cores(
     voxels: Mapping[int, Sequence[Indices]], shape: tuple[int, ...], spacing_mm: Floats
 ) -> dict[int, list[Indices | None]]:
-    """Return the core of each vertebra without the help of a canal: the body is its thickest part."""
+    """Return the core of each vertebra if there is no canal: the body is its thickest part."""
     found = {code: [_core(code, xyz, shape, spacing_mm) for xyz in parts] for code, parts in voxels.items()}
     thickest = [max(core[1] for core in cores) for code, cores in found.items() if BY_CODE[code].kind is Kind.VERTEBRA]
     least = BODY_SHARE * float(np.median(thickest)) if thickest else 0.0
@@ -218,7 +219,7 @@ def _joined(groups: Sequence[npt.NDArray[np.intp]], shape: tuple[int, ...]) -> l
 
 
 def _is_arch(part: Part, body: Part) -> bool:
-    """Return whether a part is the arch of a body: in the few slices beside the midline nothing joins the two."""
+    """Return whether a part is the arch of a body; in the few slices beside the midline nothing joins the two."""
     return (
         BY_CODE[part.code].kind is Kind.VERTEBRA
         and body.has_body
@@ -229,7 +230,7 @@ def _is_arch(part: Part, body: Part) -> bool:
 
 
 def fragments(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Find codes in several parts or of a few voxels: duplicates of a level, and loose fragments.
+    """Find codes that have several parts or only a few voxels: duplicates of a level, and loose fragments.
 
     Args:
         parts: From ``levels_in``.

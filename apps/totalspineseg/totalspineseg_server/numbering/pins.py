@@ -1,4 +1,4 @@
-"""Pins: levels that a reader fixes by a name and a point."""
+"""Apply pins: levels that a reader fixes by a name and a point."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,17 +16,17 @@ from totalspineseg_server.numbering.states import HEIGHT_MM
 from totalspineseg_server.transforms.pieces import Pieces
 
 PIN_REACH_MM: Final = 15.0
-"""A pin farther than this from every piece of its kind names nothing (half a lumbar level)."""
+"""Largest distance from a pin to the piece that it names (half a lumbar level)."""
 AROUND_MM: Final = 70.0
-"""A disc whose center is farther from a pin is not named by it (the tip of a lumbar spinous process)."""
+"""Largest distance from a pin to the center of the disc that it names (the tip of a lumbar spinous process)."""
 INSIDE_MM: Final = 2.0
-"""A point this close to a piece's voxels lies in it: outlines are no more precise."""
+"""Distance from a piece's voxels within which a point lies in the piece, because outlines are not more precise."""
 SAME_LEVEL: Final = 0.6
-"""A piece beside a point belongs to another level if its middle is farther along the canal, as a share of the level's
-height: within a body no point is farther than half of it, and the next body's middle is a whole one away."""
+"""Largest distance along the canal between a point and the middle of a piece at its level, as a share of the level's
+height. Inside a body, no point is farther than half of it; the middle of the next body is a whole level away."""
 BORDERS: Final = 0.85
-"""A disc farther along the canal from a point in a vertebra does not border it, as a share of its height: from its
-middle, the next disc is half a height away, and the one after it one and a half."""
+"""Largest distance along the canal from a point in a vertebra to a disc that borders it, as a share of its height. From
+its middle, the next disc is half a height away, and the one after that one and a half."""
 BORDERS_SACRUM_MM: Final = 40.0
 """The same from a point in the sacrum, mm."""
 
@@ -36,10 +36,10 @@ def with_pins(
 ) -> tuple[Evidence, tuple[int, ...]]:
     """Return the evidence with the pins of readers.
 
-    Each pin goes to the piece of its kind that it lies in or beside, at the same level. A pin in processes without a
-    body (the ring of an atlas whose anterior arch is missing) names those, not the body beside them. Where there is no
-    such piece, as everywhere in a step-1 map, which has no single vertebrae, a point in a vertebra's body names the
-    discs above and below.
+    Each pin goes to the piece of its kind in or beside which it lies, at the same level. A pin in processes without a
+    body (the ring of an atlas whose anterior arch is missing) names these, not the body beside them. If there is no
+    such piece (as in a step-1 map, which has no single vertebrae), a point in a vertebra's body names the discs above
+    and below.
 
     Args:
         evidence: From ``gather``.
@@ -49,7 +49,7 @@ def with_pins(
         ruler: Canal of the map.
 
     Returns:
-        The evidence, and the codes of pins that are near nothing they could name.
+        The evidence, and the codes of pins that meet no structure.
 
     Raises:
         ValueError: A pin does not name a level.
@@ -75,7 +75,7 @@ def with_pins(
 
 
 def _loose_at(evidence: Evidence, pieces: Pieces, point_vox: Floats) -> int | None:
-    """Return the index of the processes without a body in whose voxels a point lies; None where there are none."""
+    """Return the index of the processes without a body in whose voxels a point lies, or None."""
     voxel = tuple(np.round(point_vox).astype(int))
     if pieces.vertebra_map is None or not all(0 <= v < n for v, n in zip(voxel, pieces.shape, strict=True)):
         return None
@@ -84,7 +84,7 @@ def _loose_at(evidence: Evidence, pieces: Pieces, point_vox: Floats) -> int | No
 
 
 def unmet_finding(code: int) -> Finding:
-    """Return the finding about a pin that is near nothing it could name."""
+    """Return the finding about a pin that meets no structure."""
     return Finding("pin_unmet", code, messages.PIN_UNMET.format(name=NAME_OF[code]))
 
 
@@ -95,11 +95,11 @@ def _bordering(
     point = point_vox * ruler.spacing_mm
     place_mm = ruler.place(point)
     if code == C1:
-        # The ring is inclined: from front to back it reaches down by as much as the dens is high.
+        # The ring is inclined: from front to back it goes down by as much as the dens is high.
         near = (k for k, item in enumerate(items) if item.is_c1 and abs(item.place_mm - place_mm) <= HEIGHT_MM[C1])
         return {k: frozenset({C1}) for k in near}
     if not ruler.is_anterior(point_vox):
-        # Processes hang down beside other vertebrae.
+        # Processes hang down beside other vertebrae, so they do not count.
         return {}
     above, below = _neighbors(code)
     reach_mm = BORDERS_SACRUM_MM if code == SACRUM else BORDERS * HEIGHT_MM[code]

@@ -1,4 +1,4 @@
-"""Vertebrae that the step-2 network segmented without an odd/even class, as pieces of their own."""
+"""Make pieces of vertebrae that the step-2 network segmented without an odd/even class."""
 
 from dataclasses import replace
 from typing import Final
@@ -13,14 +13,15 @@ from totalspineseg_server.transforms.piece_voxels import find_voxels
 from totalspineseg_server.transforms.pieces import Piece, Pieces
 
 MIN_BODY_MM3: Final = 600.0
-"""A smaller volume in front of the canal is a remnant at the border of other vertebrae (a small C3 has 2000 mm3)."""
+"""Smallest volume in front of the canal that is a body; less is a remnant at the border of other vertebrae (a small C3
+has 2000 mm3)."""
 
 
 def with_plain_vertebrae(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
     """Add every component of the class without odd/even that has a body and belongs to no vertebra.
 
     ``find_pieces`` gives voxels of that class to the vertebra around them, as the reference does. A whole vertebra of
-    the class lies in no other vertebra and would be lost.
+    this class does not lie in another vertebra and would be lost.
 
     Args:
         pieces: From ``find_pieces``, step 2.
@@ -28,7 +29,7 @@ def with_plain_vertebrae(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
         ruler: Canal of ``raw``.
 
     Returns:
-        The pieces, superior to inferior; the same object where there is none to add.
+        The pieces, superior to inferior; the same object if there is none to add.
     """
     if pieces.vertebra_map is None:
         return pieces

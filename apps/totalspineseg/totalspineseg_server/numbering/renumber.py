@@ -1,4 +1,5 @@
-"""Renumbering of a labeled map around the one level that a reader renamed: new names, the same voxels, no network."""
+"""Renumber a labeled map around the level that a reader renamed: with new names and the same voxels, without a
+network."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,26 +20,27 @@ from totalspineseg_server.transforms.pieces import Step
 from totalspineseg_server.trust import UNMEASURED, Trust
 
 RENAMED_SHARE: Final = 0.7
-"""A segment is one of the prediction if they share this much of both; the rest is an edited border."""
+"""Share of both that a segment and a structure of the prediction must have in common to be the same; the rest is an
+edited border."""
 RENAMED_VOXELS: Final = 20
-"""Fewer voxels are only a brush stroke, not a segment."""
+"""Smallest number of voxels of a segment; fewer are only a brush stroke."""
 
 
 SLIVER: Final = 0.1
-"""A structure with less than this share of the one that would get the same name is a cut-off process and keeps its
-own name."""
+"""If two structures would get the same name, one with less than this share of the other is a cut-off process and keeps
+its name."""
 
 
 @dataclass(frozen=True)
 class NamedMap:
-    """A network's map and the names it was given: all that is needed to name it again.
+    """A network's map and its names: all that is needed to name it again.
 
     Attributes:
         raw: Classes of the step's network, uint8 nearest RAS.
         labels: Codes of the structures, on the same grid.
         step: 1 or 2.
-        step1: What step 1 had named there; for a step-2 map only.
-        trust: What was known about the errors of the network.
+        step1: Names of step 1 there; only for a step-2 map.
+        trust: What was known about the errors of the network at that time.
     """
 
     raw: Volume
@@ -50,13 +52,13 @@ class NamedMap:
 
 @dataclass(frozen=True)
 class Recognized:
-    """A submitted segment that is one of the prediction's, whatever its name.
+    """A submitted segment that is also in the prediction, whatever its name.
 
     Attributes:
         old: Code in the prediction.
         new: Code in the submission.
         value: Value in the submitted map.
-        voxels: Number of voxels that both have.
+        voxels: Number of common voxels.
     """
 
     old: int
@@ -71,7 +73,7 @@ class Recognized:
 
 
 def recognize(old: LabelArray, new: LabelArray, code_of: Mapping[int, int]) -> tuple[Recognized, ...]:
-    """Find the segments that are those of a prediction; edited borders do not matter.
+    """Find the segments that are also in a prediction; edited borders do not matter.
 
     Args:
         old: Codes (X, Y, Z) as predicted. Not modified.
@@ -79,8 +81,8 @@ def recognize(old: LabelArray, new: LabelArray, code_of: Mapping[int, int]) -> t
         code_of: Code that each value of ``new`` stands for now; several values may have one code. Not modified.
 
     Returns:
-        The recognized segments, the largest first. A disc is never recognized as a bone. The cord and the canal, which
-        have no level, are not among them.
+        The recognized segments, the largest first. A disc is never recognized as a bone. Cord and canal, which have no
+        level, are not included.
     """
     foreground = np.flatnonzero((new != BACKGROUND) | (old != BACKGROUND))
     pairs = new.ravel()[foreground].astype(np.intp) << 8 | old.ravel()[foreground]
@@ -112,17 +114,17 @@ def renumber(
     """Name every level again after a reader renamed some of them.
 
     All evidence of the network's map counts, but the reader's names outweigh it. Both ends of the column keep their
-    names, because nothing else looks like them: the atlas does not become an axis when a thoracic level is renamed;
+    names, because nothing else looks like them: if a thoracic level is renamed, the atlas does not become an axis;
     instead a level is missing in between.
 
     Args:
         named: The network's map. Not modified.
-        renamed: Old code -> new code of what a reader renamed. Not modified.
+        renamed: Old code -> new code of the levels that a reader renamed. Not modified.
         localizer: Codes of another series on the same grid, or None. Not modified.
 
     Returns:
-        Old code -> new code of every level, and the numbering behind them. None where they contradict each other: two
-        levels would get one name or change places, or a renamed one would not get its new name.
+        Old code -> new code of every level, and the numbering behind them. None if there is a contradiction: if two
+        levels would get the same name or change places, or if a renamed level would not get its new name.
     """
     wanted = {code: code for code in (C1, SACRUM) if named.step == 2} | dict(renamed)
     pins = [pin for old, new in wanted.items() if (pin := pin_of(named, old, new)) is not None]
@@ -149,13 +151,14 @@ def renumber(
 
 
 def _in_order(names: Mapping[int, int]) -> bool:
-    """Return whether the new names are in the order of the old ones: renaming moves no level past another."""
+    """Return whether the new names are in the order of the old ones, because renaming moves no level past another."""
     new = [ORDER[names[code]] for code in sorted(names, key=ORDER.__getitem__)]
     return all(upper < lower for upper, lower in pairwise(new))
 
 
 def pin_of(named: NamedMap, old: int, new: int) -> Pin | None:
-    """Return the new name at the middle of what has the old one; None where there is hardly any of it."""
+    """Return a pin with the new name at the middle of the structure with the old name; None if there is hardly any of
+    it."""
     where = np.argwhere(named.labels == old)
     if len(where) < RENAMED_VOXELS:
         return None

@@ -1,4 +1,4 @@
-"""The report of a numbering: JSON for clients, files and records, and one sentence for people."""
+"""Report a numbering: as JSON for clients, files and records, and as a sentence for people."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -15,26 +15,26 @@ from totalspineseg_server.numbering.evidence_weights import variants_in_view
 from totalspineseg_server.numbering.findings import Finding
 
 DIGITS = 4
-"""Digits of a probability: more would claim more than the model knows."""
+"""Number of digits of a probability: more would claim more than the model knows."""
 
 
 def report(
     numbering: Numbering | None, findings: Sequence[Finding], *, affine: npt.NDArray[np.float64]
 ) -> dict[str, Any]:
-    """Return a numbering and what the linter found as plain JSON values.
+    """Return a numbering and the findings of the linter as plain JSON values.
 
     Args:
         numbering: From ``number_chain``; None for the iterative method, which has no probabilities.
         findings: From ``lint``; the findings of the numbering itself come before them. Not modified.
-        affine: (4, 4) voxel -> RAS mm of the map that the findings point into.
+        affine: (4, 4) voxel -> RAS mm of the map to which the findings refer.
 
     Returns:
-        ``certainty`` (certain, counted or doubtful; None where nothing is known), ``confident`` (whether it is
-        certain), ``contradicted`` (whether something contradicts the names), ``counted_only`` (whether no reliable
-        landmark is in view), ``counted_from``, ``probability``, ``probability_if_usual`` (of names that are right if
-        the column has the usual count), ``variants`` (what would change counted names, with its share of people),
-        ``levels``, ``alternatives``, ``findings``, ``would_settle``, ``missed`` (codes of structures without a piece)
-        and ``helped_by`` (series of the patient that were used).
+        ``certainty`` (certain, counted or doubtful; None if nothing is known), ``confident`` (whether it is certain),
+        ``contradicted`` (whether something contradicts the names), ``counted_only`` (whether no reliable landmark is in
+        view), ``counted_from``, ``probability``, ``probability_if_usual`` (of names that are right if the column has
+        the usual count), ``variants`` (what would change counted names, with its share of people), ``levels``,
+        ``alternatives``, ``findings``, ``would_settle``, ``missed`` (codes of structures without a piece) and
+        ``helped_by`` (series of the patient that were used).
     """
     own = () if numbering is None else numbering.findings
     found = [finding.as_dict(affine) for finding in (*own, *findings)]
@@ -78,13 +78,13 @@ def report(
 
 
 def sentence(known: Mapping[str, Any]) -> str:
-    """Return the one sentence that people read about a numbering, everywhere.
+    """Return the sentence that people read about a numbering, which is the same everywhere.
 
     Args:
         known: From ``report``, or a record that copied it. Not modified.
 
     Returns:
-        Empty where nothing is known.
+        The sentence; empty if nothing is known.
     """
     certainty, best = certainty_of(known), known.get("probability")
     if certainty == "certain":
@@ -121,7 +121,7 @@ def _reasons(known: Mapping[str, Any], *, counted_only: bool) -> list[str]:
 
 
 def _unless(variants: Sequence[Mapping[str, Any]]) -> str:
-    """Return what would change counted names, with its share of people; empty where nothing would."""
+    """Return what would change counted names, with its share of people; empty if nothing would."""
     found = [messages.VARIANT.format(what=entry["what"], share=_share(entry["share"])) for entry in variants]
     return messages.COUNTED_UNLESS.format(variants=" or ".join(found)) if found else ""
 
@@ -144,19 +144,19 @@ def _level(level: Level) -> dict[str, Any]:
 DOUBTFUL_PROBABILITY: Final = CONFIDENT_PROBABILITY
 """A level of a doubtful numbering below this probability is marked in pictures and measurements."""
 NAMED: Final = frozenset({*VERTEBRAE, *DISCS})
-"""Structures that name one level; in step 1 the sacrum's code stands for any vertebra."""
+"""Structures that are a single level; in step 1 the sacrum's code stands for any vertebra."""
 
 
 def doubtful_codes(numbering: Numbering | None, labels: LabelArray) -> frozenset[int]:
     """Return the codes of the doubtful levels: none if the numbering is certain or counted.
 
     A level of the map for which the numbering has no probability (the arch of a vertebra whose body is out of view)
-    depends on its neighbors, so it is as certain as the whole numbering. All levels are doubtful where something
-    contradicts all names (a pin that no level is near), or where the whole is doubtful but no single level is.
+    depends on its neighbors, so it is as certain as the whole numbering. All levels are doubtful if something
+    contradicts all names (a pin that meets no structure), or if the whole is doubtful but no single level is.
 
     Args:
         numbering: The numbering; None with the iterative method, which has no doubts.
-        labels: The codes it led to. Not modified.
+        labels: The codes that follow from it. Not modified.
 
     Returns:
         The codes; empty with the iterative method.

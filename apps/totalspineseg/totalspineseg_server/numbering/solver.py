@@ -1,8 +1,8 @@
-"""Exact inference over the chain: sums and maxima over all ways to place the pieces in the column.
+"""Infer the names exactly: by sums and maxima over all ways to place the pieces in the column.
 
-A state is (scale, swap, slot): the patient's size, whether the odd/even classes are swapped, and the slot of the
-piece. Scale and swap are the same for the whole column; only the slot changes from piece to piece. Arrays over states
-have the shape (scales, swaps, slots).
+A state is (scale, view, slot): the patient's size, how the network sees the column (``view_prior``), and the slot of
+the piece. Scale and view are the same for the whole column; only the slot changes from piece to piece. Arrays over
+states have the shape (scales, views, slots).
 """
 
 from typing import Final, Literal
@@ -17,7 +17,7 @@ from totalspineseg_server.numbering.links import Links, between, weigh
 from totalspineseg_server.numbering.states import Floats, States, observable, states
 
 Path = tuple[int, ...]
-"""Code of each item; 0 where the item is a false component."""
+"""Code of each item; 0 if the item is a false component."""
 State = tuple[int, int, int]
 FALSE: Final = 0
 NOTHING: Final = -1
@@ -27,13 +27,13 @@ END_GRACE: Final = 0.4
 as a share of a level's height."""
 MAX_MISSED_BELOW: Final = 3
 SACRUM_LENGTH_MM: Final = 130.0
-"""Length of bone along the canal below the L5-S disc, mm at scale 1: sacrum and the upper coccyx."""
+"""Length of bone along the canal below the L5-S disc, mm at scale 1: the sacrum and the upper coccyx."""
 
 Reduction = Literal["sum", "max"]
 
 
 class Chain:
-    """One map's evidence, placed in the column.
+    """The evidence of a map, placed in the column.
 
     Args:
         evidence: From ``gather``; at least one item.
@@ -46,29 +46,33 @@ class Chain:
         self.evidence = evidence
         self.fit = w.fit(evidence.items, evidence.trust)
         self.false = w.false_weight(evidence.items, evidence.trust)
-        # Relative to being false: the product of a hundred false pieces would be too small for a number.
+        # Weights are relative to being false, because the product of a hundred false pieces would be too small for a
+        # number.
         base = np.array([1.0 if item.pin else false for item, false in zip(self.items, self.false, strict=True)])
         self.fit, self.false = self.fit / base[:, None, None], self.false / base
+        views = w.view_prior(evidence.trust).size
         self.entry = self._entry()
         self.exit = self._exit()
-        self.shape = (w.SCALES.size, 2, self.tree.code.size)
+        self.shape = (w.SCALES.size, views, self.tree.code.size)
         self.steps: dict[tuple[int, int], tuple[Links, Floats]] = {}
         for j in range(self.count):
             skipped = 1.0
             for i in range(j - 1, max(-1, j - 1 - w.LOOKBACK), -1):
-                steps = between(self.items[i], self.items[j], evidence.step, evidence.trust)
-                self.steps[i, j] = steps, skipped * weigh(steps, self.items[i], self.items[j])
+                ways = [between(self.items[i], self.items[j], evidence.step, shifted=k > 0) for k in range(views // 2)]
+                weights = [weigh(steps, self.items[i], self.items[j]) for steps in ways]
+                self.steps[i, j] = ways[0], skipped * np.repeat(np.stack(weights, axis=1), 2, axis=1)
                 skipped *= self.false[i]
         self._lead = np.concatenate([[1.0], np.cumprod(self.false)])
         self._trail = np.concatenate([np.cumprod(self.false[::-1])[::-1][1:], [1.0]])
 
     def _entry(self) -> Floats:
-        """Return the (scales, 1, slots) weight of a start in a slot; discs in view above it count as missed."""
+        """Return the (scales, views, slots) weight of a start in a slot; discs in view above it count as missed."""
         scale_prior = np.exp(-0.5 * (np.log(w.SCALES) / w.SCALE_SPREAD) ** 2)
         scale_prior /= scale_prior.sum()
+        view = w.view_prior(self.evidence.trust)
         missed = self._missed_above(self.evidence.above_mm)
         prior = scale_prior[:, None] * self.tree.prior * w.missed_weight(missed) / self.tree.code.size
-        return np.asarray(prior * observable(self.tree, self.evidence.step))[:, None, :]
+        return np.asarray((prior * observable(self.tree, self.evidence.step))[:, None, :] * view[:, None])
 
     def _missed_above(self, length_mm: float) -> Floats:
         """Return the (scales, slots) number of discs that should be in view above an item in each slot."""
@@ -99,7 +103,7 @@ class Chain:
 
         Args:
             how: "sum" or "max".
-            fit: Fit of the items, in place of the chain's own.
+            fit: Fit of the items; None for that of the chain.
         """
         fit = self.fit if fit is None else fit
         add = np.add if how == "sum" else np.maximum
@@ -108,7 +112,7 @@ class Chain:
             total = self._lead[j] * np.broadcast_to(self.entry, self.shape)
             for i in range(max(0, j - w.LOOKBACK), j):
                 steps, weights = self.steps[i, j]
-                come = result[i][:, :, steps.upper] * weights[:, None]
+                come = result[i][:, :, steps.upper] * weights
                 part = add.reduceat(come, steps.lower_starts, axis=2)
                 total[:, :, steps.lower_slots] = add(total[:, :, steps.lower_slots], part)
             result.append(total * fit[j])
@@ -122,18 +126,19 @@ class Chain:
             total = self._trail[i] * np.broadcast_to(self.exit, self.shape)
             for j in range(i + 1, min(self.count, i + 1 + w.LOOKBACK)):
                 steps, weights = self.steps[i, j]
-                onward = (result[j] * self.fit[j])[:, :, steps.lower] * weights[:, None]
+                onward = (result[j] * self.fit[j])[:, :, steps.lower] * weights
                 part = add.reduceat(onward[:, :, steps.by_upper], steps.upper_starts, axis=2)
                 total[:, :, steps.upper_slots] = add(total[:, :, steps.upper_slots], part)
             result[i] = total
         return result
 
     def total(self, forward: list[Floats]) -> float:
-        """Return the weight of everything that a forward pass counted."""
+        """Return the sum of the weights of a forward pass."""
         return float(sum((forward[i] * self.exit).sum() * self._trail[i] for i in range(self.count)))
 
     def agreeing(self, path: Path) -> float:
-        """Return the weight of all numberings that give each item the path's code or none; FALSE in it allows any."""
+        """Return the weight of all numberings that give each item the path's code or none; where the path has 0, any
+        code is allowed."""
         return self.total(self.forward_along(path))
 
     def forward_along(self, path: Path) -> list[Floats]:
@@ -162,39 +167,39 @@ class Chain:
     def trace(self, item: int, state: State, before: list[Floats], after: list[Floats]) -> Path:
         """Return the codes of the best path with ``item`` in ``state``, from the forward and backward maxima."""
         path = [FALSE] * self.count
-        scale, swap, slot = state
+        scale, view, slot = state
         path[item] = int(self.tree.code[slot])
         for move, values in ((self._before, before), (self._after, after)):
-            found = move(item, slot, scale, swap, values)
+            found = move(item, slot, scale, view, values)
             while found is not None:
                 at, here = found
                 path[at] = int(self.tree.code[here])
-                found = move(at, here, scale, swap, values)
+                found = move(at, here, scale, view, values)
         return tuple(path)
 
-    def _before(self, at: int, slot: int, scale: int, swap: int, before: list[Floats]) -> tuple[int, int] | None:
-        best, found = self._lead[at] * float(self.entry[scale, 0, slot]), None
+    def _before(self, at: int, slot: int, scale: int, view: int, before: list[Floats]) -> tuple[int, int] | None:
+        best, found = self._lead[at] * float(self.entry[scale, view, slot]), None
         for i in range(max(0, at - w.LOOKBACK), at):
             steps, weights = self.steps[i, at]
             keep = slice(*np.searchsorted(steps.lower, (slot, slot + 1)))
-            values = before[i][scale, swap, steps.upper[keep]] * weights[scale, keep]
+            values = before[i][scale, view, steps.upper[keep]] * weights[scale, view, keep]
             if values.size and values.max() > best:
                 best, found = float(values.max()), (i, int(steps.upper[keep][values.argmax()]))
         return found
 
-    def _after(self, at: int, slot: int, scale: int, swap: int, after: list[Floats]) -> tuple[int, int] | None:
+    def _after(self, at: int, slot: int, scale: int, view: int, after: list[Floats]) -> tuple[int, int] | None:
         best, found = self._trail[at] * float(self.exit[scale, 0, slot]), None
         for j in range(at + 1, min(self.count, at + 1 + w.LOOKBACK)):
             steps, weights = self.steps[at, j]
             keep = np.flatnonzero(steps.upper == slot)
             lower = steps.lower[keep]
-            values = (after[j] * self.fit[j])[scale, swap, lower] * weights[scale, keep]
+            values = (after[j] * self.fit[j])[scale, view, lower] * weights[scale, view, keep]
             if values.size and values.max() > best:
                 best, found = float(values.max()), (j, int(lower[values.argmax()]))
         return found
 
     def column_through(self, path: Path, forward: list[Floats]) -> list[int]:
-        """Return the slots from C1 to the sacrum of the most probable column that a path runs through.
+        """Return the slots from C1 to the sacrum of the most probable column for a path.
 
         Args:
             path: Code of each item.
@@ -211,7 +216,7 @@ class Chain:
         return slots
 
     def missed(self, path: Path, slots: list[int]) -> tuple[int, ...]:
-        """Return the codes between the first and the last named item that no item has, given the column's slots."""
+        """Return the codes between the first and the last named item that no item has, for the slots of a column."""
         codes = [code for code in path if code != FALSE]
         seen: npt.NDArray[np.bool_] = observable(self.tree, self.evidence.step)
         column = [int(self.tree.code[k]) for k in slots if seen[k]]
@@ -221,7 +226,7 @@ class Chain:
 
 
 def posterior(chain: Chain, forward: list[Floats], backward: list[Floats]) -> list[dict[int, float]]:
-    """Return code -> probability for each item; what is missing to 1 is the probability of a false component."""
+    """Return code -> probability for each item; the rest to 1 is the probability of a false component."""
     total = chain.total(forward)
     result = []
     for before, after in zip(forward, backward, strict=True):

@@ -1,7 +1,7 @@
-"""The places of a piece in the column: a tree of slots that holds every variant once.
+"""List the places of a piece in the column: a tree of slots that contains every variant once.
 
 Columns with 11, 12 or 13 thoracic and 4, 5 or 6 lumbar vertebrae share their upper part. In the tree, each slot has one
-slot above it, and the variants branch where their anatomy does. A path down the tree is a column.
+slot above it, and the variants branch where their anatomy differs. A path down the tree is a column.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
 
 THORACIC_PRIOR: Final[Mapping[int, float]] = MappingProxyType({11: 0.010, 12: 0.978, 13: 0.012})
-"""Share of people by number of thoracic (rib-bearing) vertebrae; variants at this end are seen in 1-2 % each.
+"""Share of people by number of thoracic (rib-bearing) vertebrae; each of the two variants is seen in 1-2 %.
 
 Source: Carrino et al., Radiology 2011 (147 whole-spine MRI); Yan et al., Eur Spine J 2018 (thoracolumbar
 transitional vertebrae). Rounded; the posterior hardly depends on the second digit.
@@ -56,7 +56,7 @@ class ParityRule(Enum):
     """How the classes odd and even continue below an extra or a missing thoracic vertebra."""
 
     TABLE = "table"
-    """The class follows the name: T13 and L1 share one."""
+    """The class follows the name: T13 and L1 have the same one."""
     POSITION = "position"
     """The class follows the position in the column: neighbors always differ."""
 
@@ -203,7 +203,7 @@ Step = Literal[1, 2]
 
 
 def observable(tree: States, step: Step) -> npt.NDArray[np.bool_]:
-    """Return which slots a step's map can hold a piece for: all in step 2; discs and C1 in step 1."""
+    """Return for which slots a step's map can have a piece: all in step 2, discs and C1 in step 1."""
     if step == 1:
         return np.asarray(tree.disc | (tree.code == C1))
     return np.ones(tree.code.size, dtype=np.bool_)

@@ -1,4 +1,4 @@
-"""The names of step 1 for the levels that step 2 is going to name."""
+"""Collect the names of step 1 for the levels that step 2 is going to name."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -11,7 +11,7 @@ from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.evidence import Localizer, Step1Names
 
 OTHER_SHARE: Final = 0.01
-"""Least probability that a name is not one that step 1 considered, whatever it took for a landmark."""
+"""Smallest probability that the right name is one that step 1 did not consider, whatever it saw as a landmark."""
 
 
 def step1_names(labels: LabelArray, numbering: Numbering | None) -> Step1Names | None:

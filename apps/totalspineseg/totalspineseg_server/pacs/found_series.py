@@ -1,8 +1,6 @@
 """List the series of a PACS."""
 
-import hashlib
 import logging
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,6 +8,8 @@ from typing import Any, Final
 from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
+from totalspineseg_server.corrections.image_records import anonymous
+from totalspineseg_server.dicom.headers import is_localizer
 from totalspineseg_server.dicom.seg_object import SegReference
 from totalspineseg_server.dicom.seg_writer import MANUFACTURER
 
@@ -20,12 +20,8 @@ PAGE: Final = 200
 MAX_SERIES: Final = 20000
 """Largest number of series; a server that ignores ``offset`` would otherwise be asked forever."""
 FIELDS: Final = ("SeriesDescription", "NumberOfSeriesRelatedInstances", "StudyDate", "StudyTime", "PatientID")
-LOCALIZER: Final = re.compile(
-    r"(?<![a-z])(loc|locali[sz]ers?|scout|survey|topogram|3[- ]?planes?)(?![a-z])", re.IGNORECASE
-)
-"""Pattern of the descriptions of localizers, series that only show where the others lie."""
-INFO_FIELDS: Final = ("StudyDate", "StudyTime", "Modality", "PatientID", "StudyInstanceUID")
-"""Fields that OHIF shows of the next sample."""
+INFO_FIELDS: Final = ("StudyDate", "StudyTime", "Modality", "PatientID", "StudyInstanceUID", "SeriesDescription")
+"""Fields that clients show: OHIF those of the next sample, the lab's page those of each series."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ def _series(entry: Dataset) -> Series | None:
     info |= {"SeriesInstanceUID": uid, "RetrieveURL": f"/proxy/dicom/wado/studies/{study}/series/{uid}"}
     description = str(entry.get("SeriesDescription") or "")
     count = entry.get("NumberOfSeriesRelatedInstances")
-    return Series(uid, study, info, LOCALIZER.search(description) is not None, int(count or 0))
+    return Series(uid, study, info, is_localizer(description), int(count or 0))
 
 
 def patient_of(series: str, info: Mapping[str, Any]) -> str:
@@ -97,7 +93,7 @@ def patient_of(series: str, info: Mapping[str, Any]) -> str:
         info: Information about the series.
     """
     patient = str(info.get("PatientID") or info.get("StudyInstanceUID") or series)
-    return f"patient-{hashlib.sha256(patient.encode()).hexdigest()[:16]}"
+    return anonymous(patient)
 
 
 def image_series(reference: SegReference) -> str:

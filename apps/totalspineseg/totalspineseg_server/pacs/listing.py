@@ -9,6 +9,7 @@ from typing import Any, Final
 import requests
 from dicomweb_client import DICOMwebClient
 
+from totalspineseg_server.dicom.headers import may_be_volume
 from totalspineseg_server.pacs.found_series import Series, find_series
 
 logger = logging.getLogger(__name__)
@@ -19,8 +20,6 @@ REST: Final = 20
 """Age at which a list is read again, as a multiple of the time that reading took, which is seconds for a large PACS."""
 MAX_FRESH_SECONDS: Final = 300.0
 """Largest age of a list."""
-MIN_SLICES: Final = 3
-"""Smallest number of instances. Fewer are a localizer or a screenshot, unless one instance has many frames."""
 
 
 class Listing:
@@ -132,4 +131,4 @@ class Listing:
 
 def _is_volume(series: Series) -> bool:
     """Return whether a series may be a volume; a single instance may hold many frames."""
-    return not series.localizer and (series.instances <= 1 or series.instances >= MIN_SLICES)
+    return not series.localizer and may_be_volume(series.instances)

@@ -85,7 +85,7 @@ class PacsDatastore(SpineDatastore):
         self._sending = threading.Lock()
         with storage_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        super().__init__(folder, folder, corrections)
+        super().__init__(folder, folder, folder, corrections)
 
     def name(self) -> str:
         """Return the server's address."""

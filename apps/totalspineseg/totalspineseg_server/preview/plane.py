@@ -233,7 +233,8 @@ def _striped(labels: LabelArray, doubtful: Collection[int]) -> LabelArray:
     gap = (rows + columns) % DOUBTFUL_STRIPE_PX < DOUBTFUL_STRIPE_PX // 2
     unsure = np.zeros(256, dtype=np.bool_)
     unsure[list(doubtful)] = True
-    return np.where(unsure[labels] & gap, np.uint8(0), labels)
+    result: LabelArray = np.where(unsure[labels] & gap, np.uint8(0), labels)
+    return result
 
 
 def windowed(gray: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:

@@ -88,7 +88,7 @@ def sheet_svg(
     scan, label = _compressed(gray, painted)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img" font-family="system-ui, sans-serif" font-size="{LETTERS_PX}">'
+        f'role="img" aria-label="{_described(cuts)}" font-family="system-ui, sans-serif" font-size="{LETTERS_PX}">'
         f'<rect width="{width}" height="{height}" fill="#000"/>'
         f'<g class="scan">{_image(scan, width, height)}</g><g class="labels">{_image(label, width, height)}</g>'
         f'<g class="names">{"".join(names)}</g></svg>\n'
@@ -169,6 +169,12 @@ def _captions(cuts: Sequence[Cut], places: Sequence[tuple[int, int]], doubtful: 
             'paint-order="stroke">R</text>'
         )
     return found
+
+
+def _described(cuts: Sequence[Cut]) -> str:
+    """Return what a sheet shows, for those who do not see it."""
+    levels = ", ".join(cut.name for cut in cuts)
+    return f"The spine from the side{f', and cuts across the canal through {levels}' if levels else ''}"
 
 
 def _color(rgb: tuple[int, int, int]) -> str:

@@ -12,7 +12,7 @@ HANDLED_FILE: Final = "synthetic.json"
 scan -> measures."""
 
 Measured = Mapping[str, Mapping[str, float | None]]
-"""Scan -> measure -> value, None where it does not apply."""
+"""Scan -> measure -> value, or None if it does not apply."""
 
 
 def measured_once(store: ModelStore, versions: Mapping[int, str], measure: Callable[[], Measured]) -> Measured:

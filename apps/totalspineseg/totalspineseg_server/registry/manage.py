@@ -18,7 +18,7 @@ class Listed:
     Attributes:
         name: The version.
         active_steps: Steps for which it is in use.
-        created: UTC, ISO 8601; empty where unknown.
+        created: UTC, ISO 8601; empty if unknown.
         parent: Name of the version it was trained from; empty for others.
         corrections: Number of corrections it was trained on.
         verdict: The gate's sentence, or why the version was not put into use although it passed; empty if it was not

@@ -16,8 +16,8 @@ def overview(store: ModelStore) -> list[dict[str, Any]]:
 
     Returns:
         ``name``, ``in_use`` (steps), ``created``, ``parents`` (step -> name), ``corrections``, ``annotators``,
-        ``passed`` (None where no gate judged it), ``verdict``, ``table`` (one line per set and measure) and
-        ``holdout`` (measure -> score on the site's own scans), ``removed``.
+        ``passed`` (None if no gate judged it), ``verdict``, ``table`` (one line per set and measure) and ``holdout``
+        (measure -> score on the site's own scans), ``removed``.
     """
     return [
         _version(store, entry.name, entry.active_steps, entry.removed) for entry in list_versions(store, removed=True)

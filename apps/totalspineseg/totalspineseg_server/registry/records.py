@@ -89,7 +89,7 @@ def write_record(folder: Path, record: VersionRecord) -> None:
 
 
 def read_record(store: ModelStore, name: str) -> dict[str, Any] | None:
-    """Return the record of a version, existing or removed, as plain values; None where it is missing or damaged."""
+    """Return the record of a version, existing or removed, as plain values; None if it is missing or damaged."""
     root = store.starter_dir if name == STARTER else store.versions_dir / name
     record = read_json_or(root / RECORD_FILE, None)
     # This comes last, because the version may be removed meanwhile.

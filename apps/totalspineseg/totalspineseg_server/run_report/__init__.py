@@ -1,4 +1,4 @@
-"""One HTML page for a run: every scan with its sheet, what to look at first, and a list to take along."""
+"""Show a run on one HTML page: every scan with its pictures, what to check first, and a list to save."""
 
 from totalspineseg_server.run_report.page import ScanRow, report_html
 

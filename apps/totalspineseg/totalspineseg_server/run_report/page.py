@@ -18,14 +18,14 @@ class ScanRow:
     Attributes:
         scan: Name.
         in_view: Levels in view, such as "T11 - sacrum".
-        certainty: Whether the names are certain, counted or doubtful; None when the method does not report it.
+        certainty: Whether the names are certain, counted or doubtful; None if the method does not report it.
         probability: Chance that all levels are right; None as above.
         warnings: Sentences.
         model: Versions of the weights.
         seconds: Duration.
         sheet: SVG document of ``preview.sheet_svg``; "" for none.
         picture: Address of the full picture relative to the page; "" for none.
-        failure: Why there is no result; "" when there is one.
+        failure: Why there is no result; "" if there is one.
         answer: Sentence that explains ``certainty``; "" for none.
     """
 
@@ -43,7 +43,7 @@ class ScanRow:
 
     @property
     def urgency(self) -> float:
-        """How soon somebody should look: failed ones first (4 and more), then doubtful (3), then by findings."""
+        """How soon somebody should look: failed scans first (4 and more), then doubtful ones (3), then by findings."""
         if self.failure:
             return 4.0
         doubt = 0.0 if self.probability is None else 1 - self.probability
@@ -54,14 +54,14 @@ class ScanRow:
 
     @property
     def is_to_check(self) -> bool:
-        """Whether it is on the list of what to check before anybody has looked."""
+        """Whether it is on the list of scans to check before anybody has looked."""
         return self.urgency >= 3
 
 
 MAX_WARNINGS: Final = 6
-"""Number of sentences beside a picture; more are folded."""
+"""Number of sentences beside a picture; the others are folded away."""
 ORDERS: Final = {"urgency": "look here first", "scan": "name", "view": "levels in view", "seconds": "seconds"}
-SHOWN: Final = {
+FILTERS: Final = {
     "": "all scans",
     "check": "to check",
     "failed": "failed",
@@ -80,13 +80,13 @@ KEYS: Final = (
 
 
 def report_html(rows: Sequence[ScanRow], *, title: str, note: str = "", warning: str = "") -> str:
-    """Return the page, with what needs a look most at the top.
+    """Return the page, with the scans that most need a look at the top.
 
     Args:
         rows: One for each scan, in any order.
         title: Heading; escaped, as all texts are.
         note: A sentence below the heading.
-        warning: Another one, shown above it; "" for none.
+        warning: Another sentence, shown above it; "" for none.
 
     Returns:
         A complete HTML document.
@@ -118,7 +118,7 @@ the canal is as wide as the sac, which the sagittal picture does not.</p></detai
 </header>
 <form id="bar">
 <label>Order <select id="order">{_options(ORDERS)}</select></label>
-<label>Show <select id="shown">{_options(SHOWN)}</select></label>
+<label>Show <select id="shown">{_options(FILTERS)}</select></label>
 <label>Search <input type="search" id="search" size="14"></label>
 <button type="button" id="blink" aria-pressed="false">Labels off</button>
 <button type="button" id="save">Save the list</button>
@@ -177,7 +177,7 @@ def _card(row: ScanRow) -> str:
 
 
 def _sentences(sentences: Sequence[str]) -> str:
-    """Return a list of sentences with capital letters; those above the limit are folded."""
+    """Return a list of sentences that begin with capital letters; those beyond the limit are folded away."""
     items = [f"<li>{html.escape(s[:1].upper() + s[1:])}</li>" for s in sentences]
     visible, folded = items[:MAX_WARNINGS], items[MAX_WARNINGS:]
     if len(folded) == 1:

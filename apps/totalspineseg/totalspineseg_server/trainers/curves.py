@@ -14,7 +14,7 @@ def curves_of(training_dir: Path) -> dict[str, dict[str, Any]]:
     """Return the curves of the newest training.
 
     Returns:
-        Step -> ``iterations``, ``loss`` and ``dice`` (structure -> values; None where there was nothing to find).
+        Step -> ``iterations``, ``loss`` and ``dice`` (structure -> values; None if there was nothing to find).
     """
     run = newest_run(training_dir)
     found = {}

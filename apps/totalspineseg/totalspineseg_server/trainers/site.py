@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.history import HISTORY_DIR
-from totalspineseg_server.corrections.image_ids import file_stem
+from totalspineseg_server.corrections.dicom_folders import VOLUMES_DIR, volume_of
+from totalspineseg_server.corrections.history import HISTORY_DIR, STUDIES_DIR
+from totalspineseg_server.corrections.image_ids import image_in_studies
+from totalspineseg_server.corrections.image_records import IMAGES_DIR, PATIENT, ImageRecords, older_index
 from totalspineseg_server.gate.holdout import subject_of
 from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.volume_io import image_named
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,15 @@ def folder_site(studies: Path, models: ModelStore, *, work: Path | None = None) 
         work: Folder that the server writes to; None for one inside the studies folder.
     """
     history = work or studies / HISTORY_DIR
+    labels = studies if work is None else work / STUDIES_DIR
+    own = history if work is None else labels
+    records = ImageRecords(own / IMAGES_DIR, older_index(labels))
 
     def image_file(image_id: str) -> Path | None:
-        return image_named(studies, file_stem(image_id))
+        converted = volume_of(own / VOLUMES_DIR, image_id)
+        return image_in_studies(studies, image_id) or (converted if converted.is_file() else None)
 
-    return Site(history, models, CorrectionStore(history), image_file)
+    def subject(image_id: str) -> str:
+        return str(records.of(image_id).get(PATIENT) or subject_of(image_id))
+
+    return Site(history, models, CorrectionStore(history), image_file, subject)

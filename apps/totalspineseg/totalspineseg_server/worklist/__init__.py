@@ -1,1 +1,1 @@
-"""All scans of the studies at a glance, and what readers do with one: look, pin, accept, reject, undo."""
+"""Show all scans of the studies at a glance, and let readers look at one, pin, accept, reject and undo."""

@@ -1,4 +1,4 @@
-"""Pin a level, accept a result, reject it, undo that: the acts of a reader who looks at a scan."""
+"""Carry out what a reader decides about a scan: pin a level, accept the result, reject it, undo that."""
 
 import tempfile
 from collections.abc import Collection, Mapping
@@ -30,17 +30,17 @@ from totalspineseg_server.worklist.rows import Row
 from totalspineseg_server.worklist.scans import PREDICTION, View
 
 VIEWS: Final = frozenset({"sagittal", "axial"})
-"""Planes that must have been on the screen before a result can be accepted: a wrong level shows in the one, a canal
-half as wide as the sac in the other alone."""
+"""Planes that a reader must have seen before accepting a result: the sagittal one shows a wrong level, only the axial
+one a canal half as wide as the sac."""
 
 
 @dataclass(frozen=True)
 class Pinned:
-    """The names that follow from those that a reader pinned.
+    """The names of all levels that follow from the pinned ones.
 
     Attributes:
-        names: Name in the prediction -> name now, of every level that changes.
-        numbering: Report of the numbering that led to them.
+        names: Name in the prediction -> new name, for every level that changes.
+        numbering: Report of the numbering that gave them.
         message: One sentence for the reader.
     """
 
@@ -50,27 +50,27 @@ class Pinned:
 
 
 class Submit(Protocol):
-    """Takes a label, see ``App.submit_label``."""
+    """Accepts a label, see ``App.submit_label``."""
 
     def __call__(self, image_id: str, file: Path, tag: str, params: Mapping[str, Any], sender: Sender) -> Correction:
-        """Take a label."""
+        """Accept a label."""
 
 
 class Undo(Protocol):
     """Takes the newest label of an image back, see ``Inbox.undo``."""
 
     def __call__(self, image_id: str, correction_id: str, *, user: str) -> str:
-        """Take it back, and return the id of the one that is shown again."""
+        """Take it back, and return the id of the label that is now displayed again."""
 
 
 class Acts:
-    """The acts of readers on the page; each is kept in the history with who did it.
+    """Carries out what readers decide on the page; each act is stored in the history with the reader's name.
 
     Args:
-        submit: Takes a label as a client's.
+        submit: Accepts a label as if a client had sent it.
         undo: Takes the newest label back.
-        corrections: What was submitted so far.
-        rejections: What was rejected so far.
+        corrections: All submitted labels.
+        rejections: All rejections.
     """
 
     def __init__(self, submit: Submit, undo: Undo, corrections: CorrectionStore, rejections: Rejections) -> None:
@@ -78,7 +78,7 @@ class Acts:
         self._corrections, self._rejections = corrections, rejections
 
     def pin(self, view: View, prediction: str, names: Mapping[str, str]) -> Pinned:
-        """Rename all levels to match those that a reader named; no network runs, and nothing is kept.
+        """Rename all levels to match those that a reader named; no network runs, and nothing is stored.
 
         Args:
             view: The scan. Not modified.
@@ -86,8 +86,8 @@ class Acts:
             names: Name in it -> right name.
 
         Raises:
-            ConflictError: Another result is shown now, or its maps are no longer at hand.
-            LabelError: A name is none of a level in view, or the names contradict each other.
+            ConflictError: Another result is shown now, or the maps of this one are gone.
+            LabelError: There is no level of such a name in this result, or the names contradict each other.
         """
         _require_shown(view, prediction)
         maps = view.label.maps
@@ -115,7 +115,7 @@ class Acts:
         self, row: Row, view: View, names: Mapping[str, str], pinned: Pinned, sender: Sender
     ) -> Correction:
         """Submit a result with the names that a reader pinned; see ``pin``."""
-        # One new name is followed by the others when the label is read, which the record then says.
+        # When the label is read, the other names follow the new one, and the record says so.
         sent = dict(names) if len(names) == 1 else dict(pinned.names)
         return self._send(row, view, sent, {}, sender)
 
@@ -123,7 +123,7 @@ class Acts:
         """Finish a scan with its result as it is.
 
         Args:
-            row: Its line.
+            row: Its row.
             view: The scan. Not modified.
             prediction: Id of the result that the reader saw.
             views: Planes that were on the screen.
@@ -148,7 +148,7 @@ class Acts:
         return self._send(row, view, {}, {UNCHANGED_PARAMETER: True, ACCEPTED_NAMES: ALL}, sender)
 
     def reject(self, row: Row, reason: str, sender: Sender) -> None:
-        """Say why a result is of no use; the scan then needs drawing.
+        """Say why a result cannot be used; the scan then has to be drawn.
 
         Raises:
             ConflictError: The scan is finished, or there is no reason.
@@ -163,10 +163,10 @@ class Acts:
         """Take back the last accept, pin or rejection of a scan.
 
         Returns:
-            One sentence.
+            A sentence for the reader.
 
         Raises:
-            ConflictError: There is nothing to take back, or somebody else did it.
+            ConflictError: There is nothing to take back, or another reader did it.
         """
         rejection = self._rejections.latest(row.id)
         label = self._corrections.latest_accepted(row.id)
@@ -188,7 +188,7 @@ class Acts:
         if maps is None:
             raise ConflictError("The maps of this result are no longer kept. Predict the scan again.")
         codes = labels_from_iso(maps.labels, maps.iso, view.grid)
-        # The k-th name is that of value k.
+        # The k-th name belongs to value k.
         label_info = [{"name": names.get(name, name), "idx": value} for name, value in WIRE_LABELS.items()]
         params = {"label_info": label_info, "prediction": maps.prediction, "client_id": sender.client, **more}
         with tempfile.TemporaryDirectory(prefix="totalspineseg-label-") as folder:
@@ -203,7 +203,7 @@ def reader(user: str, client: str) -> Sender:
 
 
 def submitted_text(correction: Correction) -> str:
-    """Return what a reader is told about a label that was taken."""
+    """Return what a reader is told about an accepted label."""
     return "Accepted as it is." if correction.unchanged else message_of(correction)
 
 

@@ -22,7 +22,7 @@ from totalspineseg_server.volume_io import write_volume
 from totalspineseg_server.worklist.acts import Submit
 
 REGION: Final = max(WIRE_LABELS.values()) + 1
-"""Value of the region that nobody is to learn from, behind those of the structures."""
+"""Value of the region from which nothing is to be learned; it follows those of the structures."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class Choice:
     """The label that counts from now on.
 
     Attributes:
-        label: Id of the finished label that it is taken from.
-        take: Name of a structure -> id of the finished label that this structure is taken from instead.
-        leave_out: Ids of finished labels; what they draw otherwise than ``label`` is left out of training.
+        label: Id of the finished label to use.
+        take: Name of a structure -> id of the finished label from which it is taken instead.
+        leave_out: Ids of finished labels; where they differ from ``label``, nothing is learned.
     """
 
     label: str
@@ -43,21 +43,21 @@ class Choice:
 def choose(
     corrections: CorrectionStore, submit: Submit, image_id: str, grid: Grid, choice: Choice, sender: Sender
 ) -> Correction:
-    """Submit the chosen label as the newest finished one, so that clients see it, and trainings use it.
+    """Submit the chosen label as the newest finished one, so that clients see it and trainings use it.
 
-    The labels that it is taken from stay in the history as they are.
+    The labels it is made from stay unchanged in the history.
 
     Args:
         corrections: All labels.
         submit: Takes a label.
         image_id: The scan.
-        grid: Of its image.
-        choice: What was chosen. Not modified.
+        grid: Grid of its image.
+        choice: The administrator's choice. Not modified.
         sender: The administrator.
 
     Raises:
-        ConflictError: A label is no finished one of this scan, or belongs to another image.
-        LabelError: There is no such structure in the label that it is to be taken from.
+        ConflictError: A label is not a finished one of this scan, or was made on another image.
+        LabelError: A label does not have the structure that is to be taken from it.
     """
     named = {choice.label, *choice.take.values(), *choice.leave_out}
     known = {one.id: one for one in finished_labels(corrections, image_id)}
@@ -88,13 +88,13 @@ def merge(codes: Mapping[str, LabelArray], choice: Choice) -> LabelArray:
 
     Args:
         codes: Id of a label -> its codes, all on one grid. Not modified.
-        choice: What is taken from which.
+        choice: Which structure to take from which label.
 
     Returns:
-        uint8 of the same shape, with ``UNREVIEWED`` where it is not to be learned from.
+        uint8 of the same shape; ``UNREVIEWED`` where nothing is to be learned.
 
     Raises:
-        LabelError: There is no such structure in the label that it is to be taken from.
+        LabelError: A label does not have the structure that is to be taken from it.
     """
     merged = codes[choice.label].copy()
     taken = {}
@@ -115,17 +115,17 @@ def merge(codes: Mapping[str, LabelArray], choice: Choice) -> LabelArray:
 def _params(
     base: Correction, labels: Mapping[str, Correction], merged: LabelArray, *, is_whole: bool
 ) -> dict[str, Any]:
-    """Return the parameters with which a label means what it meant when its reader sent it."""
+    """Return the parameters that give the label the meaning it had when its reader sent it."""
     present = {code for code in np.unique(merged).tolist() if code in NAME_OF}
     unreviewed = {code for one in labels.values() for code in one.unreviewed} & present
-    # What the reader left as predicted still counts as left, and nothing else does.
-    drawn = present - unreviewed - {code for one in labels.values() for code in (*one.untouched, *one.renamed)}
+    # Structures that the reader left as predicted still count as such, and no others do.
+    checked = present - unreviewed - {code for one in labels.values() for code in (*one.untouched, *one.renamed)}
     label_info = [{"name": name, "idx": value} for name, value in {**WIRE_LABELS, UNREVIEWED_NAME: REGION}.items()]
     return {
         "label_info": label_info,
         "prediction": str((base.prediction or {}).get("id", "")),
         UNREVIEWED_NAMES: [NAME_OF[code] for code in sorted(unreviewed)],
-        ACCEPTED_NAMES: [NAME_OF[code] for code in sorted(drawn)],
+        ACCEPTED_NAMES: [NAME_OF[code] for code in sorted(checked)],
         UNCHANGED_PARAMETER: is_whole and base.unchanged,
         CHOSEN_PARAMETER: list(labels),
     }

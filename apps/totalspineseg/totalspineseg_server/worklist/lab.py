@@ -1,4 +1,4 @@
-"""Everything the lab's page asks about scans."""
+"""Answer what the lab's page asks about scans."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,26 +22,26 @@ from totalspineseg_server.worklist.worklist import Records, Worklist
 
 
 class Studies(lines.Studies, Protocol):
-    """The images, as a datastore offers them."""
+    """The images of a datastore."""
 
     def image_file(self, image_id: str) -> Path | None:
         """Return the file or folder of an image, or None."""
 
     def fingerprint(self, image_id: str) -> str:
-        """Return what changes whenever an image may have changed."""
+        """Return a value that changes whenever an image may have changed."""
 
 
 @dataclass(frozen=True)
 class Lab:
-    """Everything the lab's page asks about scans.
+    """Answers what the lab's page asks about scans.
 
     Attributes:
-        worklist: The lines of all scans.
-        scans: Images with their labels.
+        worklist: The rows of all scans.
+        scans: The scans, each with its label.
         thumbnails: Small pictures.
-        acts: What readers do.
-        corrections: What readers sent.
-        submit: Takes a label as a client's.
+        acts: Carries out what readers decide.
+        corrections: The submitted labels.
+        submit: Accepts a label as if a client had sent it.
     """
 
     worklist: Worklist
@@ -52,7 +52,7 @@ class Lab:
     submit: Submit
 
     def row(self, image_id: str) -> Row:
-        """Return the line of a scan as it is now.
+        """Return the current row of a scan.
 
         Raises:
             UnknownImageError: There is no such scan.
@@ -63,7 +63,7 @@ class Lab:
         return row
 
     def view(self, image_id: str) -> tuple[Row, View]:
-        """Return the line of a scan, and the scan with its label.
+        """Return the row of a scan, and the scan with its label.
 
         Raises:
             UnknownImageError: There is no such scan.
@@ -73,7 +73,7 @@ class Lab:
         return row, self.scans.view(row)
 
     def choose(self, image_id: str, choice: Choice, sender: Sender) -> Correction:
-        """Let one of the finished labels of a scan count, or one merged of them; see ``choice.choose``."""
+        """Let one of the finished labels of a scan count, or a label merged from them; see ``choice.choose``."""
         _, view = self.view(image_id)
         return choose(self.corrections, self.submit, image_id, view.grid, choice, sender)
 
@@ -86,7 +86,7 @@ class Lab:
         return corrected(self.corrections)
 
     def history(self, image_id: str) -> list[dict[str, Any]]:
-        """Return what readers sent for an image, newest first: when, who, and what became of it."""
+        """Return the submissions for an image, newest first: when, by whom, and what became of them."""
         withdrawn = self.corrections.withdrawals.of_image(image_id)
         sent = self.corrections.of_image(image_id)
         reader_of = {one.id: one.reader for one in sent}
@@ -121,9 +121,9 @@ def open_lab(
         root: The history folder.
         studies: Returns the datastore.
         scores: How doubtful each result is.
-        maps: What the networks drew lately.
-        corrections: What readers sent.
-        submit: Takes a label as a client's.
+        maps: Stored maps of the networks.
+        corrections: The submitted labels.
+        submit: Accepts a label as if a client had sent it.
         undo: Takes the newest label back.
     """
     store, rejections = studies(), Rejections(root)

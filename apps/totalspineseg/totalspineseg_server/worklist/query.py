@@ -1,4 +1,4 @@
-"""Choose, order and page the lines of the worklist."""
+"""Choose and sort the rows of the worklist, and divide them into pages."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,12 +12,12 @@ Sort = Literal["id", "status", "doubt", "levels", "user", "date", "version"]
 SORTS: Final[tuple[Sort, ...]] = get_args(Sort)
 PAGE_SIZE: Final = 25
 MAX_PAGE_SIZE: Final = 200
-"""Maximum lines of a page: more pictures than that nobody looks at without scrolling."""
+"""Most rows on a page."""
 _KEYS: Final[Mapping[Sort, Callable[[Row], Any]]] = MappingProxyType(
     {
         "id": lambda row: row.id,
         "status": lambda row: STATUSES.index(row.status),
-        # Without a doubt at all after those with one.
+        # Scans whose doubt is not known come last.
         "doubt": lambda row: -1.0 if row.doubt is None else row.doubt,
         "levels": lambda row: row.levels,
         "user": lambda row: row.user.casefold(),
@@ -36,10 +36,10 @@ class Query:
         status: Only these; empty for all.
         certainty: Only this one; empty for all.
         user: Only this user's; empty for all.
-        sort: By what the lines are ordered; equal ones by id.
-        descending: Whether the largest comes first.
-        page: From 0.
-        size: Lines of a page.
+        sort: What the rows are sorted by; equal ones are sorted by id.
+        descending: Whether the largest value comes first.
+        page: Number of the page, from 0.
+        size: Rows on a page.
     """
 
     search: str = ""
@@ -57,9 +57,9 @@ class Page:
     """A page of the worklist.
 
     Attributes:
-        rows: Its lines.
-        total: Lines of all pages.
-        counts: Status -> lines of the whole worklist.
+        rows: Its rows.
+        total: Number of rows on all pages.
+        counts: Status -> number of rows in the whole worklist.
     """
 
     rows: tuple[Row, ...]
@@ -68,15 +68,15 @@ class Page:
 
 
 def select(rows: Sequence[Row], query: Query) -> Page:
-    """Return one page of the lines.
+    """Return one page of the rows.
 
     Args:
-        rows: All, ordered by id. Not modified.
-        query: What is asked.
+        rows: All rows, sorted by id. Not modified.
+        query: The question.
     """
     counts = Counter[str](row.status for row in rows)
     found = list(_found(rows, query))
-    # Sorting is stable, also in reverse.
+    # Sorting is stable, even in reverse.
     found.sort(key=_KEYS[query.sort], reverse=query.descending)
     first = query.page * query.size
     return Page(tuple(found[first : first + query.size]), len(found), dict(counts))
@@ -89,6 +89,6 @@ def _found(rows: Iterable[Row], query: Query) -> Iterable[Row]:
             continue
         if (query.certainty and row.certainty != query.certainty) or (query.user and row.user != query.user):
             continue
-        text = f"{row.id} {row.levels} {row.user} {row.reason}".casefold()
+        text = f"{row.id} {row.about} {row.levels} {row.user} {row.reason}".casefold()
         if all(word in text for word in words):
             yield row

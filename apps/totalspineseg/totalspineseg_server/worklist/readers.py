@@ -25,11 +25,11 @@ def agreements(corrections: CorrectionStore, image_id: str) -> list[dict[str, An
     """Compare the finished label of a scan with the last one of each other reader.
 
     Returns:
-        One for each other reader, newest first: ``reader``, ``date``, ``correction`` (its id), ``beside`` (that of the
-        finished label), ``dice`` (name of each structure
-        of either label -> 0..1, from top to bottom), ``mean`` of these, and ``named`` (name in the finished label ->
-        that reader's name for what lies there). A finished label that was chosen is nobody's own, and is compared with
-        those of all readers. Empty where one reader alone finished the scan, or the others saw another image.
+        A dictionary for each other reader, newest first: ``reader``, ``date``, ``correction`` (its id), ``beside``
+        (that of the finished label), ``dice`` (name of each structure of either label -> 0..1, from top to bottom),
+        ``mean`` of these, and ``named`` (name in the finished label -> that reader's name for what lies there). A
+        chosen label belongs to no reader and is compared with those of all readers. Empty if only one reader finished
+        the scan, or the others saw another image.
     """
     finished = finished_labels(corrections, image_id)
     if not finished:
@@ -52,7 +52,7 @@ def agreements(corrections: CorrectionStore, image_id: str) -> list[dict[str, An
 def _compared(
     codes: LabelArray, other: LabelArray, of: Correction, beside: Correction, *, unreviewed: set[int]
 ) -> dict[str, Any]:
-    # What one of the two did not look at says nothing about either.
+    # A structure that one of the two did not check says nothing about either.
     codes = np.where(other == UNREVIEWED, np.uint8(UNREVIEWED), codes)
     present = labels_present(without_regions(codes)) | labels_present(without_regions(other))
     visible = [code for code in _downwards(np.flatnonzero(present).tolist()) if code not in unreviewed]
@@ -78,7 +78,7 @@ def _downwards(codes: Iterable[int]) -> list[int]:
 
 @dataclass
 class _Sum:
-    """Corrections of one structure, or of one reader."""
+    """Totals of one structure, or of one reader."""
 
     dice: list[float] = field(default_factory=list)
     labels: int = 0
@@ -96,21 +96,21 @@ class _Sum:
 
 
 def corrected(corrections: CorrectionStore) -> dict[str, Any]:
-    """Say how much readers corrected, by structure and month, and by reader.
+    """Return how much readers corrected, by structure and month, and by reader.
 
     Returns:
         ``months`` (ascending, such as "2026-01"); ``structures``: from top to bottom, ``name`` and ``months``, month ->
         ``structures`` (number of labels or results that show it), ``corrected`` (of these) and ``dice`` (mean between
         result and label, 0..1); ``readers``: the same numbers over all structures, with ``reader``, ``labels``,
-        ``unchanged`` (accepted as they were), ``parked``, ``withdrawn`` and ``last``. Labels of scans whose result was
-        not at hand have no Dice.
+        ``unchanged`` (accepted as they were), ``parked``, ``withdrawn`` and ``last``. Labels whose result is gone have
+        no Dice.
     """
     structures: dict[str, dict[str, _Sum]] = defaultdict(lambda: defaultdict(_Sum))
     readers: dict[str, _Sum] = defaultdict(_Sum)
     withdrawn: dict[str, frozenset[str]] = {}
     for one in corrections.all():
         if one.chosen:
-            # The labels that it was chosen from are counted.
+            # The labels it was chosen from are already counted.
             continue
         if one.image not in withdrawn:
             withdrawn[one.image] = frozenset(corrections.withdrawals.of_image(one.image))
@@ -123,7 +123,7 @@ def corrected(corrections: CorrectionStore) -> dict[str, Any]:
         else:
             reader.labels += 1
             reader.unchanged += one.unchanged
-            # A corrected step 1 has other structures.
+            # A corrected step-1 label has other structures.
             dice = {} if one.step == 1 else one.dice
             reader.dice += dice.values()
             for name, value in dice.items():

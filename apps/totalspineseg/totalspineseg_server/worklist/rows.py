@@ -1,4 +1,4 @@
-"""One line of the worklist: where a scan is on its way from new to finished."""
+"""Make a row of the worklist: how far a scan is on its way from new to finished."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +15,8 @@ from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.report import sentence
 
 Status = Literal["new", "predicted", "failed", "in work", "submitted", "parked", "rejected", "finished"]
+DATE_LETTERS: Final = 8
+"""Letters of a date in DICOM, such as 20260131."""
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 
 
@@ -26,15 +28,16 @@ class Row:
         id: Image id.
         status: See ``docs/lab-page.md``.
         reason: One sentence: why names are doubtful or counted, why it is parked, rejected or failed.
-        certainty: "certain", "counted", "doubtful"; empty where nothing is known.
-        doubt: 0 (none) to 1; None where it is not known.
-        levels: Levels in view, such as "T12 to sacrum"; empty where nothing is named.
+        certainty: "certain", "counted", "doubtful"; empty if nothing is known.
+        doubt: 0 (none) to 1; None if it is not known.
+        levels: Levels in view, such as "T12 to sacrum"; empty if none is named.
         user: Who worked on it last, or to whom it was offered.
-        date: When, UTC, ISO 8601; of a scan that nobody worked on, when it was predicted; empty for a new one.
-        version: Weights by step that made the result; empty where there is none.
-        prediction: Id of the result; empty where there is none.
-        unchanged: Whether it was finished by accepting the result as it was.
-        study: UID of its study in the PACS; empty in a folder.
+        date: When that was, UTC, ISO 8601; if nobody worked on it, when it was predicted; empty for a new scan.
+        version: Weights of each step that made the result; empty if there is none.
+        prediction: Id of the result; empty if there is none.
+        unchanged: Whether it is finished because the result was accepted unchanged.
+        study: UID of its study in the PACS; empty for a folder.
+        about: What people call a series of a PACS, such as "T2 sagittal, patient 17, 2026-01-31"; empty for a folder.
     """
 
     id: str
@@ -49,6 +52,7 @@ class Row:
     prediction: str = ""
     unchanged: bool = False
     study: str = ""
+    about: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return the row for clients."""
@@ -67,20 +71,22 @@ def row_of(
     offer: Offer,
     now: float,
     study: str = "",
+    about: str = "",
 ) -> Row:
-    """Return the line of a scan.
+    """Return the row of a scan.
 
     Args:
         image_id: The scan.
-        is_finished: Whether a finished label is shown that counts.
-        score: Its score, whatever weights it is of; None where it was not predicted.
+        is_finished: Whether it has a finished label that counts.
+        score: Its score, by any weights; None if it was never predicted.
         numbering: Report of the prediction that was scored.
         corrections: All corrections, oldest first.
         withdrawn: Ids of those that were taken back.
-        rejection: The rejection that stands.
-        offer: When and to whom it was offered last.
+        rejection: The rejection, if its result is rejected.
+        offer: When it was last offered, and to whom.
         now: Time stamp.
         study: See ``Row``.
+        about: See ``Row``.
     """
     row: dict[str, Any] = {} if score is None else _predicted(score, numbering)
     counting = [one for one in corrections if one.id not in withdrawn]
@@ -98,7 +104,19 @@ def row_of(
         row |= {"status": "submitted", **_by(last)}
     elif offer.time and now - offer.time < RESERVED_SECONDS:
         row |= {"status": "in work", "user": offer.client, "date": text_of_time(offer.time)}
-    return Row(image_id, study=study, **row)
+    return Row(image_id, study=study, about=about, **row)
+
+
+def about_series(info: Mapping[str, Any]) -> str:
+    """Return what people call a series, from what the PACS says about it; empty where that is nothing."""
+    date = str(info.get("StudyDate") or "")
+    patient = str(info.get("PatientID") or "")
+    parts = (
+        str(info.get("SeriesDescription") or ""),
+        f"patient {patient}" if patient else "",
+        f"{date[:4]}-{date[4:6]}-{date[6:]}" if len(date) == DATE_LETTERS and date.isdigit() else date,
+    )
+    return ", ".join(part for part in parts if part)
 
 
 def levels_text(codes: Sequence[int]) -> str:
@@ -112,7 +130,7 @@ def levels_text(codes: Sequence[int]) -> str:
 
 
 def version_text(versions: Mapping[str, str]) -> str:
-    """Return the weights of both steps; one name where they are of one version."""
+    """Return the weights of both steps; one name if both have the same version."""
     return " + ".join(dict.fromkeys(versions[step] for step in sorted(versions)))
 
 

@@ -1,4 +1,4 @@
-"""One scan as the review shows it: the image, the label on its voxels, and what is known of each level."""
+"""Prepare a scan for the review: the image, the label on its voxels, and what is known about each level."""
 
 import threading
 from collections import OrderedDict
@@ -25,23 +25,24 @@ from totalspineseg_server.volume_io import read_image, write_volume
 from totalspineseg_server.worklist.rows import Row
 
 KEPT_SCANS: Final = 3
-"""Scans that stay in memory, some hundred megabytes: a page asks for the image, the label and the levels of one."""
+"""Number of scans in memory, some hundred megabytes: a page asks for the image, the label and the levels of one
+scan."""
 GRAY_LEVELS: Final = 32_000
-"""Brightest voxel of an image that is sent: 16 bits are enough to look at it, and half as long on the way."""
+"""Brightest value in an image that is sent: 16 bits are enough to look at it, and half the data."""
 BRIGHT_PERCENTILE: Final = 99.9
-"""Voxels above it (a coil's hot spots) are cut, so that the spine keeps its contrast."""
+"""Brighter voxels (hot spots near a coil) are clipped to it, so that the spine keeps its contrast."""
 PREDICTION, FINISHED = "prediction", "finished"
 
 
 @dataclass(frozen=True)
 class Label:
-    """The label that is shown over a scan.
+    """The label that is displayed over a scan.
 
     Attributes:
-        of: ``FINISHED``: a reader's; ``PREDICTION``: the model's; empty where nothing is at hand.
-        codes: (X, Y, Z) nearest RAS, on the voxels of ``View.image``; all 0 where nothing is at hand.
-        record: Of the prediction; None where it is not known.
-        maps: What the networks drew; None where that is no longer at hand, then no level can be pinned.
+        of: ``FINISHED``: a reader's; ``PREDICTION``: the model's; empty if there is none.
+        codes: (X, Y, Z) nearest RAS, on the voxels of ``View.image``; all 0 if there is none.
+        record: Record of the prediction; None if it is not known.
+        maps: Maps of the networks; None if they are gone, and then no level can be pinned.
     """
 
     of: str
@@ -55,10 +56,10 @@ class View:
     """A scan in memory.
 
     Attributes:
-        image: Nearest RAS, int16.
-        grid: Of the image as stored.
+        image: The image, int16, on the axes nearest to RAS.
+        grid: Grid of the stored image.
         sha256: Hash of the image.
-        label: Over it.
+        label: The label over it.
     """
 
     image: Volume
@@ -68,14 +69,14 @@ class View:
 
 
 class Scans:
-    """Scans of the studies, the last few in memory.
+    """Scans of the studies; the last few stay in memory.
 
     Args:
         image_file: ``image_file(image_id)`` returns the file or folder of an image, or None.
         fingerprint: See ``SpineDatastore.fingerprint``.
-        record: Returns the record of the result that a line describes, or None.
-        maps: What the networks drew lately.
-        corrections: What readers sent.
+        record: Returns the record of the result that a row describes, or None.
+        maps: Stored maps of the networks.
+        corrections: The submitted labels.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Scans:
         """Return a scan with its label.
 
         Args:
-            row: Its line.
+            row: Its row.
 
         Raises:
             UnknownImageError: There is no such image.
@@ -103,12 +104,12 @@ class Scans:
         """
         finished = self._finished(row)
         key = (row.id, self._fingerprint(row.id), row.prediction, "" if finished is None else finished.id)
-        # One at a time: two requests for the same scan read it once.
+        # One scan at a time: of two requests for the same one, the second finds it in memory.
         with self._guard:
             view = self._memory.get(key)
             if view is None:
                 view = self._read(row, finished)
-                # Without a fingerprint nobody knows whether the image is still the same.
+                # Without a fingerprint it is not known whether the image is still the same.
                 if key[1]:
                     self._memory[key] = view
             else:
@@ -118,7 +119,7 @@ class Scans:
         return view
 
     def glance(self, row: Row) -> View:
-        """Return a scan with its label like ``view``, and forget it."""
+        """Return a scan with its label like ``view``, without keeping it."""
         return self._read(row, self._finished(row))
 
     def _finished(self, row: Row) -> Correction | None:
@@ -145,15 +146,15 @@ class Scans:
 
 
 def write_view(file: Path, data: npt.NDArray[Any], view: View) -> None:
-    """Write an array on the voxels of a view as NIfTI."""
+    """Write an array as NIfTI, on the voxels of a view."""
     write_volume(file, data, view.image.grid)
 
 
 def levels_of(view: View) -> list[dict[str, Any]]:
-    """Return what is known of each structure of the label, from top to bottom; cord and canal last.
+    """Return what is known about each structure of the label, from top to bottom; cord and canal come last.
 
     Returns:
-        ``code``, ``name``, ``kind``, ``color``, ``probability`` and ``runner_up`` (None where not known), ``doubtful``,
+        ``code``, ``name``, ``kind``, ``color``, ``probability`` and ``runner_up`` (None if not known), ``doubtful``,
         ``findings`` (sentences) and ``at``: a point inside it, as shares of the image to the right, anterior and
         superior, from 0 to 1.
     """
@@ -184,7 +185,7 @@ def levels_of(view: View) -> list[dict[str, Any]]:
 
 
 def doubtful_of(numbering: Mapping[str, Any]) -> frozenset[int]:
-    """Return the doubtful levels of a recorded numbering: see ``doubtful_codes``, which asks the numbering itself."""
+    """Return the doubtful levels of a recorded numbering, like ``doubtful_codes`` of the numbering itself."""
     if not is_doubtful(numbering):
         return frozenset()
     levels = {int(level["code"]): float(level["probability"]) for level in numbering.get("levels", ())}
@@ -193,7 +194,7 @@ def doubtful_of(numbering: Mapping[str, Any]) -> frozenset[int]:
 
 
 def pin_names() -> dict[str, list[str]]:
-    """Return the names that a level can have: of bones and of discs."""
+    """Return the names that a level can have: those of bones and those of discs."""
     bones = [NAME_OF[code] for code in (*VERTEBRAE, SACRUM)]
     return {Kind.VERTEBRA.value: bones, Kind.SACRUM.value: bones, Kind.DISC.value: [NAME_OF[code] for code in DISCS]}
 
@@ -208,7 +209,7 @@ def _findings(numbering: Mapping[str, Any], code: int) -> list[str]:
 
 
 def _points(codes: LabelArray) -> dict[int, tuple[int, int, int]]:
-    """Return the voxel of each structure that lies deepest in it: of a vertebra in its body, not between processes."""
+    """Return the deepest voxel of each structure: for a vertebra it is in the body, not between the processes."""
     boxes = ndimage.find_objects(codes, max_label=int(codes.max(initial=0)))
     points: dict[int, tuple[int, int, int]] = {}
     for code, box in enumerate(boxes, start=1):
@@ -216,7 +217,7 @@ def _points(codes: LabelArray) -> dict[int, tuple[int, int, int]]:
             continue
         inside = np.pad(codes[box] == code, 1)
         depth = ndimage.distance_transform_edt(inside)[1:-1, 1:-1, 1:-1]
-        # Of a flat top the middle.
+        # If several are equally deep, take the middle one.
         deepest = np.argwhere(depth >= depth.max() - 0.5)
         away = ((deepest - deepest.mean(axis=0)) ** 2).sum(axis=1)
         x, y, z = (deepest[int(away.argmin())] + [part.start for part in box]).tolist()
@@ -225,7 +226,7 @@ def _points(codes: LabelArray) -> dict[int, tuple[int, int, int]]:
 
 
 def _gray(data: npt.NDArray[Any]) -> npt.NDArray[np.int16]:
-    """Return an image's brightness as 16 bits."""
+    """Return the brightness of an image in 16 bits."""
     low, high = float(data.min()), float(np.percentile(data, BRIGHT_PERCENTILE))
     scaled = (data.astype(np.float32) - low) * (GRAY_LEVELS / max(high - low, 1e-6))
     return np.ascontiguousarray(np.clip(scaled, 0, GRAY_LEVELS)).astype(np.int16)

@@ -1,4 +1,4 @@
-"""A small picture of each scan with the names of its levels, made once for each result."""
+"""Draw a small picture of each scan with the names of its levels, once for each result."""
 
 import hashlib
 import io
@@ -22,17 +22,17 @@ from totalspineseg_server.worklist.scans import View, doubtful_of
 logger = logging.getLogger(__name__)
 
 HEIGHT_PX: Final = 420
-"""Height of a picture, the one at which the page shows it: letters that are not made smaller can be read."""
+"""Height of a picture on the page: it is not scaled down, so its letters can be read."""
 COLORS: Final = 128
-"""Colors of a picture: a third of the bytes of a full one, and names and levels look the same."""
+"""Number of colors: a third of the bytes of a picture in full color, and names and levels look the same."""
 MAX_PICTURES: Final = 20_000
-"""Maximum number of pictures, a gigabyte at most; the oldest go."""
+"""Largest number of pictures, at most a gigabyte; the oldest are removed."""
 SWEEP_EVERY: Final = 500
-"""After so many new pictures the oldest are looked for."""
+"""Number of new pictures after which the oldest are removed."""
 
 
 class Thumbnails:
-    """Pictures below a history folder.
+    """Pictures of scans, stored in a history folder.
 
     Args:
         root: The history folder.
@@ -47,14 +47,14 @@ class Thumbnails:
         self._made = 0
 
     def png(self, row: Row) -> bytes:
-        """Return the picture of a scan; one that cannot be kept is made each time.
+        """Return the picture of a scan; if it cannot be stored, it is drawn each time.
 
         Raises:
             UnknownImageError: There is no such image.
             ImageError: The image cannot be read.
         """
         file = self._file(row)
-        # One at a time, so that a page full of pictures leaves the processor to readers.
+        # One picture at a time, so that a page of pictures leaves processors for readers.
         with self._making:
             try:
                 return file.read_bytes()
@@ -84,7 +84,7 @@ class Thumbnails:
 
 
 def picture_of(view: View) -> Picture:
-    """Return the mid-sagittal picture of a scan with the names of its label, as large as it is shown."""
+    """Return the mid-sagittal picture of a scan with the names of its levels, in the size in which it is shown."""
     label = view.label
     numbering = (label.record.numbering if label.record else None) or {}
     volume = Volume(view.image.data, view.image.affine)

@@ -1,4 +1,4 @@
-"""The worklist: a line of each scan, made again only where something about the scan has changed."""
+"""Keep a row for each scan, and make it again only when something about the scan has changed."""
 
 import logging
 import os
@@ -15,38 +15,39 @@ from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.history import folder_name
 from totalspineseg_server.corrections.predictions import PredictionRecord
 from totalspineseg_server.corrections.rejections import Rejections
-from totalspineseg_server.worklist.rows import Row, row_of
+from totalspineseg_server.worklist.rows import Row, about_series, row_of
 
 logger = logging.getLogger(__name__)
 
 FRESH_SECONDS: Final = 1.0
-"""Time for which the lines count as fresh: a page asks several times within a second."""
+"""Time during which the rows count as fresh: a page asks several times within a second."""
 REST: Final = 5
-"""Ratio of the pause between two updates to the time of one, so that many scans leave the processor to readers."""
+"""The pause between two updates is so many times as long as an update, so that many scans leave processors for
+readers."""
 WAIT_SECONDS: Final = 1.0
-"""Maximum time a request waits for newer lines: a PACS that does not answer must not hold up the page."""
+"""Longest time that a request waits for newer rows: a PACS that does not answer must not hold up the page."""
 FIRST_WAIT_SECONDS: Final = 10.0
-"""The same while there are none yet."""
+"""The same while there are no rows yet."""
 FOLDERS: Final = ("scores", "corrections", "withdrawals", "rejections")
-"""Folders of the history in which a changed entry means that its scan's line may have changed."""
+"""Folders of the history; if an entry changes, the row of its scan may change."""
 
 Change = tuple[object, ...]
 
 
 class Studies(Protocol):
-    """The questions of the worklist to the datastore."""
+    """The part of the datastore that the worklist needs."""
 
     def list_images(self) -> list[str]:
         """Return the ids of all images."""
 
     def get_labeled_images(self) -> list[str]:
-        """Return those with a finished label that counts."""
+        """Return the ids of images with a finished label that counts."""
 
     def get_image_info(self, image_id: str) -> Mapping[str, Any]:
-        """Return what is known about an image, with when it was offered."""
+        """Return what is known about an image, including when it was offered."""
 
     def study_of(self, image_id: str) -> str:
-        """Return the UID of an image's study in the PACS; "" in a folder."""
+        """Return the UID of an image's study in the PACS; "" for a folder."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,8 @@ class Records:
     Attributes:
         root: The history folder.
         scores: How doubtful each result is.
-        corrections: What readers sent.
-        rejections: What readers rejected.
+        corrections: The submitted labels.
+        rejections: The rejections.
         fingerprint: ``fingerprint(image_id)``, see ``SpineDatastore.fingerprint``.
     """
 
@@ -70,7 +71,7 @@ class Records:
 
 @dataclass(frozen=True)
 class _Lines:
-    """All lines as they were made last."""
+    """All rows as last made."""
 
     changes: Mapping[str, Change] = field(default_factory=dict)
     rows: Mapping[str, Row] = field(default_factory=dict)
@@ -80,15 +81,15 @@ class _Lines:
 
 
 class Worklist:
-    """The lines of all scans, kept in memory.
+    """The rows of all scans, kept in memory.
 
-    A line is made of the scan's records, and again when one of its files has changed: nothing else is read. That is
-    looked up in a thread of its own, so that a request is answered with the lines as they were where it takes long.
+    A row is made from the scan's records, and made again when one of their files has changed; nothing else is read. A
+    thread of its own looks for changes: if that takes long, a request is answered with the earlier rows.
 
     Args:
         studies: Returns the datastore.
-        records: What is kept about the scans.
-        clock: Seconds, steadily rising.
+        records: Records about the scans.
+        clock: Seconds; never runs backward.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Worklist:
         self._work: threading.Thread | None = None
 
     def rows(self) -> tuple[Row, ...]:
-        """Return all lines by id, as they were a moment ago."""
+        """Return all rows sorted by id, as they were a moment ago."""
         with self._guard:
             is_old = self._clock() - self._lines.made > max(FRESH_SECONDS, REST * self._lines.seconds)
             if is_old and (self._work is None or not self._work.is_alive()):
@@ -112,20 +113,20 @@ class Worklist:
         return self._lines.sorted
 
     def row(self, image_id: str) -> Row | None:
-        """Return the line of a scan as it is now; None where there is no such scan."""
+        """Return the current row of a scan; None if there is no such scan."""
         store = self._studies()
         if image_id not in store.list_images():
             return None
         return self._row(image_id, store, is_finished=image_id in store.get_labeled_images())
 
     def record(self, row: Row) -> PredictionRecord | None:
-        """Return the record of the result that a line describes; None where there is none, or it is gone."""
+        """Return the record of the result that a row describes; None if there is none, or it is gone."""
         score = self._records.scores.of(row.id, self._records.fingerprint(row.id))
         is_same = score is not None and score.prediction == row.prediction
         return self._records.scores.record_of(score) if is_same and score is not None else None
 
     def update(self, image_id: str) -> None:
-        """Build the line of a scan again, after somebody worked on it."""
+        """Make the row of a scan again, after somebody worked on it."""
         row, before = self.row(image_id), self._lines
         if row is not None and before.rows:
             rows = {**before.rows, image_id: row}
@@ -133,7 +134,7 @@ class Worklist:
 
     @property
     def is_complete(self) -> bool:
-        """Whether every scan has its line; not while the studies are read for the first time."""
+        """Whether every scan has a row; False while the studies are read for the first time."""
         return self._lines.made > -float("inf")
 
     def _renew(self) -> None:
@@ -149,15 +150,15 @@ class Worklist:
                     known = self._row(image_id, store, is_finished=image_id in finished)
                 rows[image_id] = known
         except Exception:
-            # The next request tries again; the lines are those from before.
+            # The next request tries again; until then the earlier rows are shown.
             logger.exception("The worklist could not be renewed")
             return
-        # The first time every record is read, which says nothing of the next time.
+        # The first update reads every record, so its time says nothing about the next.
         seconds = self._clock() - begun if before.rows else 0.0
         self._lines = _Lines(changes, rows, _by_id(rows), begun, seconds)
 
     def _changes(self, store: Studies, finished: frozenset[str]) -> dict[str, Change]:
-        """Return what changes whenever a scan's line may have: times of files, without reading any."""
+        """Return what changes whenever a scan's row may have changed: the times of files, without reading any."""
         times = [_times(self._records.root / name) for name in FOLDERS]
         now = time.time()
         changes: dict[str, Change] = {}
@@ -165,7 +166,7 @@ class Worklist:
             name = folder_name(image_id)
             times_of = tuple(known.get(name, known.get(f"image-{name}.json", 0)) for known in times)
             offer = last_noted(store.get_image_info(image_id))
-            # An offer ends by itself.
+            # An offer ends after some time.
             offered = (offer.time, offer.client, 0 <= now - offer.time < RESERVED_SECONDS)
             changes[image_id] = (self._records.fingerprint(image_id), image_id in finished, *times_of, offered)
         return changes
@@ -174,6 +175,7 @@ class Worklist:
         records = self._records
         score = records.scores.of(image_id, records.fingerprint(image_id))
         record = None if score is None else records.scores.record_of(score)
+        info = store.get_image_info(image_id)
         corrections: Sequence[Any] = records.corrections.of_image(image_id)
         return row_of(
             image_id,
@@ -183,9 +185,10 @@ class Worklist:
             corrections=corrections,
             withdrawn=records.corrections.withdrawals.of_image(image_id) if corrections else frozenset(),
             rejection=records.rejections.latest(image_id),
-            offer=last_noted(store.get_image_info(image_id)),
+            offer=last_noted(info),
             now=time.time(),
             study=store.study_of(image_id),
+            about=about_series(info),
         )
 
 
@@ -194,7 +197,7 @@ def _by_id(rows: Mapping[str, Row]) -> tuple[Row, ...]:
 
 
 def _times(folder: Path) -> dict[str, int]:
-    """Return the entries of a folder -> when they changed; nothing where there is no folder."""
+    """Return when each entry of a folder changed; empty if there is no folder."""
     try:
         with os.scandir(folder) as entries:
             return {entry.name: entry.stat().st_mtime_ns for entry in entries}

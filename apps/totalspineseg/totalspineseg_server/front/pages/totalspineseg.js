@@ -22,6 +22,8 @@
     #totalspineseg-side ul { margin: 4px 0; max-height: 30vh; overflow-y: auto; }
     #totalspineseg-side li { margin: 2px 0; }
     #totalspineseg-side button { text-align: left; color: #fbbf24; text-decoration: underline; }
+    #totalspineseg-side p > button { padding: 2px 8px; color: #000; background: #fbbf24; border-radius: 4px;
+      text-decoration: none; }
     #totalspineseg-answers { position: fixed; left: 50%; bottom: 12px; transform: translateX(-50%); z-index: 99998;
       width: min(640px, 90vw); font: 14px/1.4 sans-serif; }
     .totalspineseg-answer { display: flex; gap: 12px; align-items: start; margin-top: 6px; padding: 10px 12px;
@@ -88,7 +90,7 @@
   // --- beside the picture: progress, what is doubtful, what the checks found
 
   // Names as published by segment, the series on the screen, and what is shown of its result.
-  const known = { names: {}, panel: null, running: null, message: '', levels: [], findings: [] };
+  const known = { names: {}, panel: null, running: null, message: '', marked: [], levels: [], findings: [] };
 
   function series() {
     try {
@@ -130,6 +132,9 @@
     if (lines.length) {
       parts.push(element('ul', {}, ...lines));
     }
+    if (known.marked.length) {
+      parts.push(element('p', {}, element('button', { onclick: confirmNames }, 'Confirm all names')));
+    }
     side.replaceChildren(...parts);
   }
 
@@ -140,9 +145,9 @@
       drawSide();
       await new Promise(resolve => setTimeout(resolve, ASK_MS));
       const response = await fetch('/infer/progress').catch(() => null);
-      if (response?.ok && known.running === mine) {
+      if (response?.ok) {
         const { running, waiting } = await response.json();
-        if (running && running.model === model && running.image === image) {
+        if (known.running === mine && running && running.model === model && running.image === image) {
           const seconds = `${Math.round(running.seconds)} s`;
           Object.assign(mine, { text: `${running.stage} (${seconds})`, place: running.place, stages: running.stages });
         } else if (running) {
@@ -173,11 +178,23 @@
   }
 
   function markNames(marked) {
+    known.marked = marked;
     for (const [index, name] of Object.entries(known.names)) {
       if (segments()[index] && marked.includes(name)) {
         service().setSegmentLabel(SEGMENTATION, Number(index), name + MARK);
       }
     }
+  }
+
+  // Take all marks away that are left: 20 segments need not be renamed one by one.
+  function confirmNames() {
+    for (const [index, segment] of Object.entries(segments())) {
+      if (segment?.label.endsWith(MARK)) {
+        service().setSegmentLabel(SEGMENTATION, Number(index), segment.label.slice(0, -MARK.length));
+      }
+    }
+    Object.assign(known, { marked: [], levels: [] });
+    drawSide();
   }
 
   function viewports() {
@@ -208,9 +225,16 @@
 
   // --- in the picture: the name below the mouse
 
+  // Views that are not the active one let the mouse through to what is around them.
+  function isOver(event, viewport) {
+    const { left, top, right, bottom } = viewport.canvas.getBoundingClientRect();
+    const { clientX: x, clientY: y, target } = event;
+    const covered = !viewport.element.contains(target) && !target.contains(viewport.element);
+    return left <= x && x < right && top <= y && y < bottom && !covered;
+  }
+
   function nameAt(event) {
-    const below = document.elementsFromPoint(event.clientX, event.clientY);
-    const viewport = viewports().find(one => below.includes(one.canvas) || below.includes(one.element));
+    const viewport = viewports().find(one => isOver(event, one));
     const volume = viewport && service().getSegmentation(SEGMENTATION) && service().getLabelmapVolume(SEGMENTATION);
     if (!volume) {
       return '';
@@ -352,12 +376,14 @@
 
     // Run a model, with the progress of the server's work.
     async run(infer, model, image) {
-      Object.assign(known, { message: '', levels: [], findings: [] });
+      Object.assign(known, { message: '', marked: [], levels: [], findings: [] });
       watch(model, image);
       try {
         const response = await infer();
         if (response.status === 200) {
           restoreNames();
+        } else {
+          known.message = this.reason(response) || '';
         }
         return response;
       } finally {
@@ -370,7 +396,7 @@
     overlaid(response, image) {
       const report = JSON.parse(response.headers[REPORT]);
       markNames(report.marked);
-      known.message = report.message;
+      known.message = [report.message, report.warning].filter(text => text).join(' ');
       drawSide();
       return readReview(image, report.prediction);
     },

@@ -1,4 +1,4 @@
-// Trainings, the gate's verdicts, and which version answers.
+// Trainings, the gate's verdicts, and the versions in use.
 
 import { get, send } from '/lab/api.js';
 import { ask, day, duration, element, say, tag } from '/lab/dom.js';
@@ -67,7 +67,7 @@ export async function show(view) {
   async function start() {
     const given = await ask(
       'Train on the finished labels?',
-      element('p', {}, 'The networks are trained further. The new version answers only if the gate finds that nothing became worse. Until then everything goes on with the version in use.'),
+      element('p', {}, 'The networks are trained further. The new version is used only if the gate finds that nothing became worse. Until then everything goes on with the version in use.'),
       { yes: 'Train' },
     );
     if (given) {
@@ -131,7 +131,7 @@ export async function show(view) {
     );
   }
 
-  // The judgment that runs, or why the last one came to no end.
+  // The judgment that runs, or why the last one ended without a verdict.
   function judgment({ running: isRunning, version, seconds, message, failure }) {
     clearTimeout(judged);
     if (isRunning) {
@@ -217,7 +217,7 @@ export async function show(view) {
   }
 
   async function change(title, wanted, used, path) {
-    const lines = Object.keys(used).map(step => element('li', {}, used[step] === wanted[step] ? `Step ${step} stays ${used[step]}.` : `Step ${step}: ${used[step]} answers no more, ${wanted[step]} answers.`));
+    const lines = Object.keys(used).map(step => element('li', {}, used[step] === wanted[step] ? `Step ${step} stays ${used[step]}.` : `Step ${step}: ${used[step]} is replaced by ${wanted[step]}.`));
     const given = await ask(
       title,
       [element('ul', {}, lines), element('p', {}, 'New results come from then on. Results and labels that are stored stay as they are.')],

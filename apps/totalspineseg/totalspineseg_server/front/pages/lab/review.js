@@ -112,7 +112,7 @@ export async function show(view, id) {
 
   function drawAbout() {
     about.replaceChildren(
-      element('h2', { class: 'scan' }, scan.id),
+      element('h2', { class: 'scan', title: scan.id }, scan.about || scan.id),
       element('p', {}, tag(scan.status), ' ', scan.certainty ? tag(scan.certainty) : '', scan.unchanged ? ' accepted unchanged' : ''),
       scan.reason ? element('p', {}, scan.reason) : '',
       scan.status === 'finished' ? element('p', {}, `Finished by ${scan.user}, ${day(scan.date)}.`) : '',
@@ -331,7 +331,11 @@ export async function show(view, id) {
         choose(level, false);
       }
     };
-    await viewer.attachToCanvas(canvas);
+    try {
+      await viewer.attachToCanvas(canvas);
+    } catch (error) {
+      throw new Refused(0, 'This browser does not draw scans, because its WebGL 2 is off. Allow it in the settings of the browser, or use another one.');
+    }
     await viewer.loadVolumes(found.map((url, k) => ({ url, name: `${names[k]}.nii.gz`, opacity: k ? opacity : 1 })));
     if (isLeft) {
       return;
@@ -420,7 +424,7 @@ export async function show(view, id) {
     }
     const reason = element('input', { id: 'reason', list: 'reasons', maxlength: 500, required: true });
     const given = await ask(
-      'Why is this result of no use?',
+      'Why can this result not be used?',
       [element('label', {}, 'Reason ', reason), element('datalist', { id: 'reasons' }, REASONS.map(text => element('option', { value: text })))],
       { yes: 'Reject', read: () => reason.value, ready: () => reason.focus() },
     );

@@ -143,7 +143,7 @@ export async function show(view) {
   }
 
   function line(row, place) {
-    const open = element('a', { class: 'scan', href: `#/review/${encodeURIComponent(row.id)}` }, row.id);
+    const open = element('a', { class: 'scan', title: row.id, href: `#/review/${encodeURIComponent(row.id)}` }, row.about || row.id);
     const names = [row.certainty ? tag(row.certainty) : '', row.reason ? element('div', { class: 'short', title: row.reason }, row.reason) : ''];
     return element(
       'tr',
@@ -205,8 +205,8 @@ export async function show(view) {
     }
     const picture = pictures.get(pictureKey(row));
     side.replaceChildren(
-      element('h2', { class: 'scan' }, row.id),
-      picture ? element('img', { src: picture, alt: `Sagittal picture of ${row.id} with the names of its levels` }) : '',
+      element('h2', { class: 'scan', title: row.id }, row.about || row.id),
+      picture ? element('img', { src: picture, alt: `Sagittal picture of ${row.about || row.id} with the names of its levels` }) : '',
       element('p', {}, tag(row.status), ' ', row.certainty ? tag(row.certainty) : ''),
       element('p', {}, row.reason || (row.status === 'new' ? 'There is no result yet.' : '')),
       row.doubt === null ? '' : element('p', { class: 'soft' }, `Chance that something is wrong: ${percent(row.doubt)}`),

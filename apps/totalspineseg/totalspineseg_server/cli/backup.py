@@ -1,0 +1,55 @@
+"""Write what readers submitted, the trained versions and files of settings into one file.
+
+A server may run meanwhile. Every file is read back and compared before FILE appears. Images are left out, unless
+--images asks for them; the weights that come with this software are left out, too.
+"""
+
+import argparse
+from pathlib import Path
+
+from totalspineseg_server.cli.common import MIB, MODEL_DIR, existing_path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "studies", type=existing_path, metavar="STUDIES", help="folder of studies, or the --work folder of a server"
+    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="back-up to write, such as site.zip; must not exist")
+    parser.add_argument(
+        "--settings",
+        type=existing_path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="files of settings to add, such as .env or a profile of a cluster; passwords in them are in the back-up",
+    )
+    parser.add_argument(
+        "--images", action="store_true", help="add the images, too; the back-up then has patients' scans"
+    )
+    parser.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
+
+
+def execute(arguments: argparse.Namespace) -> int:
+    """Run the command; return the exit code."""
+    from totalspineseg_server.cli.site_folder import has_corrections
+    from totalspineseg_server.errors import StorageError
+    from totalspineseg_server.exchange.site_backup import write_backup
+    from totalspineseg_server.registry.model_store import ModelStore
+
+    studies: Path = arguments.studies
+    if not has_corrections(studies):
+        raise StorageError(f"There is nothing to back up in {str(studies)!r}. Name the folder that a server wrote to.")
+    manifest = write_backup(
+        studies,
+        ModelStore(arguments.data_dir),
+        arguments.file,
+        settings=arguments.settings,
+        images=arguments.images,
+    )
+    size = arguments.file.stat().st_size / MIB
+    print(f"wrote {arguments.file}: {manifest.summary()}, {size:.1f} MiB; every file was read back and compared")
+    print("if a server is running, labels that were sent since the back-up began may be missing")
+    if not arguments.images:
+        print("it has no images: back these up, too, because a label does not train without its image")
+    return 0

@@ -1,0 +1,199 @@
+"""Folders of DICOM series below the studies: each MR series in a folder of its own is an image.
+
+A series is converted to a volume when somebody needs it. The volumes can be deleted: they are made again.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+from totalspineseg_server.corrections.file_contents import Remembered
+from totalspineseg_server.corrections.image_ids import file_stem, is_usable_id
+from totalspineseg_server.errors import ImageError
+from totalspineseg_server.files import copy_file, storage_errors
+from totalspineseg_server.locks import NamedLocks
+from totalspineseg_server.unpacking import real_path
+from totalspineseg_server.volume_io import is_image_name, write_volume
+
+logger = logging.getLogger(__name__)
+
+VOLUMES_DIR: Final = "volumes"
+VOLUME_ENDING: Final = ".nii"
+"""Not compressed: the same series must give the same bytes whenever it is converted."""
+MODALITY: Final = "MR"
+DICOM_INDEX: Final = "DICOMDIR"
+"""Name of the index at the top of a disc; it is written as DICOM, but is not an image."""
+MAX_DEPTH: Final = 8
+"""Folders below one another that are looked into; exports have patient, study, series."""
+MAX_FOLDERS: Final = 20_000
+"""Folders that are looked into, so that a folder above everything else does not keep the server busy."""
+LOOKED_AT: Final = 5
+"""Files of a folder that are looked at before it is taken for one without DICOM."""
+
+
+@dataclass(frozen=True)
+class DicomFolder:
+    """A folder with one series.
+
+    Attributes:
+        path: The folder.
+        study: UID of the study.
+        frame: UID of the frame of reference; "" for none.
+        patient: The patient's id, which must not be shown.
+        fingerprint: Changes when files come or go, or change their size.
+    """
+
+    path: Path
+    study: str
+    frame: str
+    patient: str
+    fingerprint: str
+
+
+class DicomFolders:
+    """The series below a folder of studies.
+
+    Args:
+        studies: The folder.
+        labels: The server's own folder of labels, which is skipped.
+        volumes: Folder of the converted volumes; made when the first one is written.
+    """
+
+    def __init__(self, studies: Path, labels: Path, volumes: Path) -> None:
+        self._studies = studies
+        self._skipped = real_path(labels)
+        self._volumes = volumes
+        self._converting = NamedLocks()
+        self._names: Remembered[tuple[tuple[str, ...], tuple[str, ...]]] = Remembered()
+        self._found: Remembered[tuple[str, DicomFolder] | None] = Remembered()
+        self._refused: dict[str, str] = {}
+        self._is_limited = False
+
+    def series(self) -> dict[str, DicomFolder]:
+        """Return image id -> its folder.
+
+        An id is the path of the folder with the number and the description of the series: ``P01/s3 5 t2_tse_sag``.
+        """
+        return dict(filter(None, (self._series_in(folder, names) for folder, names in self._folders())))
+
+    def is_refused(self, image_id: str, series: DicomFolder) -> bool:
+        """Return whether a series turned out not to be a volume, and has not changed since."""
+        return self._refused.get(image_id) == series.fingerprint
+
+    def volume(self, image_id: str, series: DicomFolder) -> Path | None:
+        """Return the volume of a series if it was converted since the series changed."""
+        file = self._volume(image_id)
+        try:
+            # The volume has the time of the folder that it was made from.
+            is_current = file.stat().st_mtime_ns == series.path.stat().st_mtime_ns
+        except OSError:
+            return None
+        return file if is_current else None
+
+    def converted(self, image_id: str, series: DicomFolder) -> Path:
+        """Return the volume of a series, converted now if need be.
+
+        Raises:
+            ImageError: The series is not a volume.
+            StorageError: The volume could not be written.
+        """
+        # Import here, because importing pydicom takes longer than listing a folder without DICOM.
+        from totalspineseg_server.dicom.series import read_series
+
+        file = self._volume(image_id)
+        with self._converting.of(image_id):
+            if self.volume(image_id, series) is not None:
+                return file
+            try:
+                folder_ns = series.path.stat().st_mtime_ns
+                image = read_series(series.path)
+            except ImageError:
+                self._refused[image_id] = series.fingerprint
+                raise
+            with storage_errors(file):
+                file.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix="totalspineseg-series-") as name:
+                fresh = Path(name) / file.name
+                write_volume(fresh, image.data, image.grid)
+                copy_file(fresh, file)
+                os.utime(file, ns=(folder_ns, folder_ns))
+        for warning in image.warnings:
+            logger.warning("image %r: %s", image_id, warning)
+        return file
+
+    def _volume(self, image_id: str) -> Path:
+        return volume_of(self._volumes, image_id)
+
+    def _folders(self) -> Iterator[tuple[Path, tuple[str, ...]]]:
+        """Yield the folders below the studies with the names of their files, but those of images."""
+        waiting, visited = [(self._studies, 0)], {self._skipped}
+        while waiting:
+            folder, depth = waiting.pop()
+            # A link may lead back to a folder above it.
+            if real_path(folder) in visited:
+                continue
+            visited.add(real_path(folder))
+            if len(visited) > MAX_FOLDERS:
+                if not self._is_limited:
+                    logger.warning("Only the first %d folders are searched for DICOM series.", MAX_FOLDERS)
+                self._is_limited = True
+                return
+            try:
+                below, files = self._names.value(folder, [folder], partial(_names_in, folder))
+            except OSError as error:
+                logger.warning("A folder below the studies cannot be read: %s", error.strerror)
+                continue
+            if depth:
+                yield folder, files
+            if depth < MAX_DEPTH:
+                waiting += [(folder / name, depth + 1) for name in below]
+
+    def _series_in(self, folder: Path, names: tuple[str, ...]) -> tuple[str, DicomFolder] | None:
+        """Return the series in a folder with its image id; None if that is not one MR series, or a localizer."""
+        return self._found.value(folder, [folder], lambda: self._read(folder, names)) if names else None
+
+    def _read(self, folder: Path, names: tuple[str, ...]) -> tuple[str, DicomFolder] | None:
+        from totalspineseg_server.dicom.headers import is_localizer, may_be_volume, read_header
+
+        try:
+            first = next(filter(None, (read_header(folder / name) for name in names[:LOOKED_AT])), None)
+            last = None if first is None else read_header(folder / names[-1])
+            if first is None or last is None or str(first.get("Modality") or "") != MODALITY:
+                return None
+            if first.get("SeriesInstanceUID") != last.get("SeriesInstanceUID"):
+                return None
+            sizes = [(name, (folder / name).stat().st_size) for name in names]
+        except (ImageError, OSError):
+            return None
+        number, description = (str(first.get(key) or "") for key in ("SeriesNumber", "SeriesDescription"))
+        words = (folder.relative_to(self._studies).as_posix(), number, description.strip())
+        image_id = " ".join(filter(None, words))
+        if not is_usable_id(image_id) or is_localizer(description) or not may_be_volume(len(sizes)):
+            return None
+        study, frame = (str(first.get(key) or "") for key in ("StudyInstanceUID", "FrameOfReferenceUID"))
+        fingerprint = f"{len(sizes)} files, {sum(size for _, size in sizes)} bytes"
+        return image_id, DicomFolder(folder, study, frame, str(first.get("PatientID") or ""), fingerprint)
+
+
+def volume_of(volumes: Path, image_id: str) -> Path:
+    """Return where the volume of a series is, or would be."""
+    return volumes / f"{file_stem(image_id)}{VOLUME_ENDING}"
+
+
+def _names_in(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the names of the folders in a folder, and of its files that may be DICOM, in alphabetical order."""
+    below, files = [], []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir():
+                below.append(entry.name)
+            elif not is_image_name(Path(entry.name)) and entry.name.upper() != DICOM_INDEX and entry.is_file():
+                files.append(entry.name)
+    return tuple(sorted(below)), tuple(sorted(files))

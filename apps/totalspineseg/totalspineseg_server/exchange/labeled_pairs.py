@@ -1,0 +1,132 @@
+"""Find the labeled images of a BIDS data set, and read their labels in codes."""
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from totalspineseg_server.anatomy import BACKGROUND, OWN_NUMBERS, UNREVIEWED, UNREVIEWED_NAME
+from totalspineseg_server.bids import LABEL_SUFFIX, image_of_label
+from totalspineseg_server.color_tables import BIDS_TABLE
+from totalspineseg_server.errors import LabelError
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.plausible import mark_unlabeled
+from totalspineseg_server.spellings import code_of_name
+from totalspineseg_server.volume_io import images_in, read_labels, read_numbered, stem
+
+DERIVATIVES: Final = "derivatives"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image of a data set with its label.
+
+    Attributes:
+        name: Name of the image, without its ending.
+        images: Its files; more than one cannot be told apart.
+        labels: Its labels.
+        root: The data set.
+    """
+
+    name: str
+    images: tuple[Path, ...]
+    labels: tuple[Path, ...]
+    root: Path
+
+    def require_one(self) -> tuple[Path, Path]:
+        """Return the image and its label.
+
+        Raises:
+            LabelError: There are several.
+        """
+        if len(self.images) != 1 or len(self.labels) != 1:
+            raise LabelError(
+                f"There are {len(self.images)} images named {self.name!r} and {len(self.labels)} labels for it, "
+                "instead of one each. Rename or remove the extra files."
+            )
+        return self.images[0], self.labels[0]
+
+
+def labeled_pairs(root: Path, suffix: str) -> Iterator[Pair]:
+    """Yield every label below ``derivatives`` whose name is that of an image below ``sub-*`` plus a suffix.
+
+    Args:
+        root: The data set.
+        suffix: Ending of the labels' names. With ``LABEL_SUFFIX``, labels with BIDS's own name are found, too.
+
+    Yields:
+        The pairs in alphabetical order; one without an image has none. Nothing where no label has an image.
+    """
+    images, labels = defaultdict(list), defaultdict(list)
+    for image in images_in(root, "sub-*/**/*"):
+        images[stem(image)].append(image)
+    for label in images_in(root / DERIVATIVES, "**/*"):
+        name = stem(label)
+        if name.endswith(suffix):
+            labels[name.removesuffix(suffix)].append(label)
+        elif suffix == LABEL_SUFFIX and (known := image_of_label(name)):
+            labels[known].append(label)
+    if images.keys() & labels.keys():
+        for name, found in sorted(labels.items()):
+            yield Pair(name, tuple(images[name]), tuple(found), root)
+
+
+def read_pair_label(label: Path, root: Path, numbers: str = OWN_NUMBERS) -> Volume:
+    """Read a label of a data set.
+
+    Args:
+        label: The file.
+        root: The data set. The table ``dseg.tsv`` nearest to the label says what its numbers mean.
+        numbers: The numbers where there is no such table: ``OWN_NUMBERS``, or the name of a table in
+            ``NUMBER_TABLES``.
+
+    Returns:
+        uint8 codes, ``UNREVIEWED`` where nobody labeled.
+
+    Raises:
+        ImageError: The label cannot be read, or has other numbers.
+        LabelError: The table is damaged, or names what this project does not know.
+    """
+    if numbers != OWN_NUMBERS:
+        volume = read_numbered(label, numbers)
+        return Volume(mark_unlabeled(volume.data, volume.spacing), volume.affine)
+    volume = read_labels(label)
+    table = _table_for(label, root)
+    if table is None:
+        return volume
+    names = _names(table)
+    codes = np.zeros(256, dtype=np.uint8)
+    for value in (int(v) for v in np.unique(volume.data) if v != BACKGROUND):
+        name = names.get(value, UNREVIEWED_NAME if value == UNREVIEWED else "")
+        code = UNREVIEWED if name.casefold() == UNREVIEWED_NAME else code_of_name(name)
+        if code is None:
+            raise LabelError(
+                f"{table.name!r} does not say which structure {value} is, or calls it by a name that is not known here "
+                f"({name!r}). Correct the table."
+            )
+        codes[value] = code
+    return Volume(codes[volume.data], volume.affine)
+
+
+def _table_for(label: Path, root: Path) -> Path | None:
+    """Return the table of numbers in the folder of a label or one above it, inside the data set."""
+    for folder in label.parents:
+        if (folder / BIDS_TABLE).is_file():
+            return folder / BIDS_TABLE
+        if folder == root:
+            break
+    return None
+
+
+def _names(table: Path) -> Mapping[int, str]:
+    try:
+        with table.open(encoding="utf-8", newline="") as stream:
+            return {int(row["index"]): str(row["name"]) for row in csv.DictReader(stream, delimiter="\t")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LabelError(
+            f"The table {table.name!r} cannot be read ({error}). It needs columns index and name."
+        ) from error

@@ -1,0 +1,140 @@
+"""Write a site's corrections, models and settings into one file, which is read back before it appears."""
+
+import hashlib
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from totalspineseg_server.corrections.history import now_text
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.exchange.site_archive import (
+    FORMAT,
+    MANIFEST,
+    MODELS,
+    RECEIPT_DIR,
+    SETTINGS,
+    SITE,
+    Entry,
+    Manifest,
+    history_of,
+    kind_of,
+    model_files,
+    site_files,
+)
+from totalspineseg_server.files import storage_errors, write_file
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.version import VERSION
+from totalspineseg_server.zips import CHUNK_BYTES
+
+PRIVATE: Final = 0o600
+"""Permissions of an archive: it names readers, and may hold passwords in files of settings."""
+
+
+def write_backup(
+    site: Path, models: ModelStore, target: Path, *, settings: Sequence[Path] = (), images: bool = False
+) -> Manifest:
+    """Write a back-up; a server may run meanwhile.
+
+    Args:
+        site: Studies with a hidden history, or the ``--work`` folder of a server.
+        models: The versions.
+        target: The file to write; it must not exist.
+        settings: Files of settings to add.
+        images: Whether to add the images.
+
+    Returns:
+        What it holds.
+
+    Raises:
+        StorageError: ``target`` exists, two files of settings have one name, something cannot be read or written, or
+            what was written is not what was read. No file is left.
+    """
+    if target.exists():
+        raise StorageError(f"{str(target)!r} exists already. Choose another name for the back-up.")
+    twice = [name for name, count in Counter(path.name for path in settings).items() if count > 1]
+    if twice:
+        raise StorageError(f"Two files of settings are called {twice[0]!r}. Rename one of them.")
+    manifest = Manifest(FORMAT, VERSION, now_text(), kind_of(site), images)
+
+    def write(path: Path) -> None:
+        nonlocal manifest
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+            files = _written(archive, site, models, settings, images=images)
+            manifest = replace(manifest, files=files)
+            archive.writestr(MANIFEST, manifest.as_text())
+        _require_same(path, manifest)
+
+    write_file(target, write)
+    with storage_errors(target):
+        target.chmod(PRIVATE)
+    return manifest
+
+
+def _written(
+    archive: zipfile.ZipFile, site: Path, models: ModelStore, settings: Sequence[Path], *, images: bool
+) -> dict[str, Entry]:
+    """Write all files; return path in the archive -> entry."""
+    files: dict[str, Entry] = {}
+
+    def add(part: str, root: Path, paths: Iterator[PurePosixPath]) -> None:
+        for path in paths:
+            entry = _add(archive, f"{part}/{path}", root / path)
+            if entry is not None:
+                files[f"{part}/{path}"] = entry
+
+    add(SITE, site, site_files(site, images=images))
+    add(MODELS, models.model_dir, model_files(models))
+    for file in settings:
+        add(SETTINGS, file.parent, iter([PurePosixPath(file.name)]))
+    return {path: entry for path, entry in files.items() if path not in _read_meanwhile(files, site)}
+
+
+def _add(archive: zipfile.ZipFile, name: str, file: Path) -> Entry | None:
+    """Write a file; return None if it is gone, because the server moved or removed it."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        source = file.open("rb")
+    except FileNotFoundError:
+        return None
+    with source, archive.open(name, "w", force_zip64=True) as target:
+        while piece := source.read(CHUNK_BYTES):
+            digest.update(piece)
+            target.write(piece)
+            size += len(piece)
+    return Entry(digest.hexdigest(), size)
+
+
+def _read_meanwhile(files: Mapping[str, Entry], site: Path) -> frozenset[str]:
+    """Return the files of submissions that waited, and were filed while the archive was written."""
+    history = PurePosixPath(SITE, history_of(site).relative_to(site).as_posix())
+    inside = {path: PurePosixPath(path).relative_to(history).parts for path in files if path.startswith(f"{history}/")}
+    filed = {parts[_DEPTH[parts[0]]] for parts in inside.values() if len(parts) > _DEPTH.get(parts[0], len(parts))}
+    return frozenset(p for p, parts in inside.items() if parts[0] == RECEIPT_DIR and filed.intersection(parts[1:2]))
+
+
+_DEPTH: Final = {"corrections": 2, "unfiled": 1}
+"""Folder of a history -> place of a submission's id in a path below it."""
+
+
+def _require_same(path: Path, manifest: Manifest) -> None:
+    """Check that an archive holds what its manifest says."""
+    with zipfile.ZipFile(path) as archive:
+        for name, entry in manifest.files.items():
+            if digest_of(lambda write, name=name: _pass_on(archive, name, write)) != entry.sha256:  # type: ignore[misc]
+                raise StorageError(f"{name!r} was not written as it was read. Check the disk, and try again.")
+
+
+def _pass_on(archive: zipfile.ZipFile, name: str, write: Callable[[bytes], object]) -> None:
+    with archive.open(name) as source:
+        while piece := source.read(CHUNK_BYTES):
+            write(piece)
+
+
+def digest_of(pass_on: Callable[[Callable[[bytes], object]], object]) -> str:
+    """Return the SHA-256 of a content that is passed on piece by piece, as hex."""
+    digest = hashlib.sha256()
+    pass_on(digest.update)
+    return digest.hexdigest()

@@ -1,0 +1,219 @@
+"""Compare the faster ways of computing with the exact one, on scans: float32 in PyTorch, the whole image for step 1.
+
+A way passes if every level keeps its name in every scan, and the outlines agree. Single voxels at borders always
+differ: in a box the tiles lie elsewhere, as they do when a scan's field of view is shifted. The exact results are
+computed once for all ways.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+import torch
+
+from totalspineseg_server import pipeline
+from totalspineseg_server.agreement import GROUPS, CaseScore, score_case
+from totalspineseg_server.errors import NoSpineError
+from totalspineseg_server.geometry import LabelArray
+from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
+from totalspineseg_server.nnunet.fast_ways import BOX, INT8, Comparison, Way, openvino_release
+from totalspineseg_server.nnunet.focus import FocusedPredictor
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.openvino_network import keep_int8, load_openvino
+from totalspineseg_server.nnunet.predictor import WarmPredictor
+from totalspineseg_server.prediction import Predictor
+from totalspineseg_server.transforms.components import Box, foreground_box
+
+TILES: Final = 24
+"""Tiles of each step from which INT8 learns the range of values."""
+MIN_DICE: Final = 0.95
+"""Smallest mean Dice of each group of structures with the exact result. Chosen, not measured."""
+
+
+@dataclass(frozen=True)
+class _Result:
+    """A result without its empty border, as results of many scans are in memory together."""
+
+    shape: tuple[int, ...]
+    box: Box | None
+    part: LabelArray
+
+    @classmethod
+    def of(cls, labels: LabelArray) -> "_Result":
+        """Return what must be kept of a label map."""
+        box = foreground_box(labels)
+        return cls(labels.shape, box, labels[box].copy() if box is not None else labels[:0])
+
+    def whole(self) -> LabelArray:
+        """Return the label map."""
+        labels = np.zeros(self.shape, np.uint8)
+        if self.box is not None:
+            labels[self.box] = self.part
+        return labels
+
+
+@dataclass
+class _Rated:
+    """The results of one way so far."""
+
+    scores: list[CaseScore] = field(default_factory=list)
+    differ: int = 0
+    labeled: int = 0
+    names_differ: int = 0
+    seconds: float = 0.0
+
+
+def compare_ways(
+    models: Mapping[int, ModelFolder],
+    scans: Sequence[Callable[[], pipeline.Scan]],
+    look: Predictor | None,
+    *,
+    int8: bool = True,
+    tell: Callable[[str], None] = lambda _: None,
+) -> tuple[Comparison, ...]:
+    """Compare each way with the exact one; the INT8 networks are stored beside the weights.
+
+    Args:
+        models: Step -> model.
+        scans: Return the scans, one at a time.
+        look: Network that finds the box; None if the weights need no box.
+        int8: Whether to compare INT8, too.
+        tell: Called with a line of progress.
+
+    Returns:
+        One comparison for each way.
+
+    Raises:
+        WeightsError: A network cannot be loaded or converted.
+        ImageError: A scan cannot be read.
+    """
+    recorded = {step: TileRecorder(model.load_network()) for step, model in models.items()}
+    exact = {step: _on_cpu(models[step], recorded[step]) for step in models}
+    truths, taken = [], _Rated()
+    for number, scan in enumerate(scans, start=1):
+        tell(f"exact result of scan {number} of {len(scans)}")
+        with _timed(taken):
+            labels = _labels(scan(), exact[1], exact[2])
+        truths.append(_Result.of(labels))
+    ways: dict[Way, Callable[[], tuple[Predictor, Predictor]]] = {}
+    if look is not None:
+        ways[BOX] = lambda: (FocusedPredictor(exact[1], look), exact[2])
+    if int8:
+        ways[INT8] = lambda: _int8(models, recorded, tell)
+    return tuple(_compared(way, make(), scans, truths, taken.seconds / len(scans), tell) for way, make in ways.items())
+
+
+def seconds_by_runtime(model: ModelFolder, rounds: int = 3) -> dict[str, float]:
+    """Return runtime -> seconds of a tile, the fastest of some rounds; the network is converted if it was not before.
+
+    Args:
+        model: The model.
+        rounds: How often each runtime computes a tile, alternately.
+
+    Raises:
+        WeightsError: A network cannot be loaded or converted.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tile = torch.randn(1, STEP_CHANNELS[model.step], *model.patch, generator=generator)
+    networks = {"torch": model.load_network(), "openvino": load_openvino(model)}
+    seconds = dict.fromkeys(networks, float("inf"))
+    with torch.inference_mode():
+        for _ in range(rounds):
+            for name, network in networks.items():
+                start = time.perf_counter()
+                network(tile)
+                seconds[name] = min(seconds[name], time.perf_counter() - start)
+    return {name: round(value, 3) for name, value in seconds.items()}
+
+
+class TileRecorder(torch.nn.Module):  # type: ignore[misc]
+    """Runs a network, and stores tiles that it got: a few of each scan.
+
+    Args:
+        network: The network.
+    """
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self._network = network
+        self._random = np.random.default_rng(0)
+        self._seen = 0
+        self.tiles: list[torch.Tensor] = []
+
+    def forward(self, tile: torch.Tensor) -> torch.Tensor:
+        """Return the logits of one tile (1, C, *patch)."""
+        self._seen += 1
+        # Each tile so far is stored with the same chance, and memory stays bounded.
+        if len(self.tiles) < TILES:
+            self.tiles.append(tile.clone())
+        elif (place := int(self._random.integers(self._seen))) < TILES:
+            self.tiles[place] = tile.clone()
+        return self._network(tile)
+
+
+@contextmanager
+def _timed(rated: _Rated) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    rated.seconds += time.perf_counter() - start
+
+
+def _on_cpu(model: ModelFolder, network: torch.nn.Module) -> WarmPredictor:
+    return WarmPredictor(model, device="cpu", network=network)
+
+
+def _int8(
+    models: Mapping[int, ModelFolder], recorded: Mapping[int, TileRecorder], tell: Callable[[str], None]
+) -> tuple[Predictor, Predictor]:
+    networks = []
+    for step, model in models.items():
+        tell(f"converting step {step} to INT8")
+        networks.append(_on_cpu(model, keep_int8(model, recorded[step].tiles)))
+    return networks[0], networks[1]
+
+
+def _compared(
+    way: Way,
+    predictors: tuple[Predictor, Predictor],
+    scans: Sequence[Callable[[], pipeline.Scan]],
+    truths: Iterable[_Result],
+    seconds_exact: float,
+    tell: Callable[[str], None],
+) -> Comparison:
+    rated = _Rated()
+    for number, (scan, truth) in enumerate(zip(scans, truths, strict=True), start=1):
+        tell(f"{way}: scan {number} of {len(scans)}")
+        with _timed(rated):
+            labels = _labels(scan(), *predictors)
+        exact = truth.whole()
+        score = score_case(exact, labels)
+        rated.scores.append(score)
+        rated.differ += int(np.count_nonzero(exact != labels))
+        rated.labeled += int(np.count_nonzero(exact))
+        rated.names_differ += score.levels_right < score.levels or bool(labels.any()) != bool(exact.any())
+    differ = rated.differ / max(rated.labeled, 1)
+    values = {group: [score.dice[group] for score in rated.scores] for group in GROUPS}
+    means = {group: float(np.nanmean(some)) for group, some in values.items() if not np.isnan(some).all()}
+    agrees = min(means.values(), default=0) >= MIN_DICE
+    return Comparison(
+        way,
+        len(scans),
+        rated.names_differ,
+        round(differ, 6),
+        {group: round(value, 4) for group, value in means.items()},
+        round(rated.seconds / len(scans), 2),
+        round(seconds_exact, 2),
+        passed=agrees and not rated.names_differ,
+        release="" if way == BOX else openvino_release(),
+    )
+
+
+def _labels(scan: pipeline.Scan, step1: Predictor, step2: Predictor) -> LabelArray:
+    """Return the codes of a scan; all 0 if no spine is found, which is a result like others."""
+    try:
+        return pipeline.finish(pipeline.locate(scan, step1), step2).labels
+    except NoSpineError:
+        return np.zeros(scan.iso.data.shape, np.uint8)

@@ -1,0 +1,135 @@
+"""Remember which faster ways of computing were compared with the exact one, for these weights on this machine.
+
+``fast.json`` beside a network's plans has the comparisons by ``totalspineseg weights quantize``. What was not compared,
+or was compared for other weights or another release of OpenVINO, is not used. How long a tile takes depends on the
+machine and the plans alone, and is kept in the user's cache.
+"""
+
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from totalspineseg_server import places
+from totalspineseg_server.files import read_json_or, sha256_of, storage_errors, write_json
+
+FAST_FILE: Final = "fast.json"
+Way = Literal["box", "openvino-int8"]
+BOX: Final = "box"
+INT8: Final = "openvino-int8"
+_COMPARED, _DIGEST = "compared", "weights"
+_SECONDS_FILE: Final = "seconds.json"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How the results of a faster way agree with those of the exact one.
+
+    Attributes:
+        way: What was compared.
+        scans: Number of scans.
+        names_differ: Number of scans of which a level has another name, or is missing.
+        voxels_differ: Share of the labeled voxels of all scans with another label.
+        dice: Group of structures -> mean Dice over the scans.
+        seconds: Mean seconds of a scan.
+        seconds_exact: The same with the exact way.
+        passed: Whether nothing differs by more than is allowed.
+        release: Release of OpenVINO; "" where it computed nothing.
+    """
+
+    way: str
+    scans: int
+    names_differ: int
+    voxels_differ: float
+    dice: Mapping[str, float]
+    seconds: float
+    seconds_exact: float
+    passed: bool
+    release: str
+
+
+def openvino_release() -> str:
+    """Return the installed release of OpenVINO; "" if there is none."""
+    try:
+        return metadata.version("openvino")
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def comparison(folder: Path, digest: str, way: Way) -> Comparison | None:
+    """Return the comparison of a way for these weights and the installed release; None if there is none.
+
+    Args:
+        folder: Folder with plans.json.
+        digest: ``ModelFolder.digest``.
+        way: The way.
+    """
+    found = _read(folder, digest).get(_COMPARED, {}).get(way)
+    try:
+        known = None if found is None else Comparison(**found)
+    except TypeError:
+        return None
+    return known if known is not None and known.release in ("", openvino_release()) else None
+
+
+def is_allowed(folder: Path, digest: str, way: Way) -> bool:
+    """Return whether a way was compared for these weights and passed; arguments as of ``comparison``."""
+    found = comparison(folder, digest, way)
+    return found is not None and found.passed
+
+
+def keep_comparison(folder: Path, digest: str, found: Comparison) -> None:
+    """Store a comparison beside the weights.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    record = _read(folder, digest)
+    compared = {**record.get(_COMPARED, {}), found.way: asdict(found)}
+    write_json(folder / FAST_FILE, {**record, _DIGEST: digest, _COMPARED: compared})
+
+
+def seconds_of_a_tile(folder: Path) -> Mapping[str, float]:
+    """Return runtime -> seconds of a tile on this machine; empty if they were not measured.
+
+    Args:
+        folder: Folder with plans.json.
+    """
+    seconds: Mapping[str, float] = read_json_or(places.cache_dir() / _SECONDS_FILE, {}).get(_machine(folder), {})
+    return seconds
+
+
+def keep_seconds(folder: Path, seconds: Mapping[str, float]) -> None:
+    """Store the seconds of a tile by runtime, on this machine, for all weights with these plans.
+
+    Raises:
+        StorageError: They cannot be written.
+    """
+    file = places.cache_dir() / _SECONDS_FILE
+    with storage_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, {**read_json_or(file, {}), _machine(folder): dict(seconds)})
+
+
+def _read(folder: Path, digest: str) -> dict[str, Any]:
+    """Return the record; empty if there is none, or it is of other weights or damaged: nothing is allowed then."""
+    record = read_json_or(folder / FAST_FILE, {})
+    return record if record.get(_DIGEST) == digest else {}
+
+
+def _machine(folder: Path) -> str:
+    """Return what the faster runtime depends on: processor, its cores, release, plans."""
+    plans = sha256_of(folder / "plans.json")[:16]
+    return f"{_processor()}, {os.cpu_count()} threads, OpenVINO {openvino_release()}, plans {plans}"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())

@@ -1,0 +1,151 @@
+"""Let step 1 see only the part of an image where a coarse network finds the spine.
+
+Step 1 of the official size spends minutes of a CPU on air, belly and muscle. The coarse network, step 1 of the starter
+weights, looks at the whole image in a second. What it finds decides where the fine network looks, and nothing else.
+"""
+
+import logging
+from collections.abc import Collection
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.predictor import WarmPredictor
+from totalspineseg_server.nnunet.preprocessing import Box, FloatArray
+from totalspineseg_server.nnunet.tiles import tile_starts
+from totalspineseg_server.prediction import Prediction, Predictor
+from totalspineseg_server.transforms.components import foreground_box
+
+logger = logging.getLogger(__name__)
+
+FINE_MM3: Final = 4.0
+"""Voxels of a network up to which a coarse look saves more time than it takes; the official ones have 1 cubic mm."""
+MARGIN_MM: Final = (15, 15, 40)
+"""Smallest distance of what the coarse network found to the sides of the box, (right-left, front-back, along the
+spine). The starter weights miss tips of processes, and a vertebra at the end of a scan."""
+EDGE_MM: Final = 3
+"""A structure that comes so close to a side of the box may go on beyond it."""
+WIDEN_MM: Final = 60
+"""How far such a side moves outward before the fine network looks again: more than a vertebra with its disc."""
+LOOKS: Final = 3
+"""Boxes to try before the fine network gets the whole image."""
+
+
+class FocusedPredictor:
+    """Step 1 in the box that a coarse look gives it; the answer covers the whole image.
+
+    Args:
+        fine: Step 1.
+        look: A fast step 1. Only where it finds something matters.
+    """
+
+    def __init__(self, fine: WarmPredictor, look: Predictor) -> None:
+        self.fine, self._look = fine, look
+
+    @property
+    def version(self) -> str:
+        """The weights of the fine network."""
+        return self.fine.version
+
+    def predict(self, channels: FloatArray, *, soft: Collection[str] = ()) -> Prediction:
+        """Segment one image; see ``WarmPredictor.predict``.
+
+        If a structure reaches a side of the box, the box is widened and the network looks again. If the coarse or the
+        fine network finds nothing, the fine one gets the whole image.
+
+        Args:
+            channels: (1, X, Y, Z) float32, 1 mm isotropic, RAS. Not modified.
+            soft: Region names whose probabilities are returned.
+
+        Returns:
+            Labels (X, Y, Z) and a probability map per name in ``soft``, all 0 outside the box.
+        """
+        shape = channels.shape[1:]
+        found = foreground_box(self._look.predict(channels).labels)
+        if found is None:
+            logger.info("The coarse look found no spine; step 1 gets the whole image")
+            return self.fine.predict(channels, soft=soft)
+        box = self._box(found, shape)
+        for _ in range(LOOKS):
+            if all(axis.stop - axis.start == length for axis, length in zip(box, shape, strict=True)):
+                break
+            prediction = self.fine.predict(channels, soft=soft, within=box)
+            wider = widened(prediction.labels, box)
+            if wider == box:
+                return prediction
+            if wider is None:
+                break
+            logger.info("The spine reaches the side of the box of step 1, which looks again at %s", _size(wider))
+            box = wider
+        return self.fine.predict(channels, soft=soft)
+
+    def warm_up(self) -> None:
+        """Run the fine network once if the first run is slower."""
+        self.fine.warm_up()
+
+    def retire(self) -> None:
+        """Give the memory of a GPU back for good; see ``WarmPredictor.retire``."""
+        self.fine.retire()
+
+    def _box(self, found: Box, shape: tuple[int, ...]) -> Box:
+        """Return the box for what the coarse look found: the largest one with the fewest tiles."""
+        order = [self.fine.folder.transpose.index(2 - axis) for axis in range(3)]
+        tiles = [round(self.fine.folder.patch[k] * self.fine.folder.spacing_mm[k]) for k in order]
+        spans = (
+            span(axis, margin, tile, length, step=self.fine.tile_step)
+            for axis, margin, tile, length in zip(found, MARGIN_MM, tiles, shape, strict=True)
+        )
+        x, y, z = spans
+        return x, y, z
+
+
+def span(found: slice, margin: int, tile: int, length: int, *, step: float) -> slice:
+    """Return the part of one axis that a network looks at: as wide as the fewest tiles allow.
+
+    Args:
+        found: The part with the spine.
+        margin: Smallest distance to its ends, voxels, as far as the image goes.
+        tile: Voxels of a tile.
+        length: Voxels of the image.
+        step: Distance of neighboring tiles, as a share of a tile.
+    """
+    start, stop = max(0, found.start - margin), min(length, found.stop + margin)
+    count = len(tile_starts(max(stop - start, tile), tile, step))
+    width = min(length, tile + int((count - 1) * tile * step))
+    start = min(max(0, start - (width - (stop - start)) // 2), length - width)
+    return slice(start, start + width)
+
+
+def widened(labels: npt.NDArray[np.uint8], box: Box) -> Box | None:
+    """Return the box with those sides moved outward that a structure comes close to.
+
+    Args:
+        labels: (X, Y, Z) uint8 classes found in the box, 0 outside. Not modified.
+        box: Where the network looked, voxels of 1 mm.
+
+    Returns:
+        The same box if no structure comes close to a side inside the image; None if there is no structure.
+    """
+    found = foreground_box(labels)
+    if found is None:
+        return None
+    sides = []
+    for inside, around, length in zip(found, box, labels.shape, strict=True):
+        start, stop = around.start, around.stop
+        if start > 0 and inside.start - start < EDGE_MM:
+            start = max(0, start - WIDEN_MM)
+        if stop < length and stop - inside.stop < EDGE_MM:
+            stop = min(length, stop + WIDEN_MM)
+        sides.append(slice(start, stop))
+    return sides[0], sides[1], sides[2]
+
+
+def is_worth_a_look(folder: ModelFolder) -> bool:
+    """Return whether a coarse look saves time: not before a network that is coarse itself."""
+    return bool(np.prod(folder.spacing_mm) <= FINE_MM3)
+
+
+def _size(box: Box) -> str:
+    return " x ".join(str(axis.stop - axis.start) for axis in box) + " mm"

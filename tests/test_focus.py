@@ -1,0 +1,140 @@
+"""Step 1 in a box: the whole spine is in it, nothing outside decides, and tiles are few."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from tiny_models import write_model_folder
+from totalspineseg_server.nnunet.focus import EDGE_MM, MARGIN_MM, FocusedPredictor, is_worth_a_look, span, widened
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.predictor import WarmPredictor
+from totalspineseg_server.nnunet.tiles import tile_starts
+from totalspineseg_server.prediction import Prediction
+
+SHAPE = (120, 160, 300)
+SPINE = (slice(50, 80), slice(60, 110), slice(30, 270))
+WHOLE = tuple(slice(0, n) for n in SHAPE)
+
+
+def drawn(box: tuple[slice, ...]) -> np.ndarray:
+    labels = np.zeros(SHAPE, np.uint8)
+    labels[box] = 1
+    return labels
+
+
+@dataclass
+class Fine:
+    """Draws a known map as far as it sees it."""
+
+    truth: np.ndarray
+    seen: list[tuple[slice, ...] | None] = field(default_factory=list)
+    tile_step: float = 0.5
+    version: str = "fine-1"
+    folder: SimpleNamespace = field(
+        default_factory=lambda: SimpleNamespace(patch=(64, 64, 32), spacing_mm=(1.0, 1.0, 1.0), transpose=(0, 1, 2))
+    )
+
+    def predict(
+        self, channels: np.ndarray, *, soft: Collection[str] = (), within: tuple[slice, ...] | None = None
+    ) -> Prediction:
+        self.seen.append(within)
+        labels = np.zeros_like(self.truth)
+        part = within or WHOLE
+        labels[part] = self.truth[part]
+        return Prediction(labels, {name: labels.astype(np.float32) for name in soft})
+
+
+@dataclass
+class Look:
+    found: np.ndarray
+
+    def predict(self, channels: np.ndarray) -> Prediction:
+        return Prediction(self.found)
+
+
+def focused(fine: Fine, found: np.ndarray) -> Prediction:
+    predictor = FocusedPredictor(fine, Look(found))  # type: ignore[arg-type]
+    assert predictor.version == "fine-1"
+    return predictor.predict(np.ones((1, *SHAPE), np.float32), soft=("cord",))
+
+
+def test_a_spine_inside_the_box_is_drawn_as_from_the_whole_image() -> None:
+    fine = Fine(drawn(SPINE))
+    answer = focused(fine, drawn(SPINE))
+    (box,) = fine.seen
+    assert box is not None and np.prod([axis.stop - axis.start for axis in box]) < np.prod(SHAPE) / 2
+    assert (answer.labels == fine.truth).all() and (answer.soft["cord"] == fine.truth).all()
+    for axis, spine, margin, length in zip(box, SPINE, MARGIN_MM, SHAPE, strict=True):
+        assert axis.start <= max(0, spine.start - margin) and axis.stop >= min(length, spine.stop + margin)
+
+
+@pytest.mark.parametrize(
+    "found",
+    [drawn((SPINE[0], SPINE[1], slice(200, 270))), drawn((slice(50, 54), slice(60, 64), slice(100, 104)))],
+    ids=["half of it", "a corner of one vertebra"],
+)
+def test_a_spine_that_the_coarse_look_saw_in_part_is_not_cut_off(found: np.ndarray) -> None:
+    fine = Fine(drawn(SPINE))
+    assert (focused(fine, found).labels == fine.truth).all()
+    assert len(fine.seen) > 1
+
+
+def test_the_whole_image_is_searched_where_a_look_finds_nothing() -> None:
+    """A scan that the coarse network does not know must not come back empty."""
+    blind, misled = Fine(drawn(SPINE)), Fine(drawn((slice(50, 80), slice(60, 110), slice(200, 290))))
+    assert (focused(blind, np.zeros(SHAPE, np.uint8)).labels == blind.truth).all()
+    assert blind.seen == [None]
+    assert (focused(misled, drawn((slice(0, 5), slice(0, 5), slice(0, 5)))).labels == misled.truth).all()
+    assert misled.seen[-1] is None
+
+
+@pytest.mark.parametrize(("start", "stop"), [(40, 90), (0, 30), (100, 120), (3, 118)])
+@pytest.mark.parametrize("tile", [32, 48, 256])
+def test_a_box_is_as_wide_as_its_tiles_allow(start: int, stop: int, tile: int) -> None:
+    part = span(slice(start, stop), 15, tile, 120, step=0.5)
+    least = (max(0, start - 15), min(120, stop + 15))
+    assert 0 <= part.start <= least[0] and least[1] <= part.stop <= 120
+    width = max(least[1] - least[0], tile)
+    assert len(tile_starts(max(part.stop - part.start, tile), tile, 0.5)) == len(tile_starts(width, tile, 0.5))
+    # One voxel more would need another tile, or the image ends.
+    more = part.stop - part.start + 1
+    assert more > 120 or len(tile_starts(max(more, tile), tile, 0.5)) > len(tile_starts(width, tile, 0.5))
+
+
+def test_only_a_side_inside_the_image_is_moved() -> None:
+    box = (slice(20, 100), slice(0, 160), slice(50, 250))
+    assert widened(drawn((slice(40, 60), slice(0, 160), slice(60, 240))), box) == box
+    close = widened(drawn((slice(20 + EDGE_MM - 1, 60), slice(0, 160), slice(60, 250))), box)
+    assert close == (slice(0, 100), slice(0, 160), slice(50, 300))
+    assert widened(drawn((slice(0, 0),) * 3), box) is None
+
+
+def test_a_network_sees_the_box_normalized_like_the_whole_image(tmp_path) -> None:
+    """A bright bladder outside the box made the vertebrae in it as dark as air."""
+    folder = ModelFolder.open(write_model_folder(tmp_path / "model", 1, patch=(16, 16, 16)))
+    predictor = WarmPredictor(folder, device="cpu")
+    image = np.random.default_rng(0).normal(100, 30, (1, 20, 30, 40)).astype(np.float32)
+    image[..., 36:] += 2000
+    box = (slice(2, 18), slice(4, 20), slice(8, 24))
+    inside = predictor.predict(image, soft=("cord",), within=box)
+    outside = np.ones(image.shape[1:], bool)
+    outside[box] = False
+    assert not inside.labels[outside].any() and not inside.soft["cord"][outside].any()
+    # One tile fits the box exactly: the same tile of an image that was normalized before gives the same answer.
+    normalized = (image - image.mean()) / image.std()
+    folder.configuration["normalization_schemes"][0] = "NoNormalization"  # type: ignore[index]
+    alone = predictor.predict(np.ascontiguousarray(normalized[(slice(None), *box)]), soft=("cord",))
+    assert (alone.labels == inside.labels[box]).all() and len(np.unique(alone.labels)) > 1
+    np.testing.assert_allclose(alone.soft["cord"], inside.soft["cord"][box], atol=1e-4)
+    elsewhere = predictor.predict(image, within=(slice(0, 0), slice(0, 5), slice(0, 5)))
+    assert not elsewhere.labels.any()
+
+
+def test_the_starter_network_needs_no_look(tmp_path) -> None:
+    fine = ModelFolder.open(write_model_folder(tmp_path / "fine", 1))
+    assert is_worth_a_look(fine)
+    coarse = ModelFolder.open(write_model_folder(tmp_path / "coarse", 1, spacing=(2.0, 2.25, 3.5)))
+    assert not is_worth_a_look(coarse)
