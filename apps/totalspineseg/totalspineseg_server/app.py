@@ -530,7 +530,8 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return prepared
 
     def _subject(self, image_id: str) -> str:
-        """Return whose image it is: the patient, whose images must not both train and judge, where that is known."""
+        """Return whose image it is: the patient, if that is known. All images of a patient are used for training, or
+        all for comparing models."""
         return self._datastore.subject(image_id) or subject_of(image_id)
 
 

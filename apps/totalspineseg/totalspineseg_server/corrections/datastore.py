@@ -408,7 +408,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
 
 def _plain(tag: object) -> str:
-    """Return a tag as text; the host has an enumeration for its own two."""
+    """Return a tag as text; MONAI Label has an enumeration for its own two."""
     return str(getattr(tag, "value", tag))
 
 

@@ -67,7 +67,7 @@ class StudiesDatastore(SpineDatastore):
     first in ``OFFERED_ENDINGS``.
 
     Args:
-        path: Folder of the labels that are shown; made when missing.
+        path: Folder of the displayed labels; it is made if it is missing.
         images: Folder of the images, which is only read unless somebody uploads one; empty for the same folder.
         auto_reload: Whether added and removed files are noticed without ``refresh``.
         read_only: Whether nothing is written when the studies are opened.

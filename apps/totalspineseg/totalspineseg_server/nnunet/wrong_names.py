@@ -17,7 +17,7 @@ from totalspineseg_server.transforms.components import Box
 from totalspineseg_server.trust import Failures, Trust
 
 FINAL: Final = 2
-"""The step whose names are judged; those of step 1 alone are not."""
+"""The step whose names are checked; those of step 1 alone are not."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class DrawnScan:
 
 @dataclass(frozen=True)
 class Packed:
-    """A label map in little memory: many scans are kept until all have been counted.
+    """A label map that takes little memory: many scans are kept until all have been counted.
 
     Attributes:
         shape: Shape of the map.
