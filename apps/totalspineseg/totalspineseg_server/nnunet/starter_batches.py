@@ -218,6 +218,11 @@ def _pool(
     return out
 
 
+def _field_beside_people(rng: np.random.Generator) -> Field:
+    fields = tuple(_FIELDS_BESIDE_PEOPLE)
+    return fields[int(rng.choice(len(fields), p=list(_FIELDS_BESIDE_PEOPLE.values())))]
+
+
 def samples(
     step: int,
     seed: int,
@@ -261,7 +266,7 @@ def samples(
             continue
         if len(pool) < pool_size or rng.random() < 1 / uses_per_spine:
             zoom = float(rng.uniform(0.9, 1.12))
-            field = rng.choice(list(_FIELDS_BESIDE_PEOPLE), p=list(_FIELDS_BESIDE_PEOPLE.values())) if real else None
+            field = _field_beside_people(rng) if real else None
             options = SpineOptions(field=field, spacing_mm=(spacing[0] * zoom, spacing[1] * zoom, spacing[2] * zoom))
             spine = random_spine(rng, options)
             if np.isin(spine.labels, anatomy.DISCS).any():
