@@ -218,6 +218,11 @@ def _pool(
     return out
 
 
+def _field_beside_people(rng: np.random.Generator) -> Field:
+    fields = tuple(_FIELDS_BESIDE_PEOPLE)
+    return fields[int(rng.choice(len(fields), p=list(_FIELDS_BESIDE_PEOPLE.values())))]
+
+
 def samples(
     step: int,
     seed: int,
