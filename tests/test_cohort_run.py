@@ -408,7 +408,7 @@ def test_what_step_1_found_is_kept_when_step_2_fails(tmp_path: Path, few: np.nda
     assert (out / "preview" / "a_step1_output_tags.jpg").is_file()
     page = (out / "report.html").read_text(encoding="utf-8")
     assert "no intervertebral disc" in page
-    assert "data:image/jpeg" in page
+    assert "data:image/webp" in page
     assert json.loads((out / "run.json").read_text(encoding="utf-8"))["failed"].keys() == {"a"}
     again = Readers()
     assert run(tmp_path / "in", out, again).failures == {}
