@@ -80,7 +80,8 @@ def phantom_slices(without: Sequence[int] = ()) -> tuple[npt.NDArray[np.uint16],
 
 
 def patient_slices(number: int, without: Sequence[int] = ()) -> tuple[npt.NDArray[np.uint16], Grid]:
-    """Return the pixels of a patient; no two are alike, because one image cannot train and judge."""
+    """Return the pixels of a patient; no two are alike, because an image must not be used both for training and for
+    comparing models."""
     pixels, grid = phantom_slices(without)
     pixels[0, 0, 0] += number
     return pixels, grid

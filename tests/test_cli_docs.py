@@ -1,4 +1,4 @@
-"""Tests that the program accepts every command on the page about the command line; offline ones are run."""
+"""Tests that the program accepts every command on the pages about the command line; offline ones are run."""
 
 import argparse
 import re
@@ -16,10 +16,11 @@ from totalspineseg_server.volume_io import read_labels, write_volume
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+EXCHANGE = (ROOT / "docs" / "exchange.md").read_text(encoding="utf-8")
 RESULTS = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 LINES = [
     line
-    for block in re.findall(r"```\n(.*?)```", PAGE, flags=re.DOTALL)
+    for block in re.findall(r"```\n(.*?)```", PAGE + EXCHANGE, flags=re.DOTALL)
     for line in block.splitlines()
     if line.startswith("totalspineseg")
 ]

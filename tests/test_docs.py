@@ -32,11 +32,22 @@ PAGES = (
     *("speed", "calibration", "install"),
 )
 RUN_ELSEWHERE = (
-    *("cli", "from-scratch", "prepare", "training-sets", "measurements", "measured", "design", "model-card", "python"),
+    *(
+        "cli",
+        "exchange",
+        "from-scratch",
+        "prepare",
+        "training-sets",
+        "measurements",
+        "measured",
+        "design",
+        "model-card",
+        "python",
+    ),
 )
 """Pages whose commands other tests run, or that have none."""
 BLOCK = re.compile(r"^```([a-z]+)?[ ]?([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
-OUTSIDE = ("export", "dask", "apt-get", "curl", "pip", "uv", "docker", "monailabel")
+OUTSIDE = ("export", "dask", "apt-get", "curl", "pip", "uv", "docker", "python")
 """Programs of others."""
 EXITS = {"": (0,), "finds": (0, 1)}
 

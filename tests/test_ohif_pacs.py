@@ -43,8 +43,8 @@ EDITED[:30][EDITED[:30] == CODE_OF["L4"]] = 0
 """An annotator erased a part of L4."""
 GRID = phantom_slices()[1]
 FINISHED, READ, RESULT, TWICE, CASE, PARKED, SLICER, RENAMED, LAST = range(9)
-"""Each test that changes a study has one of its own, so that all run alone and in any order. FINISHED is the first that
-is offered until its test has run, READ from then on, which nobody finishes."""
+"""Each test that changes a study has a study of its own, so that the tests run alone and in any order. FINISHED is
+offered first until its test has run; from then on READ is, which no test finishes."""
 LATE = 25
 """Its UID lies between READ's and LAST's."""
 NAMES = ("Alpha", "Beta", "Gamma", "Delta", "Epsilon", "Zeta", "Eta", "Theta", "Iota")

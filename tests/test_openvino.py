@@ -196,7 +196,7 @@ def test_nowhere_to_write_stays_in_memory_with_one_sentence(folder, conversions,
 
 
 def test_conversion_that_disagrees_is_refused(tmp_path, folder, monkeypatch, user_cache):
-    """A wrong conversion must not answer in the name of the weights."""
+    """Results of a wrong conversion would have passed as results of the weights."""
     other = ModelFolder.open(write_model_folder(tmp_path / "other", 1, patch=(16, 24, 16), seed=5))
     model, _ = openvino_network._convert(other)
     monkeypatch.setattr(openvino_network, "_convert", lambda folder: (model, folder.load_network()))

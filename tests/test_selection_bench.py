@@ -91,7 +91,7 @@ def test_the_half_with_trainings(
     assert (out / "selection.png").stat().st_size > 1000
     assert "| outlines | 1 |" in capsys.readouterr().out
 
-    # Killed before the round was noted: the label is there, and it is not trained once more.
+    # It was killed before it recorded the round: the label is there, and is not trained on again.
     before = known.pop("0/random, round 1")
     (out / "selection.json").write_text(json.dumps(known), encoding="utf-8")
     monkeypatch.setattr(bench_selection, "train", None)

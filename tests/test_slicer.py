@@ -85,7 +85,7 @@ def sit_down(server: Server, folder: Path, **work: Any) -> Sitting:
 
 
 def turned(codes: str, spacing: tuple[float, float, float] = (1, 1, 1), degrees: float = 0) -> Volume:
-    """The phantom with its axes in an order, a voxel size in mm, and the patient turned by an angle."""
+    """Return the phantom with a given order of axes, voxel size in mm, and rotation of the patient in degrees."""
     data = image_of(lumbar_codes())[:: int(spacing[0]), :: int(spacing[1]), :: int(spacing[2])]
     angle = np.radians(degrees)
     turn = nib.affines.from_matvec(

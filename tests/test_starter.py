@@ -273,7 +273,7 @@ def test_found_discs_near_marked_ones_are_those_of_the_marked_set() -> None:
     )
     assert (near & marks).sum() > 0.8 * marks.sum()  # some marks are drawn shifted or thicker
     assert 0.2 < (near & region).sum() / region.sum() < 0.8  # every other disc
-    assert near.sum() > 1.2 * (near & region).sum()  # and what a network draws around one
+    assert near.sum() > 1.2 * (near & region).sum()  # and wrong ones around it, like a network
     assert not draw_sample(rng, spine, 1, PATCH, near_marked=True).near_marked.any()
 
 

@@ -18,6 +18,14 @@ NO_SENTENCE = re.compile(r"(Of|So|By|Nor|And|Which|What|Where|Whose|Told|Else|Fr
 """Beginnings of docstrings that are no sentence."""
 NO_VERB = re.compile(r"(The|A|An|Whether|How|Those|This|That|All|Every|Each|None|When|Why|Who)\b")
 """Beginnings of functions' docstrings that say neither what is returned nor what is done."""
+UNPLAIN = re.compile(
+    r"""\b(trains?\ (and|n?or)\ judges?|all\ judge|never\ judges|against\ forgetting|[Mm]ade\ when\ missing)\b
+    |(\bNone|\b[Ee]mpty|"")\ where\b
+    |^(Maximum|Minimum)\b
+    |\b[Tt]he\ host('s\b|\ (has|starts|would|loads|writes|deletes|moves|checks|asks)\b)""",
+    re.VERBOSE,
+)
+"""Words that readers had to read twice; see docs/writing.md for the plain ones."""
 PRIVATE_WORDS = frozenset(
     (
         *("told", "said", "shown", "meant", "came", "given", "kept", "taught", "drawn", "standing", "helped_by"),
@@ -80,12 +88,16 @@ def faults(text: str) -> list[str]:
         first = str(docstring.value).strip().split("\n")[0]
         if NO_SENTENCE.match(first) or (is_function(node) and NO_VERB.match(first)):
             found.append(f"line {docstring.lineno}: the docstring is no sentence that says what is done: {first}")
+        if unplain := UNPLAIN.search(" ".join(str(docstring.value).split())):
+            found.append(f"line {docstring.lineno}: the docstring has unplain words: {unplain[0]}")
     texts = {docstring for _, docstring in described}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or node in texts:
             continue
         if REQUIRED.search(node.value):
             found.append(f"line {node.lineno}: the message does not say what happened: {node.value}")
+        if unplain := UNPLAIN.search(node.value):
+            found.append(f"line {node.lineno}: the message has unplain words: {unplain[0]}")
     for line, name in names(tree):
         if name.strip("_").lower() in PRIVATE_WORDS:
             found.append(f"line {line}: the name is a private word: {name}")
@@ -101,6 +113,9 @@ def faults(text: str) -> list[str]:
         ('class Uploads:\n    """Of the clients of one name."""', "no sentence"),
         ('def answer():\n    """What the PACS said."""', "no sentence"),
         ('def answer():\n    """The answer of the PACS."""', "no sentence"),
+        ('def find():\n    """Return the level; None where it has none."""', "unplain"),
+        ('WAIT = 3\n"""Maximum time to wait, seconds."""', "unplain"),
+        ("raise E('This label neither trains nor judges. Submit it again.')", "unplain"),
         ("def keep(told): ...", "private word"),
         ("_shown = 1", "private word"),
     ],

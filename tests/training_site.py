@@ -60,7 +60,7 @@ def tiny_replay() -> tuple[ScanSource, ...]:
 
 
 def tiny_reference() -> Iterable[JudgedCase]:
-    """Return three reference scans, the smallest number on which the gate judges."""
+    """Return three reference scans, the smallest number with which the gate compares models."""
     for number in range(3):
         yield JudgedCase(f"reference-{number}", f"reference-{number}", *tiny_scan(800 + number))
 

@@ -1,4 +1,4 @@
-"""OHIF in a headless Chromium, as an annotator uses it."""
+"""Use OHIF in a headless Chromium as an annotator does."""
 
 import io
 import shutil

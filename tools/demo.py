@@ -214,7 +214,9 @@ def verdict(stats: Mapping[str, Any], before: Mapping[str, str], after: Mapping[
     if status == PUBLISHED:
         if all(after[step] != before[step] for step in before):
             return Trained(True, text)
-        return Trained(False, f"THE TRAINING FAILED: a version was published, but the ones before still answer. {text}")
+        return Trained(
+            False, f"THE TRAINING FAILED: a version was published, but the earlier one is still in use. {text}"
+        )
     if status in NOT_SERVED:
         if dict(after) == dict(before):
             return Trained(True, f"The new version is kept, but not in use. {text}")

@@ -38,4 +38,4 @@ class MONAILabelApp(RealApp):  # type: ignore[misc]
 
 
 class App(MONAILabelApp):
-    """The app that the host loads."""
+    """The app that MONAI Label loads."""

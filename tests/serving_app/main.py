@@ -73,4 +73,4 @@ class MONAILabelApp(RealApp):
 
 
 class App(MONAILabelApp):
-    """The app that the host loads."""
+    """The app that MONAI Label loads."""

@@ -53,4 +53,4 @@ class MONAILabelApp(RealApp):
 
 
 class App(MONAILabelApp):
-    """The app that the host loads."""
+    """The app that MONAI Label loads."""

@@ -308,9 +308,9 @@ def measure(labels: Any, affine: npt.ArrayLike | None = None) -> list[dict[str, 
 
     Returns:
         One row for each level, superior to inferior, then sacrum, canal and cord, and one for the whole column;
-        lengths in mm, areas in mm2, angles in degrees; None where something cannot be measured, and for the intensities
-        of the image. ``names`` says how sure the name of a level is, if that is known. Without a canal there are only
-        volumes and places.
+        lengths in mm, areas in mm2, angles in degrees; None for what cannot be measured, and for the intensities of the
+        image. ``names`` says how sure the name of a level is, if that is known. Without a canal there are only volumes
+        and places.
 
     Raises:
         ImageError: It is not a label map of this software.

@@ -163,7 +163,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         try:
             self._networks.warm_up()
         except WeightsError as error:
-            logger.warning("The networks are not loaded: %s", error)
+            logger.warning("The networks could not be loaded: %s", error)
 
     def free_networks(self) -> None:
         """Release the networks' memory before a training starts; the next request loads them again."""
@@ -530,7 +530,8 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return prepared
 
     def _subject(self, image_id: str) -> str:
-        """Return whose image it is: the patient, whose images must not both train and judge, where that is known."""
+        """Return whose image it is: the patient, if that is known. All images of a patient are used for training, or
+        all for comparing models."""
         return self._datastore.subject(image_id) or subject_of(image_id)
 
 

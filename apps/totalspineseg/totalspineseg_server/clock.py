@@ -49,5 +49,5 @@ class Stopwatch:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since this was made, waiting between the stages included."""
+        """Seconds since this was made, including the time between stages."""
         return time.perf_counter() - self._start

@@ -1,4 +1,4 @@
-"""Lock files between processes, and names within a process, so that only one at a time does something."""
+"""Lock files against other processes, and names against other threads."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ if sys.platform == "win32":
     import msvcrt
 
     LOCKED_BYTE: Final = 1 << 30
-    """Byte that stands for the file: Windows locks ranges of bytes, also far behind the end."""
+    """Byte that stands for the file: Windows locks ranges of bytes, even far beyond the end."""
 
     def _take(stream: IO[str], *, shared: bool) -> None:
         """Lock an open file; Windows has no lock that several can share, and a child process does not inherit it.

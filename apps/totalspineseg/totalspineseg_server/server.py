@@ -179,7 +179,7 @@ def serve(
     """Run the server until it is stopped; a signal ends it within a minute, even if something hangs.
 
     Args:
-        studies: Folder of images, or a DICOMweb address. ``DEFAULT_STUDIES`` is made when missing.
+        studies: Folder of images, or a DICOMweb address. ``DEFAULT_STUDIES`` is made if it is missing.
         host: Address to listen on; the default is for this machine only.
         port: Port to listen on.
         names: Names that readers use for the server besides this machine's names and addresses.

@@ -15,9 +15,10 @@ from typing import IO, Final
 from totalspineseg_server.errors import ArchiveError, StorageError, TooLargeError, TotalSpineSegError
 
 MAX_ENTRIES: Final = 10_000
-"""Maximum number of entries. A whole spine of thin slices is 500 files, a model some dozen."""
+"""Largest number of entries. A whole spine of thin slices is 500 files, a model a few dozen."""
 BYTES_PER_ENTRY: Final = 512
-"""Maximum bytes read at once, for each entry. zipfile reads the list of entries in one piece, about 100 bytes for each.
+"""Largest number of bytes read at once, for each entry. zipfile reads the list of entries in one piece, about 100 bytes
+for each.
 """
 MAX_RATIO: Final = 200
 """Largest compression of a model's file. Weights hardly compress, JSON some tenfold; zip bombs start at a thousand."""
@@ -80,11 +81,11 @@ def open_archive(
 
     Args:
         file: The .zip; it must be seekable.
-        folder: Existing folder. When an archive is refused, the caller removes what was written there.
+        folder: Existing folder. If an archive is refused, the caller removes what was written there.
         is_wanted: ``is_wanted(name)`` returns whether a file is to be written; all others stay in the archive.
-        max_bytes: Maximum size of the wanted files together.
-        max_ratio: Maximum compression of a wanted file; 0 for any.
-        max_entries: Maximum number of entries; None for ``MAX_ENTRIES``.
+        max_bytes: Largest size of the wanted files together.
+        max_ratio: Largest compression of a wanted file; 0 for any.
+        max_entries: Largest number of entries; None for ``MAX_ENTRIES``.
 
     Yields:
         The archive, which has at least one wanted file.

@@ -67,7 +67,7 @@ class Score:
         return NOTHING_NAMED if self.refused == "no spine" else self.parts.disagreement
 
     def as_note(self) -> dict[str, Any]:
-        """Return what is noted when the image is offered, and stays with its label."""
+        """Return the note that is stored with an image when it is offered, and later with its label."""
         doubt = self.doubt
         return {
             "doubt": None if doubt is None else round(doubt, 4),
@@ -119,7 +119,7 @@ class Scores:
             parts = from_fields(Parts, record.pop("parts", None), f"of the score of {image_id!r}")
             score = from_fields(Score, record, f"of the score of {image_id!r}")
         except StorageError as error:
-            logger.warning("The score of image %s cannot be read and is made again: %s", image_id, error)
+            logger.warning("The score of image %s cannot be read, so it is computed again: %s", image_id, error)
             return None
         return replace(score, parts=parts) if score.image == image_id else None
 

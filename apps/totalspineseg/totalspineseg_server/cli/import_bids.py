@@ -1,6 +1,6 @@
 """Import the labeled images of a BIDS data set, such as one of export-bids, as studies with finished labels.
 
-The labels train and judge like those of readers here. What was imported before is left as it is.
+The labels are used like those of local readers. What was imported before is left as it is.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; return the exit code: 1 when an image had to be left out."""
+    """Run the command; return the exit code: 1 if an image had to be left out."""
     from totalspineseg_server.exchange.received_set import import_set
 
     done = import_set(

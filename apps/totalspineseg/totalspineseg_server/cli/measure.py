@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def execute(arguments: argparse.Namespace) -> int:
-    """Run the command; return the exit code: 1 when a map could not be measured."""
+    """Run the command; return the exit code: 1 if a map could not be measured."""
     from totalspineseg_server.cohort.documents import csv_of
     from totalspineseg_server.files import write_json, write_text
     from totalspineseg_server.volume_io import images_in, stem

@@ -1,4 +1,4 @@
-"""Restore a back-up into a place where no corrections and no versions are; nothing is ever replaced.
+"""Restore a back-up into folders without corrections and versions; nothing is ever replaced.
 
 Every file is compared with its hash before anything appears in its place.
 """

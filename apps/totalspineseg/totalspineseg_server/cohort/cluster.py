@@ -83,7 +83,7 @@ def started(profile: Profile, output: Path) -> Iterator[Client]:
 
 
 def _hush() -> None:
-    """Let only the run report, unless the user asked for more (``TOTALSPINESEG_LOG=info``)."""
+    """Silence Dask's messages, unless the user asked for more (``TOTALSPINESEG_LOG=info``)."""
     if not logging.getLogger().isEnabledFor(logging.INFO):
         logging.getLogger("distributed").setLevel(QUIET)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
 
 LABELS: Final = "step2_output"
-"""The folder whose label maps are passed on."""
+"""The folder of the label maps to write."""
 SEG, SR = "seg", "sr"
 """Folders of the DICOM SEG objects, and of the structured reports on them."""
 DERIVATIVES: Final = f"derivatives/{PIPELINE}"
@@ -80,7 +80,7 @@ def write_segs(
         output: OUTPUT; its label maps are on the grids of the series.
         cases: The scans of the run.
         records: Name -> record of its finished scans.
-        reports: Whether to write the measurements, too, as structured reports on these objects.
+        reports: Whether to write the measurements as well, as structured reports on these objects.
 
     Returns:
         The number of label maps, and name -> sentence of the series for which none could be made.

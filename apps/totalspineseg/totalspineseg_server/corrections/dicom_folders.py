@@ -1,6 +1,6 @@
-"""Folders of DICOM series below the studies: each MR series in a folder of its own is an image.
+"""Offer the DICOM series below the studies: each MR series in a folder of its own is an image.
 
-A series is converted to a volume when somebody needs it. The volumes can be deleted: they are made again.
+A series is converted to a volume when somebody needs it. The volumes can be deleted; they are made again.
 """
 
 import logging
@@ -29,11 +29,11 @@ MODALITY: Final = "MR"
 DICOM_INDEX: Final = "DICOMDIR"
 """Name of the index at the top of a disc; it is written as DICOM, but is not an image."""
 MAX_DEPTH: Final = 8
-"""Folders below one another that are looked into; exports have patient, study, series."""
+"""Largest depth of folders that are searched; exports have patient, study, series."""
 MAX_FOLDERS: Final = 20_000
-"""Folders that are looked into, so that a folder above everything else does not keep the server busy."""
+"""Largest number of folders that are searched, so that a folder with everything in it does not keep the server busy."""
 LOOKED_AT: Final = 5
-"""Files of a folder that are looked at before it is taken for one without DICOM."""
+"""Number of files of a folder that are opened before it counts as one without DICOM."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class DicomFolders:
     Args:
         studies: The folder.
         labels: The server's own folder of labels, which is skipped.
-        volumes: Folder of the converted volumes; made when the first one is written.
+        volumes: Folder of the converted volumes; it is made when the first one is written.
     """
 
     def __init__(self, studies: Path, labels: Path, volumes: Path) -> None:
@@ -96,7 +96,7 @@ class DicomFolders:
         return file if is_current else None
 
     def converted(self, image_id: str, series: DicomFolder) -> Path:
-        """Return the volume of a series, converted now if need be.
+        """Return the volume of a series, and convert it now if necessary.
 
         Raises:
             ImageError: The series is not a volume.
@@ -130,7 +130,7 @@ class DicomFolders:
         return volume_of(self._volumes, image_id)
 
     def _folders(self) -> Iterator[tuple[Path, tuple[str, ...]]]:
-        """Yield the folders below the studies with the names of their files, but those of images."""
+        """Yield the folders below the studies, each with the names of its files that are not images."""
         waiting, visited = [(self._studies, 0)], {self._skipped}
         while waiting:
             folder, depth = waiting.pop()

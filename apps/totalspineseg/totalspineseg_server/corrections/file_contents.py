@@ -119,4 +119,4 @@ class ContentHashes:
         try:
             write_json(self._file, dict(self._known))
         except StorageError as error:
-            logger.warning("Images are read once more after the next start: %s", error)
+            logger.warning("The server will read the images again after its next start: %s", error)

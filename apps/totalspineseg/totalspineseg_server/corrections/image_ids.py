@@ -1,4 +1,4 @@
-"""Image ids, which are the names that clients use, and the files of a folder that hold the images."""
+"""Convert image ids, the names that clients use, to names of files and back, and list the image files of a folder."""
 
 import re
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ EXAMINATION: Final = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?_")
 """Beginning of a BIDS name. Series of one session share the scanner's coordinates; those of two sessions do not."""
 BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
 MAX_STEM_CHARACTERS: Final = 200
-"""Longer names cannot be read at a glance."""
+"""Longest name that can be read at a glance."""
 MAX_STEM_BYTES: Final = 240
 """File systems allow 255; the longest name of a file is that of a label's note, ``.<stem>.nii.gz.json``."""
 SPECIAL: Final = re.compile(r'[/\\:*?"<>|]')
@@ -76,7 +76,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def image_files(folder: Path) -> list[str]:
-    """Return the names of the image files of a folder, those whose ending is first in ``OFFERED_ENDINGS`` first.
+    """Return the names of the image files of a folder, in the order of their endings in ``OFFERED_ENDINGS``.
 
     Files that are being written and files without a plain name are skipped.
 
@@ -94,7 +94,7 @@ def bids_folder(image_id: str) -> Path | None:
 
 
 def same_examination(one: str, other: str) -> bool:
-    """Return whether two image ids are of one examination: they begin with the same BIDS ``sub-`` and ``ses-``."""
+    """Return whether two image ids belong to one examination: they begin with the same BIDS ``sub-`` and ``ses-``."""
     first, second = (EXAMINATION.match(image_id) for image_id in (one, other))
     return first is not None and second is not None and first.groups() == second.groups()
 
@@ -123,7 +123,7 @@ def image_in_studies(folder: Path, image_id: str) -> Path | None:
 
 
 def by_image(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return image id -> its files, of names or paths with "/", in their order."""
+    """Return image id -> its files, as names or as paths with "/", in the same order."""
     found: dict[str, list[str]] = {}
     for name in names:
         found.setdefault(split_name(name.rpartition("/")[2])[0], []).append(name)

@@ -1,4 +1,4 @@
-"""Keep what is known about images beside their files: who uploaded one, and to whom it was offered.
+"""Store what is known about images apart from their files: who uploaded one, and to whom it was offered.
 
 Each image has a record of its own, ``images/<image>.json``. Earlier versions kept all of it in the index of MONAI
 Label's own datastore, ``datastore_v2.json``, which is still read and never written.
@@ -21,11 +21,12 @@ logger = logging.getLogger(__name__)
 
 IMAGES_DIR: Final = "images"
 IMAGES_FILE: Final = "images.json"
-"""File in a folder of labels that says where the images are, if they are in another one."""
+"""File in a folder of labels that says where the images are, if they are in another folder."""
 PATIENT: Final = "patient"
-"""Field of an image's record: an anonymous id of its patient; all images of a patient train, or all judge."""
+"""Field of an image's record: an anonymous id of its patient. All images of a patient are used for training, or all for
+comparing models."""
 INDEX_FILE: Final = "datastore_v2.json"
-"""The host's name for the index of studies."""
+"""MONAI Label's name for the index of studies."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,12 @@ def older_index(folder: Path) -> OlderIndex:
 
 
 def anonymous(patient: str) -> str:
-    """Return an id of a patient that does not say who it is."""
+    """Return an id of a patient that does not reveal who it is."""
     return f"patient-{hashlib.sha256(patient.encode(errors='backslashreplace')).hexdigest()[:16]}"
 
 
 def images_folder(labels: Path) -> Path | None:
-    """Return the folder of the images whose labels are in another folder; None if that folder knows of none."""
+    """Return the folder of the images whose labels are in another folder; None if there is no such folder."""
     for name in (IMAGES_FILE, INDEX_FILE):
         known = read_json_or(labels / name, {}).get("images_dir")
         if isinstance(known, str) and known != ".":
@@ -97,7 +98,7 @@ class ImageRecords:
     """The records of the images in a folder.
 
     Args:
-        folder: Folder of the records; made when the first one is written.
+        folder: Folder of the records; it is made when the first one is written.
         older: What an earlier version knew.
     """
 

@@ -11,7 +11,7 @@ from totalspineseg_server.unpacking import missing_content, real_path
 from totalspineseg_server.volume_io import is_image_name, is_other_name, stem
 
 MAX_LOOKED_AT: Final = 2000
-"""Entries of a folder that are looked at, at most."""
+"""Largest number of entries of a folder that are examined."""
 LOOSE_IMAGES: Final = (
     "only files directly in the studies folder and those of a BIDS tree (sub-01/anat/sub-01_T2w.nii.gz) are offered. "
     "Link or copy the images there, or serve the folder that has the sub- folders"

@@ -48,7 +48,7 @@ def write_sr(seg: Dataset, sources: Sources, rows: Sequence[Mapping[str, Any]], 
         seg: The DICOM SEG of the structures, made from the same series. Not modified.
         sources: The series, as for ``write_seg``.
         rows: Measurements of structures (see ``measurements.COLUMNS``); those without a segment are left out. Angles of
-            the whole column belong to no segment and are left out, too.
+            the whole column belong to no segment and are left out as well.
         series_number: Series number.
 
     Returns:

@@ -1,1 +1,1 @@
-"""Take the data of a site elsewhere: back-up and restore, and BIDS data sets of finished labels."""
+"""Move a site's data: back up and restore it, export and import finished labels as BIDS data sets."""

@@ -27,7 +27,7 @@ class Pair:
 
     Attributes:
         name: Name of the image, without its ending.
-        images: Its files; more than one cannot be told apart.
+        images: Its files; with more than one, it is not clear which is meant.
         labels: Its labels.
         root: The data set.
     """
@@ -56,10 +56,11 @@ def labeled_pairs(root: Path, suffix: str) -> Iterator[Pair]:
 
     Args:
         root: The data set.
-        suffix: Ending of the labels' names. With ``LABEL_SUFFIX``, labels with BIDS's own name are found, too.
+        suffix: Ending of the labels' names. With ``LABEL_SUFFIX``, labels with BIDS's own suffix are found as well.
 
     Yields:
-        The pairs in alphabetical order; one without an image has none. Nothing where no label has an image.
+        The pairs in alphabetical order; a label without an image is a pair without images. Nothing if no label has an
+        image.
     """
     images, labels = defaultdict(list), defaultdict(list)
     for image in images_in(root, "sub-*/**/*"):
@@ -81,15 +82,14 @@ def read_pair_label(label: Path, root: Path, numbers: str = OWN_NUMBERS) -> Volu
     Args:
         label: The file.
         root: The data set. The table ``dseg.tsv`` nearest to the label says what its numbers mean.
-        numbers: The numbers where there is no such table: ``OWN_NUMBERS``, or the name of a table in
-            ``NUMBER_TABLES``.
+        numbers: The numbers if there is no such table: ``OWN_NUMBERS``, or the name of a table in ``NUMBER_TABLES``.
 
     Returns:
         uint8 codes, ``UNREVIEWED`` where nobody labeled.
 
     Raises:
         ImageError: The label cannot be read, or has other numbers.
-        LabelError: The table is damaged, or names what this project does not know.
+        LabelError: The table is damaged, or has a name that this project does not know.
     """
     if numbers != OWN_NUMBERS:
         volume = read_numbered(label, numbers)

@@ -56,7 +56,7 @@ def import_set(
 
     Args:
         source: The data set.
-        studies: Folder of images; made when missing. A server may be running on it.
+        studies: Folder of images; it is made if it is missing. A server may be running on it.
         suffix: See ``labeled_pairs``.
         numbers: See ``read_pair_label``.
         work: Folder that the server of these studies writes to; None for one inside ``studies``.

@@ -69,7 +69,7 @@ def export_set(
 
     Args:
         site: Studies and corrections.
-        target: Folder to write; it must be missing or empty, and appears whole.
+        target: Folder to write; it must be missing or empty, and appears complete.
         contrast: BIDS suffix of images whose name does not say it.
         before_each: Called with the id of each image, for progress.
 
@@ -163,7 +163,7 @@ def _write_documents(root: Path, subjects: set[str]) -> None:
 
 
 def _name(image_id: str, subject: str, pseudonym: Callable[[str, int], str], contrast: str) -> str:
-    """Return the BIDS name of an image, without its ending, in which nothing but the contrast is known."""
+    """Return the BIDS name of an image without its ending; it reveals only the contrast."""
     match = SESSION.search(image_id)
     session = match[0] if match else "" if image_id.startswith("sub-") else image_id
     entities = [f"sub-{pseudonym(subject, SUBJECT_DIGITS)}"]

@@ -1,4 +1,4 @@
-"""Describe the archive of a site: what belongs into it, and the list of its files with their hashes."""
+"""Describe the archive of a site: which files belong into it, and their list with hashes."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ MANIFEST: Final = "manifest.json"
 FORMAT: Final = 1
 """Version of the archive's format."""
 MAX_FILES: Final = 2_000_000
-"""Maximum number of files; a correction has four."""
+"""Largest number of files; a correction has four."""
 STUDIES, WORK = "studies", "work"
 """Kinds of a site's folder: images with a hidden history inside, or the ``--work`` folder of a server."""
 SITE, MODELS, SETTINGS = "site", "models", "settings"
@@ -30,7 +30,7 @@ BESIDE_HISTORY: Final = (LABELS_DIR, INDEX_FILE)
 BESIDE_SERIES: Final = (LABELS_DIR, INDEX_FILE, IMAGES_DIR)
 """Names that a server writes beside the series that it fetched from a PACS."""
 CACHES: Final = frozenset({"maps", "thumbnails", "sessions"})
-"""Folders of a history whose content the server makes again, or which is only of the moment."""
+"""Folders of a history that the server can make again, or needs only for a moment."""
 TRAINING: Final = "training"
 """Folder of a history with training runs. Only their JSON files are kept, because a published version has its weights.
 """
@@ -53,7 +53,7 @@ class Manifest:
         software: Version that made the archive.
         created: UTC, ISO 8601.
         kind: ``STUDIES`` or ``WORK``.
-        images: Whether the archive has the images, too.
+        images: Whether the archive has the images.
         files: Path in the archive -> hash and size.
     """
 
@@ -87,7 +87,7 @@ class Manifest:
         return Manifest(FORMAT, manifest.software, manifest.created, manifest.kind, manifest.images, files)
 
     def part(self, name: str) -> dict[str, Entry]:
-        """Return path below a part -> entry."""
+        """Return the entries of a part: path below it -> entry."""
         return {path.removeprefix(f"{name}/"): e for path, e in self.files.items() if path.startswith(f"{name}/")}
 
     def settings_folder(self, site: Path) -> Path:
@@ -95,7 +95,7 @@ class Manifest:
         return site / HISTORY_DIR / SETTINGS if self.kind == STUDIES else site / SETTINGS
 
     def summary(self) -> str:
-        """Return how many submissions, versions and so on it holds, in words."""
+        """Return in words how many submissions, versions and so on it has."""
         records = [path.split("/") for path in self.part(SITE) if path.endswith(f"/{RECORD_FILE}")]
         corrections = [parts for parts in records if "corrections" in parts[:2]]
         versions = {path.split("/")[1] for path in self.part(MODELS) if path.startswith("versions/")}
@@ -107,7 +107,7 @@ class Manifest:
 
 
 def _is_inside(path: str) -> bool:
-    """Return whether a path is one below a part of an archive, and says so plainly."""
+    """Return whether a path is plainly one inside a part of an archive."""
     parts = PurePosixPath(path).parts
     plain = str(PurePosixPath(*parts)) == path and ".." not in parts and "\\" not in path
     return plain and len(parts) > 1 and parts[0] in (SITE, MODELS, SETTINGS)
@@ -119,13 +119,14 @@ def kind_of(folder: Path) -> str:
 
 
 def site_files(folder: Path, *, images: bool) -> Iterator[PurePosixPath]:
-    """Yield the files of a site's folder that belong into an archive, relative to it, and find them while it goes on.
+    """Yield the files of a site's folder that belong into an archive, relative to it. They are searched as the caller
+    asks for them.
 
-    Submissions that wait come first: one that is read in the meantime is met again among the corrections.
+    Waiting submissions come first: if one is read meanwhile, it is found again among the corrections.
 
     Args:
         folder: Studies with a hidden history, or the ``--work`` folder of a server.
-        images: Whether to yield the images, too.
+        images: Whether to yield the images as well.
     """
     history = history_of(folder)
     for path in _files(history / RECEIPT_DIR):
@@ -155,7 +156,7 @@ RECEIPT_DIR: Final = "received"
 def model_files(store: ModelStore) -> Iterator[PurePosixPath]:
     """Yield the files of a model folder, relative to it, without the weights that come with the software.
 
-    The pointer comes first, so that the versions in use are among those that are found afterwards.
+    The pointer comes first, so that the versions it names are found after it.
     """
     folder = store.model_dir
     if store.pointer.is_file():
@@ -176,7 +177,7 @@ def _belongs(path: PurePosixPath, *, images: bool) -> bool:
 
 
 def _files(folder: Path) -> Iterator[PurePosixPath]:
-    """Yield the complete files of a folder; no links, locks, and files that are being written."""
+    """Yield the complete files of a folder: no links, no locks, and none that are being written."""
     for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
         relative = PurePosixPath(path.relative_to(folder).as_posix())
         partial = any(part.startswith((PARTIAL_PREFIX, EARLIER_PREFIX)) for part in relative.parts)
@@ -186,7 +187,7 @@ def _files(folder: Path) -> Iterator[PurePosixPath]:
 
 
 def no_backup() -> ArchiveError:
-    """Return the error of a file that is no back-up of this program."""
+    """Return the error for a file that is no back-up of this program."""
     return ArchiveError(
         f"This is no back-up that this version can restore. Choose a file that '{COMMAND} backup' wrote, or update the "
         "software."

@@ -1,4 +1,4 @@
-"""Write a site's corrections, models and settings into one file, which is read back before it appears."""
+"""Write a site's corrections, models and settings into one file, which is checked before it appears."""
 
 import hashlib
 import zipfile
@@ -30,7 +30,8 @@ from totalspineseg_server.version import VERSION
 from totalspineseg_server.zips import CHUNK_BYTES
 
 PRIVATE: Final = 0o600
-"""Permissions of an archive: it names readers, and may hold passwords in files of settings."""
+"""Permissions of an archive: only its owner may read it, because it names readers and may have passwords in files of
+settings."""
 
 
 def write_backup(
@@ -46,11 +47,11 @@ def write_backup(
         images: Whether to add the images.
 
     Returns:
-        What it holds.
+        The list of its files.
 
     Raises:
         StorageError: ``target`` exists, two files of settings have one name, something cannot be read or written, or
-            what was written is not what was read. No file is left.
+            the archive differs from what was read. No file is left.
     """
     if target.exists():
         raise StorageError(f"{str(target)!r} exists already. Choose another name for the back-up.")
@@ -108,7 +109,7 @@ def _add(archive: zipfile.ZipFile, name: str, file: Path) -> Entry | None:
 
 
 def _read_meanwhile(files: Mapping[str, Entry], site: Path) -> frozenset[str]:
-    """Return the files of submissions that waited, and were filed while the archive was written."""
+    """Return the files of submissions that waited at first and were filed while the archive was written."""
     history = PurePosixPath(SITE, history_of(site).relative_to(site).as_posix())
     inside = {path: PurePosixPath(path).relative_to(history).parts for path in files if path.startswith(f"{history}/")}
     filed = {parts[_DEPTH[parts[0]]] for parts in inside.values() if len(parts) > _DEPTH.get(parts[0], len(parts))}
@@ -120,7 +121,7 @@ _DEPTH: Final = {"corrections": 2, "unfiled": 1}
 
 
 def _require_same(path: Path, manifest: Manifest) -> None:
-    """Check that an archive holds what its manifest says."""
+    """Check that an archive has what its manifest says."""
     with zipfile.ZipFile(path) as archive:
         for name, entry in manifest.files.items():
             if digest_of(lambda write, name=name: _pass_on(archive, name, write)) != entry.sha256:  # type: ignore[misc]
@@ -134,7 +135,7 @@ def _pass_on(archive: zipfile.ZipFile, name: str, write: Callable[[bytes], objec
 
 
 def digest_of(pass_on: Callable[[Callable[[bytes], object]], object]) -> str:
-    """Return the SHA-256 of a content that is passed on piece by piece, as hex."""
+    """Return the SHA-256, as hex, of a content that is passed on piece by piece."""
     digest = hashlib.sha256()
     pass_on(digest.update)
     return digest.hexdigest()

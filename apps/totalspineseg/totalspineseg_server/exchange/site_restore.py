@@ -1,4 +1,4 @@
-"""Restore a back-up into a place where nothing of its kind is, after every file was compared with its hash."""
+"""Restore a back-up into folders without such data, after every file was compared with its hash."""
 
 import hashlib
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def read_backup(file: Path) -> Manifest:
     """Compare every file of a back-up with its hash; nothing is written.
 
     Returns:
-        What it holds.
+        The list of its files.
 
     Raises:
         ArchiveError: It is no back-up, is unsafe or damaged.
@@ -45,15 +45,16 @@ def restore(file: Path, site: Path, models: ModelStore) -> Manifest:
 
     Args:
         file: The back-up.
-        site: Folder for the studies or the work folder, which may hold images, but no corrections; made when missing.
-        models: Versions that are restored are added here, where there may be none yet.
+        site: Folder for the studies or the work folder, which may have images, but no corrections; it is made if it is
+            missing.
+        models: The model folder to restore versions into; it must have none yet.
 
     Returns:
-        What was restored.
+        The list of the restored files.
 
     Raises:
         ArchiveError: It is no back-up, is unsafe or damaged; nothing was changed.
-        StorageError: There is something in the place of what it holds, or the disk is full; nothing was changed.
+        StorageError: Something exists where it would write, or the disk is full; nothing was changed.
     """
     if site.exists() and not site.is_dir():
         raise StorageError(f"{str(site)!r} is a file. Give a folder.")
@@ -86,7 +87,7 @@ def _opened(file: Path, folder: Path) -> Iterator[tuple[Archive, Manifest]]:
     """Open a back-up and read its manifest."""
     try:
         with file.open("rb") as stream:
-            # Nothing in it is compressed, so it cannot hold more than its own size.
+            # Nothing in it is compressed, so its content cannot be larger than the file.
             size = file.stat().st_size
             with open_archive(
                 stream, folder, is_wanted=lambda name: True, max_bytes=size, max_ratio=1, max_entries=MAX_FILES
@@ -107,7 +108,7 @@ def _tops(manifest: Manifest, part: str) -> set[str]:
 
 
 def _require_free(folder: Path, names: set[str], remedy: str = OTHER_FOLDER) -> None:
-    """Check that nothing lies where something will be restored; empty folders do not count."""
+    """Check that nothing exists where something will be restored; empty folders do not count."""
     there = [name for name in sorted(names) if _is_taken(folder / name)]
     if there:
         raise StorageError(f"There is {', '.join(map(repr, there))} in {str(folder)!r} already. {remedy}")

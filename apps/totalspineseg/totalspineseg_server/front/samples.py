@@ -41,7 +41,7 @@ def router() -> APIRouter:
         try:
             store.update_image_info(image, {NOTED: {**noted(store.get_image_info(image)), strategy: offer}})
         except StorageError as error:
-            logger.warning("An offered image is not recorded: %s", error)
+            logger.warning("The offer of an image could not be recorded: %s", error)
             sample["warning"] = NOT_RECORDED
         # The sample comes last: its label is sent for that id, and what is known about the image must not replace it.
         return {**store.get_image_info(image), **sample}

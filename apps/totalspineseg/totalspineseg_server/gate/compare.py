@@ -97,7 +97,7 @@ def compare(subjects: Sequence[SubjectScores], *, margins: Mapping[str, float] =
         margins: Measure -> largest fall that is allowed. Not modified.
 
     Returns:
-        One comparison per measure, in the order of ``MEASURES``; with 0 subjects where a measure never applies.
+        One comparison per measure, in the order of ``MEASURES``; with 0 subjects if a measure never applies.
 
     Raises:
         ValueError: A subject has a different number of scores for the two models.

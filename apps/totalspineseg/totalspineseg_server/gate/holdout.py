@@ -89,8 +89,8 @@ def read_split(path: Path) -> Split:
         whole = content["salt"] == SALT and set(role.values()) <= {TRAIN, HOLD}
     except (StorageError, KeyError, TypeError, AttributeError) as error:
         raise StorageError(
-            f"The hold-out list {str(path)!r} is damaged or cannot be read. Restore it from a backup before training, "
-            "or subjects that are kept for comparing models would be trained on."
+            f"The hold-out list {str(path)!r} is damaged or cannot be read. Restore it from a backup before training: "
+            "without it, scans that are kept for comparing models would be used for training."
         ) from error
     if not whole:
         raise StorageError(f"The hold-out list {path.name!r} was made by another rule. Restore the original file.")

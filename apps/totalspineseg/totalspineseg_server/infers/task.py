@@ -182,7 +182,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             is_recorded: Whether the prediction and its maps could be stored, as were those before it.
 
         Returns:
-            Names of doubtful levels have a mark.
+            The names; those of doubtful levels have a mark.
         """
         before = self.services.maps.codes_before(record.image_sha256, record.id) if is_recorded else None
         codes = BY_CODE.keys() if before is None else before | {code for code, i in WIRE_ID.items() if i in present}
@@ -233,7 +233,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             self.services.predictions.keep(record)
             self._keep_maps(record.image_sha256, record, outcome)
         except StorageError as error:
-            logger.warning("A prediction is not recorded: %s", error)
+            logger.warning("A prediction could not be recorded: %s", error)
             return NOT_RECORDED
         return ""
 

@@ -75,12 +75,11 @@ def measure(
         labels: uint8 (X, Y, Z) codes of a step-2 result, nearest RAS. Not modified.
         spacing: Voxel size, mm.
         doubtful: Codes whose level is doubtful: they are measured, too, and marked in "names".
-        certainty: How sure the other names are, for "names"; None where nothing is known.
+        certainty: How sure the other names are, for "names"; None if nothing is known.
 
     Returns:
         One row for each vertebra and disc, superior to inferior, then one for the whole column; keys are
-        ``COLUMNS``, values rounded to 0.01, None where something is not in view, and in ``EXTENT``. Empty without
-        canal.
+        ``COLUMNS``, values rounded to 0.01, None for what is not in view, and in ``EXTENT``. Empty without canal.
     """
     spine = Spine(labels, spacing)
     present = [code for code in (*VERTEBRAE, *DISCS) if len(spine.voxels(code))]

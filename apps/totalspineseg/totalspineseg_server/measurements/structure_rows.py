@@ -35,9 +35,9 @@ def structure_rows(
     Args:
         labels: uint8 codes at 1 mm, nearest RAS. Not modified.
         grid: The grid whose voxels "centroid_i_vox" and so on count: that of the image as scanned.
-        image: For the intensities: the image as scanned, and the codes on its voxels. Not modified.
+        image: The image as scanned, for the intensities, and the codes on its voxels. Not modified.
         doubtful: Codes whose level is doubtful.
-        certainty: How sure the other names are; None where nothing is known.
+        certainty: How sure the other names are; None if nothing is known.
         sizes: Whether heights, areas and angles can be measured; not in an image whose header skews it.
 
     Returns:

@@ -203,7 +203,7 @@ def check_codes(codes: LabelArray, *, step: int) -> None:
     """
     present = present_codes(codes)
     if strangers := sorted(present - set(BY_CODE)):
-        raise LabelError(f"The label has the values {strangers!r}, which stand for no structure. Submit it again.")
+        raise LabelError(f"The label has the values {strangers!r}, which are not codes of structures. Submit it again.")
     voxels = int(np.count_nonzero((codes != BACKGROUND) & (codes != UNREVIEWED)))
     if voxels < MIN_LABELED_VOXELS:
         raise LabelError(

@@ -1,4 +1,4 @@
-"""Compare the faster ways of computing with the exact one, on scans: float32 in PyTorch, the whole image for step 1.
+"""Compare faster ways of computing with the exact one (float32 in PyTorch, the whole image for step 1) on scans.
 
 A way passes if every level keeps its name in every scan, and the outlines agree. Single voxels at borders always
 differ: in a box the tiles lie elsewhere, as they do when a scan's field of view is shifted. The exact results are
@@ -80,7 +80,7 @@ def compare_ways(
         models: Step -> model.
         scans: Return the scans, one at a time.
         look: Network that finds the box; None if the weights need no box.
-        int8: Whether to compare INT8, too.
+        int8: Whether to compare INT8 as well.
         tell: Called with a line of progress.
 
     Returns:
@@ -212,7 +212,7 @@ def _compared(
 
 
 def _labels(scan: pipeline.Scan, step1: Predictor, step2: Predictor) -> LabelArray:
-    """Return the codes of a scan; all 0 if no spine is found, which is a result like others."""
+    """Return the codes of a scan; all 0 if no spine is found, which is a result like any other."""
     try:
         return pipeline.finish(pipeline.locate(scan, step1), step2).labels
     except NoSpineError:

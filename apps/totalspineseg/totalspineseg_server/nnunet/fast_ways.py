@@ -1,8 +1,8 @@
 """Remember which faster ways of computing were compared with the exact one, for these weights on this machine.
 
 ``fast.json`` beside a network's plans has the comparisons by ``totalspineseg weights quantize``. What was not compared,
-or was compared for other weights or another release of OpenVINO, is not used. How long a tile takes depends on the
-machine and the plans alone, and is kept in the user's cache.
+or was compared for other weights or another release of OpenVINO, is not used. The time of a tile depends only on the
+machine and the plans, and is stored in the user's cache.
 """
 
 import os
@@ -26,18 +26,18 @@ _SECONDS_FILE: Final = "seconds.json"
 
 @dataclass(frozen=True)
 class Comparison:
-    """How the results of a faster way agree with those of the exact one.
+    """How well the results of a faster way agree with those of the exact one.
 
     Attributes:
         way: What was compared.
         scans: Number of scans.
-        names_differ: Number of scans of which a level has another name, or is missing.
+        names_differ: Number of scans with a level that has another name or is missing.
         voxels_differ: Share of the labeled voxels of all scans with another label.
         dice: Group of structures -> mean Dice over the scans.
         seconds: Mean seconds of a scan.
         seconds_exact: The same with the exact way.
         passed: Whether nothing differs by more than is allowed.
-        release: Release of OpenVINO; "" where it computed nothing.
+        release: Release of OpenVINO; "" if it computed nothing.
     """
 
     way: str

@@ -80,7 +80,7 @@ class Job:
         )
 
     def write(self) -> None:
-        """Write all the files beside the cases that nnU-Net's trainer reads.
+        """Write the files that nnU-Net's trainer reads, apart from the cases.
 
         Raises:
             StorageError: It cannot be written.

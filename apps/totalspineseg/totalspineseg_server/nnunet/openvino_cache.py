@@ -33,7 +33,7 @@ def cached(beside: Path, key: str) -> Path | None:
             continue
         if _is_sound(entry):
             return entry / MODEL
-        logger.warning("The converted network %s is damaged and is made again", entry)
+        logger.warning("The converted network %s is damaged and will be made again", entry)
         discard(entry)
     return None
 

@@ -87,7 +87,9 @@ def load_openvino(folder: ModelFolder, *, int8: bool = False) -> OpenVinoNetwork
         try:
             return _compile(core, core.read_model(str(file)))
         except RuntimeError as error:
-            logger.warning("The converted network %s does not load and is made again: %s", file.parent, _short(error))
+            logger.warning(
+                "The converted network %s cannot be loaded and will be made again: %s", file.parent, _short(error)
+            )
             cache.discard(file.parent)
     if int8:
         raise WeightsError(

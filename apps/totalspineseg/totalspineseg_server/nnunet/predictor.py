@@ -180,7 +180,7 @@ class WarmPredictor:
             if self.device.type != "cuda" or not is_out_of_memory(error):
                 raise
             logger.warning(
-                "There is too little GPU memory for the labels of step %d; the CPU goes on", self.folder.step
+                "There is too little GPU memory for the labels of step %d, so the CPU makes them", self.folder.step
             )
         else:
             return difference

@@ -16,7 +16,7 @@ from totalspineseg_server.transforms.pieces import Pieces
 ELSEWHERE: Final = "localizer_elsewhere"
 """Kind of the finding about a series that was not used."""
 BESIDE_MM: Final = 8.0
-"""Canals that are farther apart than this, mm, are not the same canal: about half the width of a canal, and more than
+"""Canals that are farther apart than this, mm, are different canals: about half the width of a canal, and more than
 people move within an examination."""
 MIN_SHARED_MM: Final = 15.0
 """Smallest common length of two canals that are compared, mm."""

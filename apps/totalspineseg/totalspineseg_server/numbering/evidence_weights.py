@@ -112,7 +112,7 @@ center is off by up to half."""
 SACRUM_SPREAD_MM: Final = 10.0
 """Standard deviation that is added for the middle of the sacrum, mm: a third or all of the sacrum may be in view."""
 SPLIT_SPREAD: Final = 0.12
-"""Distance of the parts of one structure, as a share of the level's height."""
+"""Distance between the parts of one structure, as a share of the level's height."""
 UNIT_MM: Final = 25.0
 """Length over which a false component could be anywhere, about a level; it makes densities comparable."""
 P_ODD_SPACING: Final = 0.005

@@ -31,7 +31,7 @@ class LevelSize:
         depth: Depth of the body at the endplate, front to back.
         canal_width: Width of the bony canal, right to left.
         canal_depth: Depth of the bony canal, front to back.
-        transverse_width: Distance of the tips of the transverse processes.
+        transverse_width: Distance between the tips of the transverse processes.
         spinous_length: Distance from the canal's back wall to the tip of the spinous process.
         spinous_slope: Tangent of the angle of the spinous process below horizontal.
         spinous_height: Height of the root of the spinous process.

@@ -14,8 +14,8 @@ from totalspineseg_server.trainers.site import Site
 logger = logging.getLogger(__name__)
 
 DESCRIPTION: Final = (
-    "Fine-tunes {what} on the submitted corrections, with synthetic cases mixed in so that it forgets nothing. The new "
-    "version is put into use only if nothing became worse on the reference set and on the site's hold-out."
+    "Fine-tunes {what} on the submitted corrections, mixed with synthetic cases so that nothing it knew is forgotten. "
+    "The new version is put into use only if nothing became worse on the reference set and on the site's hold-out."
 )
 
 

@@ -108,7 +108,7 @@ def row_of(
 
 
 def about_series(info: Mapping[str, Any]) -> str:
-    """Return what people call a series, from what the PACS says about it; empty where that is nothing."""
+    """Return what people call a series, from what the PACS says about it; empty if it says nothing."""
     date = str(info.get("StudyDate") or "")
     patient = str(info.get("PatientID") or "")
     parts = (

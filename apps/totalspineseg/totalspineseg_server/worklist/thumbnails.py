@@ -66,7 +66,7 @@ class Thumbnails:
                 write_file(file, lambda temporary: temporary.write_bytes(content))
                 self._sweep()
             except StorageError as error:
-                logger.warning("A picture is not kept: %s", error)
+                logger.warning("A picture could not be stored: %s", error)
         return content
 
     def _file(self, row: Row) -> Path:

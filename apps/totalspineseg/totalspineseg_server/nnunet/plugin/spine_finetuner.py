@@ -211,7 +211,8 @@ class SpineFinetuner(SpineTrainer):
         return self.loss_of
 
     def loss_of(self, logits: Any, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Return the loss at every resolution; targets are shares of voxels, without voxels that nobody checked."""
+        """Return the loss at every resolution. Targets are shares of voxels; voxels that nobody checked do not
+        count."""
         levels = [level.float() for level in logits]
         loss = deep_loss(levels, target.float(), weight.float())
         # In distributed training, the loss must depend on every weight.

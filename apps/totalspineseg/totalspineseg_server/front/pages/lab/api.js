@@ -85,7 +85,7 @@ export async function predictOne(id) {
   await fetched(`/infer/totalspineseg?image=${encodeURIComponent(id)}&output=json`, { method: 'POST' });
 }
 
-// The address of what was fetched; empty where there is nothing (204).
+// The address of what was fetched; empty if there is nothing (204).
 export async function blobUrl(path) {
   const blob = await (await fetched(path)).blob();
   return blob.size ? URL.createObjectURL(blob) : '';
