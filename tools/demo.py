@@ -221,7 +221,7 @@ def verdict(stats: Mapping[str, Any], before: Mapping[str, str], after: Mapping[
         if dict(after) == dict(before):
             return Trained(True, f"The new version is kept, but not in use. {text}")
         return Trained(
-            False, f"THE TRAINING FAILED: the new version must not be used, but other weights answer. {text}"
+            False, f"THE TRAINING FAILED: the new version must not be used, but the weights in use have changed. {text}"
         )
     return Trained(False, f"THE TRAINING FAILED: it ended as {status!r} instead of published or refused. {text}")
 

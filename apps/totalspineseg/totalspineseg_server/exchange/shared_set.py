@@ -37,10 +37,10 @@ FACE: Final = frozenset({C1, C2})
 README: Final = """# Finished labels of the spine
 
 Images of the spine with labels that readers finished: vertebrae, discs, sacrum, canal and cord, below
-`derivatives/labels`; `dseg.tsv` there names the numbers. 255 is what nobody looked at.
+`derivatives/labels`; `dseg.tsv` there names the numbers. 255 means that nobody checked the voxel.
 
-Names, dates and identifiers of patients and readers were left out: subjects have pseudonyms, and the headers hold the
-geometry alone. What remains is the picture itself. It may show text that was burned into it, and an image of the neck
+Names, dates and identifiers of patients and readers were left out: subjects have pseudonyms, and the headers have only
+the geometry. The picture itself remains. It may show text that was burned into it, and an image of the neck
 or the whole spine may show the face. Look at the images, and keep to the law of your country, before you pass them on.
 """
 
@@ -125,7 +125,7 @@ def _write_pair(site: Site, correction: Correction, root: Path, name: str) -> se
     """Write an image and its label; return the codes in the label."""
     path = site.image_file(correction.image)
     if path is None:
-        raise ImageError("The image is not here anymore. Restore it.")
+        raise ImageError("The image is no longer in the studies. Restore it.")
     if sha256_of(path) != correction.image_sha256:
         raise ImageError("The image was replaced after it was labeled. Restore it, or label the new one.")
     image = read_image(path)

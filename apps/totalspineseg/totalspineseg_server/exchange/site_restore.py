@@ -111,7 +111,7 @@ def _require_free(folder: Path, names: set[str], remedy: str = OTHER_FOLDER) -> 
     """Check that nothing exists where something will be restored; empty folders do not count."""
     there = [name for name in sorted(names) if _is_taken(folder / name)]
     if there:
-        raise StorageError(f"There is {', '.join(map(repr, there))} in {str(folder)!r} already. {remedy}")
+        raise StorageError(f"{str(folder)!r} already contains {', '.join(map(repr, there))}. {remedy}")
 
 
 def _is_taken(path: Path) -> bool:

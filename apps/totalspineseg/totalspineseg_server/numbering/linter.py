@@ -78,8 +78,8 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
     if len(strange) > MOST_STRANGE:
         values = ", ".join(str(finding.code) for finding in strange[:MOST_STRANGE])
         message = (
-            f"The map has {len(strange)} values that are no codes of structures, such as {values}. Nothing was "
-            "checked: it is an image, or a map with the codes of another program."
+            f"The map has {len(strange)} values that are not codes of structures, such as {values}. "
+            "Nothing was checked: it is an image, or a map with the codes of another program."
         )
         return (Finding("not_checked", BACKGROUND, message),)
     parts = levels_in(crop, mm)
