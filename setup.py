@@ -30,7 +30,7 @@ setup(
     # The app folder is packed as a folder of the package: main.py, the starter weights, the viewer if npm brought it.
     package_dir={"": APP, f"{PACKAGE}.app_folder": APP},
     package_data={
-        PACKAGE: ["front/pages/*", "front/pages/*/*", "run_report/*.css", "run_report/*.js"],
+        PACKAGE: ["**/*.css", "**/*.html", "**/*.js"],
         f"{PACKAGE}.app_folder": [
             "model/starter/Dataset*/*/*.json",
             "model/starter/Dataset*/*/SHA256SUMS",

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from totalspineseg_server.processes import free_port, stop
 
-WAIT_SECONDS: Final = 120.0
+WAIT_SECONDS: Final = 600.0
 LOOK_SECONDS: Final = 0.2
 ENTER: Final = "\ue007"
 COMMAND: Final = 0

@@ -201,4 +201,9 @@ def test_importing_it_is_cheap() -> None:
     code = "import sys, totalspineseg_server as s; print(sorted({'torch', 'numpy', 'monailabel'} & set(sys.modules)))"
     paths = str(ROOT / "apps" / "totalspineseg")
     program = f"import sys; sys.path.insert(0, {paths!r}); {code}"
-    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, encoding="utf-8", check=True
+        ).stdout
+        == "[]\n"
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
@@ -61,6 +62,10 @@ def test_a_correction_is_read_as_it_was_sent(slab: tuple[Path, np.ndarray], trut
     assert mapped.unreviewed == (CORD,)
     assert (mapped.codes[truth.codes == UNREVIEWED] == UNREVIEWED).all()
     assert ((mapped.codes == CORD) <= (predicted == CORD)).all()
+    cord = (predicted == CORD) & (truth.codes == CANAL)
+    beside = ndimage.binary_dilation(cord) & ~cord & (truth.codes == CANAL)
+    assert beside.any() and (mapped.codes[beside] == UNREVIEWED).all(), "a thin cord was taught to stay thin"
+    assert (mapped.codes == CANAL).any()
     assert LUMBAR[2] in mapped.present
     assert not list(tmp_path.iterdir())
     nothing, unchecked = bench.label_of(truth, np.zeros_like(predicted))

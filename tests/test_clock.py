@@ -15,6 +15,7 @@ from test_corrections_store import Desk
 from totalspineseg_server.corrections import history
 from totalspineseg_server.corrections.predictions import KEPT_PER_IMAGE, DrawnMaps, PredictionStore
 from totalspineseg_server.files import sha256_of
+from totalspineseg_server.infers.inference_progress import Progress
 from totalspineseg_server.infers.published import FullTask
 from totalspineseg_server.trainers import runs
 from totalspineseg_server.volume_io import write_volume
@@ -57,6 +58,8 @@ def test_a_correction_after_the_clock_was_set_back_is_of_the_prediction_on_the_s
         studies=SimpleNamespace(siblings=lambda image_id: ()),
         lock=threading.Lock(),
         weights_text=lambda: "",
+        doubtful_names="marked",
+        progress=Progress(),
     )
 
     def predict() -> str:

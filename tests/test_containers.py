@@ -49,7 +49,9 @@ def test_a_command_of_the_container_is_known(line: str) -> None:
     assert words[0] in PROGRAMS
     if words[:3] == ["uv", "pip", "install"]:
         uv = Path(sys.executable).parent / "uv"
-        known = subprocess.run([uv, "pip", "install", "--help"], capture_output=True, text=True, check=True).stdout
+        known = subprocess.run(
+            [uv, "pip", "install", "--help"], capture_output=True, text=True, encoding="utf-8", check=True
+        ).stdout
         assert [word for word in words if word.startswith("--") and word not in known] == []
         backends = set(re.findall(r"TORCH=(\w+)", "\n".join(LINES)))
         assert backends == {"cpu", "cu128"}

@@ -15,6 +15,7 @@ from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import SettingError
 from totalspineseg_server.geometry import Grid, Volume
+from totalspineseg_server.infers.inference_progress import Progress
 from totalspineseg_server.infers.published import Step2Task
 from totalspineseg_server.infers.settings import read_settings
 from totalspineseg_server.infers.task import Outcome
@@ -47,6 +48,8 @@ def step2(labels: Mapping[tuple[str, str], Path], **settings: Any) -> Outcome:
             siblings=lambda image: (),
             same_space=lambda image, other: other != "moved",
         ),
+        doubtful_names="marked",
+        progress=Progress(),
     )
     request = {"image_id": "mine", "label_from": settings.pop("label_from", "")}
     scan = prepare(Volume(image_of(TRUTH), RAS.affine))

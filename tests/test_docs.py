@@ -47,7 +47,7 @@ RUN_ELSEWHERE = (
 )
 """Pages whose commands other tests run, or that have none."""
 BLOCK = re.compile(r"^```([a-z]+)?[ ]?([^\n]*)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
-OUTSIDE = ("export", "dask", "apt-get", "curl", "pip", "uv", "docker", "monailabel")
+OUTSIDE = ("export", "dask", "apt-get", "curl", "pip", "uv", "docker", "python")
 """Programs of others."""
 EXITS = {"": (0,), "finds": (0, 1)}
 

@@ -23,6 +23,7 @@ from totalspineseg_server.corrections.receipts import Receipts, Sender
 from totalspineseg_server.corrections.renames import compare
 from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
+from totalspineseg_server.infers.inference_progress import Progress
 from totalspineseg_server.infers.published import FullTask
 from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.segments import Segment, Submission
@@ -138,6 +139,8 @@ def test_a_doubtful_result_is_known_again_when_it_is_submitted_as_it_came(tmp_pa
         studies=SimpleNamespace(siblings=lambda image_id: ()),
         lock=threading.Lock(),
         weights_text=lambda: "",
+        doubtful_names="marked",
+        progress=Progress(),
     )
     request = {"image": str(image), "image_id": "a", "model": "totalspineseg", "result_extension": ".nii.gz"}
     result, report = FullTask(services)(request)

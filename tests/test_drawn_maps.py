@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from totalspineseg_server.corrections import drawn_maps
+from totalspineseg_server.corrections import predictions
 from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.numbering.renumber import NamedMap
@@ -22,7 +22,7 @@ def kept(prediction: str) -> KeptMaps:
 
 def test_maps_of_the_latest_images_alone_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The maps of every image that was ever predicted stayed on the disk for good."""
-    monkeypatch.setattr(drawn_maps, "KEPT_IMAGES", 2)
+    monkeypatch.setattr(predictions, "KEPT_IMAGES", 2)
     maps, times = DrawnMaps(tmp_path), {"a": 30, "b": 10, "c": 20}
     began = time.time() - 100
     for image in "abc":
@@ -34,7 +34,7 @@ def test_maps_of_the_latest_images_alone_stay(tmp_path: Path, monkeypatch: pytes
 
 def test_the_latest_maps_of_an_image_stay(tmp_path: Path) -> None:
     maps = DrawnMaps(tmp_path)
-    for number in range(drawn_maps.KEPT_PER_IMAGE + 1):
+    for number in range(predictions.KEPT_PER_IMAGE + 1):
         maps.keep("a", kept(str(number)))
     assert maps.of_prediction("a", "0") is None
     assert maps.of_prediction("a", "1") is not None

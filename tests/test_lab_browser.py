@@ -233,7 +233,7 @@ def test_an_administrator_chooses_which_of_two_readers_labels_counts(server: Ser
     chosen = store.of_image("d-two")[-1]
     assert chosen.chosen == (cai.id, ben.id)
     np.testing.assert_array_equal(store.codes(chosen), CODES)
-    assert "chosen from cai and ben" in page.locator("details").first.text_content()
+    assert "chosen from cai and ben" in (page.locator("details").first.text_content() or "")
 
 
 def test_a_batch_shows_how_far_it_is_and_can_be_stopped(server: Server, page: Page) -> None:
@@ -244,7 +244,8 @@ def test_a_batch_shows_how_far_it_is_and_can_be_stopped(server: Server, page: Pa
     page.fill("#search", "next")
     page.locator("tr[data-scan='a-whole']").wait_for(state="detached")
     page.get_by_role("button", name="Predict these (1)").click()
-    page.get_by_text("0 of 1 scans").wait_for()
+    page.get_by_text("0 of 1 scans done. Now: c-next").wait_for()
+    assert page.locator("tr[data-scan='c-next'] .tag").last.inner_text() == "running"
     page.get_by_role("button", name="Stop").click()
     page.get_by_text("was stopped").wait_for()
     assert requests.get(f"{server.url}/worklist", timeout=60).json()["batch"] is None

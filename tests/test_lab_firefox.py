@@ -60,4 +60,4 @@ def test_a_reader_looks_and_accepts_in_firefox(tmp_path: Path) -> None:
         (accepted,) = CorrectionStore(server.studies / ".totalspineseg").of_image("sub-2")
         assert accepted.unchanged
         browser.open(f"{server.url}/#/learning")
-        browser.wait("document.querySelector('[data-version=starter]')")
+        browser.wait("document.querySelector('#start-training')")

@@ -57,9 +57,8 @@ def test_studies_of_a_pacs_are_predicted_accepted_and_opened_in_ohif(tmp_path: P
         frozen = orthanc()
         frozen.send_signal(signal.SIGSTOP)
         try:
-            page.set_default_timeout(60_000)
             page.goto(f"{server.url}/#/learning")
-            page.locator("[data-version=starter]").wait_for()
+            page.locator("#start-training").wait_for()
             page.goto(f"{server.url}/#/worklist")
             page.locator(f"tr[data-scan='{first.series}'] .finished").wait_for()
         finally:

@@ -22,6 +22,7 @@ from totalspineseg_server.anatomy import (
     LANDMARK_CLASS,
     NAME_OF,
     SACRUM,
+    VERTEBRAE,
     Kind,
     Step1,
     Step2,
@@ -579,7 +580,8 @@ def test_report_is_what_the_file_format_says() -> None:
     assert {level["code"] for level in report["levels"]} <= set(np.unique(labels).tolist())
     other = report["alternatives"][0]
     assert len(other["codes"]) == len(report["levels"])
-    assert other["shift"] == "L2 to L5 one level lower"
+    higher = VERTEBRAE.index(other["codes"][0]) < VERTEBRAE.index(first["code"])
+    assert other["shift"] == f"L2 to L5 one level {'higher' if higher else 'lower'}"
 
 
 def test_the_iterative_method_reports_no_probability() -> None:

@@ -137,6 +137,7 @@ def test_doubt_is_seen_in_the_viewer_and_what_is_confirmed_counts(
     side.locator("li button").first.wait_for()
     assert {line.split(" or ")[0] for line in side.locator("li button").all_inner_texts()} == marked
     assert study.series in str(side.locator("a").get_attribute("href"))
+    viewer.picture(tmp_path / "doubtful.png")
 
     first, *others = sorted(marked)
     viewer.rename(first, first.removesuffix(" ?"))

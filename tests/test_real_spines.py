@@ -10,7 +10,8 @@ import torch
 from totalspineseg_server import anatomy
 from totalspineseg_server.cli import main
 from totalspineseg_server.errors import TrainingError
-from totalspineseg_server.nnunet.real_spines import RealSpine, draw_size, read_cases, save_case, vary_scan
+from totalspineseg_server.nnunet import starter_batches
+from totalspineseg_server.nnunet.real_spines import RealSpine, draw_pose, read_cases, save_case, vary_scan
 from totalspineseg_server.nnunet.starter import train_starter
 from totalspineseg_server.nnunet.starter_batches import draw_sample, samples
 from totalspineseg_server.nnunet.starter_plans import STARTER_FOLDERS, regions_of
@@ -113,12 +114,41 @@ def test_without_people_the_stream_is_what_it_was() -> None:
 
 
 def test_a_case_is_drawn_in_several_sizes_and_keeps_its_labels(case: RealSpine) -> None:
-    sizes = [draw_size(np.random.default_rng(seed), case, (2.0, 2.0, 2.0)) for seed in range(3)]
+    sizes = [draw_pose(np.random.default_rng(seed), case, (2.0, 2.0, 2.0)) for seed in range(3)]
     assert len({size.labels.shape for size in sizes}) > 1
     for size in sizes:
         assert size.labels.shape == size.second.shape == size.image.shape
         assert set(np.unique(size.labels)) <= set(np.unique(case.labels))
         assert size.image.min() >= case.image.min() and size.image.max() <= case.image.max()
+
+
+def test_a_turned_case_keeps_image_and_labels_together_and_knows_nothing_of_its_corners(case: RealSpine) -> None:
+    """Image and labels turned about different points would teach shifted outlines, a corner as background too much."""
+    bone = np.isin(case.labels, anatomy.VERTEBRAE)
+    shown = replace(case, image=bone.astype(np.float32))
+    turned = shown.posed((2.5, 2.0, 2.0), 12.0)
+    mine, drawn = np.isin(turned.labels, anatomy.VERTEBRAE), turned.image > 0.5
+    assert 2 * (mine & drawn).sum() / (mine.sum() + drawn.sum()) > 0.9
+    height = [np.argwhere(part)[:, 2] @ np.argwhere(part)[:, 1] / part.sum() for part in (bone, mine)]
+    assert height[0] != pytest.approx(height[1], rel=0.01), "it has turned"
+    assert (turned.labels[:, 0, 0] == anatomy.UNREVIEWED).all() or (turned.labels[:, -1, 0] == anatomy.UNREVIEWED).all()
+    assert not (turned.possible == anatomy.UNREVIEWED).any(), "patches are not placed where nothing is known"
+
+
+def test_necks_and_whole_spines_stay_frequent_beside_lumbar_people(
+    case: RealSpine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training on lumbar patients alone forgot the names of necks."""
+    rng = np.random.default_rng(2)
+    spine = random_spine(rng, SpineOptions(field=Field.CERVICAL, spacing_mm=SPACING, width_mm=60, depth_mm=120))
+    fields = []
+    monkeypatch.setattr(starter_batches, "random_spine", lambda rng, options: fields.append(options.field) or spine)
+    for people, least in ((case,), 0.5), ((), 0.0):
+        fields.clear()
+        stream = samples(1, 4, PATCH, pool_size=1, uses_per_spine=1, real=people, real_share=0.0)
+        _ = [next(stream) for _ in range(60)]
+        assert sum(f in (Field.WHOLE, Field.CERVICAL, Field.CERVICOTHORACIC) for f in fields) >= least * len(fields)
+    assert set(fields) == {None}, "without people every field is as frequent"
 
 
 def test_variation_leaves_the_input_and_its_anatomy(case: RealSpine) -> None:

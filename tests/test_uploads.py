@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from totalspineseg_server.corrections import uploads as module
+from totalspineseg_server.corrections import attribution as module
 from totalspineseg_server.corrections.attribution import Uploads, resolve_image
 from totalspineseg_server.corrections.receipts import Claims
 from totalspineseg_server.errors import LabelError, UnknownImageError

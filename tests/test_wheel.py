@@ -48,7 +48,7 @@ def test_every_folder_of_the_package_is_packed(packing: dict[str, Any]) -> None:
 def test_every_file_that_is_no_code_is_packed(packing: dict[str, Any]) -> None:
     """A page or the weights were missing in the wheel, and nothing in a clone showed it."""
     tracked = subprocess.run(
-        ["git", "ls-files", "-z", str(APP)], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-z", str(APP)], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True
     ).stdout.split("\0")
     files = {ROOT / name for name in tracked if name and not name.endswith(".py")}
     data = packing["package_data"]
@@ -68,7 +68,7 @@ def test_the_packages_are_those_that_were_tested(packing: dict[str, Any]) -> Non
     extras = {
         extra: {re.split(r"[<>=]", entry)[0] for entry in found} for extra, found in packing["extras_require"].items()
     }
-    assert extras["openvino"] == {"openvino"}
+    assert extras["openvino"] == {"openvino", "nncf"}
     assert extras["cluster"] == {"dask", "distributed", "dask-jobqueue"}
     assert extras["dev"] > extras["cluster"] | extras["openvino"] | {"pytest", "mypy"}
 
@@ -111,7 +111,9 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     # A copy, because setuptools builds beside the files.
     copy = folder / "copy"
-    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True
+    ).stdout
     for name in filter(None, names.split("\0")):
         if name.startswith(("apps/", "requirements")) or "/" not in name:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +141,13 @@ def test_the_command_of_the_wheel_has_its_weights_and_its_name(unpacked: Path) -
         program = "import sys; from totalspineseg_server.cli import main; sys.exit(main())"
         command = [sys.executable, "-c", program, *words]
         run = subprocess.run(
-            command, cwd=unpacked, env=environment(unpacked), capture_output=True, text=True, check=False
+            command,
+            cwd=unpacked,
+            env=environment(unpacked),
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=False,
         )
         return run.stdout + run.stderr
 

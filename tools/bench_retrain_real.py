@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from scipy import ndimage
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tools")]
@@ -79,6 +80,8 @@ REAL_GROUPS: Final = ("discs", "vertebrae", "canal")
 """Structures in SPIDER's masks; the canal includes the cord."""
 TRAINED_ON: Final = "real_cases_sha256"
 """Entry of the ``training.json`` beside weights with the scans of people on which they were trained."""
+CORD_BORDER_MM: Final = 4.0
+"""How far the cord may reach beyond a prediction that is too thin. Its border would otherwise be taught as canal."""
 PATIENTS, OLD, REFERENCE = "patients", "old scanner", "reference"
 DECIDING: Final = (MEAN, LEVELS, *REAL_GROUPS)
 """Measures that must not fall by more than ``MARGIN``; for the synthetic scans only the mean and the levels."""
@@ -302,12 +305,18 @@ def truth_of(slabs: Path, number: str) -> Truth:
 def label_of(truth: Truth, predicted: LabelArray) -> tuple[Volume, tuple[str, ...]]:
     """Return the correction of a reader who checked what the masks show, and the names that nobody checked.
 
+    Nobody drew the cord, so what is close to the predicted one may be cord, too, and is "unreviewed".
+
     Args:
         truth: The structures in the masks.
         predicted: Predicted codes. Not modified.
     """
     codes = truth.codes.copy()
-    codes[(truth.codes == CANAL) & (predicted == CORD)] = CORD
+    cord = (truth.codes == CANAL) & (predicted == CORD)
+    if cord.any():
+        away = ndimage.distance_transform_edt(~cord, sampling=truth.volume.grid.spacing)
+        codes[(truth.codes == CANAL) & (away <= CORD_BORDER_MM)] = UNREVIEWED
+    codes[cord] = CORD
     unchecked = (NAME_OF[CORD],) if (codes == CORD).any() else ()
     return Volume(codes, truth.image.affine), unchecked
 

@@ -1,14 +1,18 @@
 """Average two starter folders, one trained from the other, to keep what was learned and forget less.
 
-    python tools/mix_starter.py BEFORE TRAINED OUT --share 0.5
+    python tools/mix_starter.py BEFORE TRAINED OUT --share 0.5 --fine-share 0.9
 
-OUT is a starter folder with ``share`` of TRAINED and the rest of BEFORE in every weight. Its ``training.json`` is that
-of TRAINED and names both. Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022.
+OUT is a starter folder with ``share`` of TRAINED and the rest of BEFORE in every weight; with ``--fine-share``, another
+share at the two finest resolutions, so that outlines may change more than what tells levels apart. Its
+``training.json`` is that of TRAINED and names both.
+
+Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022.
 """
 
 import argparse
 import sys
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -21,17 +25,27 @@ from totalspineseg_server.nnunet.model_folder import models_in  # noqa: E402
 from totalspineseg_server.nnunet.starter_model import export_model  # noqa: E402
 from totalspineseg_server.nnunet.starter_plans import FEATURES, STARTER_FOLDERS  # noqa: E402
 
+FINE: Final = (
+    *("encoder.stages.0.", "encoder.stages.1.", "decoder.transpconvs.3."),
+    *("decoder.stages.2.", "decoder.stages.3.", "decoder.seg_layers."),
+)
+"""Parts of the names of weights at the two finest resolutions, which draw borders; the others tell levels apart."""
 
-def mix(before: Path, trained: Path, out: Path, share: float) -> None:
-    """Write a starter folder with ``share`` of the trained weights."""
+
+def mix(before: Path, trained: Path, out: Path, share: float, fine_share: float | None = None) -> None:
+    """Write a starter folder with ``share`` of the trained weights, and ``fine_share`` in the outlines' layers."""
+    fine_share = share if fine_share is None else fine_share
     for step in (1, 2):
         old, new = (models_in(folder)[step] for folder in (before, trained))
         weights: dict[str, torch.Tensor] = mixed_weights(old, new, share)
+        fine = mixed_weights(old, new, fine_share)
+        weights |= {name: value for name, value in fine.items() if any(part in name for part in FINE)}
         folder = out / STARTER_FOLDERS[step]
         export_model(folder, step, weights, FEATURES)
         record = read_json(new.path / "training.json")
         record["mean"] = {
             "share": share,
+            "fine_share": fine_share,
             "trained_sha256": sha256_of(new.checkpoint),
             "before_sha256": sha256_of(old.checkpoint),
         }
@@ -44,8 +58,9 @@ def main() -> None:
     parser.add_argument("trained", type=Path, metavar="TRAINED", help="starter folder that the training wrote")
     parser.add_argument("out", type=Path, metavar="OUT", help="starter folder to write")
     parser.add_argument("--share", type=float, default=0.5, metavar="0..1", help="share of TRAINED (default: 0.5)")
+    parser.add_argument("--fine-share", type=float, metavar="0..1", help="share at the two finest resolutions")
     arguments = parser.parse_args()
-    mix(arguments.before, arguments.trained, arguments.out, arguments.share)
+    mix(arguments.before, arguments.trained, arguments.out, arguments.share, arguments.fine_share)
 
 
 if __name__ == "__main__":

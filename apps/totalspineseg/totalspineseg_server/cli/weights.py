@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from totalspineseg_server.pipeline import Scan
     from totalspineseg_server.registry.model_store import ModelStore
 
+LARGE_BYTES: Final = 100 * MIB
+"""Size of a checkpoint from which on the runtime matters; the official ones have ten times as much."""
 MIN_SCANS: Final = 10
 """Fewer scans say too little about the next one."""
 
@@ -117,6 +119,8 @@ def _time_runtimes(store: "ModelStore") -> None:
     for step in (1, 2):
         choice = store.resolve(step)
         model = ModelFolder.open(choice.root, step=step, name=choice.name)
+        if model.checkpoint.stat().st_size < LARGE_BYTES:
+            continue
         if not seconds_of_a_tile(model.path):
             from totalspineseg_server.nnunet.fast_comparison import seconds_by_runtime
 

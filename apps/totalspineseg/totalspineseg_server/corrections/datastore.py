@@ -53,8 +53,8 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
     Args:
         folder: Folder of the labels.
         images: Folder of the images' files.
-        own: Folder of what else is kept here: records of images, and hashes.
-        corrections: The corrections that are shown; None for labels that were saved here alone.
+        own: Folder for everything else: records of images, and hashes.
+        corrections: The corrections that are shown; None if only saved labels are shown.
     """
 
     def __init__(self, folder: Path, images: Path, own: Path, corrections: DisplayedCorrections | None) -> None:
@@ -299,7 +299,8 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         return {tag: label for tag, label in known.items() if self._fits(image_id, tag, label)}
 
     def _written(self, image_id: str, tag: str) -> DisplayedLabel | None:
-        """Write a correction that has no label file, as after its label was deleted, and return it."""
+        """Write the label file of a correction if it has none, for instance because it was deleted; return the
+        label."""
         correction = None if self._corrections is None else self._corrections.of(image_id).get(tag)
         if self._corrections is None or correction is None:
             return None

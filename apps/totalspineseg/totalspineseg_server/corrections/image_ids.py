@@ -123,7 +123,7 @@ def image_in_studies(folder: Path, image_id: str) -> Path | None:
 
 
 def by_image(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return image id -> its files, from names or paths with "/", in their order."""
+    """Return image id -> its files, as names or as paths with "/", in the same order."""
     found: dict[str, list[str]] = {}
     for name in names:
         found.setdefault(split_name(name.rpartition("/")[2])[0], []).append(name)

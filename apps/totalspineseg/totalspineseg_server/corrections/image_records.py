@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 IMAGES_DIR: Final = "images"
 IMAGES_FILE: Final = "images.json"
-"""File in a folder of labels that says where the images are, if they are in another one."""
+"""File in a folder of labels that says where the images are, if they are in another folder."""
 PATIENT: Final = "patient"
 """Field of an image's record: an anonymous id of its patient. All images of a patient are used for training, or all for
 comparing models."""

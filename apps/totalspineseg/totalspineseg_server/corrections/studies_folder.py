@@ -1,4 +1,4 @@
-"""A folder as the studies: image files directly in it or in a BIDS tree, and folders of DICOM series.
+"""Use a folder as the studies: image files directly in it or in a BIDS tree, and folders of DICOM series.
 
 No file is ever overwritten.
 """
@@ -54,9 +54,10 @@ NAMES_IN_LOG: Final = 5
 LISTED_SECONDS: Final = 1.0
 """A list of images that is no older is not made again, so that many requests at once list the folder once."""
 LISTED_TIMES: Final = 10.0
-"""The same for a list that is no older than so many times what it took: a slow disk must not be listed all the time."""
+"""A list of images is not made again before it is this many times as old as making it took, so that a slow disk is not
+listed all the time."""
 QUICK_SECONDS: Final = 0.25
-"""A folder that takes longer is listed in the background, and who asks meanwhile gets the list before."""
+"""A folder that takes longer is listed in the background; requests get the previous list meanwhile."""
 
 
 class StudiesDatastore(SpineDatastore):

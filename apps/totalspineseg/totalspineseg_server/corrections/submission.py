@@ -31,9 +31,9 @@ from totalspineseg_server.spellings import code_of_name, is_marked, meant_by
 from totalspineseg_server.volume_io import open_itk, read_labels
 
 SEGMENT_KEY: Final = re.compile(r"Segment(\d+)_(Name|LabelValue|Layer)")
-"""Header fields in which 3D Slicer keeps the segments of a .seg.nrrd file."""
+"""Pattern of the header fields in which 3D Slicer stores the segments of a .seg.nrrd file."""
 ACCEPTED_MARK: Final = "accepted"
-"""Name of an empty segment by which readers say that they checked what they left as predicted."""
+"""Name of an empty segment with which readers say that they checked what they left as predicted."""
 PAINT_ORDER: Final = (Kind.DISC, Kind.VERTEBRA, Kind.CANAL, Kind.CORD, Kind.SACRUM)
 """Order of painting: where segments overlap, the later kind wins, as in results of the pipeline."""
 
@@ -139,11 +139,11 @@ class Mapped:
 
     Attributes:
         codes: (X, Y, Z) uint8 on the grid of the image.
-        step: 1 when the label is a corrected step-1 map (it has "vertebrae" in one piece), else 2.
+        step: 1 if the label is a corrected step-1 map (it has "vertebrae" in one piece), otherwise 2.
         overlap_voxels: Voxels that more than one segment claimed.
-        present: Codes that have voxels, ascending; without regions that nobody reviewed.
+        present: Codes that have voxels, ascending, without regions that nobody checked.
         unreviewed: Codes whose voxels nobody checked.
-        untouched: Codes left as predicted, outline and name, and not accepted by name.
+        untouched: Codes whose outline and name were left as predicted, and which were not accepted.
         renamed: Codes whose outline was left as predicted, and whose name the reader changed or confirmed.
         unconfirmed: Codes whose name still has the mark of doubt.
         unchanged: See ``Correction``.
@@ -173,7 +173,7 @@ def map_names(submission: Submission, image: Grid) -> Mapped:
         image: Grid of the image it belongs to.
 
     Returns:
-        Codes on ``image``'s grid, whatever the order of axes in the label.
+        Codes on the grid of ``image``, whatever the order of axes in the label.
 
     Raises:
         LabelError: An unknown name, two segments for one structure, a value without a name, or no voxel at all.
@@ -200,7 +200,7 @@ def _folded(segment: Segment) -> str:
 
 
 def _codes(segments: tuple[Segment, ...]) -> tuple[int, ...]:
-    """Return the code of each segment; "vertebrae" shares the sacrum's, as in step 1."""
+    """Return the code of each segment; "vertebrae" has the sacrum's code, as in step 1."""
     codes: list[int] = []
     named: dict[int | str, str] = {}
     unknown = []
@@ -227,7 +227,7 @@ def _with_suggestion(name: str) -> str:
 
 
 def _filled(submission: Submission) -> tuple[Segment, ...]:
-    """Return the segments that have voxels, after checking that every voxel has exactly one segment in its layer."""
+    """Return the segments that have voxels, after checking that every voxel belongs to one segment of its layer."""
     by_place = {(segment.layer, segment.value): segment for segment in submission.segments}
     if len(by_place) < len(submission.segments):
         raise LabelError(answers.ONE_VALUE_TWICE)
@@ -282,7 +282,7 @@ def _paint(
         return mapped[0], claims
     for layer in mapped:
         claims += layer != BACKGROUND
-    # Inferior before superior, so that the superior one of two overlapping vertebrae or discs wins.
+    # Inferior ones come before superior ones, so that the superior one of two overlapping vertebrae or discs wins.
     for code in sorted(set(codes), key=_painted_when):
         for layer in mapped:
             painted[layer == code] = code
@@ -290,5 +290,5 @@ def _paint(
 
 
 def _painted_when(code: int) -> tuple[int, int]:
-    """Return a key that sorts codes in the order of painting; what nobody reviewed is last and covers the rest."""
+    """Return a key that sorts codes in the order of painting; unchecked regions come last and cover the rest."""
     return (len(PAINT_ORDER), 0) if code == UNREVIEWED else (PAINT_ORDER.index(BY_CODE[code].kind), -code)

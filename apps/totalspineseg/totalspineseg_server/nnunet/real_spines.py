@@ -11,7 +11,7 @@ from typing import Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter1d, zoom
+from scipy.ndimage import affine_transform, gaussian_filter1d, zoom
 
 from totalspineseg_server import anatomy
 from totalspineseg_server.errors import TrainingError
@@ -26,6 +26,10 @@ SUFFIX: Final = ".npz"
 _PARTS: Final = ("image", "labels", "second", "spacing_mm")
 _ZOOM: Final = (0.88, 1.14)
 """Range of the zoom: from small to tall adults."""
+_STRETCH: Final = (0.94, 1.06)
+"""Further zoom of each axis: narrow and wide, flat and high bodies."""
+_TILT_DEG: Final = 7.0
+"""Spread of how a person lies, seen from the side: few patients then show many lordoses."""
 _BLUR_MM, _NOISE, _GAMMA, _BIAS = (0.0, 1.0), 0.08, 0.35, 0.35
 """Largest blur, noise relative to the image's mean, and spread of exponent and bias field, as in synthetic images."""
 _THICK_ODDS, _THICK_MM = 0.4, (2.0, 5.5)
@@ -84,20 +88,35 @@ class RealSpine:
 
     @property
     def possible(self) -> LabelArray:
-        """The codes of the column, certain or possible."""
-        return np.maximum(self.labels, self.second)
+        """The codes of the column, certain or possible; 0 where nothing is known."""
+        codes = np.maximum(self.labels, self.second)
+        return np.where(codes == anatomy.UNREVIEWED, anatomy.BACKGROUND, codes).astype(np.uint8)
 
     def cut(self, window: tuple[slice, ...]) -> "RealSpine":
         """Return the part of the scan in a window."""
         parts = self.labels[window], self.second[window], self.image[window]
         return RealSpine(*parts, self.spacing_mm, self.vertebrae, self.discs, self.sha256)
 
-    def resampled(self, spacing_mm: Spacing) -> "RealSpine":
-        """Return the scan on another grid: the image by linear interpolation, labels by the nearest voxel."""
-        factors = [have / want for have, want in zip(self.spacing_mm, spacing_mm, strict=True)]
-        image = zoom(self.image, factors, order=1, mode="nearest", grid_mode=True)
-        readings = self.labels, self.second
-        labels, second = (zoom(part, factors, order=0, mode="nearest", grid_mode=True) for part in readings)
+    def posed(self, spacing_mm: Spacing, tilt_deg: float = 0.0) -> "RealSpine":
+        """Return the scan on another grid, turned in the sagittal plane: the image by linear interpolation, labels by
+        the nearest voxel. Nothing is known about the corners that come in from outside.
+
+        Args:
+            spacing_mm: Voxel size of the new grid.
+            tilt_deg: Angle about the middle of the scan, from front to head.
+        """
+        have, want = np.asarray(self.spacing_mm), np.asarray(spacing_mm)
+        shape = tuple(int(n) for n in np.maximum(np.round(np.array(self.labels.shape) * have / want), 1))
+        sine, cosine = np.sin(np.radians(tilt_deg)), np.cos(np.radians(tilt_deg))
+        turn = np.array([[1, 0, 0], [0, cosine, -sine], [0, sine, cosine]])
+        matrix = turn * want[None, :] / have[:, None]
+        offset = (np.array(self.labels.shape) - 1) / 2 - matrix @ ((np.array(shape) - 1) / 2)
+        place = {"matrix": matrix, "offset": offset, "output_shape": shape}
+        image = affine_transform(self.image, order=1, mode="nearest", **place)
+        labels, second = (
+            affine_transform(part, order=0, mode="grid-constant", cval=anatomy.UNREVIEWED, **place)
+            for part in (self.labels, self.second)
+        )
         return RealSpine(labels, second, image, spacing_mm, self.vertebrae, self.discs, self.sha256)
 
 
@@ -127,11 +146,11 @@ def read_cases(folder: Path) -> tuple[RealSpine, ...]:
     return tuple(RealSpine.read(path) for path in paths)
 
 
-def draw_size(rng: np.random.Generator, case: RealSpine, spacing_mm: Spacing) -> RealSpine:
-    """Return a case resampled to a grid as if the person were smaller or larger."""
-    size = float(rng.uniform(*_ZOOM))
-    x, y, z = (step * size for step in spacing_mm)
-    return case.resampled((x, y, z))
+def draw_pose(rng: np.random.Generator, case: RealSpine, spacing_mm: Spacing) -> RealSpine:
+    """Return a case resampled to a grid as if the person were smaller or larger, of another build, or turned."""
+    size = float(rng.uniform(*_ZOOM)) * rng.uniform(*_STRETCH, 3)
+    x, y, z = (step * float(part) for step, part in zip(spacing_mm, size, strict=True))
+    return case.posed((x, y, z), _TILT_DEG * float(np.clip(rng.standard_normal(), -2, 2)))
 
 
 def vary_scan(rng: np.random.Generator, image: Image, spacing_mm: Spacing, strength: float) -> Image:

@@ -65,8 +65,10 @@ def chosen_for_all(asked: AskedRuntime, device: str, store: ModelStore, steps: S
         steps: Steps of the run.
 
     Raises:
-        WeightsError: There is no model of a step, or INT8 may not be used for it.
+        TotalSpineSegError: The device does not exist or does not fit the runtime.
+        WeightsError: There is no model of a step, the runtime is not installed, or INT8 may not be used.
     """
+    require(device, asked)
     found = set[Runtime]()
     for step in steps:
         folder, digest = files_in_use(store, step)

@@ -2,20 +2,19 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
-from torch.nn.functional import avg_pool3d
 
 from totalspineseg_server import anatomy
 from totalspineseg_server.nnunet.odd_channel import EXACT_CHANNEL_SHARE, NEAR_MM, disturbed_channel
-from totalspineseg_server.nnunet.real_spines import RealSpine, draw_size, vary_scan
+from totalspineseg_server.nnunet.real_spines import RealSpine, draw_pose, vary_scan
 from totalspineseg_server.nnunet.starter_plans import GRIDS, Grid, regions_of
-from totalspineseg_server.nnunet.targets import is_uneven, mark, step_table
-from totalspineseg_server.synthesis import RenderOptions, SpineOptions, SyntheticSpine, random_spine, render
+from totalspineseg_server.nnunet.targets import is_uneven, mark, present_codes, step_table
+from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, SyntheticSpine, random_spine, render
 from totalspineseg_server.transforms.crop import CROP_MARGIN_MM
 
 Spine: TypeAlias = SyntheticSpine | RealSpine
@@ -24,7 +23,18 @@ _SWAP_LEFT_RIGHT = 0.5
 _SMALL_SCAN, _SMALLEST = 0.2, 0.25
 """Share of patches that are small scans (normalized by themselves), and their smallest side over the patch's."""
 _REAL_POOL = 4
-"""Number of scans of people in memory at a time, each resized differently."""
+"""Number of scans of people in memory at a time, each posed differently."""
+_FIELDS_BESIDE_PEOPLE = {
+    Field.WHOLE: 0.22,
+    Field.CERVICAL: 0.22,
+    Field.CERVICOTHORACIC: 0.18,
+    Field.THORACIC: 0.08,
+    Field.THORACOLUMBAR: 0.1,
+    Field.LUMBAR: 0.12,
+    Field.LOWER_LUMBAR: 0.08,
+}
+"""Share of the fields of synthetic spines beside lumbar scans of people: otherwise necks and whole spines become rare,
+and their names are forgotten."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ def odd_discs(rng: np.random.Generator, spine: Spine) -> tuple[tuple[int, ...], 
 
     The rule for the network is local: the vertebra above a marked disc is even, the one below odd.
     """
-    present = set(np.unique(spine.labels).tolist())
+    present = present_codes(spine.labels)
     in_view = [code for code in spine.discs if code in present]
     start = int(rng.random() < 0.5)
     marked = tuple(in_view[start::2])
@@ -71,19 +81,21 @@ def class_table(step: int, spine: Spine, *, swapped: bool = False) -> NDArray[np
 def _window(rng: np.random.Generator, spine: Spine, size: tuple[int, ...], step: int) -> tuple[slice, ...]:
     """Return the position of a patch, (X, Y, Z): for step 2 in the column's box; half of them at landmark discs."""
     low, high = np.zeros(3, int), np.array(spine.labels.shape)
-    spots = np.nonzero(spine.possible if isinstance(spine, RealSpine) else spine.labels)
+    codes = spine.possible if isinstance(spine, RealSpine) else spine.labels
+    spots = np.flatnonzero(codes)
     if step == 2 or rng.random() < 0.3:
         spacing = np.abs(np.diag(spine.affine)[:3])
         margin = np.round(CROP_MARGIN_MM * rng.uniform(0.6, 1.6) / spacing).astype(int)
-        low = np.maximum(low, [int(s.min()) for s in spots] - margin)
-        high = np.minimum(high, [int(s.max()) + 1 for s in spots] + margin)
+        seen = [np.flatnonzero(codes.any(axis=others)) for others in ((1, 2), (0, 2), (0, 1))]
+        low = np.maximum(low, [int(s[0]) for s in seen] - margin)
+        high = np.minimum(high, [int(s[-1]) + 1 for s in seen] + margin)
     if rng.random() < 0.55:
-        here = np.nonzero(spine.labels == rng.choice(anatomy.LANDMARK_DISCS))
-        spots = here if here[0].size else spots
-    pick = int(rng.integers(spots[0].size))
+        here = np.flatnonzero(spine.labels == rng.choice(anatomy.LANDMARK_DISCS))
+        spots = here if here.size else spots
+    pick = np.unravel_index(spots[int(rng.integers(spots.size))], codes.shape)
     window = []
     for axis, length in enumerate(size):
-        center = int(spots[axis][pick]) + int(rng.normal(0, 0.2) * length)
+        center = int(pick[axis]) + int(rng.normal(0, 0.2) * length)
         first = int(np.clip(center - length // 2, low[axis], max(low[axis], high[axis] - length)))
         window.append(slice(first, int(min(first + length, high[axis]))))
     return tuple(window)
@@ -125,18 +137,25 @@ def draw_sample(
         exact = rng.random() < EXACT_CHANNEL_SHARE
         channels.append(mark(part.labels, marked) if exact else disturbed_channel(part.labels, marked, rng))
     table = class_table(step, spine, swapped=swapped)
-    regions = [np.isin(table[part.labels], values) for values in regions_of(step).values()]
+    regions = [_chosen(table, values)[part.labels] for values in regions_of(step).values()]
+    count = len(regions) * (1 + with_hidden)
     if with_hidden:
         regions += _hidden(part, table, step, regions)
-    others = [code for code in spine.discs if code not in marked]
-    discs = [np.isin(part.labels, codes) for codes in (marked, others)] if near_marked and marked else []
-    maps = np.stack([*channels, *regions, *discs]).astype(np.float32)
-    stacked = _pool(maps, patch, grid.oversampling, mirror=rng.random() < _SWAP_LEFT_RIGHT)
-    inputs = stacked[: len(channels)].clone()
+    if near_marked and marked:
+        others = [code for code in spine.discs if code not in marked]
+        regions += [_chosen(np.arange(256), codes)[part.labels] for codes in (marked, others)]
+    mirror = rng.random() < _SWAP_LEFT_RIGHT
+    inputs = _pool(np.stack(channels).astype(np.float32), patch, grid.oversampling, mirror=mirror)
     inputs[0] = inputs[0] * float(rng.uniform(0.75, 1.3)) + float(rng.normal(0, 0.2)) * (inputs[0] != 0)
-    shares, rest = stacked[len(channels) :].split([len(regions), len(discs)])
-    near = _near_marked(rest[0].numpy() > 0, rest[1].numpy() > 0, grid) if discs else np.zeros(patch, bool)
-    return Sample(inputs, shares, torch.from_numpy(near)[None])
+    shares = torch.cat([_pool(mask[None], patch, grid.oversampling, mirror=mirror) for mask in regions])
+    discs = (shares[count:] > 0).numpy()
+    near = _near_marked(discs[0], discs[1], grid) if discs.size else np.zeros(patch, bool)
+    return Sample(inputs, shares[:count], torch.from_numpy(near)[None])
+
+
+def _chosen(table: NDArray[np.integer[Any]], values: Sequence[int]) -> NDArray[np.bool_]:
+    """Return for each code whether its value in a table is among the values; much quicker than asking each voxel."""
+    return np.isin(table, values)
 
 
 def _cut(spine: Spine, window: tuple[slice, ...]) -> Spine:
@@ -158,9 +177,9 @@ def _hidden(
     """Return where each region is unknown: its two readings differ, or there is none."""
     if not isinstance(spine, RealSpine):
         return [np.zeros_like(region) for region in regions]
-    classes, unknown = table[spine.second], spine.labels == anatomy.UNREVIEWED
+    unknown = spine.labels == anatomy.UNREVIEWED
     return [
-        (np.isin(classes, values) != region) | unknown
+        (_chosen(table, values)[spine.second] != region) | unknown
         for values, region in zip(regions_of(step).values(), regions, strict=True)
     ]
 
@@ -174,19 +193,34 @@ def _near_marked(marked: NDArray[np.bool_], others: NDArray[np.bool_], grid: Gri
 
 
 def _pool(
-    arrays: NDArray[np.float32], patch: tuple[int, ...], oversampling: tuple[int, ...], *, mirror: bool
+    arrays: NDArray[np.float32] | NDArray[np.bool_],
+    patch: tuple[int, ...],
+    oversampling: tuple[int, ...],
+    *,
+    mirror: bool,
 ) -> torch.Tensor:
-    """Average (N, X, Y, Z) on the fine grid to (N, Z, Y, X) on the network's grid, zero-padded to the patch."""
+    """Average (N, X, Y, Z) on the fine grid to float32 (N, Z, Y, X) on the network's grid, zero-padded to the patch."""
     if mirror:
         arrays = arrays[:, ::-1]
-    volume = torch.from_numpy(np.ascontiguousarray(arrays.transpose(0, 3, 2, 1)))
-    even = [n - n % f for n, f in zip(volume.shape[1:], oversampling, strict=True)]
-    pooled = avg_pool3d(volume[:, : even[0], : even[1], : even[2]][None], oversampling)[0]
-    out = torch.zeros((volume.shape[0], *patch))
+    total = arrays.view(np.uint8) if arrays.dtype == bool else arrays  # counts of eight fit into bytes
+    for axis, factor in zip((1, 2, 3), reversed(oversampling), strict=True):
+        length = total.shape[axis] // factor * factor
+        lines = [slice(None)] * axis
+        total = sum(
+            (total[(*lines, slice(k, length, factor))] for k in range(1, factor)),
+            total[(*lines, slice(0, length, factor))],
+        )
+    pooled = torch.from_numpy(np.ascontiguousarray(total.transpose(0, 3, 2, 1))) / float(np.prod(oversampling))
+    out = torch.zeros((arrays.shape[0], *patch))
     starts = [(p - n) // 2 for p, n in zip(patch, pooled.shape[1:], strict=True)]
     box = tuple(slice(s, s + n) for s, n in zip(starts, pooled.shape[1:], strict=True))
     out[(slice(None), *box)] = pooled
     return out
+
+
+def _field_beside_people(rng: np.random.Generator) -> Field:
+    fields = tuple(_FIELDS_BESIDE_PEOPLE)
+    return fields[int(rng.choice(len(fields), p=list(_FIELDS_BESIDE_PEOPLE.values())))]
 
 
 def samples(
@@ -224,7 +258,7 @@ def samples(
         near = near_every is not None and number % near_every == 0
         if real and rng.random() < real_share:
             if len(people) < _REAL_POOL or rng.random() < 1 / uses_per_spine:
-                person = draw_size(rng, real[int(rng.integers(len(real)))], spacing)
+                person = draw_pose(rng, real[int(rng.integers(len(real)))], spacing)
                 people = [*people, person][-_REAL_POOL:]
             person = people[int(rng.integers(len(people)))]
             yield draw_sample(rng, person, step, patch, near_marked=near, with_hidden=True)
@@ -232,7 +266,9 @@ def samples(
             continue
         if len(pool) < pool_size or rng.random() < 1 / uses_per_spine:
             zoom = float(rng.uniform(0.9, 1.12))
-            options = SpineOptions(spacing_mm=(spacing[0] * zoom, spacing[1] * zoom, spacing[2] * zoom))
+            fields, chances = list(_FIELDS_BESIDE_PEOPLE), list(_FIELDS_BESIDE_PEOPLE.values())
+            field = fields[int(rng.choice(len(fields), p=chances))] if real else None
+            options = SpineOptions(field=field, spacing_mm=(spacing[0] * zoom, spacing[1] * zoom, spacing[2] * zoom))
             spine = random_spine(rng, options)
             if np.isin(spine.labels, anatomy.DISCS).any():
                 pool = [*pool, spine][-pool_size:]

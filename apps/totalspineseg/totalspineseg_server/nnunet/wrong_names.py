@@ -58,7 +58,7 @@ class Packed:
         """Pack a uint8 map. Not modified."""
         return cls(labels.shape, zlib.compress(np.ascontiguousarray(labels).tobytes(), 1))
 
-    def open(self) -> LabelArray:
+    def unpacked(self) -> LabelArray:
         """Return the map."""
         return np.frombuffer(zlib.decompress(self.content), np.uint8).reshape(self.shape)
 
@@ -85,7 +85,7 @@ def count_failures(scans: Sequence[DrawnScan], *, mirror: Mapping[int, bool]) ->
             numbering, labels = _named(scan, others)
         except NoSpineError:
             continue
-        score = score_case(scan.codes.open(), labels)
+        score = score_case(scan.codes.unpacked(), labels)
         if numbering is not None and score.levels_found:
             total = total + failure(numbering, wrong=score.levels_right < score.levels_found)
     return total
@@ -107,8 +107,8 @@ def _named(scan: DrawnScan, trusts: Mapping[int, Trust]) -> tuple[Numbering | No
     # Only the grid of the image counts: its voxels are those of the maps.
     image = pipeline.Scan(Volume(np.broadcast_to(np.float32(0), shape), scan.grid.affine), scan.grid)
     whole: Box = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
-    first = pipeline.rename(image, scan.maps[1].open(), whole, 1, trust=trusts[1])
+    first = pipeline.rename(image, scan.maps[1].unpacked(), whole, 1, trust=trusts[1])
     names = step1_names(first.labels, first.numbering)
     step1 = None if names is None else names.part(scan.box)
-    found = pipeline.rename(image, scan.maps[2].open(), scan.box, 2, step1=step1, trust=trusts[2])
+    found = pipeline.rename(image, scan.maps[2].unpacked(), scan.box, 2, step1=step1, trust=trusts[2])
     return found.numbering, found.labels

@@ -40,15 +40,15 @@ CORD_OUTSIDE_SHARE: Final = 0.2
 CORD_SLICES: Final = 5
 """Number of such slices that make a finding."""
 MIN_STRUCTURE_MM3: Final = 30.0
-"""A smaller volume of a code is a speck, not a level (a disc has over 1000 mm3)."""
+"""Smallest volume of a level; less is a speck (a disc has over 1000 mm3)."""
 WIDE_STEP: Final = 1.6
-"""A step from vertebra to vertebra that is this many times its neighbors skips one."""
+"""Factor from which a step from vertebra to vertebra that is longer than its neighbors skips a vertebra."""
 APART: Final = 2
-"""Number of places from a vertebra to one that it must not touch."""
+"""Number of places from a vertebra to the nearest vertebra that it must not touch."""
 NEAR_STEPS: Final = 3
-"""Number of steps on either side that are compared."""
+"""Number of steps on either side with which a step is compared."""
 MIN_STEPS: Final = 2
-"""With fewer steps there is no usual length."""
+"""Smallest number of steps that have a usual length."""
 
 
 def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tuple[Finding, ...]:
@@ -270,7 +270,8 @@ def _order(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding
 
 
 def _reaching(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Return the vertebrae that reach past the middle of the next but one, which not even a spinous process does."""
+    """Return the vertebrae that reach past the middle of the next vertebra but one, which not even a spinous process
+    does."""
     column_parts = [part for part in levels if BY_CODE[part.code].kind is not Kind.DISC]
     found = []
     for k, part in enumerate(column_parts):

@@ -21,6 +21,7 @@ const MODEL = 'totalspineseg';
 const PICTURES_AT_ONCE = 3;
 const LOOK_MS = 5000;
 const SEARCH_MS = 250;
+const SIGN_IN = 401;
 
 const PICTURES = 'totalspineseg-pictures';
 
@@ -341,10 +342,16 @@ export async function show(view) {
   strategy.addEventListener('change', () => setStrategy(strategy.value));
   document.addEventListener('keydown', onKey);
 
-  const info = await get('/info/');
-  strategy.append(...Object.keys(info.strategies).map(name => element('option', { value: name }, name.replaceAll('_', ' '))));
-  strategy.value = chosenStrategy() in info.strategies ? chosenStrategy() : Object.keys(info.strategies)[0];
-  setStrategy(strategy.value);
+  async function loadStrategies() {
+    const info = await get('/info/');
+    strategy.append(...Object.keys(info.strategies).map(name => element('option', { value: name }, name.replaceAll('_', ' '))));
+    strategy.value = chosenStrategy() in info.strategies ? chosenStrategy() : Object.keys(info.strategies)[0];
+    setStrategy(strategy.value);
+  }
+
+  // Not awaited: it asks the PACS, which may be slow, and the list is there without it.
+  // Who is not signed in is asked once, for the list.
+  loadStrategies().catch(error => error.status === SIGN_IN || say(error.message, true));
   showPictures(localStorage.getItem(PICTURES) === 'large');
   await look();
 
