@@ -72,7 +72,7 @@ def codes() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def few(codes: np.ndarray) -> np.ndarray:
-    """The lower half of the phantom, for tests that run several times."""
+    """Return the lower half of the phantom, for tests that run several times."""
     return np.ascontiguousarray(codes[:, :125])
 
 

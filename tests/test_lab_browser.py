@@ -43,7 +43,7 @@ FALL = {
 
 
 def doubtful_codes() -> npt.NDArray[np.uint8]:
-    """A column without any landmark."""
+    """Return a column without any landmark."""
     return np.where(np.isin(CODES, ENDS), 0, CODES).astype(np.uint8)
 
 

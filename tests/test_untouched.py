@@ -175,7 +175,7 @@ def test_all_is_accepted_where_a_rename_moves_every_level(tmp_path: Path) -> Non
 # --- as it judges
 
 FIRST_LEFT: Final = (CORD, SACRUM, CANAL)
-"""What readers redraw last."""
+"""Structures that readers redraw last."""
 
 
 def spine(inset: int, *, shift: int = 0, codes: tuple[int, ...] | None = None) -> LabelArray:

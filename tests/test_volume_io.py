@@ -37,7 +37,7 @@ def with_forms(
     *,
     unit: str = "mm",
 ) -> Path:
-    """A NIfTI file with these forms and codes; None for a form that is not set."""
+    """Write a NIfTI file with these forms and codes; None for a form that is not set."""
     image = nib.Nifti1Image(picture(), np.eye(4))
     image.set_qform(qform, 0 if qform is None else codes[1])
     image.set_sform(sform, 0 if sform is None else codes[0])

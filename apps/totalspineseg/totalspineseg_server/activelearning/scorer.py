@@ -123,7 +123,7 @@ class Scorer:
             score = Score(image_id, fingerprint, sha256_of(file), self.versions(), refused=reason, message=str(error))
             self._scores.keep(score)
         except (StorageError, WeightsError, OSError) as fault:
-            logger.warning("It could not be stored that image %s has no result: %s", image_id, fault)
+            logger.warning("The failure for image %s could not be stored: %s", image_id, fault)
 
     def fill(self, image_id: str) -> dict[str, Any]:
         """Score an image, unless it has a score with the weights in use.

@@ -151,7 +151,7 @@ class Worklist:
                 rows[image_id] = known
         except Exception:
             # The next request tries again; until then the earlier rows are shown.
-            logger.exception("The worklist could not be renewed")
+            logger.exception("The worklist could not be updated")
             return
         # The first update reads every record, so its time says nothing about the next.
         seconds = self._clock() - begun if before.rows else 0.0
