@@ -212,7 +212,7 @@ def test_where_the_first_weights_are_gone_the_oldest_there_are_stand_in(
     names = [entry["name"] for entry in show_version(site.models, third.version)["gate"]["sets"]]
     assert names[2:] == [f"reference, since {first.version}", f"hold-out, since {first.version}"]
     assert [line.split(":")[0] for line in third.report.left_out] == [
-        f"base, which step {step} began with" for step in (1, 2)
+        f"base, from which step {step} began" for step in (1, 2)
     ]
 
 

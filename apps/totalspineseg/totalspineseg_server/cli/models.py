@@ -132,7 +132,7 @@ def _activate(store: "ModelStore", arguments: argparse.Namespace) -> None:
     print(f"{arguments.name} is in use now for step {' and '.join(map(str, steps))}")
     if not was_judged(store, arguments.name):
         print(
-            f"no gate has judged it; to compare it with the previous weights: {COMMAND} models judge "
+            f"the gate has not judged it; to compare it with the previous weights: {COMMAND} models judge "
             f"{arguments.name} STUDIES"
         )
 

@@ -68,12 +68,14 @@ def chosen_for_all(asked: AskedRuntime, device: str, store: ModelStore, steps: S
         TotalSpineSegError: The device does not exist or does not fit the runtime.
         WeightsError: There is no model of a step, the runtime is not installed, or INT8 may not be used.
     """
-    require(device, asked)
     found = set[Runtime]()
     for step in steps:
         folder, digest = files_in_use(store, step)
         require_compared(asked, folder, digest, store.resolve(step).name)
-        found.add(chosen(asked, device, folder, digest))
+        try:
+            found.add(chosen(asked, device, folder, digest))
+        except ValueError as error:
+            raise TotalSpineSegError(str(error)) from error
     return found.pop() if len(found) == 1 else "torch"
 
 
