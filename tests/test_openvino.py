@@ -1,5 +1,6 @@
 """Tests of networks in OpenVINO: the same labels and names as PyTorch, converted once, never damaged or foreign."""
 
+import ctypes
 import json
 import logging
 import re
@@ -105,6 +106,29 @@ def test_agrees_with_pytorch(tmp_path, step, arch):
     assert len(np.unique(theirs.labels)) > 2
     assert (ours.labels != theirs.labels).mean() <= LABEL_TOLERANCE
     np.testing.assert_allclose(ours.soft["cord"], theirs.soft["cord"], atol=1e-3)
+
+
+class SignalStack(ctypes.Structure):
+    """The kernel's ``stack_t``."""
+
+    _fields_ = (("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def signal_stack() -> tuple[int | None, int]:
+    """Return the place and size of this thread's stack for signals."""
+    found = SignalStack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found)) == 0
+    return found.place, found.size
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="sigaltstack is asked for in Linux's way")
+def test_a_signal_does_not_end_the_process_when_a_network_is_gone(folder):
+    """The process died of SIGSEGV at a signal that came after another thread had dropped a network."""
+    before = signal_stack()
+    predict(folder)
+    tiles = [torch.randn(1, 1, 16, 24, 16)] * 2
+    openvino_network.keep_int8(folder, tiles)
+    assert signal_stack() == before
 
 
 def test_converts_once_beside_the_weights(folder, conversions, user_cache):

@@ -8,7 +8,8 @@ import importlib
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
@@ -116,7 +117,8 @@ def keep_int8(folder: ModelFolder, tiles: Sequence[torch.Tensor]) -> OpenVinoNet
     openvino, nncf = require_openvino(), _require_nncf()
     model, _ = _convert(folder)
     try:
-        small = nncf.quantize(model, nncf.Dataset([tile.numpy() for tile in tiles]), subset_size=len(tiles))
+        dataset = nncf.Dataset([tile.numpy() for tile in tiles])
+        small = _in_own_thread(lambda: nncf.quantize(model, dataset, subset_size=len(tiles)))
     except RuntimeError as error:
         raise _unusable(folder, _short(error)) from error
     cache.keep(folder.path, _key(openvino, folder, int8=True), lambda path: _save(openvino, small, path))
@@ -171,7 +173,17 @@ def _convert(folder: ModelFolder) -> tuple[Any, torch.nn.Module]:
 
 def _compile(core: Any, model: Any) -> OpenVinoNetwork:
     settings = {**SETTINGS, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-    return OpenVinoNetwork(core.compile_model(model, "CPU", settings))
+    return OpenVinoNetwork(_in_own_thread(lambda: core.compile_model(model, "CPU", settings)))
+
+
+def _in_own_thread(call: Callable[[], Any]) -> Any:
+    """Return the result of a call that compiles a network, made in a thread of its own.
+
+    OpenVINO gives the thread that compiles another stack for signals, and frees that stack with the network. If another
+    thread drops the network, the first one keeps a stack that is gone, and its next signal ends the process.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(call).result()
 
 
 def _check(folder: ModelFolder, network: torch.nn.Module, converted: OpenVinoNetwork) -> None:
