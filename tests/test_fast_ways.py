@@ -1,6 +1,7 @@
 """Faster ways of computing: used only after they were compared, for these weights, with this release."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from totalspineseg_server import pipeline
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.files import sha256_of, write_json
 from totalspineseg_server.geometry import Volume
-from totalspineseg_server.nnunet import fast_comparison, fast_ways
+from totalspineseg_server.nnunet import content_version, fast_comparison, fast_ways
+from totalspineseg_server.nnunet.content_version import files_in_use
 from totalspineseg_server.nnunet.fast_comparison import TILES, TileRecorder, compare_ways
 from totalspineseg_server.nnunet.fast_ways import BOX, INT8, Comparison, comparison, is_allowed, keep_comparison
 from totalspineseg_server.nnunet.model_folder import ModelFolder
@@ -42,24 +44,26 @@ def compared(way: str, *, passed: bool = True, release: str | None = None) -> Co
 
 def test_what_was_not_compared_for_these_weights_is_not_used(folder: ModelFolder, tmp_path: Path) -> None:
     """Retrained weights were computed in whole numbers because those before them had passed."""
-    assert not is_allowed(folder.path, folder.digest, INT8)
-    keep_comparison(folder.path, folder.digest, compared(INT8))
-    keep_comparison(folder.path, folder.digest, compared(BOX, release=""))
-    assert is_allowed(folder.path, folder.digest, INT8) and is_allowed(folder.path, folder.digest, BOX)
-    assert not is_allowed(folder.path, "0" * 64, INT8)
-    found = comparison(folder.path, folder.digest, INT8)
+    other = ModelFolder.open(write_model_folder(tmp_path / "other", 1, seed=5))
+    retrained = replace(folder, checkpoint=other.checkpoint)
+    assert not is_allowed(folder, INT8)
+    keep_comparison(folder, compared(INT8))
+    keep_comparison(folder, compared(BOX, release=""))
+    assert is_allowed(folder, INT8) and is_allowed(folder, BOX)
+    assert not is_allowed(retrained, INT8)
+    found = comparison(folder, INT8)
     assert found is not None and (found.scans, found.dice) == (10, {"discs": 0.99})
-    keep_comparison(folder.path, folder.digest, compared(INT8, release="1.0"))
-    assert not is_allowed(folder.path, folder.digest, INT8)
-    keep_comparison(folder.path, folder.digest, compared(BOX, passed=False, release=""))
-    assert not is_allowed(folder.path, folder.digest, BOX)
+    keep_comparison(folder, compared(INT8, release="1.0"))
+    assert not is_allowed(folder, INT8)
+    keep_comparison(folder, compared(BOX, passed=False, release=""))
+    assert not is_allowed(folder, BOX)
     for damaged in (
         "{",
         '{"weights": 3}',
         json.dumps({"weights": folder.digest, "compared": {INT8: {"passed": True}}}),
     ):
         (folder.path / "fast.json").write_text(damaged, encoding="utf-8")
-        assert not is_allowed(folder.path, folder.digest, INT8)
+        assert not is_allowed(folder, INT8)
 
 
 def test_auto_is_openvino_only_where_it_is_faster_and_converted(
@@ -67,7 +71,7 @@ def test_auto_is_openvino_only_where_it_is_faster_and_converted(
 ) -> None:
     """The first reader after an installation waited for a conversion of minutes."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    about = (folder.path, folder.digest)
+    about = (folder,)
     assert chosen("auto", "auto", *about) == "torch"
     fast_ways.keep_seconds(folder.path, {"torch": 2.0, "openvino": 1.0})
     assert chosen("auto", "auto", *about) == "torch"
@@ -89,14 +93,15 @@ def test_int8_waits_for_its_comparison(tmp_path: Path) -> None:
     for step in (1, 2):
         write_model_folder(tmp_path / "model" / "starter", step)
     store = ModelStore(tmp_path / "model")
+    in_use = [files_in_use(store, step) for step in (1, 2)]
     with pytest.raises(WeightsError, match="quantize"):
-        chosen_for_all(INT8, "cpu", store, (1, 2))
+        chosen_for_all(INT8, "cpu", in_use)
     models = {step: ModelFolder.open(store.resolve(step).root, step=step) for step in (1, 2)}
     # A server goes on in single precision when a training publishes weights that were not compared.
-    assert chosen(INT8, "cpu", models[1].path, models[1].digest) == "openvino"
+    assert chosen(INT8, "cpu", models[1]) == "openvino"
     for model in models.values():
-        keep_comparison(model.path, model.digest, compared(INT8))
-    assert chosen_for_all(INT8, "cpu", store, (1, 2)) == INT8
+        keep_comparison(model, compared(INT8))
+    assert chosen_for_all(INT8, "cpu", in_use) == INT8
     networks = Networks(store, device="cpu", runtime=INT8)
     assert "@openvino-int8-" in networks.version(1)
     with pytest.raises(WeightsError, match="missing"):
@@ -110,7 +115,7 @@ def test_the_box_is_used_once_it_has_passed(tmp_path: Path) -> None:
     model = ModelFolder.open(store.resolve(1).root, step=1)
     networks = Networks(store, device="cpu")
     plain = networks.get(1)
-    keep_comparison(model.path, model.digest, compared(BOX, release=""))
+    keep_comparison(model, compared(BOX, release=""))
     boxed = networks.get(1)
     assert type(plain).__name__ == "WarmPredictor" and type(boxed).__name__ == "FocusedPredictor"
     assert boxed.version == plain.version == networks.version(1)
@@ -185,3 +190,23 @@ def test_every_way_is_compared_on_the_same_scans(tmp_path: Path) -> None:
     found = compare_ways(models, [lambda: scan] * 2, Shifted(np.ones((24, 24, 24), np.uint8)))
     assert [(one.way, one.scans) for one in found] == [(BOX, 2), (INT8, 2)]
     assert found[0].voxels_differ == 0
+
+
+def test_the_weights_are_not_read_before_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server read two gigabytes of weights before it could say their name, and a run read them twice."""
+    for step in (1, 2):
+        write_model_folder(tmp_path / "model" / "starter", step)
+    store, read = ModelStore(tmp_path / "model"), list[Path]()
+    original = content_version.model_digest
+
+    def counted(folder: Path, checkpoint: Path) -> str:
+        read.append(checkpoint)
+        return original(folder, checkpoint)
+
+    monkeypatch.setattr(content_version, "model_digest", counted)
+    assert Networks(store, device="cpu", runtime="auto").folder(1).name == "starter"
+    models = [files_in_use(store, step) for step in (1, 2)]
+    assert chosen_for_all("auto", "cpu", models) == "torch"
+    assert read == []
+    assert [model.version for model in models] == [content_version.version_in_use(store, step) for step in (1, 2)]
+    assert [model.version for model in models] and len(read) == 4

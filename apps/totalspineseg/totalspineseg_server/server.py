@@ -205,6 +205,7 @@ def serve(
     """
     import uvicorn
 
+    from totalspineseg_server.nnunet.content_version import files_in_use
     from totalspineseg_server.nnunet.fast_ways import INT8
     from totalspineseg_server.nnunet.runtimes import chosen_for_all, require, runtime_of
     from totalspineseg_server.registry.model_store import ModelStore
@@ -216,7 +217,8 @@ def serve(
         require(device or "auto", asked_runtime)
         require_weights(weights, app_dir=app_dir)
         if asked_runtime == INT8:
-            chosen_for_all(asked_runtime, device or "auto", ModelStore(app_dir / "model", weights=weights), (1, 2))
+            store = ModelStore(app_dir / "model", weights=weights)
+            chosen_for_all(asked_runtime, device or "auto", [files_in_use(store, step) for step in (1, 2)])
         if "://" in studies:
             require_dicomweb(studies)
         else:

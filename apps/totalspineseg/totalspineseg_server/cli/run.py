@@ -172,14 +172,15 @@ def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "Run
     from totalspineseg_server.cohort.progress import Progress
     from totalspineseg_server.cohort.running import run
     from totalspineseg_server.cohort.work import Work
-    from totalspineseg_server.nnunet.content_version import version_in_use
+    from totalspineseg_server.nnunet.content_version import files_in_use
     from totalspineseg_server.nnunet.runtimes import chosen_for_all, with_runtime
     from totalspineseg_server.registry.releases import weights_text
 
     store = model_store(arguments.data_dir, arguments.weights)
     steps = (1,) if options.step1 else (1, 2)
-    runtime = chosen_for_all(arguments.runtime, arguments.device, store, steps)
-    versions = {f"step{step}": with_runtime(version_in_use(store, step), runtime) for step in steps}
+    models = {step: files_in_use(store, step) for step in steps}
+    runtime = chosen_for_all(arguments.runtime, arguments.device, models.values())
+    versions = {f"step{step}": with_runtime(model.version, runtime) for step, model in models.items()}
     work = Work(arguments.output, options, versions)
     progress = Progress(len(cases), None if arguments.quiet else sys.stderr)
     executor = executor_of(arguments, work, store, runtime)

@@ -150,7 +150,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
     print(_table(found))
     for one in found:
         for model in models.values() if one.way != BOX else (models[1],):
-            keep_comparison(model.path, model.digest, one)
+            keep_comparison(model, one)
     return 0 if all(one.passed for one in found) else 1
 
 

@@ -1,6 +1,8 @@
 """Identify the weights of a model from its files alone, without importing torch."""
 
 import hashlib
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -58,6 +60,31 @@ def version_name(name: str, digest: str) -> str:
     return f"{name}-{digest[:DIGITS]}"
 
 
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of one step's model; none is read before its digest is needed.
+
+    Attributes:
+        path: Folder with plans.json and dataset.json.
+        name: Name of the weights, such as "starter" or "official-r20251124".
+        checkpoint: The file with the weights.
+    """
+
+    path: Path
+    name: str
+    checkpoint: Path
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) over plans, dataset and checkpoint; the checkpoint is read once."""
+        return model_digest(self.path, self.checkpoint)
+
+    @property
+    def version(self) -> str:
+        """Name and first eight digits of the digest of files and trust, such as "starter-1a2b3c4d"."""
+        return version_name(self.name, answer_digest(self.path, self.digest))
+
+
 def version_in_use(store: ModelStore, step: int) -> str:
     """Return the version that is in use for a step, without opening the model.
 
@@ -68,12 +95,11 @@ def version_in_use(store: ModelStore, step: int) -> str:
     Raises:
         WeightsError: There is no model folder of that step.
     """
-    folder, digest = files_in_use(store, step)
-    return version_name(store.resolve(step).name, answer_digest(folder, digest))
+    return files_in_use(store, step).version
 
 
-def files_in_use(store: ModelStore, step: int) -> tuple[Path, str]:
-    """Return the folder with the plans of the model that a step would run with, and the digest of its files.
+def files_in_use(store: ModelStore, step: int) -> ModelFiles:
+    """Return the files of the model that a step would run with.
 
     Args:
         store: The model versions and those in use.
@@ -82,5 +108,6 @@ def files_in_use(store: ModelStore, step: int) -> tuple[Path, str]:
     Raises:
         WeightsError: There is no model folder of that step.
     """
-    folder, _ = find_model(store.resolve(step).root, step)
-    return folder, model_digest(folder, find_checkpoint(folder))
+    choice = store.resolve(step)
+    folder, _ = find_model(choice.root, step)
+    return ModelFiles(folder, choice.name, find_checkpoint(folder))

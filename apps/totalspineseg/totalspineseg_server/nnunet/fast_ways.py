@@ -15,6 +15,7 @@ from typing import Any, Final, Literal
 
 from totalspineseg_server import places
 from totalspineseg_server.files import read_json_or, sha256_of, storage_errors, write_json
+from totalspineseg_server.nnunet.content_version import ModelFiles
 
 FAST_FILE: Final = "fast.json"
 Way = Literal["box", "openvino-int8"]
@@ -59,15 +60,14 @@ def openvino_release() -> str:
         return ""
 
 
-def comparison(folder: Path, digest: str, way: Way) -> Comparison | None:
+def comparison(model: ModelFiles, way: Way) -> Comparison | None:
     """Return the comparison of a way for these weights and the installed release; None if there is none.
 
     Args:
-        folder: Folder with plans.json.
-        digest: ``ModelFolder.digest``.
+        model: The weights.
         way: The way.
     """
-    found = _read(folder, digest).get(_COMPARED, {}).get(way)
+    found = _read(model).get(_COMPARED, {}).get(way)
     try:
         known = None if found is None else Comparison(**found)
     except TypeError:
@@ -75,21 +75,21 @@ def comparison(folder: Path, digest: str, way: Way) -> Comparison | None:
     return known if known is not None and known.release in ("", openvino_release()) else None
 
 
-def is_allowed(folder: Path, digest: str, way: Way) -> bool:
+def is_allowed(model: ModelFiles, way: Way) -> bool:
     """Return whether a way was compared for these weights and passed; arguments as of ``comparison``."""
-    found = comparison(folder, digest, way)
+    found = comparison(model, way)
     return found is not None and found.passed
 
 
-def keep_comparison(folder: Path, digest: str, found: Comparison) -> None:
+def keep_comparison(model: ModelFiles, found: Comparison) -> None:
     """Store a comparison beside the weights.
 
     Raises:
         StorageError: It cannot be written.
     """
-    record = _read(folder, digest)
+    record = _read(model)
     compared = {**record.get(_COMPARED, {}), found.way: asdict(found)}
-    write_json(folder / FAST_FILE, {**record, _DIGEST: digest, _COMPARED: compared})
+    write_json(model.path / FAST_FILE, {**record, _DIGEST: model.digest, _COMPARED: compared})
 
 
 def seconds_of_a_tile(folder: Path) -> Mapping[str, float]:
@@ -114,10 +114,11 @@ def keep_seconds(folder: Path, seconds: Mapping[str, float]) -> None:
         write_json(file, {**read_json_or(file, {}), _machine(folder): dict(seconds)})
 
 
-def _read(folder: Path, digest: str) -> dict[str, Any]:
+def _read(model: ModelFiles) -> dict[str, Any]:
     """Return the record; empty if there is none, or it is of other weights or damaged: nothing is allowed then."""
-    record = read_json_or(folder / FAST_FILE, {})
-    return record if record.get(_DIGEST) == digest else {}
+    record = read_json_or(model.path / FAST_FILE, {})
+    # Without a record, the weights need not be read.
+    return record if record and record.get(_DIGEST) == model.digest else {}
 
 
 def _machine(folder: Path) -> str:

@@ -6,7 +6,6 @@ The trainer class in a checkpoint is never looked up: the network is built from 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +14,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.nnunet.checkpoint import float32_weights, load_checkpoint, trained_with
-from totalspineseg_server.nnunet.content_version import answer_digest, model_digest, version_name
+from totalspineseg_server.nnunet.content_version import ModelFiles
 from totalspineseg_server.nnunet.discovery import (
     STEP_CHANNELS,
     STEP_CLASSES,
@@ -39,24 +38,18 @@ NORMALIZATIONS: Final = ("ZScoreNormalization", "NoNormalization")
 
 
 @dataclass(frozen=True)
-class ModelFolder:
+class ModelFolder(ModelFiles):
     """One trained step on disk.
 
     Attributes:
-        path: Folder with plans.json and dataset.json.
         step: 1 or 2.
-        name: Name of the weights, such as "starter" or "official-r20251124".
-        checkpoint: The file with the weights.
         configuration: nnU-Net's configuration, resolved: patch, spacing (mm) and normalization, axes as in the plans.
         regions: Region names in the order of the network's channels.
         region_classes: The class of each region, in the same order; later regions overwrite earlier ones.
         transpose: Axis order of the network relative to (Z, Y, X).
     """
 
-    path: Path
     step: int
-    name: str
-    checkpoint: Path
     configuration: Mapping[str, Any]
     regions: tuple[str, ...]
     region_classes: tuple[int, ...]
@@ -115,16 +108,6 @@ class ModelFolder:
         """Voxel size of the network's input, in the network's axes, mm."""
         z, y, x = (float(mm) for mm in self.configuration["spacing"])
         return z, y, x
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 (hex) over plans, dataset and checkpoint; reads the checkpoint once."""
-        return model_digest(self.path, self.checkpoint)
-
-    @property
-    def version(self) -> str:
-        """Name and the first eight digits of the digest of files and trust, such as "starter-1a2b3c4d"."""
-        return version_name(self.name, answer_digest(self.path, self.digest))
 
     @property
     def trust(self) -> Trust:

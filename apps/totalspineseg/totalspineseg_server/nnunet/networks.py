@@ -161,7 +161,7 @@ class Networks:
         if not self.store.weights:
             require_one_release(self.store, self.store.active())
         folder = ModelFolder.open(choice.root, step=step, name=choice.name)
-        runtime = chosen(self._asked, self._device, folder.path, folder.digest)
+        runtime = chosen(self._asked, self._device, folder)
         in_box = not self._whole_image and step == 1 and may_use_box(folder)
         opened = _Opened(folder, (choice.name, choice.root, _stamp(folder)), runtime, in_box)
         self._opened[step] = opened
@@ -170,7 +170,7 @@ class Networks:
 
 def may_use_box(folder: ModelFolder) -> bool:
     """Return whether a box around the spine was compared with the whole image for this step 1, and is worth it."""
-    return is_worth_a_look(folder) and is_allowed(folder.path, folder.digest, BOX)
+    return is_worth_a_look(folder) and is_allowed(folder, BOX)
 
 
 def coarse_look(store: ModelStore, device: str) -> WarmPredictor:

@@ -1,15 +1,14 @@
 """Choose what runs the networks: PyTorch, or OpenVINO on machines without a GPU."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from totalspineseg_server.errors import TotalSpineSegError, WeightsError
-from totalspineseg_server.nnunet.content_version import files_in_use
+from totalspineseg_server.nnunet.content_version import ModelFiles
 from totalspineseg_server.nnunet.fast_ways import INT8, is_allowed, openvino_release, seconds_of_a_tile
 from totalspineseg_server.nnunet.openvino_cache import cached, entry_key
 from totalspineseg_server.places import COMMAND
-from totalspineseg_server.registry.model_store import ModelStore
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +32,7 @@ def runtime_of(name: str) -> AskedRuntime:
     raise ValueError(f"expected runtime {' or '.join(RUNTIMES)}, got {name!r}")
 
 
-def chosen(asked: AskedRuntime, device: str, folder: Path, digest: str) -> Runtime:
+def chosen(asked: AskedRuntime, device: str, model: ModelFiles) -> Runtime:
     """Return the runtime for a network.
 
     "auto" is OpenVINO where that was measured to be faster on this machine and the network is converted already, and
@@ -44,57 +43,61 @@ def chosen(asked: AskedRuntime, device: str, folder: Path, digest: str) -> Runti
     Args:
         asked: What the user chose.
         device: "auto", "cpu", "cuda", "cuda:1".
-        folder: Folder of the network's plans.json.
-        digest: Digest of its files, ``ModelFolder.digest``.
+        model: The network's weights; they are read only if a conversion or a comparison may belong to them.
     """
     if asked == AUTO:
-        is_ready = openvino_is_faster(device, folder) and cached(folder, entry_key(digest, openvino_release()))
+        is_ready = openvino_is_faster(device, model.path) and cached(
+            model.path, entry_key(model.digest, openvino_release())
+        )
         return "openvino" if is_ready else "torch"
     if asked == INT8:
-        return INT8 if is_allowed(folder, digest, INT8) else "openvino"
+        return INT8 if is_allowed(model, INT8) else "openvino"
     return asked
 
 
-def chosen_for_all(asked: AskedRuntime, device: str, store: ModelStore, steps: Sequence[int]) -> Runtime:
+def chosen_for_all(asked: AskedRuntime, device: str, models: Iterable[ModelFiles]) -> Runtime:
     """Return one runtime for all networks of a run, so that every machine computes with the same.
 
     Args:
         asked: What the user chose.
         device: "auto", "cpu", "cuda", "cuda:1".
-        store: The model versions and those in use.
-        steps: Steps of the run.
+        models: Weights of the steps of the run.
 
     Raises:
         TotalSpineSegError: The device does not exist or does not fit the runtime.
-        WeightsError: There is no model of a step, the runtime is not installed, or INT8 may not be used.
+        WeightsError: INT8 may not be used.
     """
     found = set[Runtime]()
-    for step in steps:
-        folder, digest = files_in_use(store, step)
-        require_compared(asked, folder, digest, store.resolve(step).name)
+    for model in models:
+        require_compared(asked, model)
         try:
-            found.add(chosen(asked, device, folder, digest))
+            found.add(chosen(asked, device, model))
         except ValueError as error:
             raise TotalSpineSegError(str(error)) from error
     return found.pop() if len(found) == 1 else "torch"
 
 
 def openvino_is_faster(device: str, folder: Path) -> bool:
-    """Return whether OpenVINO was measured to be faster than PyTorch here; arguments as of ``chosen``."""
+    """Return whether OpenVINO was measured to be faster than PyTorch here.
+
+    Args:
+        device: "auto", "cpu", "cuda", "cuda:1".
+        folder: Folder of the network's plans.json.
+    """
     seconds = seconds_of_a_tile(folder) if openvino_release() else {}
     is_faster = seconds.get("openvino", 0) < seconds.get("torch", 0)
     return is_faster and resolve_device(device, AUTO).type == "cpu"
 
 
-def require_compared(asked: AskedRuntime, folder: Path, digest: str, name: str) -> None:
+def require_compared(asked: AskedRuntime, model: ModelFiles) -> None:
     """Check that whole numbers may be used where somebody asks for them; arguments as of ``chosen``.
 
     Raises:
         WeightsError: They were not compared with the exact results for these weights, or differ too much.
     """
-    if asked == INT8 and not is_allowed(folder, digest, INT8):
+    if asked == INT8 and not is_allowed(model, INT8):
         raise WeightsError(
-            f"INT8 was not compared with the exact results for the weights {name!r}, or differed too much. Run "
+            f"INT8 was not compared with the exact results for the weights {model.name!r}, or differed too much. Run "
             f"'{COMMAND} weights quantize' first, or choose another runtime."
         )
 
