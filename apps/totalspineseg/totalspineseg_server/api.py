@@ -136,16 +136,10 @@ class SpineSegmentation:
         if source is None:
             raise SettingError("DICOM SEG belongs to a DICOM series. Name its folder: save_dicom_seg(path, series).")
         # Import here, because highdicom is slow to import.
-        from totalspineseg_server.dicom.seg_writer import DESCRIPTION, DOUBTFUL, seg_bytes, write_seg
+        from totalspineseg_server.dicom.seg_writer import seg_bytes, write_result
 
-        versions = self.report["models"]
-        dataset = write_seg(
-            Volume(self.labels, self.affine),
-            source,
-            model=", ".join(f"{step} {version}" for step, version in sorted(versions.items())),
-            version=", ".join(sorted(set(versions.values()))),
-            description=DOUBTFUL if is_doubtful(self.report) else DESCRIPTION,
-        )
+        labels, doubtful = Volume(self.labels, self.affine), is_doubtful(self.report)
+        dataset = write_result(labels, source, self.report["models"], doubtful=doubtful)
         content = seg_bytes(dataset)
         write_file(Path(path), lambda file: file.write_bytes(content))
 

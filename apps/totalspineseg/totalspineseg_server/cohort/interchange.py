@@ -114,17 +114,10 @@ def write_segs(
 
 
 def _seg(output: Path, case: Case, record: Mapping[str, Any]) -> "Dataset":
-    from totalspineseg_server.dicom.seg_writer import DESCRIPTION, DOUBTFUL, write_seg
+    from totalspineseg_server.dicom.seg_writer import write_result
 
     labels = read_labels(output / LABELS / f"{case.name}{ENDING}")
-    models = record["made_with"]["models"]
-    return write_seg(
-        labels,
-        case.path,
-        model=", ".join(f"{step} {version}" for step, version in sorted(models.items())),
-        version=", ".join(sorted(set(models.values()))),
-        description=DOUBTFUL if is_doubtful(record) else DESCRIPTION,
-    )
+    return write_result(labels, case.path, record["made_with"]["models"], doubtful=is_doubtful(record))
 
 
 def _write_object(target: Path, dataset: "Dataset") -> None:

@@ -36,6 +36,39 @@ MAX_LO: Final = 64
 """Largest number of characters in a DICOM long string."""
 
 
+def write_result(
+    labels: Volume,
+    sources: Sources,
+    versions: Mapping[str, str],
+    *,
+    doubtful: bool,
+    names: Mapping[int, str] = NAME_OF,
+    marked: Collection[int] = (),
+) -> Dataset:
+    """Return a model's own result as ``write_seg`` does, described by its weights and its doubts.
+
+    Args:
+        labels: See ``write_seg``.
+        sources: See ``write_seg``.
+        versions: Step -> version of the weights that made it.
+        doubtful: Whether its levels are doubtful.
+        names: See ``write_seg``.
+        marked: See ``write_seg``.
+
+    Raises:
+        EmptySegmentationError: See ``write_seg``, also for the other errors.
+    """
+    return write_seg(
+        labels,
+        sources,
+        model=", ".join(f"{step} {version}" for step, version in sorted(versions.items())),
+        version=", ".join(sorted(set(versions.values()))),
+        names=names,
+        description=DOUBTFUL if doubtful else DESCRIPTION,
+        marked=marked,
+    )
+
+
 def write_seg(
     labels: Volume,
     sources: Sources,

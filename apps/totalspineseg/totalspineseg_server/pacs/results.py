@@ -7,7 +7,7 @@ from typing import Any, Final
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, SACRUM
 from totalspineseg_server.certainty import is_doubtful
 from totalspineseg_server.corrections.wire import VERTEBRAE_NAME, from_wire
-from totalspineseg_server.dicom.seg_writer import DESCRIPTION, DOUBTFUL, seg_bytes, write_seg
+from totalspineseg_server.dicom.seg_writer import seg_bytes, write_result
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.volume_io import read_labels
@@ -37,15 +37,13 @@ def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> 
             "instead."
         )
     wire = read_labels(file)
-    versions = report["models"]
     return seg_bytes(
-        write_seg(
+        write_result(
             Volume(from_wire(wire.data), wire.affine),
             series,
-            model=", ".join(f"{step} {version}" for step, version in sorted(versions.items())),
-            version=", ".join(sorted(set(versions.values()))),
+            report["models"],
+            doubtful=is_doubtful(report.get("numbering")),
             names=STEP1_NAMES if step1 else NAME_OF,
             marked=[CODE_OF[name] for name in report.get("marked", ())],
-            description=DOUBTFUL if is_doubtful(report.get("numbering")) else DESCRIPTION,
         )
     )
