@@ -21,6 +21,7 @@ from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.networks import Networks
 from totalspineseg_server.nnunet.openvino_cache import MODEL, RECORD, WEIGHTS, entry_key
 from totalspineseg_server.nnunet.openvino_network import keep_int8, load_openvino
+from totalspineseg_server.nnunet.packed import Packed
 from totalspineseg_server.nnunet.runtimes import chosen, chosen_for_all
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.registry.model_store import ModelStore
@@ -157,9 +158,7 @@ def test_a_faster_way_passes_only_with_the_same_names_and_outlines(
     results = {"exact": exact, "fast": fast}
     scan = pipeline.prepare(Volume(np.zeros((40, 40, 40), np.float32), np.eye(4)))
     monkeypatch.setattr(fast_comparison, "_labels", lambda _, step1, step2: results[step1])
-    found = fast_comparison._compared(
-        BOX, ("fast", "fast"), [lambda: scan], [fast_comparison._Result.of(exact)], 1.0, lambda _: None
-    )
+    found = fast_comparison._compared(BOX, ("fast", "fast"), [lambda: scan], [Packed.of(exact)], 1.0, lambda _: None)
     assert (found.names_differ, found.passed, found.scans) == (names_differ, passed, 1)
     assert found.voxels_differ == pytest.approx((exact != fast).sum() / (exact > 0).sum(), abs=1e-6)
 

@@ -19,9 +19,10 @@ from totalspineseg_server.nnunet import predictor
 from totalspineseg_server.nnunet.calibration import observe
 from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in
 from totalspineseg_server.nnunet.model_zips import export_version, import_version
+from totalspineseg_server.nnunet.packed import Packed
 from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.nnunet.trust_file import TRUST_FILE, read_trust, write_trust
-from totalspineseg_server.nnunet.wrong_names import DrawnScan, Packed, count_failures
+from totalspineseg_server.nnunet.wrong_names import DrawnScan, count_failures
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.evidence import tilt_deg
 from totalspineseg_server.numbering.evidence_weights import CAREFUL

@@ -26,8 +26,9 @@ from totalspineseg_server.errors import MemoryShortageError, TotalSpineSegError,
 from totalspineseg_server.geometry import LabelArray, image_to_iso, labels_to_iso
 from totalspineseg_server.nnunet.cases import LabeledScan, ScanSource, Skipped
 from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.packed import Packed
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor
-from totalspineseg_server.nnunet.wrong_names import FINAL, DrawnScan, Packed, count_failures
+from totalspineseg_server.nnunet.wrong_names import FINAL, DrawnScan, count_failures
 from totalspineseg_server.numbering.evidence import SPECK_SHARE, landmark_shares, odd_share
 from totalspineseg_server.numbering.evidence_weights import LARGE_BONE_MM3, MOSTLY, THIN_DISC
 from totalspineseg_server.prediction import Prediction

@@ -23,36 +23,14 @@ from totalspineseg_server.nnunet.fast_ways import BOX, INT8, Comparison, Way, op
 from totalspineseg_server.nnunet.focus import FocusedPredictor
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.openvino_network import keep_int8, load_openvino
+from totalspineseg_server.nnunet.packed import Packed
 from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.prediction import Predictor
-from totalspineseg_server.transforms.components import Box, foreground_box
 
 TILES: Final = 24
 """Tiles of each step from which INT8 learns the range of values."""
 MIN_DICE: Final = 0.95
 """Smallest mean Dice of each group of structures with the exact result. Chosen, not measured."""
-
-
-@dataclass(frozen=True)
-class _Result:
-    """A result without its empty border, as results of many scans are in memory together."""
-
-    shape: tuple[int, ...]
-    box: Box | None
-    part: LabelArray
-
-    @classmethod
-    def of(cls, labels: LabelArray) -> "_Result":
-        """Return what must be kept of a label map."""
-        box = foreground_box(labels)
-        return cls(labels.shape, box, labels[box].copy() if box is not None else labels[:0])
-
-    def whole(self) -> LabelArray:
-        """Return the label map."""
-        labels = np.zeros(self.shape, np.uint8)
-        if self.box is not None:
-            labels[self.box] = self.part
-        return labels
 
 
 @dataclass
@@ -71,7 +49,6 @@ def compare_ways(
     scans: Sequence[Callable[[], pipeline.Scan]],
     look: Predictor | None,
     *,
-    int8: bool = True,
     tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[Comparison, ...]:
     """Compare each way with the exact one; the INT8 networks are stored beside the weights.
@@ -80,7 +57,6 @@ def compare_ways(
         models: Step -> model.
         scans: Return the scans, one at a time.
         look: Network that finds the box; None if the weights need no box.
-        int8: Whether to compare INT8 as well.
         tell: Called with a line of progress.
 
     Returns:
@@ -97,12 +73,11 @@ def compare_ways(
         tell(f"exact result of scan {number} of {len(scans)}")
         with _timed(taken):
             labels = _labels(scan(), exact[1], exact[2])
-        truths.append(_Result.of(labels))
+        truths.append(Packed.of(labels))
     ways: dict[Way, Callable[[], tuple[Predictor, Predictor]]] = {}
     if look is not None:
         ways[BOX] = lambda: (FocusedPredictor(exact[1], look), exact[2])
-    if int8:
-        ways[INT8] = lambda: _int8(models, recorded, tell)
+    ways[INT8] = lambda: _int8(models, recorded, tell)
     return tuple(_compared(way, make(), scans, truths, taken.seconds / len(scans), tell) for way, make in ways.items())
 
 
@@ -179,7 +154,7 @@ def _compared(
     way: Way,
     predictors: tuple[Predictor, Predictor],
     scans: Sequence[Callable[[], pipeline.Scan]],
-    truths: Iterable[_Result],
+    truths: Iterable[Packed],
     seconds_exact: float,
     tell: Callable[[str], None],
 ) -> Comparison:
@@ -188,7 +163,7 @@ def _compared(
         tell(f"{way}: scan {number} of {len(scans)}")
         with _timed(rated):
             labels = _labels(scan(), *predictors)
-        exact = truth.whole()
+        exact = truth.unpacked()
         score = score_case(exact, labels)
         rated.scores.append(score)
         rated.differ += int(np.count_nonzero(exact != labels))

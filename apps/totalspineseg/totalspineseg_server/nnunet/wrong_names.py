@@ -1,6 +1,5 @@
 """Count how often the names of labeled scans are wrong, each named with the trust measured on the other patients."""
 
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -11,6 +10,7 @@ from totalspineseg_server import pipeline
 from totalspineseg_server.agreement import score_case
 from totalspineseg_server.errors import NoSpineError
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
+from totalspineseg_server.nnunet.packed import Packed
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.step1_names import step1_names
 from totalspineseg_server.transforms.components import Box
@@ -36,31 +36,9 @@ class DrawnScan:
     subject: str
     grid: Grid
     box: Box
-    maps: Mapping[int, "Packed"]
-    codes: "Packed"
+    maps: Mapping[int, Packed]
+    codes: Packed
     counts: Mapping[int, Trust]
-
-
-@dataclass(frozen=True)
-class Packed:
-    """A label map that takes little memory: many scans are kept until all have been counted.
-
-    Attributes:
-        shape: Shape of the map.
-        content: Its voxels, compressed.
-    """
-
-    shape: tuple[int, ...]
-    content: bytes
-
-    @classmethod
-    def of(cls, labels: LabelArray) -> "Packed":
-        """Pack a uint8 map. Not modified."""
-        return cls(labels.shape, zlib.compress(np.ascontiguousarray(labels).tobytes(), 1))
-
-    def unpacked(self) -> LabelArray:
-        """Return the map."""
-        return np.frombuffer(zlib.decompress(self.content), np.uint8).reshape(self.shape)
 
 
 def count_failures(scans: Sequence[DrawnScan], *, mirror: Mapping[int, bool]) -> Trust:
