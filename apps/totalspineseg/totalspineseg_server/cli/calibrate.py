@@ -43,18 +43,15 @@ def execute(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code: 1 if a scan had to be left out."""
     from totalspineseg_server.cli.prepare import labeled_scans
     from totalspineseg_server.errors import LabelError
-    from totalspineseg_server.nnunet.calibration import STEPS, calibrate, joined
+    from totalspineseg_server.nnunet.calibration import calibrate, joined
     from totalspineseg_server.nnunet.cases import Skipped
-    from totalspineseg_server.nnunet.model_folder import ModelFolder
+    from totalspineseg_server.nnunet.model_folder import models_in_use
     from totalspineseg_server.nnunet.runtimes import require
     from totalspineseg_server.nnunet.trust_file import write_trust
 
     require(arguments.device, "torch")
     store = model_store(None, arguments.weights)
-    choices = {step: store.resolve(step) for step in STEPS}
-    models: dict[int, ModelFolder] = {
-        step: ModelFolder.open(choice.root, step=step, name=choice.name) for step, choice in choices.items()
-    }
+    models = models_in_use(store)
     skipped: list[Skipped] = []
     sources, unusable = labeled_scans(arguments.scans, arguments.label_suffix)
     if not sources:

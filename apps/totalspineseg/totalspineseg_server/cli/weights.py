@@ -68,7 +68,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--weights", default="", metavar="NAME", help="weights to compare (default: those in use; see run --weights)"
     )
     quantize.add_argument(
-        "--scans", type=positive, default=10, metavar="N", help="number of scans to compare (default: 10, the fewest)"
+        "--scans",
+        type=positive,
+        default=MIN_SCANS,
+        metavar="N",
+        help="number of scans to compare (default: %(default)s, the fewest)",
     )
     for action in (install, listing, quantize):
         action.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
@@ -111,14 +115,12 @@ def _install(arguments: argparse.Namespace) -> None:
 def _time_runtimes(store: "ModelStore") -> None:
     """Measure which runtime is faster on a CPU for the weights in use, so that the runtime "auto" knows."""
     from totalspineseg_server.nnunet.fast_ways import keep_seconds, openvino_release, seconds_of_a_tile
-    from totalspineseg_server.nnunet.model_folder import ModelFolder
+    from totalspineseg_server.nnunet.model_folder import models_in_use
     from totalspineseg_server.nnunet.runtimes import resolve_device
 
     if not openvino_release() or resolve_device("auto", "auto").type != "cpu":
         return
-    for step in (1, 2):
-        choice = store.resolve(step)
-        model = ModelFolder.open(choice.root, step=step, name=choice.name)
+    for step, model in models_in_use(store).items():
         if model.checkpoint.stat().st_size < LARGE_BYTES:
             continue
         if not seconds_of_a_tile(model.path):
@@ -135,13 +137,12 @@ def _quantize(arguments: argparse.Namespace) -> int:
     from totalspineseg_server.nnunet.fast_comparison import compare_ways
     from totalspineseg_server.nnunet.fast_ways import BOX, keep_comparison
     from totalspineseg_server.nnunet.focus import is_worth_a_look
-    from totalspineseg_server.nnunet.model_folder import ModelFolder
+    from totalspineseg_server.nnunet.model_folder import models_in_use
     from totalspineseg_server.nnunet.networks import coarse_look
     from totalspineseg_server.registry.model_store import ModelStore
 
     store = ModelStore(arguments.data_dir, weights=arguments.weights)
-    choices = {step: store.resolve(step) for step in (1, 2)}
-    models = {step: ModelFolder.open(one.root, step=step, name=one.name) for step, one in choices.items()}
+    models = models_in_use(store)
     look = coarse_look(store, "cpu") if is_worth_a_look(models[1]) else None
     with tempfile.TemporaryDirectory() as folder:
         scans = _scans(arguments.studies, max(arguments.scans, MIN_SCANS), Path(folder))

@@ -179,6 +179,16 @@ def models_in(root: Path) -> dict[int, ModelFolder]:
     return {step: ModelFolder.open(root, step=step) for step in sorted(set(steps))}
 
 
+def models_in_use(store: ModelStore) -> dict[int, ModelFolder]:
+    """Return the model in use for each step.
+
+    Raises:
+        WeightsError: A step has no usable model.
+    """
+    choices = {step: store.resolve(step) for step in STEP_CHANNELS}
+    return {step: ModelFolder.open(choice.root, step=step, name=choice.name) for step, choice in choices.items()}
+
+
 def models_of(store: ModelStore, name: str) -> dict[int, ModelFolder]:
     """Return the models of an existing version, by step; at least one.
 
