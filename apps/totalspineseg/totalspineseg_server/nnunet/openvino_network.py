@@ -60,12 +60,21 @@ def require_openvino() -> Any:
     Raises:
         WeightsError: It is not installed or does not load.
     """
+    return _optional("openvino", needed_by="Runtime 'openvino'", else_do=", or choose runtime 'torch'")
+
+
+def _optional(package: str, *, needed_by: str, else_do: str = "") -> Any:
+    """Return a package of the extra "openvino".
+
+    Raises:
+        WeightsError: It is not installed or does not load.
+    """
     try:
-        return importlib.import_module("openvino")
+        return importlib.import_module(package)
     except (ImportError, OSError) as error:
         raise WeightsError(
-            f"Runtime 'openvino' needs the package openvino, which is not usable ({str(error).splitlines()[0]!r}). "
-            f"Install '{NAME}[openvino]', or choose runtime 'torch'."
+            f"{needed_by} needs the package {package}, which is not usable ({str(error).splitlines()[0]!r}). "
+            f"Install '{NAME}[openvino]'{else_do}."
         ) from error
 
 
@@ -133,13 +142,7 @@ def _require_nncf() -> Any:
     """
     # Without this, importing it would prepare reports of its use to its makers.
     os.environ[NO_REPORTS] = "1"
-    try:
-        return importlib.import_module("nncf")
-    except (ImportError, OSError) as error:
-        raise WeightsError(
-            f"INT8 needs the package nncf, which is not usable ({str(error).splitlines()[0]!r}). Install "
-            f"'{NAME}[openvino]'."
-        ) from error
+    return _optional("nncf", needed_by="INT8")
 
 
 def _key(openvino: Any, folder: ModelFolder, *, int8: bool) -> str:
