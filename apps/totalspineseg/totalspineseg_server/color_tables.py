@@ -49,8 +49,13 @@ def sct_table() -> str:
 
 def bids_table() -> str:
     """Return BIDS's table of the numbers in label maps: index, name and color."""
-    rows = [f"{s.code}\t{s.name}\t#{''.join(f'{c:02x}' for c in s.color)}" for s in STRUCTURES]
+    rows = [f"{s.code}\t{s.name}\t{hex_of(s.color)}" for s in STRUCTURES]
     return _lines("index\tname\tcolor", f"{BACKGROUND}\tbackground\t#000000", *rows)
+
+
+def hex_of(color: tuple[int, int, int]) -> str:
+    """Return a color as HTML and BIDS write it, such as "#ff8000"; each part is 0..255."""
+    return "#{:02x}{:02x}{:02x}".format(*color)
 
 
 def _bytes(color: tuple[int, int, int]) -> str:

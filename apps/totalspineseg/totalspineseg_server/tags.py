@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
+from totalspineseg_server.spellings import with_mark
+
 FONT_PX: Final = 13
 """Height of the letters: readable in a thumbnail of half the size."""
 LINE_PX: Final = 16
@@ -44,7 +46,7 @@ class Tag:
     @property
     def display_text(self) -> str:
         """The text as drawn."""
-        return f"{self.text} ?" if self.doubtful else self.text
+        return with_mark(self.text) if self.doubtful else self.text
 
 
 def spaced(wanted: Sequence[float], gap: float) -> list[float]:

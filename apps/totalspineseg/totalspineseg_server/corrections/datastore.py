@@ -351,7 +351,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     def datalist(self) -> list[dict[str, Any]]:
         """Return the finished images and their labels as files."""
-        finished = ((image_id, self.label_file(image_id, "final")) for image_id in self.get_labeled_images())
+        finished = ((image_id, self.label_file(image_id, FINAL_TAG)) for image_id in self.get_labeled_images())
         return [{"image": self.get_image_uri(image_id), "label": str(file)} for image_id, file in finished if file]
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:

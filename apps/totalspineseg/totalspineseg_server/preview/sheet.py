@@ -14,11 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from totalspineseg_server.color_tables import hex_of
 from totalspineseg_server.geometry import LabelArray, Volume
 from totalspineseg_server.preview.axial import LEVELS, Cut, axial_cuts
 from totalspineseg_server.preview.palette import CODE_PALETTE, LEVEL_CODES
 from totalspineseg_server.preview.plane import Plane, windowed
 from totalspineseg_server.preview.planes import Course
+from totalspineseg_server.spellings import with_mark
 from totalspineseg_server.tags import DOUBTFUL_COLOR, LINE_PX, Tag, rows_of
 
 Layer = npt.NDArray[np.uint8]
@@ -140,7 +142,7 @@ def _tags(tags: Sequence[Tag], top: int, height: int, width: int) -> list[str]:
         edge, way = (MARGIN_PX + width, 1) if is_right else (MARGIN_PX, -1)
         gap = min(LINE_PX, height / max(len(side), 1))
         for tag, row in zip(side, rows_of([tag.target[1] + top for tag in side], height, gap), strict=True):
-            color = _color(DOUBTFUL_COLOR if tag.doubtful else tag.color)
+            color = hex_of(DOUBTFUL_COLOR if tag.doubtful else tag.color)
             x, y = tag.target[0] + MARGIN_PX, tag.target[1] + top
             found.append(
                 f'<g fill="{color}" stroke="{color}"><polyline fill="none" stroke-opacity=".5" '
@@ -156,8 +158,8 @@ def _captions(cuts: Sequence[Cut], places: Sequence[tuple[int, int]], doubtful: 
     """Return the name of each cut in its corner."""
     found = []
     for cut, (x, y) in zip(cuts, places, strict=True):
-        color = _color(DOUBTFUL_COLOR if cut.code in doubtful else CODE_PALETTE[cut.code])
-        text = html.escape(f"{cut.name} ?" if cut.code in doubtful else cut.name)
+        color = hex_of(DOUBTFUL_COLOR if cut.code in doubtful else CODE_PALETTE[cut.code])
+        text = html.escape(with_mark(cut.name) if cut.code in doubtful else cut.name)
         found.append(
             f'<text x="{x + 4}" y="{y + LETTERS_PX + 2}" fill="{color}" stroke="#000" stroke-width="3" '
             f'paint-order="stroke" font-weight="600">{text}</text>'
@@ -175,7 +177,3 @@ def _described(cuts: Sequence[Cut]) -> str:
     """Return what a sheet shows, for those who do not see it."""
     levels = ", ".join(cut.name for cut in cuts)
     return f"The spine from the side{f', and cuts across the canal through {levels}' if levels else ''}"
-
-
-def _color(rgb: tuple[int, int, int]) -> str:
-    return "#{:02x}{:02x}{:02x}".format(*rgb)
