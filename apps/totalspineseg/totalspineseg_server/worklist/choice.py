@@ -13,7 +13,7 @@ from totalspineseg_server.corrections.correction_store import CHOSEN_PARAMETER, 
 from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG
 from totalspineseg_server.corrections.inbox import UNCHANGED_PARAMETER
 from totalspineseg_server.corrections.receipts import Sender
-from totalspineseg_server.corrections.unreviewed import ACCEPTED_NAMES, UNREVIEWED_NAMES
+from totalspineseg_server.corrections.unreviewed import ACCEPTED_NAMES, UNREVIEWED_NAMES, without_regions
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import Grid, LabelArray
@@ -70,7 +70,7 @@ def choose(
     codes = {id_: corrections.codes(one) for id_, one in labels.items()}
     merged = merge(codes, choice)
     params = _params(base, labels, merged, is_whole=len(labels) == 1)
-    wire = to_wire(np.where(merged == UNREVIEWED, BACKGROUND, merged).astype(np.uint8))
+    wire = to_wire(without_regions(merged))
     wire[merged == UNREVIEWED] = REGION
     with tempfile.TemporaryDirectory(prefix="totalspineseg-choice-") as folder:
         file = Path(folder) / "label.nii.gz"
