@@ -28,7 +28,7 @@ from totalspineseg_server.anatomy import (
 )
 from totalspineseg_server.corrections.correction_store import RECORD_FILE
 from totalspineseg_server.corrections.submission import Mapped, map_names
-from totalspineseg_server.corrections.unreviewed import with_unreviewed, without_regions
+from totalspineseg_server.corrections.unreviewed import with_unreviewed
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Grid
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, prepare_case
@@ -40,6 +40,7 @@ from totalspineseg_server.nnunet.preprocessed import IDENTIFIER, dataset_folder,
 from totalspineseg_server.nnunet.raw_dataset import RawOptions, dataset_name, write_raw_datasets
 from totalspineseg_server.nnunet.targets import IGNORE_CLASS, step_target, thoracic_is_uneven
 from totalspineseg_server.nnunet.training import region_loss
+from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.segments import Segment, Submission
 from totalspineseg_server.trainers.material import judged_cases, site_material
 from totalspineseg_server.volume_io import read_labels

@@ -117,3 +117,12 @@ def mark_unlabeled(labels: LabelArray, spacing: Sequence[float]) -> LabelArray:
         return labels
     near = distance_transform_edt(labels == BACKGROUND, sampling=tuple(spacing)) <= UNLABELED_MM
     return np.where((labels == BACKGROUND) & near, UNREVIEWED, labels).astype(np.uint8)
+
+
+def without_regions(codes: LabelArray) -> LabelArray:
+    """Return codes as clients, checks and networks see them: regions that nobody checked are background.
+
+    Args:
+        codes: uint8. Not modified.
+    """
+    return np.where(codes == UNREVIEWED, BACKGROUND, codes).astype(np.uint8)

@@ -13,11 +13,10 @@ from totalspineseg_server.corrections.correction_store import Correction, Receiv
 from totalspineseg_server.corrections.displayed_corrections import UNCONFIRMED
 from totalspineseg_server.corrections.renames import Compared
 from totalspineseg_server.corrections.submission import ACCEPTED_MARK, Mapped
-from totalspineseg_server.corrections.unreviewed import without_regions
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, to_ras
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.numbering.linter import lint
-from totalspineseg_server.plausible import missing_kinds
+from totalspineseg_server.plausible import missing_kinds, without_regions
 from totalspineseg_server.spellings import DOUBT_MARK, with_mark
 
 INCOMPLETE: Final = "incomplete"

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, NAME_OF, UNREVIEWED
+from totalspineseg_server.anatomy import BY_CODE, NAME_OF, UNREVIEWED
 from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.renames import Compared
 from totalspineseg_server.corrections.submission import Mapped
@@ -134,12 +134,3 @@ def named_codes(mapped: Mapped, names: object, parameter: str, *, or_else: str =
             raise LabelError(answers.not_in_label(parameter, word, or_else))
         codes.add(code)
     return frozenset(codes)
-
-
-def without_regions(codes: LabelArray) -> LabelArray:
-    """Return codes as clients and checks see them: regions that nobody checked are background.
-
-    Args:
-        codes: uint8. Not modified.
-    """
-    return np.where(codes == UNREVIEWED, BACKGROUND, codes).astype(np.uint8)

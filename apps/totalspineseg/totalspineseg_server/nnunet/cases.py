@@ -19,7 +19,7 @@ from totalspineseg_server.nnunet.odd_channel import found_discs
 from totalspineseg_server.nnunet.preprocessing import nonzero_box, normalize
 from totalspineseg_server.nnunet.resampling import nearest, resample, resampled_shape
 from totalspineseg_server.nnunet.targets import Step, present_codes, region_shares, step_target
-from totalspineseg_server.plausible import require_plausible
+from totalspineseg_server.plausible import require_plausible, without_regions
 from totalspineseg_server.prediction import Predictor
 from totalspineseg_server.transforms.crop import CROP_MARGIN_MM, crop_box
 
@@ -149,7 +149,7 @@ def prepare_case(scan: LabeledScan, folder: ModelFolder, *, finder: Predictor | 
     check_codes(codes, step=folder.step)
     found = None
     if folder.step == 2:
-        box = crop_box(np.where(codes == UNREVIEWED, BACKGROUND, codes).astype(np.uint8), margin=CROP_MARGIN_MM)
+        box = crop_box(without_regions(codes), margin=CROP_MARGIN_MM)
         if finder is not None:
             found = found_discs(image, codes, finder)[box]
         image, codes = image[box], codes[box]

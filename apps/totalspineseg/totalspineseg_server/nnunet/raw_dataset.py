@@ -10,7 +10,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from totalspineseg_server.anatomy import BACKGROUND, UNREVIEWED
 from totalspineseg_server.errors import LabelError, MemoryShortageError, StorageError, TotalSpineSegError
 from totalspineseg_server.geometry import FloatArray, Grid, LabelArray, Volume, image_to_iso, labels_to_iso
 from totalspineseg_server.locks import locked
@@ -25,6 +24,7 @@ from totalspineseg_server.nnunet.odd_channel import (
 )
 from totalspineseg_server.nnunet.raw_folder import ENDING, RawFolder, Written
 from totalspineseg_server.nnunet.targets import IGNORE_CLASS, REGIONS, Step, mark, step_target
+from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.prediction import Predictor
 from totalspineseg_server.registry.model_store import DATASET_OF_STEP
 from totalspineseg_server.transforms.crop import CROP_MARGIN_MM, crop_box
@@ -149,7 +149,7 @@ def _write_case(scan: LabeledScan, name: str, step: Step, folder: RawFolder, opt
         target = step_target(labels.data, 1, unreviewed=scan.unreviewed)
         folder.write(name, scan.subject, made_from, image.grid, [image.data], target)
         return
-    reviewed = np.where(labels.data == UNREVIEWED, BACKGROUND, labels.data).astype(np.uint8)
+    reviewed = without_regions(labels.data)
     box = crop_box(reviewed, margin=CROP_MARGIN_MM)
     codes = labels.data[box]
     grid = _crop_grid(image, [axis.start for axis in box], codes.shape)

@@ -15,12 +15,12 @@ from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, DISCS, NAME_OF, SA
 from totalspineseg_server.certainty import is_doubtful
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord
-from totalspineseg_server.corrections.unreviewed import without_regions
 from totalspineseg_server.errors import UnknownImageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, labels_from_iso, to_ras
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.report import DOUBTFUL_PROBABILITY
+from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.volume_io import read_image, write_volume
 from totalspineseg_server.worklist.rows import Row
 
