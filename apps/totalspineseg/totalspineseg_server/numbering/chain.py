@@ -365,6 +365,7 @@ def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numb
 
     Both maps come from one scan, and from networks that learned from the same examples. If neither is certain by
     itself, their agreement proves nothing more; if both are certain of different names, neither can be relied on.
+    Names that step 1 only counted cannot be relied on either, if step 2 by itself has others.
 
     Args:
         pieces: The pieces.
@@ -383,6 +384,10 @@ def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numb
         return _as_sure_as(both, step1)
     differing = tuple(_differs(k, code, both, evidence) for k, code in _otherwise(both, evidence)[:1])
     against = bool(differing) and (alone.certainty != "doubtful" or step1.certainty == "doubtful")
+    if not differing and step1.certainty == "counted":
+        # Step 1 outvotes what step 2 shows, but is not certain itself.
+        differing = tuple(_differs(k, code, alone, evidence) for k, code in _otherwise(alone, evidence)[:1])
+        against = bool(differing)
     both = replace(both, findings=both.findings + differing, contradicted=both.contradicted or against)
     if alone.confident != step1.confident:
         return _settled(both)
