@@ -277,13 +277,13 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return {
             "doubt": ImageScoring(
                 "How doubtful the result for each image is: uncertain names, findings, and differences between the two "
-                "steps and between the image and its mirror. An image that these weights have not predicted is "
-                "predicted",
+                "steps and between the image and its mirror image. Images that these weights have not predicted yet "
+                "are predicted first.",
                 self._scorer.fill,
             ),
             "doubt_scale": ImageScoring(
-                "The same, and how much the result changes if the image is treated as a smaller person's: each image "
-                "is predicted once more",
+                "The same, and how much the result changes if the image is scaled like that of a smaller person. Each "
+                "image is predicted once more.",
                 self._scorer.fill_scale,
             ),
         }

@@ -387,7 +387,7 @@ def from_fields(kind: type[T], content: object, source: str) -> T:
         elif field.default is MISSING and field.default_factory is MISSING:
             missing.append(field.name)
     if missing or wrong:
-        faults = (("it lacks", missing), ("it has unusable values of", wrong))
+        faults = (("it lacks", missing), ("it has unusable values for", wrong))
         listed = " and ".join(f"{fault} {', '.join(names)}" for fault, names in faults if names)
         raise StorageError(f"The record {source} is damaged: {listed}. Restore it from a backup.")
     return kind(**values)

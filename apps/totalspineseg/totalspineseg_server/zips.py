@@ -145,7 +145,7 @@ def _require_safe(entries: Sequence[zipfile.ZipInfo], wanted: Sequence[zipfile.Z
     for entry in entries:
         problem = "is there twice" if entry.filename in names else _problem(entry)
         if entry.filename in chosen and _is_dense(entry, max_ratio):
-            problem = "unpacks to far more than it holds"
+            problem = "unpacks to far more than its size"
         if problem:
             raise ArchiveError(f"The .zip has an unsafe entry: {entry.filename[:80]!r} {problem}. Pack it again.")
         names.add(entry.filename)

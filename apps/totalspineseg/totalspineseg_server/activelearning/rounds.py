@@ -27,9 +27,7 @@ def unfinished_first(images: object, datastore: Datastore) -> list[str]:
         SettingError: The images are not a list of texts.
     """
     if not isinstance(images, list | tuple) or not all(isinstance(image, str) for image in images):
-        raise SettingError(
-            f"The images of the request are {images!r}. Send 'all', 'labeled', 'unlabeled' or a list of image ids."
-        )
+        raise SettingError(f"expected images 'all', 'labeled', 'unlabeled' or a list of image ids, got {images!r}")
     known, unfinished = set(datastore.list_images()), set(datastore.get_unlabeled_images())
     return sorted(known.intersection(images), key=lambda image: (image not in unfinished, image))
 

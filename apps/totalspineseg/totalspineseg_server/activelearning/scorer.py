@@ -170,7 +170,7 @@ class Scorer:
         with self._services.lock:
             step1, step2 = pair_in_use(self._services.networks)
             if maps is None or {"step1": step1.version, "step2": step2.version} != dict(score.versions):
-                raise WeightsError("Other weights came into use during the scoring. Start it again.")
+                raise WeightsError("The weights in use changed during the scoring. Start it again.")
             scale = scale_difference(image, maps.labels, maps.iso, step1, step2)
         score = replace(score, parts=replace(score.parts, scale=scale))
         self._scores.keep(score)

@@ -49,7 +49,7 @@ FOREIGN: Final = (
     "3D Slicer as a segmentation over its image, name its segments (such as L5 or L4-L5), and submit it. To train from "
     f"many such maps, see '{COMMAND} prepare --help'"
 )
-WITHOUT_IMAGE: Final = "belongs to no image here. Restore the image or remove the label"
+WITHOUT_IMAGE: Final = "is the label of an image that is not here. Restore the image or remove the label"
 NAMES_IN_LOG: Final = 5
 LISTED_SECONDS: Final = 1.0
 """A list of images that is no older is not made again, so that many requests at once list the folder once."""

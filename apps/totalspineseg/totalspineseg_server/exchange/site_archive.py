@@ -78,7 +78,7 @@ class Manifest:
         try:
             content: Any = json.loads(text)
             files = {path: Entry(str(e["sha256"]), int(e["bytes"])) for path, e in content.pop("files").items()}
-            manifest = from_fields(cls, content, "of the back-up")
+            manifest = from_fields(cls, content, "of the backup")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise no_backup() from error
         usable = manifest.format == FORMAT and manifest.kind in (STUDIES, WORK) and all(map(_is_inside, files))
@@ -187,8 +187,7 @@ def _files(folder: Path) -> Iterator[PurePosixPath]:
 
 
 def no_backup() -> ArchiveError:
-    """Return the error for a file that is no back-up of this program."""
+    """Return the error for a file that is no backup of this program."""
     return ArchiveError(
-        f"This is no back-up that this version can restore. Choose a file that '{COMMAND} backup' wrote, or update the "
-        "software."
+        f"This version cannot restore this file. Choose a file that '{COMMAND} backup' wrote, or update the software."
     )

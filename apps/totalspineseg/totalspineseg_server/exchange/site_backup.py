@@ -37,7 +37,7 @@ settings."""
 def write_backup(
     site: Path, models: ModelStore, target: Path, *, settings: Sequence[Path] = (), images: bool = False
 ) -> Manifest:
-    """Write a back-up; a server may run meanwhile.
+    """Write a backup; a server may run meanwhile.
 
     Args:
         site: Studies with a hidden history, or the ``--work`` folder of a server.
@@ -54,7 +54,7 @@ def write_backup(
             the archive differs from what was read. No file is left.
     """
     if target.exists():
-        raise StorageError(f"{str(target)!r} exists already. Choose another name for the back-up.")
+        raise StorageError(f"{str(target)!r} exists already. Choose another name for the backup.")
     twice = [name for name, count in Counter(path.name for path in settings).items() if count > 1]
     if twice:
         raise StorageError(f"Two files of settings are called {twice[0]!r}. Rename one of them.")
@@ -125,7 +125,9 @@ def _require_same(path: Path, manifest: Manifest) -> None:
     with zipfile.ZipFile(path) as archive:
         for name, entry in manifest.files.items():
             if digest_of(lambda write, name=name: _pass_on(archive, name, write)) != entry.sha256:  # type: ignore[misc]
-                raise StorageError(f"{name!r} was not written as it was read. Check the disk, and try again.")
+                raise StorageError(
+                    f"{name!r} differs in the backup from the file that was read. Check the disk, and try again."
+                )
 
 
 def _pass_on(archive: zipfile.ZipFile, name: str, write: Callable[[bytes], object]) -> None:

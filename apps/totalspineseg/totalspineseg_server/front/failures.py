@@ -26,7 +26,7 @@ UNAUTHORIZED: Final = (400, 401, 403)
 """Answers of an identity server that are about the user, not about the server."""
 RUNNING: Final = {
     "/batch/": "A batch inference is already running on these studies. Wait for it to finish, or stop it.",
-    "/scoring/": "A scoring is already running on these studies. Wait for it to finish, or stop it.",
+    "/scoring/": "Scoring is already running on these studies. Wait for it to finish, or stop it.",
 }
 """Beginning of an address -> answer if MONAI Label would start a second process; its own answer is a line of its
 log."""

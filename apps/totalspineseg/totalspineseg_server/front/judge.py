@@ -44,7 +44,7 @@ class Judge:
         with self._guard:
             if self._is_running:
                 raise HTTPException(
-                    BUSY, f"Version {self._version!r} is being judged. Wait until that has ended, or stop it."
+                    BUSY, f"Version {self._version!r} is being judged. Wait for it to finish, or stop it."
                 )
             self._is_running, self._was_stopped = True, False
             self._version, self._line, self._failure = version, "The networks are loaded.", ""

@@ -41,7 +41,7 @@ OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_in
 OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, "instance", UNSENT, RENUMBERED, UNCONFIRMED))
 """Fields of images and labels that only this server sets and relies on."""
 NOT_IN_PACS = (
-    "The PACS did not take the label. It is stored on this server and counts. The server sends it to the PACS again "
+    "The PACS did not accept the label. It is stored on this server and counts. The server sends it to the PACS again "
     "when somebody asks for the next sample."
 )
 

@@ -79,7 +79,9 @@ class FocusedPredictor:
                 return prediction
             if wider is None:
                 break
-            logger.info("The spine reaches the side of the box of step 1, which looks again at %s", _size(wider))
+            logger.info(
+                "The spine reaches the edge of the box that step 1 searched, so step 1 runs again on %s", _size(wider)
+            )
             box = wider
         return self.fine.predict(channels, soft=soft)
 

@@ -102,7 +102,7 @@ def merge(codes: Mapping[str, LabelArray], choice: Choice) -> LabelArray:
     for name, id_ in choice.take.items():
         code = code_of_name(name)
         if code is None or not (codes[id_] == code).any():
-            raise LabelError(f"{name[:80]!r} is not in the label that it is to be taken from. Choose another one.")
+            raise LabelError(f"{name[:80]!r} is not in the label that you chose for it. Choose another label.")
         taken[code] = codes[id_] == code
     for code in taken:
         merged[merged == code] = BACKGROUND
