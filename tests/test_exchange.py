@@ -333,12 +333,12 @@ def link(manifest: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"files": {"site/.totalspineseg/holdout.json": b"other"}}, "missing or damaged"),
-        ({"files": {"site/.totalspineseg/holdout.json": None}}, "missing or damaged"),
+        ({"files": {"site/.totalspineseg/holdout.json": b"other"}}, "missing from the backup or damaged"),
+        ({"files": {"site/.totalspineseg/holdout.json": None}}, "missing from the backup or damaged"),
         ({"files": {"../outside": b"x"}}, "unsafe"),
-        ({"manifest": link}, "no backup"),
+        ({"manifest": link}, "not a backup"),
         ({"manifest": lambda m: m.update(format=99)}, "update"),
-        ({"manifest": lambda m: m.update(files=[])}, "no backup"),
+        ({"manifest": lambda m: m.update(files=[])}, "not a backup"),
         ({"files": {"site/zeros": bytes(3 << 20)}, "kind": zipfile.ZIP_DEFLATED}, "unpacks to"),
     ],
     ids=["changed", "missing", "outside", "absolute", "future", "no list", "bomb"],

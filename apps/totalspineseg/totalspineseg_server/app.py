@@ -530,8 +530,9 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return prepared
 
     def _subject(self, image_id: str) -> str:
-        """Return whose image it is: the patient, if that is known. All images of a patient are used for training, or
-        all for comparing models."""
+        """Return the subject of an image: the patient, if known. All images of a patient are used for training, or all
+        for comparing models.
+        """
         return self._datastore.subject(image_id) or subject_of(image_id)
 
 

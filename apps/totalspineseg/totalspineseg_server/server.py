@@ -367,7 +367,7 @@ def _folder(text: str, option: str) -> Path:
 
 
 def require_weights(weights: str, *, app_dir: Path) -> None:
-    """Check the weights that the owner chose; "" chooses none, and the server reports later if it has none to use.
+    """Check the weights that the owner chose; with "", the server reports later if it has no weights to use.
 
     Raises:
         WeightsError: They do not exist, or are not usable.

@@ -36,7 +36,7 @@ KIND_WORDS: Final[Mapping[str, Kind]] = MappingProxyType(
         "intervertebral": Kind.DISC,
     }
 )
-"""Words beside a level that state its kind -> the kind."""
+"""Words beside a level -> the kind that they state."""
 THORACIC: Final = re.compile(r"th(?=\d)")
 """Beginning of "Th12"."""
 NUMBER: Final = re.compile(r"\d+")

@@ -27,7 +27,7 @@ RATIO_FROM_BYTES: Final = 1 << 20
 CHUNK_BYTES: Final = 1 << 20
 """Number of bytes that are copied at once."""
 KINDS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Allowed ways to compress. Others cannot be unpacked piece by piece, so that a small piece may fill the memory."""
+"""Allowed ways to compress. Others cannot be unpacked piece by piece, and a small piece may fill the memory."""
 REGULAR: Final = (0, stat.S_IFREG, stat.S_IFDIR)
 """Allowed types of entries; 0 means that none is stated."""
 UNREADABLE: Final = (

@@ -17,7 +17,7 @@ Outcome = dict[str, Any]
 
 
 def unfinished_first(images: object, datastore: Datastore) -> list[str]:
-    """Return those of the images that the studies have, sorted by name, those without a finished label first.
+    """Return the images that are in the studies: those without a finished label first, then by name.
 
     Args:
         images: Ids from a client or from MONAI Label.

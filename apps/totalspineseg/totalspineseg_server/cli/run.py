@@ -148,7 +148,7 @@ def _require_labels(arguments: argparse.Namespace, keep: Collection[str]) -> Non
 
 
 def _pass_on(arguments: argparse.Namespace, cases: "Sequence[Case]", summary: "Summary") -> dict[str, str]:
-    """Write what ``--bids`` and ``--seg`` ask for; return name -> sentence of the scans without a DICOM SEG."""
+    """Write the files for ``--bids`` and ``--seg``; return name -> sentence for each scan without a DICOM SEG."""
     from totalspineseg_server.cohort.interchange import DERIVATIVES, SEG, is_dicom_case, write_bids, write_segs
 
     output: Path = arguments.output

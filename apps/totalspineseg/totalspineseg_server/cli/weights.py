@@ -156,7 +156,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
 
 
 def _scans(studies: Path | None, count: int, folder: Path) -> "list[Callable[[], Scan]]":
-    """Return so many scans, those of the studies first; each is read when it is called.
+    """Return the scans to compare, those of the studies first; each is read when it is called.
 
     Args:
         studies: Folder of scans, or None.

@@ -37,7 +37,7 @@ settings."""
 def write_backup(
     site: Path, models: ModelStore, target: Path, *, settings: Sequence[Path] = (), images: bool = False
 ) -> Manifest:
-    """Write a backup; a server may run meanwhile.
+    """Write a backup; a server may be running.
 
     Args:
         site: Studies with a hidden history, or the ``--work`` folder of a server.
@@ -121,7 +121,7 @@ _DEPTH: Final = {"corrections": 2, "unfiled": 1}
 
 
 def _require_same(path: Path, manifest: Manifest) -> None:
-    """Check that an archive has what its manifest says."""
+    """Check that an archive has the contents listed in its manifest."""
     with zipfile.ZipFile(path) as archive:
         for name, entry in manifest.files.items():
             if digest_of(lambda write, name=name: _pass_on(archive, name, write)) != entry.sha256:  # type: ignore[misc]
@@ -137,7 +137,7 @@ def _pass_on(archive: zipfile.ZipFile, name: str, write: Callable[[bytes], objec
 
 
 def digest_of(pass_on: Callable[[Callable[[bytes], object]], object]) -> str:
-    """Return the SHA-256, as hex, of a content that is passed on piece by piece."""
+    """Return the SHA-256, as hex, of content that arrives in pieces."""
     digest = hashlib.sha256()
     pass_on(digest.update)
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""Restore a backup into folders without such data, after every file was compared with its hash."""
+"""Restore a backup into empty folders, after comparing every file with its hash."""
 
 import hashlib
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def read_backup(file: Path) -> Manifest:
         The list of its files.
 
     Raises:
-        ArchiveError: It is no backup, is unsafe or damaged.
+        ArchiveError: The file is not a backup, is unsafe or damaged.
     """
     with _opened(file, file.parent) as (archive, manifest):
         for path in manifest.files:
@@ -53,7 +53,7 @@ def restore(file: Path, site: Path, models: ModelStore) -> Manifest:
         The list of the restored files.
 
     Raises:
-        ArchiveError: It is no backup, is unsafe or damaged; nothing was changed.
+        ArchiveError: The file is not a backup, is unsafe or damaged; nothing was changed.
         StorageError: Something exists where it would write, or the disk is full; nothing was changed.
     """
     if site.exists() and not site.is_dir():
@@ -124,7 +124,7 @@ def _require(archive: Archive, manifest: Manifest, path: str, target: Path | Non
     """Compare a file with its hash, and write it if there is a target.
 
     Raises:
-        ArchiveError: It is missing, or another one.
+        ArchiveError: The file is missing, or has other content.
     """
     entry = archive.by_name.get(path)
     digest = hashlib.sha256()

@@ -142,7 +142,7 @@ def region_hits(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tenso
 
 
 def learning_rate(iteration: float, *, total: float, warmup: float, peak: float) -> float:
-    """Return a rate with a linear warm-up, then half a cosine down to ``FULL_SHARE`` of the peak.
+    """Return a learning rate with a linear warm-up, then half a cosine down to ``FULL_SHARE`` of the peak.
 
     Args:
         iteration: Iteration, from 0; or a time in another unit, the same for all three.
