@@ -189,5 +189,6 @@ def _files(folder: Path) -> Iterator[PurePosixPath]:
 def no_backup() -> ArchiveError:
     """Return the error for a file that is not a backup of this program."""
     return ArchiveError(
-        f"It is not a backup that this version can restore. Choose a file that '{COMMAND} backup' wrote, or update the software."
+        f"It is not a backup that this version can restore. Choose a file that '{COMMAND} backup' wrote, or update "
+        "the software."
     )
