@@ -22,7 +22,7 @@ FULL_SHARE: Final = 0.02
 """Learning rate at the end, relative to its peak."""
 USUAL_RATE: Final = 0.009
 """Highest learning rate of a fine-tuning relative to the usual size of a convolution's weights: 8e-4 and 1e-3 for the
-starter weights, for which it was chosen (decision 16)."""
+starter weights, for which it was chosen (decision 13)."""
 
 
 def usual_rate(network: nn.Module) -> float:
