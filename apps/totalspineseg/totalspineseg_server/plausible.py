@@ -1,4 +1,4 @@
-"""Check that a label map shows a disc, a vertebra and the canal, and that levels are named from superior to inferior."""
+"""Check that a label map shows disc, vertebra and canal, and that levels are named from superior to inferior."""
 
 from collections.abc import Sequence
 from typing import Final

@@ -89,7 +89,7 @@ def without_mark(name: str) -> str:
     return MARKS.sub("", name) if is_marked(name) else name
 
 
-def meant_by(name: str) -> str | None:
+def similar_name(name: str) -> str | None:
     """Return the published name that an unknown name probably stands for; None if none is similar."""
     key, kinds = _read(name)
     if key == S1:

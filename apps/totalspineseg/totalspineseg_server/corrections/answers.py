@@ -68,7 +68,7 @@ def unconfirmed(names: Sequence[str], mark: str, segment: str) -> str:
     plural, are = ("s", "are") if len(names) > 1 else ("", "is")
     return (
         f"The name{plural} {listed(names)} {are} still marked as doubtful ({mark!r}), so this is not used to train or "
-        f"to compare models. If a name is right, take its {mark!r} away and submit again; if all are, add an empty "
+        f"to compare models. If a name is right, remove its {mark!r} and submit again; if all are, add an empty "
         f"segment named {segment!r}."
     )
 

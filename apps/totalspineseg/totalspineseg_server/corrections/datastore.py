@@ -87,7 +87,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     @abstractmethod
     def fingerprint(self, image_id: str) -> str:
-        """Return a value that changes whenever the content of an image may have changed; "" if there is no such image."""
+        """Return a value that changes whenever an image's content may have changed; "" if there is no such image."""
 
     @abstractmethod
     def siblings(self, image_id: str) -> tuple[str, ...]:
@@ -311,7 +311,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         return self._labels.of(image_id).get(tag)
 
     def _fits(self, image_id: str, tag: str, label: DisplayedLabel) -> bool:
-        """Return whether this server made a label on the present content of its image; a changed image is read again."""
+        """Return whether this server made a label on the image's present content; a changed image is read again."""
         if not label.is_own:
             return False
         drawn_on, file = str(label.info.get(DRAWN_ON) or ""), self.present_file(image_id)

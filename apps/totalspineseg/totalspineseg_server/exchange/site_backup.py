@@ -90,7 +90,7 @@ def _written(
     add(MODELS, models.model_dir, model_files(models))
     for file in settings:
         add(SETTINGS, file.parent, iter([PurePosixPath(file.name)]))
-    return {path: entry for path, entry in files.items() if path not in _read_meanwhile(files, site)}
+    return {path: entry for path, entry in files.items() if path not in _read_since(files, site)}
 
 
 def _add(archive: zipfile.ZipFile, name: str, file: Path) -> Entry | None:
@@ -108,7 +108,7 @@ def _add(archive: zipfile.ZipFile, name: str, file: Path) -> Entry | None:
     return Entry(digest.hexdigest(), size)
 
 
-def _read_meanwhile(files: Mapping[str, Entry], site: Path) -> frozenset[str]:
+def _read_since(files: Mapping[str, Entry], site: Path) -> frozenset[str]:
     """Return the files of submissions that waited at first and were filed while the archive was written."""
     history = PurePosixPath(SITE, history_of(site).relative_to(site).as_posix())
     inside = {path: PurePosixPath(path).relative_to(history).parts for path in files if path.startswith(f"{history}/")}

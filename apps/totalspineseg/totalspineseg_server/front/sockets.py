@@ -1,4 +1,4 @@
-"""Open the address and port before anything is written, so that a wrong address or a busy port leaves nothing behind."""
+"""Open the address and port before anything is written, so that a wrong address or busy port leaves nothing behind."""
 
 import errno
 import socket

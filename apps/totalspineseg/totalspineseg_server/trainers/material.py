@@ -1,4 +1,4 @@
-"""Split the newest finished labels of all images by subject, into corrections to train on and corrections to test on."""
+"""Split the newest finished label of each image by subject: corrections to train on, and corrections to test on."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping

@@ -186,7 +186,7 @@
     }
   }
 
-  // Take away all marks that are left, so that 20 segments need not be renamed one by one.
+  // Remove all marks that are left, so that 20 segments need not be renamed one by one.
   function confirmNames() {
     for (const [index, segment] of Object.entries(segments())) {
       if (segment?.label.endsWith(MARK)) {
