@@ -92,7 +92,7 @@ def _is_lumbar_below(out: Sequence[int], path: Path, evidence: Evidence) -> bool
 
 
 def _swollen(missed: int, path: Path, evidence: Evidence) -> bool:
-    """Return whether a neighbor of a missed vertebra is so large that it seems to contain a part of it."""
+    """Return whether a neighbor of a missed vertebra is so large that it seems to contain part of it."""
     bones = [
         (abs(ORDER[code] - ORDER[missed]), item.volume_mm3)
         for item, code in zip(evidence.items, path, strict=True)
