@@ -350,13 +350,14 @@ def read(row: tuple[str, str, Path, dict[str, Path], bool], move: str = "") -> S
 
 
 def renamed(before: LabelArray, after: LabelArray) -> bool:
-    """Return whether most of a level of one map has the name of another level in the other map."""
-    levels = {*VERTEBRAE, *DISCS, SACRUM}
+    """Return whether most of a bone or disc of one map has the name of another bone or disc in the other map."""
     for one, other in ((before, after), (after, before)):
-        for code in levels & set(np.unique(one).tolist()):
-            there = int(np.bincount(other[one == code]).argmax())
-            if there != code and there in levels:
-                return True
+        present = set(np.unique(one).tolist())
+        for kind in ({*VERTEBRAE, SACRUM}, set(DISCS)):
+            for code in kind & present:
+                there = int(np.bincount(other[one == code]).argmax())
+                if there != code and there in kind:
+                    return True
     return False
 
 
