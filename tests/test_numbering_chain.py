@@ -1,6 +1,7 @@
 """Tests of the chain model on columns with known truth: single mistakes, variants, doubt, pins, localizers."""
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -353,6 +354,19 @@ def test_a_pin_settles_a_landmark_as_far_as_nothing_is_missed(whole: bool) -> No
     _, numbering = name(case, pins=[Pin(22, truth_point(case, 22))])
     assert numbering.confident == whole
     assert ("landmark_differs" in [f.kind for f in numbering.findings]) != whole
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_landmark_that_step_1_saw_on_its_own_disc_is_lost_and_no_doubt(seen: bool) -> None:
+    """Step 2 had C7-T1 on T1-T2, step 1 on C7-T1, as the names: the right names were doubtful."""
+    case = draw("cervicothoracic", 2)
+    case.raw[case.truth == DISC_C7_T1] = 1
+    case.raw[case.truth == 72] = 3
+    step1 = replace(step1_of(case, 0.99), landmarks=frozenset({DISC_C7_T1} if seen else ()))
+    labels, numbering = name(case, step1=step1)
+    assert columns.errors(case, labels) == {}
+    assert [finding.kind for finding in numbering.findings] == ["landmark_differs"]
+    assert (numbering.certainty == "doubtful") is not seen
 
 
 def test_a_landmark_spread_over_its_neighbor_is_no_doubt() -> None:

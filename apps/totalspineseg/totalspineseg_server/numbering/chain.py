@@ -1,6 +1,6 @@
 """Name a column from all evidence at once, with the probability of each name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -241,7 +241,11 @@ def number_chain(
     by_reader = step1 is not None and step1.by_reader
     moved = () if by_reader else moved_landmarks(names, pieces, pinned=pinned, missed=numbering.missed)
     findings = (*map(unmet_finding, unmet), *elsewhere, *moved, *numbering.findings)
-    against = bool(moved) and not _outvoted(moved, numbering, trust)
+    # A landmark that both steps put on different discs is lost, if step 1 put it where the names have it.
+    lost = frozenset[int]()
+    if step1 is not None and not by_reader and not _otherwise(numbering, evidence):
+        lost = step1.landmarks
+    against = bool(moved) and not _outvoted(moved, numbering, trust, lost)
     contradicted = numbering.contradicted or bool(unmet) or against
     if not pins and not by_reader:
         failures = trust.contradicted if contradicted else trust.uncontradicted
@@ -331,9 +335,10 @@ BELIEVED: Final = 0.75
 """Share of scans in which a landmark class must lie on its own disc to contradict names by itself."""
 
 
-def _outvoted(moved: Sequence[Finding], numbering: Numbering, trust: Trust) -> bool:
-    """Return whether contradicted landmarks are wrong so often that they do not make the names doubtful."""
-    return not any(_is_believed(code, trust) for finding in moved for code in _drawn_as(finding, numbering))
+def _outvoted(moved: Sequence[Finding], numbering: Numbering, trust: Trust, lost: Collection[int]) -> bool:
+    """Return whether contradicted landmarks do not make the names doubtful: they are wrong often, or they are lost."""
+    drawn = {code for finding in moved for code in _drawn_as(finding, numbering)}
+    return not any(_is_believed(code, trust) and code not in lost for code in drawn)
 
 
 def _counted_only(numbering: Numbering, trust: Trust) -> bool:
