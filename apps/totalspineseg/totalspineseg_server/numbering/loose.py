@@ -1,4 +1,4 @@
-"""Name vertebrae of which only processes are in view; their order along the canal misleads."""
+"""Name vertebrae of which only processes are in view; their order along the canal is misleading."""
 
 from collections.abc import Mapping
 from typing import Final
