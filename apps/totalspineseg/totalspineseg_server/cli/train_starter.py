@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--real-share", type=float, metavar="SHARE", help="share of the patches taken from them (default: 0.35)"
     )
-    parser.add_argument("--restart", action="store_true", help="discard an unfinished training, and begin anew")
+    parser.add_argument("--restart", action="store_true", help="discard an unfinished training, and start over")
 
 
 def execute(arguments: argparse.Namespace) -> int:

@@ -71,7 +71,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             self._contents.learn(images / name, size, time_ns, sha256)
         self._labels = LabelFiles(folder / LABELS_DIR, self._contents, older)
 
-    # What a folder and a PACS answer differently.
+    # Questions that a folder and a PACS answer differently.
 
     @abstractmethod
     def list_images(self) -> list[str]:
@@ -332,7 +332,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             )
         return fits
 
-    # The whole.
+    # The datastore as a whole.
 
     def name(self) -> str:
         """Return the name of the studies."""

@@ -108,7 +108,7 @@ def router() -> APIRouter:
                 content = None
             if store.get_label_info(label, tag) == info:
                 break
-            # It was replaced meanwhile: the names of one result do not fit the map of another.
+            # It was replaced in the meantime: the names of one result do not fit the map of another.
         if listings.differs(_address(request), label, tag, info):
             raise HTTPException(
                 NOT_READY,

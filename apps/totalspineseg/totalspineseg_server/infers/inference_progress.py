@@ -26,7 +26,7 @@ STAGES: Final[Mapping[str, str]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Running:
-    """An inference that runs.
+    """The current inference.
 
     Attributes:
         model: Name of the model.

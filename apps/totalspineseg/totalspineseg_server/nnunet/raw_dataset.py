@@ -40,7 +40,8 @@ TRUE, SIMULATED, FOUND_BY = "true", "simulated", "found by "
 SEED: Final = 20_240_102
 FORMAT: Final = 3
 """Version of the case format. It is raised when the same scan gives different files, so that old cases are written
-anew."""
+again.
+"""
 CHANNELS: Final[dict[Step, dict[str, str]]] = {1: {"0": "MRI"}, 2: {"0": "MRI", "1": "noNorm"}}
 MAX_NAME: Final = 150
 """Largest number of characters in a case's name; file systems allow 255 with endings."""

@@ -240,7 +240,7 @@ def _is_landmark() -> npt.NDArray[np.bool_]:
 
 @cache
 def _above(landmark: int, levels: int) -> npt.NDArray[np.bool_]:
-    """Return the (slots,) mask of the discs so many levels above a landmark; below it if negative."""
+    """Return the (slots,) mask of the discs this many levels above a landmark; below it if negative."""
     tree = _tree()
     if not levels:
         return np.asarray(tree.code == landmark)

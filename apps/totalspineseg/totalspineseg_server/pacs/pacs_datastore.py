@@ -162,7 +162,7 @@ class PacsDatastore(SpineDatastore):
         except requests.RequestException as error:
             logger.warning("the PACS does not accept the label of series %s yet: %s", image_id, type(error).__name__)
         except TotalSpineSegError as error:
-            # What is wrong with the label itself will not change.
+            # A fault of the label itself will not go away.
             unsent = isinstance(error, PASSING)
             raise
         finally:
