@@ -34,8 +34,8 @@ chance."""
 
 @dataclass(frozen=True)
 class Left:
-    """Structures of a truth that were left as a model predicted them. They count neither for nor against that model and
-    its descendants.
+    """Structures of a reader's label that were left as a model predicted them. They count neither for nor against that
+    model and its descendants.
 
     Attributes:
         untouched: Codes whose outline and name are the prediction's.

@@ -174,7 +174,9 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return is_running(self._site.training_dir)
 
     def info(self) -> dict[str, Any]:
-        """Return what clients show about the app and its models; never "config", which would override requests."""
+        """Return the information about the app and its models that clients display; never "config", which would
+        override requests.
+        """
         return {**super().info(), "description": self._description(), "warning": self.weights_warning()}
 
     def _description(self) -> str:
@@ -273,7 +275,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         }
 
     def init_scoring_methods(self) -> dict[str, Any]:
-        """Return what can be computed for all images in the background."""
+        """Return the scores that can be computed for all images in the background."""
         return {
             "doubt": ImageScoring(
                 "How doubtful the result for each image is: uncertain names, findings, and differences between the two "
@@ -306,7 +308,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
 
         Args:
             request: ``model``; ``image``: the id of an image of the studies, or a ``TrustedPath`` from the front, never
-                a path that a client names; ``label``: a ``TrustedPath``, too, or the tag of a label of the image;
+                a path that a client names; ``label``: also a ``TrustedPath``, or the tag of a label of the image;
                 settings; ``save_label`` and ``label_tag`` to store the result.
             datastore: Unused; there is only the app's own.
 

@@ -81,7 +81,7 @@ def open_archive(
 
     Args:
         file: The .zip; it must be seekable.
-        folder: Existing folder. If an archive is refused, the caller removes what was written there.
+        folder: Existing folder. If an archive is refused, the caller removes the files written so far.
         is_wanted: ``is_wanted(name)`` returns whether a file is to be written; all others stay in the archive.
         max_bytes: Largest size of the wanted files together.
         max_ratio: Largest compression of a wanted file; 0 for any.

@@ -192,7 +192,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         return "" if label is None else str(label.file)
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
-        """Return what is known about a label, even if its image was replaced."""
+        """Return the information about a label, even if its image was replaced."""
         label = self._known(label_id).get(_plain(label_tag))
         return {} if label is None else dict(label.info)
 

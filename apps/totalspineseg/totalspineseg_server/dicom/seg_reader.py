@@ -39,7 +39,7 @@ def read_seg(
 
     Returns:
         Layers on ``image``'s grid, segments in the order of the file; overlapping segments lie in several layers.
-        A segment without voxels is listed, too.
+        Segments without voxels are listed as well.
 
     Raises:
         LabelError: The file is not a SEG, its pixels are not masks, or its segments cannot be distinguished.

@@ -116,7 +116,7 @@ def _request(model: str, params: dict[str, Any], user: User) -> dict[str, Any]:
 
 
 def _image(image: str, session_id: str, file: UploadFile | None, folder: Path) -> str:
-    """Return what to segment: the file sent along, a session's image, or an image of the studies."""
+    """Return the image to segment: the file in the request, a session's image, or an image of the studies."""
     if file is not None:
         return TrustedPath(save_image(file, folder))
     if session_id:

@@ -197,7 +197,7 @@ def _passed_on(request: Request) -> dict[str, str]:
 
 
 def _own_links(content: bytes, where: Address, request: Request) -> bytes:
-    """Let links to the PACS lead through this server, because a browser may not reach the PACS itself."""
+    """Rewrite links to the PACS so that they lead through this server, because a browser may not reach the PACS itself."""
     here = str(request.base_url).rstrip("/")
     prefix = "/".join(filter(None, (where.base, where.wado)))
     return content.replace(f'"{prefix}/'.encode(), f'"{here}{PREFIX}/wado/'.encode())

@@ -44,7 +44,7 @@ class Listings:
         self._sent: OrderedDict[str, tuple[float, dict[tuple[str, str], tuple[str, ...]]]] = OrderedDict()
 
     def note(self, client: str, content: Mapping[str, Any]) -> None:
-        """Remember what a list of labels says.
+        """Remember a list of labels.
 
         Args:
             client: The client's address.
@@ -91,7 +91,7 @@ def router() -> APIRouter:
 
     @routes.get("/datastore/label/info")
     def get_label_info(label: str, tag: str, user: Annotated[User, user_role]) -> dict[str, Any]:
-        """Return what is known about a label."""
+        """Return the information about a label."""
         return info_as_sent(app_instance().datastore().get_label_info(label, tag))
 
     @routes.get("/datastore/label", response_model=None)
@@ -159,7 +159,7 @@ def report_as_sent(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def info_as_sent(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is known about a label, with the names and values of the map that clients get."""
+    """Return the information about a label, with the names and values of the map that clients get."""
     report = _listing(info)
     return dict(info) if report is None else {**info, PARAMS: report_as_sent(report)}
 

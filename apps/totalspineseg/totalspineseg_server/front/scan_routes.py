@@ -196,7 +196,7 @@ def router() -> APIRouter:
 
     @routes.get("/scans/{image:path}")
     def get_scan(image: str, user: Annotated[User, user_role]) -> dict[str, Any]:
-        """Return what is known of a scan: its levels from top to bottom, its findings and its history."""
+        """Return the levels of a scan from top to bottom, its findings and its history."""
         row, view = _lab().view(image)
         record = view.label.record
         numbering = (record.numbering if record else None) or {}

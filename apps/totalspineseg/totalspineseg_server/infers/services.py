@@ -38,7 +38,7 @@ class Networks(Protocol):
         """
 
     def version(self, step: Literal[1, 2]) -> str:
-        """Return what ``get(step).version`` would, without loading the network.
+        """Return the same as ``get(step).version``, without loading the network.
 
         Raises:
             WeightsError: There are no usable weights.

@@ -25,8 +25,8 @@ FINE_MM3: Final = 4.0
 cubic mm.
 """
 MARGIN_MM: Final = (15, 15, 40)
-"""Smallest distance of what the coarse network found to the sides of the box, (right-left, front-back, along the
-spine). The starter weights miss tips of processes, and a vertebra at the end of a scan."""
+"""Smallest distance from the structures that the coarse network found to the sides of the box, (right-left, front-back,
+along the spine). The starter weights miss tips of processes, and a vertebra at the end of a scan."""
 EDGE_MM: Final = 3
 """Distance to a side of the box within which a structure may go on beyond it."""
 WIDEN_MM: Final = 60
@@ -95,7 +95,7 @@ class FocusedPredictor:
         self.fine.retire()
 
     def _box(self, found: Box, shape: tuple[int, ...]) -> Box:
-        """Return the box for what the coarse look found: the largest one with the fewest tiles."""
+        """Return the box around the structures that the coarse look found: the largest one with the fewest tiles."""
         order = [self.fine.folder.transpose.index(2 - axis) for axis in range(3)]
         tiles = [round(self.fine.folder.patch[k] * self.fine.folder.spacing_mm[k]) for k in order]
         spans = (

@@ -53,7 +53,7 @@ class RawOptions:
 
     Attributes:
         steps: Steps to write datasets for.
-        swapped: Whether to write the second variant of each case of dataset 102, too.
+        swapped: Whether to write also the second variant of each case of dataset 102.
         disturbed_share: See ``DISTURBED_SHARE``.
         finder: The loaded step-1 network that finds the discs for ``FOUND_CHANNEL_SHARE`` of the disturbed channels;
             None to simulate all errors.

@@ -73,7 +73,7 @@ def shift_text(best: Sequence[int], other: Sequence[int]) -> str:
 
 
 def would_settle(codes: Sequence[int], alternatives: Sequence[Sequence[int]]) -> tuple[str, ...]:
-    """Return what would decide between competing numberings.
+    """Return the means that would decide between competing numberings.
 
     Args:
         codes: The best numbering. Not modified.

@@ -209,7 +209,7 @@ def number_chain(
             says so. Not modified.
         pins: Levels that a reader fixed.
         step1: Names of step 1 in this scan, on the same grid. Pins replace the names of a network. Not modified.
-        trust: What is known about the errors of the network that made the map.
+        trust: Measured errors of the network that made the map.
 
     Returns:
         The best numbering; without pieces, an empty numbering that is not certain.

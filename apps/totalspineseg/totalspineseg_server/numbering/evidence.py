@@ -162,7 +162,7 @@ class Evidence:
         pinned_loose: Index of such a piece -> the code that a pin gives it.
         above_mm: Length of the column in view above the first item; 0 if the items themselves show it.
         below_mm: The same below the last item.
-        trust: What is known about the errors of the network that made the map.
+        trust: Measured errors of the network that made the map.
     """
 
     step: Step
@@ -192,7 +192,7 @@ def gather(
         step: 1 or 2.
         ruler: Canal of ``raw``.
         localizers: Other series of the patient on the same grid. Not modified.
-        trust: What is known about the errors of the network that made the map.
+        trust: Measured errors of the network that made the map.
 
     Returns:
         The evidence; it has no items if there are no pieces.

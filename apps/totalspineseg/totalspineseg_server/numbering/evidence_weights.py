@@ -43,7 +43,7 @@ P_MISSED: Final = 0.02
 """Probability that a disc in view has no component (fused, severely degenerated, missed by the network), or that a
 vertebra has none with a body."""
 P_NEXT_MISSED: Final = 0.3
-"""Probability that the disc after a missed one at the end of the row is missed, too: whatever hides one (metal, a bad
+"""Probability that the disc after a missed one at the end of the row is also missed: whatever hides one (metal, a bad
 coil, the end of the canal) hides its neighbors.
 """
 P_NEXT_MISSED_WITHIN: Final = 0.1
@@ -94,7 +94,7 @@ LANDMARK_COUNTED: Final = 0.5
 to count up from the sacrum. Of 24 synthetic lumbar scans with six lumbar vertebrae, six end with L1-L2; in four of
 these it was T12-L1 for both networks (starter weights)."""
 COUNTED_UP: Final = (DISC_T12_L1, DISC_L5_S)
-"""Landmarks that move with the sacrum: networks seem to find T12-L1 by counting, too."""
+"""Landmarks that move with the sacrum: networks seem to find T12-L1 by counting as well."""
 COUNTED_DISCS: Final = 1 + max(LUMBAR_PRIOR, key=lambda count: LUMBAR_PRIOR[count])
 """Number of discs from that disc to L5-S."""
 LANDMARK_FAR: Final = 0.001
@@ -180,7 +180,7 @@ def missed_weight(count: npt.ArrayLike, following: float = P_NEXT_MISSED) -> Flo
 
     Args:
         count: Whole numbers; 0 weighs 1. Not modified.
-        following: Probability that the next one is missed, too.
+        following: Probability that the next one is also missed.
     """
     count = np.asarray(count, dtype=np.float64)
     return np.where(count > 0, P_MISSED * following ** np.maximum(count - 1, 0), 1.0)
@@ -201,7 +201,7 @@ def _landmark_fit(
         k: Index of the disc.
         discs: Indices of all discs.
         counted: Whether it is the uppermost and the fifth above L5-S, where a T12-L1 may be counted.
-        trust: What is known about the network's errors.
+        trust: Measured errors of the network.
         shifted: Whether the network takes the last lumbar vertebra for S1.
     """
     tree = _tree()
@@ -271,7 +271,7 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
 
     Args:
         items: Pieces, superior to inferior.
-        trust: What is known about the errors of the network that made the map.
+        trust: Measured errors of the network that made the map.
 
     Returns:
         (items, views, slots) likelihoods, see ``view_prior``.

@@ -168,8 +168,7 @@ def _reason(draft: Correction) -> str:
 
 
 def _has_newer_final(newest: Mapping[tuple[str, int], Correction], earlier: Correction) -> bool:
-    """Return whether a finished label follows a step-1 map. It is used for step 1, too, so the older map adds
-    nothing."""
+    """Return whether a finished label follows a step-1 map. It is also used for step 1, so the older map adds nothing."""
     final = newest.get((earlier.image, 2))
     return final is not None and final.id > earlier.id
 
