@@ -300,7 +300,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return self._scorer.progress(images or self._datastore.list_images())
 
     def batch_progress(self, images: Sequence[str], begun: str) -> dict[str, Any]:
-        """Return how far a batch over these images (all if none are named) is; see ``Scorer.round``."""
+        """Return the progress of a batch over these images (all if none are named); see ``Scorer.round``."""
         return self._scorer.round(images or self._datastore.list_images(), begun)
 
     def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
@@ -328,7 +328,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
             return self._infer(task, request)
 
     def infer_progress(self) -> dict[str, Any] | None:
-        """Return how far the current inference is, or None; see ``Progress.as_json``."""
+        """Return the progress of the current inference, or None; see ``Progress.as_json``."""
         return self._services.progress.as_json()
 
     def _infer(self, task: Any, request: Mapping[str, Any]) -> dict[str, Any]:

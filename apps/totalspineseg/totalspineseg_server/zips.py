@@ -143,7 +143,7 @@ def _require_safe(entries: Sequence[zipfile.ZipInfo], wanted: Sequence[zipfile.Z
     names: set[str] = set()
     chosen = {entry.filename for entry in wanted}
     for entry in entries:
-        problem = "is there twice" if entry.filename in names else _problem(entry)
+        problem = "occurs twice" if entry.filename in names else _problem(entry)
         if entry.filename in chosen and _is_dense(entry, max_ratio):
             problem = "unpacks to far more than its size"
         if problem:

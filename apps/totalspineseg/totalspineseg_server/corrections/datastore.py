@@ -143,7 +143,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             self._records.write(image_id, {**self._records.of(image_id), **info})
 
     def _image_entry(self, image_id: str, file: Path | None) -> dict[str, Any]:
-        """Return an image as lists have it."""
+        """Return the entry of an image in a list."""
         info = self._records.of(image_id)
         if file is not None:
             try:

@@ -1,4 +1,4 @@
-"""Store what is known about images apart from their files: who uploaded one, and to whom it was offered.
+"""Store information about images that their files do not have: who uploaded one, and to whom it was offered.
 
 Each image has a record of its own, ``images/<image>.json``. Earlier versions kept all of it in the index of MONAI
 Label's own datastore, ``datastore_v2.json``, which is still read and never written.

@@ -49,7 +49,7 @@ def router(executor: Executor) -> APIRouter:
 
     @routes.get("/infer/progress")
     def progress(user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]) -> dict[str, Any]:
-        """Return how far the current inference is, and how many requests are waiting."""
+        """Return the progress of the current inference, and the number of waiting requests."""
         running = app_instance().infer_progress()
         return {"running": running, "waiting": max(0, len(line) - (running is not None))}
 

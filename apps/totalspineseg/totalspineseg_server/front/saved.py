@@ -118,7 +118,7 @@ def router() -> APIRouter:
         if content is None:
             raise HTTPException(UNUSABLE, "The label's file cannot be read. Delete the label, and make it again.")
         media_type = mimetypes.guess_type(file.name, strict=False)[0] or BYTES
-        # Headers allow no other letters.
+        # Headers allow no other characters.
         disposition = {"content-disposition": f"attachment; filename*=utf-8''{quote(file.name)}"}
         return Response(content, media_type=media_type, headers=disposition)
 

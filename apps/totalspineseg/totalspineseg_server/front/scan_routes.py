@@ -32,7 +32,7 @@ from totalspineseg_server.worklist.scans import View, levels_of, pin_names, writ
 NIFTI: Final = "application/gzip"
 PNG: Final = "image/png"
 MAX_NAME: Final = 100
-"""Longest name of a reader, in letters."""
+"""Longest name of a reader, in characters."""
 MAX_PINNED: Final = 60
 """Largest number of pinned levels, more than there are structures."""
 
@@ -222,7 +222,7 @@ def _lab() -> Lab:
 
 
 def _batch() -> dict[str, Any] | None:
-    """Return how far the current batch is, and how many seconds it will still take; None if none runs."""
+    """Return the progress of the current batch and the seconds left; None if none is running."""
     task = running_task("batch_infer")
     if task is None:
         return None

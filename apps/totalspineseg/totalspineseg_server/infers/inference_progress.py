@@ -1,4 +1,4 @@
-"""Say how far the current inference is, for clients that show it."""
+"""Report the progress of the current inference, for clients that display it."""
 
 import threading
 import time

@@ -91,7 +91,7 @@ class FocusedPredictor:
         self.fine.warm_up()
 
     def retire(self) -> None:
-        """Give the memory of a GPU back for good; see ``WarmPredictor.retire``."""
+        """Release GPU memory for good; see ``WarmPredictor.retire``."""
         self.fine.retire()
 
     def _box(self, found: Box, shape: tuple[int, ...]) -> Box:
@@ -114,7 +114,7 @@ def span(found: slice, margin: int, tile: int, length: int, *, step: float) -> s
         margin: Smallest distance to its ends, voxels, as far as the image goes.
         tile: Voxels of a tile.
         length: Voxels of the image.
-        step: Distance of neighboring tiles, as a share of a tile.
+        step: Distance between neighboring tiles, as a share of a tile.
     """
     start, stop = max(0, found.start - margin), min(length, found.stop + margin)
     count = len(tile_starts(max(stop - start, tile), tile, step))
@@ -124,7 +124,7 @@ def span(found: slice, margin: int, tile: int, length: int, *, step: float) -> s
 
 
 def widened(labels: npt.NDArray[np.uint8], box: Box) -> Box | None:
-    """Return the box with those sides moved outward that a structure comes close to.
+    """Return the box after moving outward the sides that a structure comes close to.
 
     Args:
         labels: (X, Y, Z) uint8 classes found in the box, 0 outside. Not modified.

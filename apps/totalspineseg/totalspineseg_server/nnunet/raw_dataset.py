@@ -94,7 +94,8 @@ def write_raw_datasets(
     Raises:
         StorageError: The disk is full, permission is missing, or a dataset's folder has files that this function did
             not write; these are kept.
-        MemoryShortageError: There is too little memory for the network that finds discs; no case is skipped for that.
+        MemoryShortageError: There is too little memory for the network that finds discs; no case is skipped for this
+            reason.
     """
     options = options or RawOptions()
     folders = {step: RawFolder(raw / dataset_name(step), len(CHANNELS[step])) for step in options.steps}
@@ -123,7 +124,9 @@ def write_raw_datasets(
 
 
 def case_id(name: str) -> str:
-    """Return a case's name for files: letters, digits, "-", "_" and "."; a name with others gets a "+" and a hash."""
+    """Return a case's name for files: letters, digits, "-", "_" and "."; a name with other characters gets a "+" and a
+    hash.
+    """
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name)
     if plain == name and len(name) <= MAX_NAME and not name.endswith(SWAPPED_SUFFIX):
         return name

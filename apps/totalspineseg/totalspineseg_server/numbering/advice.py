@@ -24,8 +24,8 @@ _WORDS: Final = ("no", "one", "two", "three", "four", "five", "six")
 
 
 def _ranks() -> Mapping[int, float]:
-    """Return the place of each structure in levels, rising to inferior; an extra vertebra is half a level further
-    down."""
+    """Return the place of each structure in levels, increasing toward inferior; an extra vertebra is half a level
+    further down."""
     normal = column()
     ranks: dict[int, float] = {}
     for level, (vertebra, disc) in enumerate(zip(normal.vertebrae, normal.discs, strict=True)):

@@ -121,7 +121,7 @@ class Item:
     Attributes:
         kind: Disc, vertebra or sacrum.
         index: Index in ``Pieces.discs`` or ``Pieces.vertebrae``; -1 for C1 of a step-1 map.
-        place_mm: Distance along the canal, rising to inferior.
+        place_mm: Distance along the canal, increasing toward inferior.
         cut: Whether the field of view cuts it off.
         width_mm: Lateral extent.
         volume_mm3: Volume.

@@ -65,7 +65,8 @@ most people have and which has no name here."""
 REMNANT_BELOW: Final = 3
 """Number of discs above the last one whose median volume is the usual volume."""
 P_C1_CLASS_WRONG: Final = 0.01
-"""Probability that what step 1 labels C1 is not C1; low, because the ring is unlike every other vertebra."""
+"""Probability that the structure labeled C1 by step 1 is not C1; low, because the ring is unlike every other vertebra.
+"""
 LOWER_END: Final = LowerEnd(1.0, thin=0.06, below_thin=0.1, below=0.02, s1=0.1, s1_whole=0.05, shifted=0.05)
 """Shares of scans, for measured networks: the fewer scans were measured, the closer they are to these."""
 P_S1_APART: Final = 0.02
@@ -105,7 +106,9 @@ SCALES: Final = np.exp(np.linspace(-0.42, 0.30, 7))
 SCALE_SPREAD: Final = 0.17
 """Standard deviation of the logarithm of the scale over patients of all ages; adults alone vary by 0.08."""
 SPACING_SPREAD: Final = 0.09
-"""Standard deviation of the distance of two pieces, as a share of the expected one: varying levels, inexact centers."""
+"""Standard deviation of the distance between two pieces, as a share of the expected one: varying levels, inexact
+centers.
+"""
 SPACING_MM: Final = 1.5
 """Standard deviation independent of the distance, mm: voxel size and ragged borders."""
 CUT_SPREAD: Final = 0.3
@@ -340,7 +343,7 @@ def _kind_fit(item: Item, tree: States, trust: Trust, *, shifted: bool) -> Float
 
 @cache
 def last_lumbar() -> Floats:
-    """Return the (slots,) probability that a vertebra is the last lumbar one: L4 is so in few columns, L5 in most."""
+    """Return the (slots,) probability that a vertebra is the last lumbar one: in most columns it is L5, in few L4."""
     tree = _tree()
     result = np.zeros(tree.code.size)
     for k in np.flatnonzero(tree.code == DISC_L5_S):

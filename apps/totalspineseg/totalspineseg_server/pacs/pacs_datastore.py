@@ -32,7 +32,9 @@ logger = logging.getLogger(__name__)
 SERIES_DIR: Final = "dicom"
 """Folder of the original DICOM files of each series."""
 VOLUME_ENDING: Final = ".nii"
-"""Ending of a series' volume. Not compressed: the same series must give the same bytes whenever it is fetched."""
+"""Ending of a series' volume. It is not compressed, because the same series must give the same bytes whenever it is
+fetched.
+"""
 COUNTED: Final = "instances"
 """Field of a fetched image with the number of instances that the PACS reported at that time."""
 UNSENT: Final = "unsent"
