@@ -202,7 +202,7 @@ def _along(xyz: Ints, seen: _Map) -> Floats:
 
 
 def _direction(center_vox: Floats, seen: _Map) -> Callable[[npt.ArrayLike], Floats]:
-    """Return a function of voxels: their height relative to a center along the canal, mm, increasing toward inferior."""
+    """Return a function of voxels: their height relative to a center along the canal, mm, larger if inferior."""
     center = center_vox * seen.spacing
     line = seen.course.points_mm
     middle = int(((line - center) ** 2).sum(axis=1).argmin())
