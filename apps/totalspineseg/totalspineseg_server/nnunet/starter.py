@@ -128,7 +128,7 @@ class _Run:
         grid, was = GRIDS[self.step].spacing_mm, tuple(state.get("spacing_mm", GRIDS[1].spacing_mm))  # older: one grid
         if was != grid:
             raise WeightsError(
-                f"This training is on the grid {grid} mm, but the stored state is on {was} mm. Begin anew in another "
+                f"This training is on the grid {grid} mm, but the stored state is on {was} mm. Start over in another "
                 "folder, with --start-from this one to keep its weights."
             )
         self.network.load_state_dict(state["network"])

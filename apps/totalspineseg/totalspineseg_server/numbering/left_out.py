@@ -44,8 +44,8 @@ def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequ
     """Return whether a piece of the size of a structure was left out where there should be one.
 
     A vertebra or a sacrum of usual size should always have a name. A disc may be false, but not next to a level whose
-    disc is missing. What lies far beside the column (skin, bowel, bladder) contradicts nothing, and neither does a
-    second sacrum that is smaller than the named one.
+    disc is missing. A piece far beside the column (skin, bowel, bladder) contradicts nothing, and neither does a second
+    sacrum that is smaller than the named one.
 
     Args:
         out: From ``left_out``.
