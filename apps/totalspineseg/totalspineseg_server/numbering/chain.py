@@ -209,7 +209,7 @@ def number_chain(
             says so. Not modified.
         pins: Levels that a reader fixed.
         step1: Names of step 1 in this scan, on the same grid. Pins replace the names of a network. Not modified.
-        trust: What is known about the errors of the network that made the map.
+        trust: Measured errors of the network that made the map.
 
     Returns:
         The best numbering; without pieces, an empty numbering that is not certain.
@@ -412,7 +412,7 @@ def _as_sure_as(alone: Numbering, step1: Step1Names) -> Numbering:
         return alone
     levels = tuple(replace(v, probability=max(v.probability, step1.probability)) for v in alone.levels)
     probability = max(alone.probability, step1.probability)
-    # What competes shares the rest.
+    # Competing numberings share the rest.
     rest = (1.0 - probability) / (1.0 - alone.probability) if probability > alone.probability else 1.0
     others = tuple(replace(other, probability=rest * other.probability) for other in alone.alternatives)
     return _settled(

@@ -45,7 +45,7 @@ P_MISSED: Final = 0.02
 """Probability that a disc in view has no component (fused, severely degenerated, missed by the network), or that a
 vertebra has none with a body."""
 P_NEXT_MISSED: Final = 0.3
-"""Probability that the disc after a missed one at the end of the row is missed, too: whatever hides one (metal, a bad
+"""Probability that the disc after a missed one at the end of the row is also missed: whatever hides one (metal, a bad
 coil, the end of the canal) hides its neighbors.
 """
 P_NEXT_MISSED_WITHIN: Final = 0.1
@@ -67,7 +67,8 @@ most people have and which has no name here."""
 REMNANT_BELOW: Final = 3
 """Number of discs above the last one whose median volume is the usual volume."""
 P_C1_CLASS_WRONG: Final = 0.01
-"""Probability that what step 1 labels C1 is not C1; low, because the ring is unlike every other vertebra."""
+"""Probability that the structure labeled C1 by step 1 is not C1; low, because the ring is unlike every other vertebra.
+"""
 LOWER_END: Final = LowerEnd(1.0, thin=0.06, below_thin=0.1, below=0.02, s1=0.1, s1_whole=0.05, shifted=0.05)
 """Shares of scans, for measured networks: the fewer scans were measured, the closer they are to these."""
 P_S1_APART: Final = 0.02
@@ -113,7 +114,7 @@ LANDMARK_COUNTED: Final = 0.5
 to count up from the sacrum. Of 24 synthetic lumbar scans with six lumbar vertebrae, six end with L1-L2; in four of
 these it was T12-L1 for both networks (starter weights)."""
 COUNTED_UP: Final = (DISC_T12_L1, DISC_L5_S)
-"""Landmarks that move with the sacrum: networks seem to find T12-L1 by counting, too."""
+"""Landmarks that move with the sacrum: networks seem to find T12-L1 by counting as well."""
 COUNTED_DISCS: Final = 1 + max(LUMBAR_PRIOR, key=lambda count: LUMBAR_PRIOR[count])
 """Number of discs from that disc to L5-S."""
 LANDMARK_FAR: Final = 0.001
@@ -124,7 +125,9 @@ SCALES: Final = np.exp(np.linspace(-0.42, 0.30, 7))
 SCALE_SPREAD: Final = 0.17
 """Standard deviation of the logarithm of the scale over patients of all ages; adults alone vary by 0.08."""
 SPACING_SPREAD: Final = 0.09
-"""Standard deviation of the distance of two pieces, as a share of the expected one: varying levels, inexact centers."""
+"""Standard deviation of the distance between two pieces, as a share of the expected one: varying levels, inexact
+centers.
+"""
 SPACING_MM: Final = 1.5
 """Standard deviation independent of the distance, mm: voxel size and ragged borders."""
 CUT_SPREAD: Final = 0.3
@@ -201,7 +204,7 @@ def missed_weight(count: npt.ArrayLike, following: float = P_NEXT_MISSED) -> Flo
 
     Args:
         count: Whole numbers; 0 weighs 1. Not modified.
-        following: Probability that the next one is missed, too.
+        following: Probability that the next one is also missed.
     """
     count = np.asarray(count, dtype=np.float64)
     return np.where(count > 0, P_MISSED * following ** np.maximum(count - 1, 0), 1.0)
@@ -222,7 +225,7 @@ def _landmark_fit(
         k: Index of the disc.
         discs: Indices of all discs.
         counted: Whether it is the uppermost and the fifth above L5-S, where a T12-L1 may be counted.
-        trust: What is known about the network's errors.
+        trust: Measured errors of the network.
         shifted: Whether the network takes the last lumbar vertebra for S1.
     """
     tree = _tree()
@@ -267,7 +270,7 @@ def _is_landmark() -> npt.NDArray[np.bool_]:
 
 @cache
 def _above(landmark: int, levels: int) -> npt.NDArray[np.bool_]:
-    """Return the (slots,) mask of the discs so many levels above a landmark; below it if negative."""
+    """Return the (slots,) mask of the discs this many levels above a landmark; below it if negative."""
     tree = _tree()
     if not levels:
         return np.asarray(tree.code == landmark)
@@ -298,7 +301,7 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
 
     Args:
         items: Pieces, superior to inferior.
-        trust: What is known about the errors of the network that made the map.
+        trust: Measured errors of the network that made the map.
 
     Returns:
         (items, views, slots) likelihoods, see ``view_prior``.
@@ -369,7 +372,7 @@ def _kind_fit(item: Item, tree: States, trust: Trust, *, shifted: bool) -> Float
 
 @cache
 def last_lumbar() -> Floats:
-    """Return the (slots,) probability that a vertebra is the last lumbar one: L4 is so in few columns, L5 in most."""
+    """Return the (slots,) probability that a vertebra is the last lumbar one: in most columns it is L5, in few L4."""
     tree = _tree()
     result = np.zeros(tree.code.size)
     for k in np.flatnonzero(tree.code == DISC_L5_S):

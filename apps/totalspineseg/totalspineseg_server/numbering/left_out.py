@@ -44,7 +44,7 @@ def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequ
     """Return whether a piece of the size of a structure was left out where there should be one.
 
     A vertebra or a sacrum of usual size should always have a name. A disc may be false, but not next to a level whose
-    disc is missing, and not below L5-S if it looks like another L5-S. What lies far beside the column (skin, bowel,
+    disc is missing, and not below L5-S if it looks like another L5-S. A piece far beside the column (skin, bowel,
     bladder) contradicts nothing, and neither does the skull base above C1, or a second sacrum that is smaller than the
     named one.
 

@@ -95,7 +95,7 @@ def links(upper_is_disc: bool, lower_is_disc: bool, step: Step, shifted: bool = 
 
 
 def between(upper: Item, lower: Item, step: Step, *, shifted: bool) -> Links:
-    """Return the steps between two items in a map of a network that takes the last lumbar vertebra for S1, or not."""
+    """Return the steps between two items; a network may take the last lumbar vertebra for S1 (``shifted``)."""
     return links(upper.kind is Kind.DISC, lower.kind is Kind.DISC, step, shifted)
 
 
