@@ -37,7 +37,7 @@ from totalspineseg_server.geometry import Volume
 from totalspineseg_server.numbering import chain
 from totalspineseg_server.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
 from totalspineseg_server.numbering.evidence import Evidence, Item, Localizer, Step1Names
-from totalspineseg_server.numbering.left_out import contradicts
+from totalspineseg_server.numbering.left_out import below_l5_s, contradicts
 from totalspineseg_server.numbering.naming import label_map, name_map, require_met
 from totalspineseg_server.numbering.solver import Chain, posterior
 from totalspineseg_server.numbering.step1_names import names_by_reader, step1_names
@@ -845,7 +845,9 @@ def test_what_may_be_l5_s_below_the_disc_named_so_is_a_doubt(size: float, bone: 
         Item(Kind.SACRUM, 1, 160.0, False, 60.0, 90000.0),
     )
     path = (93, 94, 95, DISC_L5_S, SACRUM, 0, SACRUM)
-    assert contradicts((5,), path, Evidence(2, items, (), {}, 0.0, 0.0), ()) is doubt
+    evidence = Evidence(2, items, (), {}, 0.0, 0.0)
+    assert contradicts((5,), path, evidence, ()) is doubt
+    assert below_l5_s((5,), path, evidence) == ((5,) if doubt else ())
 
 
 def test_a_map_of_noise_is_named_with_doubt() -> None:

@@ -38,7 +38,7 @@ from totalspineseg_server.numbering.evidence import (
 )
 from totalspineseg_server.numbering.evidence_weights import CAREFUL, MOSTLY
 from totalspineseg_server.numbering.findings import Finding, found_at
-from totalspineseg_server.numbering.left_out import contradicts, left_out
+from totalspineseg_server.numbering.left_out import below_l5_s, contradicts, left_out
 from totalspineseg_server.numbering.loose import name_loose
 from totalspineseg_server.numbering.moved import moved_landmarks
 from totalspineseg_server.numbering.pins import unmet_finding, with_pins
@@ -299,7 +299,8 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     missed = chain.missed(best, slots)
     out = left_out(best, evidence, naming)
     contradicted = contradicts(out, best, evidence, missed)
-    findings = tuple(_finding(k, evidence, pieces) for k in out)
+    below = below_l5_s(out, best, evidence)
+    findings = tuple(_finding(k, evidence, pieces, below_l5_s=k in below) for k in out)
     return _settled(
         Numbering(
             *(pieces, naming, probability, levels, alternatives, (), missed, findings),
@@ -337,8 +338,8 @@ BELIEVED: Final = 0.75
 
 def _outvoted(moved: Sequence[Finding], numbering: Numbering, trust: Trust, lost: Collection[int]) -> bool:
     """Return whether contradicted landmarks do not make the names doubtful: they are wrong often, or they are lost."""
-    drawn = {code for finding in moved for code in _drawn_as(finding, numbering)}
-    return not any(_is_believed(code, trust) and code not in lost for code in drawn)
+    landmarks = {code for finding in moved for code in _drawn_as(finding, numbering)} - set(lost)
+    return not any(_is_believed(code, trust) for code in landmarks)
 
 
 def _counted_only(numbering: Numbering, trust: Trust) -> bool:
@@ -533,9 +534,11 @@ def _level(code: int, item: Item, chances: Mapping[int, float], pieces: int) -> 
     return Level(code, NAME_OF[code], BY_CODE[code].kind, probability, runner_up, others[runner_up], item.index)
 
 
-def _finding(k: int, evidence: Evidence, pieces: Pieces) -> Finding:
+def _finding(k: int, evidence: Evidence, pieces: Pieces, *, below_l5_s: bool) -> Finding:
     item = evidence.items[k]
     piece = (pieces.discs if item.kind is Kind.DISC else pieces.vertebrae)[item.index]
+    if below_l5_s:
+        return found_at(piece, "below_l5_s", UNNAMED, messages.BELOW_L5_S.format(voxels=piece.voxels))
     text = messages.LEFT_OUT.format(kind=messages.A_KIND[item.kind], voxels=piece.voxels)
     return found_at(piece, "left_out", UNNAMED, text)
 

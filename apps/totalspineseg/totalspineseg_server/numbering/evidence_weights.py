@@ -255,9 +255,9 @@ def _landmark_fit(
     table[dens, 1 + LANDMARK_DISCS.index(DISC_C2_C3)] = DENS_AS_C2_C3
     table[:, 0] = np.maximum(LANDMARK_OTHER, 1.0 - table[:, 1:].sum(axis=1))
     # What happens to C2-C3 itself is part of the same event.
-    kept = under.get(DISC_C2_C3, 0.0) if under is not None else 1.0
+    share = under.get(DISC_C2_C3, 0.0) if under is not None else 1.0
     usual = trust.chances(LANDMARK_DISCS.index(DISC_C2_C3), careful=CAREFUL).own
-    table[dens] *= kept * (1 - LOST_TO_DENS) / usual + (1 - kept) * LOST_TO_DENS / (1 - usual)
+    table[dens] *= share * (1 - LOST_TO_DENS) / usual + (1 - share) * LOST_TO_DENS / (1 - usual)
     shares = np.array([items[k].landmarks.get(code, 0.0) for code in LANDMARK_DISCS])
     shares = np.concatenate([[max(0.0, 1.0 - shares.sum())], shares])
     return np.where(tree.disc, np.exp(np.log(table + 1e-12) @ shares), 1.0)

@@ -69,26 +69,28 @@ def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequ
             continue
         if bone or any(above < ORDER[code] < below for code in missed if BY_CODE[code].kind is Kind.DISC):
             return True
-    if _is_lumbar_below(out, path, evidence):
+    if below_l5_s(out, path, evidence):
         return True
     return any(_swollen(code, path, evidence) for code in missed if BY_CODE[code].kind is Kind.VERTEBRA)
 
 
-def _is_lumbar_below(out: Sequence[int], path: Path, evidence: Evidence) -> bool:
-    """Return whether the disc below the one named L5-S may be L5-S: if it is not thin, as that between S1 and S2 is in
-    most people, or if the bone between the two is drawn as a vertebra."""
+def below_l5_s(out: Sequence[int], path: Path, evidence: Evidence) -> tuple[int, ...]:
+    """Return the discs below the one named L5-S that may be L5-S themselves: one that is not thin, as that between S1
+    and S2 is in most people, or any if the bone between them is drawn as a vertebra.
+
+    Args:
+        out: From ``left_out``.
+        path: Code of each item by the chain.
+        evidence: From ``gather``.
+    """
     if DISC_L5_S not in path:
-        return False
+        return ()
     last = len(path) - 1 - path[::-1].index(DISC_L5_S)
-    usual = [
-        item.volume_mm3
-        for item, code in zip(evidence.items, path, strict=True)
-        if item.kind is Kind.DISC and code != FALSE
-    ]
+    named = [i for i, code in zip(evidence.items, path, strict=True) if i.kind is Kind.DISC and code != FALSE]
+    thin = THIN_DISC * float(np.median([item.volume_mm3 for item in named]))
     below = [k for k in out if k > last and evidence.items[k].kind is Kind.DISC and not evidence.items[k].is_far]
-    thick = [k for k in below if evidence.items[k].volume_mm3 >= THIN_DISC * float(np.median(usual))]
     bones = [k for k in range(last + 1, len(path)) if evidence.items[k].kind is Kind.VERTEBRA and path[k] == SACRUM]
-    return bool(thick) or (bool(below) and bool(bones))
+    return tuple(k for k in below if bones or evidence.items[k].volume_mm3 >= thin)
 
 
 def _swollen(missed: int, path: Path, evidence: Evidence) -> bool:
