@@ -351,7 +351,7 @@ def view_prior(trust: Trust) -> Floats:
 def _kind_fit(item: Item, tree: States, trust: Trust, *, shifted: bool) -> Floats:
     sacrum = (tree.code == SACRUM) & ~tree.s1
     if item.kind is Kind.DISC:
-        return np.where(tree.unnamed, P_DENS_BASE, 1.0) * tree.disc
+        return np.asarray(np.where(tree.unnamed, P_DENS_BASE, 1.0) * tree.disc, dtype=np.float64)
     if item.is_c1:
         return np.asarray(tree.code == C1, dtype=np.float64)
     vertebra = ~tree.disc & (tree.code != SACRUM) & ~tree.unnamed
