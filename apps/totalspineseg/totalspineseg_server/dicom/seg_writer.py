@@ -42,8 +42,8 @@ def write_result(
     versions: Mapping[str, str],
     *,
     doubtful: bool,
+    marked: Collection[int],
     names: Mapping[int, str] = NAME_OF,
-    marked: Collection[int] = (),
 ) -> Dataset:
     """Return a model's own result as ``write_seg`` does, described by its weights and its doubts.
 
@@ -52,8 +52,8 @@ def write_result(
         sources: See ``write_seg``.
         versions: Step -> version of the weights that made it.
         doubtful: Whether its levels are doubtful.
-        names: See ``write_seg``.
         marked: See ``write_seg``.
+        names: See ``write_seg``.
 
     Raises:
         EmptySegmentationError: See ``write_seg``, also for the other errors.
@@ -99,8 +99,7 @@ def write_seg(
 
     Returns:
         The object, in a new series, binary, one segment for each structure that is present, numbered from 1 in the
-        order
-        of the label table. Data about patient and study that the series lacks stay empty.
+        order of the label table. Data about patient and study that the series lacks stay empty.
 
     Raises:
         EmptySegmentationError: No voxel is marked; a SEG object needs a segment.

@@ -58,7 +58,7 @@ def write_sr(seg: Dataset, sources: Sources, rows: Sequence[Mapping[str, Any]], 
         ImageError: The series cannot be read.
     """
     headers = read_headers(sources)
-    numbers = {str(segment.SegmentLabel): int(segment.SegmentNumber) for segment in seg.SegmentSequence}
+    numbers = {str(segment.TrackingID): int(segment.SegmentNumber) for segment in seg.SegmentSequence}
     groups = [_group(seg, numbers, row) for row in rows if row["level"] in numbers]
     observer = hd.sr.ObserverContext(
         observer_type=Code("121007", "DCM", "Device"),
