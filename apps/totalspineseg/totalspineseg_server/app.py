@@ -15,7 +15,7 @@ from monailabel.interfaces.app import MONAILabelApp
 from totalspineseg_server import places
 from totalspineseg_server.activelearning.batch import SpineBatch, is_result_of
 from totalspineseg_server.activelearning.finished import FinishedLevels
-from totalspineseg_server.activelearning.offers import Offers, noted_for
+from totalspineseg_server.activelearning.offers import Offers
 from totalspineseg_server.activelearning.rounds import ImageScoring
 from totalspineseg_server.activelearning.scorer import Scorer
 from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Scores
@@ -29,6 +29,7 @@ from totalspineseg_server.corrections.datastore import SpineDatastore, is_safe_t
 from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
 from totalspineseg_server.corrections.history import HISTORY_DIR, STUDIES_DIR
 from totalspineseg_server.corrections.image_ids import is_usable_id
+from totalspineseg_server.corrections.image_records import noted_for
 from totalspineseg_server.corrections.inbox import Inbox, Studies
 from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.outcomes import Outcome, Outcomes
