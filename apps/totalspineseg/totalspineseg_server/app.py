@@ -293,10 +293,9 @@ class App(MONAILabelApp):  # type: ignore[misc]
         """Return a batch inference that works without a GPU and skips images that are done."""
         return SpineBatch(self._done_before)
 
-    def scoring_progress(self, images: Sequence[str] = ()) -> dict[str, int]:
-        """Return the number of images (of all if none are named), and how many the weights in use have scored; see
-        ``Scorer.progress``."""
-        return self._scorer.progress(images or self._datastore.list_images())
+    def scoring_progress(self) -> dict[str, int]:
+        """Return the number of images, and how many the weights in use have scored; see ``Scorer.progress``."""
+        return self._scorer.progress(self._datastore.list_images())
 
     def batch_progress(self, images: Sequence[str], begun: str) -> dict[str, Any]:
         """Return how far a batch over these images (all if none are named) is; see ``Scorer.round``."""
