@@ -14,12 +14,11 @@ from monailabel.interfaces.app import MONAILabelApp
 
 from totalspineseg_server import places
 from totalspineseg_server.activelearning.batch import SpineBatch, is_result_of
-from totalspineseg_server.activelearning.finished import FinishedLevels
 from totalspineseg_server.activelearning.offers import Offers
 from totalspineseg_server.activelearning.rounds import ImageScoring
 from totalspineseg_server.activelearning.scorer import Scorer
 from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Scores
-from totalspineseg_server.activelearning.selection import counts_of, rarity
+from totalspineseg_server.activelearning.selection import FinishedLevels, counts_of, rarity
 from totalspineseg_server.activelearning.strategies import DoubtfulFirst, First, Last, MostToLearn, Random, SurestFirst
 from totalspineseg_server.anatomy import NAME_OF
 from totalspineseg_server.corrections.attribution import Uploads
@@ -49,11 +48,10 @@ from totalspineseg_server.gate.holdout import read_split, subject_of
 from totalspineseg_server.infers.http import NOT_FOUND, UnknownLabelError
 from totalspineseg_server.infers.listed import ALWAYS_LISTED
 from totalspineseg_server.infers.published import FullTask, Step1Task, Step2Task
-from totalspineseg_server.infers.result_tag import result_tag
 from totalspineseg_server.infers.review import ReviewTask
 from totalspineseg_server.infers.services import Networks, Services
 from totalspineseg_server.infers.sessions import TrustedPath, remove_expired
-from totalspineseg_server.infers.settings import doubtful_names_of
+from totalspineseg_server.infers.settings import doubtful_names_of, result_tag
 from totalspineseg_server.processes import end_with_parent
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.releases import warning_of, weights_text

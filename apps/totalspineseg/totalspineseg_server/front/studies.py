@@ -22,9 +22,15 @@ from totalspineseg_server.corrections.image_records import NOTED, PATIENT, anony
 from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.receipts import Receipt, Sender
 from totalspineseg_server.errors import SettingError, StorageError
-from totalspineseg_server.front.archives import unpack_series
 from totalspineseg_server.front.failures import without_folders
-from totalspineseg_server.front.received_files import client_name, read_params, save_all, save_image, save_label
+from totalspineseg_server.front.received_files import (
+    client_name,
+    read_params,
+    save_all,
+    save_image,
+    save_label,
+    unpack_series,
+)
 from totalspineseg_server.infers.http import CONFLICT, NOT_FOUND, SESSIONS_OFF, UNUSABLE
 from totalspineseg_server.pacs.pacs_datastore import COUNTED, UNSENT
 from totalspineseg_server.volume_io import read_image, stem

@@ -2,7 +2,7 @@
 on."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -20,8 +20,10 @@ from totalspineseg_server.gate.holdout import Split, drawn_out, update_split
 from totalspineseg_server.gate.scoring import JudgedCase
 from totalspineseg_server.geometry import Volume, to_ras
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
+from totalspineseg_server.nnunet.content_version import parts_of
 from totalspineseg_server.plausible import require_plausible
-from totalspineseg_server.trainers.line import is_of_line
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.records import lineage, read_record
 from totalspineseg_server.trainers.site import Site
 from totalspineseg_server.volume_io import read_image, read_labels
 
@@ -247,3 +249,30 @@ def _provenance(correction: Correction) -> dict[str, Any]:
         # An incomplete label is not trained on. The reason is reported where it is left out.
         "findings": [str(f.get("message", "")) for f in correction.findings if f.get("kind") != INCOMPLETE],
     }
+
+
+def line_of(store: ModelStore, names: Collection[str]) -> frozenset[str]:
+    """Return the names of versions and their ancestors, and the identifiers that their networks' predictions carry.
+
+    Args:
+        store: The model versions.
+        names: "starter" or versions' names.
+    """
+    found: set[str] = set()
+    for ancestor in {ancestor for name in names for ancestor in lineage(store, name)}:
+        record = read_record(store, ancestor) or {}
+        parents = (str(parent["version"]) for parent in record.get("parents", {}).values())
+        found |= {ancestor, *(parts_of(version)[1] for version in (*record.get("models", {}).values(), *parents))}
+    return frozenset(found)
+
+
+def is_of_line(prediction: Mapping[str, object] | None, line: frozenset[str]) -> bool:
+    """Return whether a network of a line made a prediction, in either step.
+
+    Args:
+        prediction: The prediction in a correction's record ("versions": step -> version); None if there is none.
+        line: From ``line_of``.
+    """
+    versions = (prediction or {}).get("versions")
+    made_by = [str(version) for version in versions.values()] if isinstance(versions, Mapping) else []
+    return any(not line.isdisjoint(parts_of(version)) for version in made_by)
