@@ -19,7 +19,7 @@ from totalspineseg_server.measurements import COLUMNS, CORD_NOTE
 from totalspineseg_server.numbering.report import sentence
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.releases import warning_of
-from totalspineseg_server.run_report import ScanRow, report_html
+from totalspineseg_server.cohort.run_page import ScanRow, report_html
 
 RUN_FILE: Final = "run.json"
 MEASUREMENTS_FILE: Final = "measurements.csv"
