@@ -18,7 +18,7 @@ from totalspineseg_server.infers.http import NOT_FOUND, UPSTREAM
 
 LINES: Final = 300
 MAX_LINES: Final = 10_000
-"""Largest number of lines: a few megabytes. A whole year's log is better read from its file."""
+"""Largest number of lines: a few megabytes. A longer log is better read from its file."""
 PROGRAM: Final = "nvidia-smi"
 SECONDS: Final = 20.0
 """Longest time that the driver may take to answer; it may have to wake up."""
