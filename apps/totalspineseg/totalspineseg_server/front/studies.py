@@ -38,7 +38,7 @@ from totalspineseg_server.volume_io import read_image, stem
 logger = logging.getLogger(__name__)
 
 ARCHIVES = (".zip",)
-"""Endings of archives; these are unpacked with limits, see ``front.archives``."""
+"""Endings of archives; these are unpacked with limits, see ``unpack_series``."""
 OWN_OF_SAMPLES: Final = ("id", "path", "warning", "score")
 OWN_OF_IMAGES: Final = (NOTED, "ts", "name", COUNTED, "PatientID", "StudyInstanceUID", *OWN_OF_SAMPLES)
 OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_info", "user", "client_id", "ts", "name")

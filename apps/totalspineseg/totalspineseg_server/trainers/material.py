@@ -86,7 +86,7 @@ def site_material(
     Args:
         site: Studies and corrections.
         known: Step -> ids of corrections that its network in use was trained on; they become replay.
-        line: Weights and their ancestors (see ``trainers.line``). Structures that readers left as these predicted them
+        line: Weights and their ancestors (see ``line_of``). Structures that readers left as these predicted them
             are marked. Empty for networks without ancestors here.
         split_of: Returns the role of each subject, given the file of the hold-out list and the subjects; it may write
             the file.
