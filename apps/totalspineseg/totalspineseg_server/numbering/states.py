@@ -76,7 +76,7 @@ class States:
         depth_mm: Place of the slot's center along the column of scale 1, mm below the top of C1.
         height_mm: Height of the level around the slot, mm at scale 1.
         width_mm: Lateral width of the disc or body, mm.
-        ancestor: (n, jumps) slot ``k`` steps above, ``n`` (one past the end) where there is none.
+        ancestor: (n, jumps) slot ``k`` steps above, ``n`` (one past the end) if there is none.
         path_prior: (n, jumps) probability of getting from that ancestor to the slot: product of the branches.
         between: (n, jumps, 2) number of discs and of vertebrae strictly between them.
     """
