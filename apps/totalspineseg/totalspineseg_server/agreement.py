@@ -169,7 +169,7 @@ def named_apart(
         kinds: Levels among which names can be confused.
 
     Returns:
-        Code in the first map -> code of what lies there in the other map (see ``LEVEL_OVERLAP``).
+        Code in the first map -> code of the structure there in the other map (see ``LEVEL_OVERLAP``).
 
     Raises:
         GridError: The shapes differ.

@@ -79,7 +79,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
     Args:
         app_dir: The app folder; its models are in ``model``.
         studies: Folder of images, or a DICOMweb address.
-        conf: ``weights`` (what to run: "starter", an installed version, or a folder), ``device``, ``runtime``.
+        conf: ``weights`` ("starter", an installed version, or a folder), ``device``, ``runtime``.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """Check label maps for errors: gaps, duplicates, wrong order, fragments, strange values.
 
-Prints which levels the numbers mean, and one line for each finding and for what could not be checked; the exit code
+Prints which levels the numbers mean, and one line for each finding and each check that was not possible; the exit code
 is 1 if there is any finding.
 """
 

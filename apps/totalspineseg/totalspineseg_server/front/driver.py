@@ -1,4 +1,4 @@
-"""``GET /logs/gpu``: return what the GPU's driver reports, within a time limit, because a driver may hang."""
+"""``GET /logs/gpu``: return the report of the GPU's driver, within a time limit, because a driver may hang."""
 
 import subprocess
 import threading

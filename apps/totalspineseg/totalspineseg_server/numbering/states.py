@@ -46,7 +46,7 @@ project's synthetic columns. A scale per scan (``SCALES``) accounts for body siz
 S1_CENTER_MM: Final = 15.0
 """Distance from the L5-S disc to the middle of the body of S1 along the canal, mm."""
 SACRUM_CENTER_MM: Final = 32.0
-"""Distance from the L5-S disc to the middle of the sacrum along the canal, mm; it varies with what is in view."""
+"""Distance from the L5-S disc to the middle of the sacrum along the canal, mm; it varies with the part in view."""
 
 _WIDTH_CERVICAL_MM = 25.0
 _WIDTH_T1_MM, _WIDTH_T12_MM, _WIDTH_L5_MM = 27.0, 39.0, 46.0
@@ -203,7 +203,7 @@ Step = Literal[1, 2]
 
 
 def observable(tree: States, step: Step) -> npt.NDArray[np.bool_]:
-    """Return for which slots a step's map can have a piece: all in step 2, discs and C1 in step 1."""
+    """Return the slots for which a step's map can have a piece: all in step 2, discs and C1 in step 1."""
     if step == 1:
         return np.asarray(tree.disc | (tree.code == C1))
     return np.ones(tree.code.size, dtype=np.bool_)
