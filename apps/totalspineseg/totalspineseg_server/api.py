@@ -128,7 +128,7 @@ class SpineSegmentation:
 
         Raises:
             SettingError: The image was not read from a series, and none is named.
-            GridError: The labels are on another grid than the series.
+            GridError: The labels are not on the grid of the series.
             EmptySegmentationError: No structure was found.
             StorageError: The file cannot be written.
         """

@@ -474,7 +474,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         """Take back the labels of an image under a tag; see ``Inbox.withdraw``.
 
         Raises:
-            UnknownLabelError: There is no such label, and there was none.
+            UnknownLabelError: There is no such label now, and there never was.
             StorageError: The withdrawal could not be stored.
         """
         if not (is_usable_id(image_id) and is_safe_tag(tag)):

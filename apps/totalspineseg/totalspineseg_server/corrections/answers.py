@@ -171,7 +171,7 @@ ONE_VALUE_TWICE: Final = "The file has one value for two segments. Save the segm
 
 def no_such_layer(layers: int) -> str:
     """Say that a segment is in a layer that the file does not have."""
-    return f"A segment refers to a layer that the file, with {layers}, does not have. Save the segmentation again."
+    return f"A segment refers to a layer that is not in the file, which has {layers}. Save the segmentation again."
 
 
 def no_names(label_info: object) -> str:
