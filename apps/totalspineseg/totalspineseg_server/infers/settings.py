@@ -254,7 +254,7 @@ def result_tag(request: Mapping[str, Any], part: str) -> str:
         The tag; empty if nothing is to be saved.
 
     Raises:
-        SettingError: The tag is not a word, is too long with what is added to it, or belongs to readers.
+        SettingError: The tag is not a word, is too long with its additions, or belongs to readers.
     """
     if not saves_label(request):
         return ""

@@ -153,9 +153,9 @@ WIDTH_SPREAD: Final = 0.16
 WIDTH_ITEMS: Final = 2.0
 """Number of independent widths that all widths of a patient count as, because their errors are correlated."""
 SMALL: Final = 0.45
-"""A component with less than this share of its neighbors' lateral width is more likely false."""
+"""A component with less than this share of its neighbors' lateral width is more likely to be false."""
 FALSE_IF_SMALL: Final = 12.0
-"""Factor by which it is more likely false."""
+"""Factor by which such a component is more likely to be false."""
 FALSE_IF_TINY: Final = 60.0
 """The same factor below ``TINY`` of the neighbors' width: a speck."""
 TINY: Final = 0.25

@@ -59,8 +59,8 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
         spacing: Voxel size, mm.
 
     Returns:
-        The findings: first unknown codes and what was not checked, then the others from superior to inferior; empty for
-        a sound map.
+        The findings: first unknown codes and checks that were not possible, then the others from superior to inferior;
+        empty for a sound map.
 
     Raises:
         ValueError: The map is not 3D or not of an integer type.

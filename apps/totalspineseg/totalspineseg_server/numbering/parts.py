@@ -82,7 +82,8 @@ def levels_in(labels: npt.NDArray[np.integer[Any]], spacing_mm: Floats) -> Mappi
     """Measure the parts of every disc, vertebra and the sacrum along the canal or, without one, along their bodies.
 
     Args:
-        labels: Codes (X, Y, Z) nearest RAS; what touches the outer faces is cut off by the field of view. Not modified.
+        labels: Codes (X, Y, Z) nearest RAS; structures that touch the outer faces are cut off by the field of view. Not
+            modified.
         spacing_mm: (3,) voxel size.
 
     Returns:

@@ -226,7 +226,7 @@ class Chain:
 
 
 def posterior(chain: Chain, forward: list[Floats], backward: list[Floats]) -> list[dict[int, float]]:
-    """Return code -> probability for each item; the probability of no level is what is missing to 1."""
+    """Return code -> probability for each item; the probability of no level is the difference to 1."""
     total = chain.total(forward)
     result = []
     for before, after in zip(forward, backward, strict=True):
