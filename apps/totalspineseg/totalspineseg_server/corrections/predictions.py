@@ -268,6 +268,7 @@ class PredictionRecord:
             and step 2 differ) and ``mirror`` (share of the structures on which the image and its mirror image differ).
             Values that were not measured are missing.
         marked: Codes of the levels that the reply named as doubtful; empty in older records.
+        reviewed: Id of the prediction that a review looked at; empty for a prediction, and in older records.
     """
 
     id: str
@@ -282,6 +283,7 @@ class PredictionRecord:
     created: str = field(default_factory=history.now_text)
     disagreement: Mapping[str, float] = field(default_factory=dict)
     marked: tuple[int, ...] = ()
+    reviewed: str = ""
 
 
 class PredictionStore:
