@@ -206,7 +206,7 @@ def _as_earlier(source: ScanSource) -> ScanSource:
 def _read(site: Site, correction: Correction, name: str, left: Left) -> LabeledScan:
     path = site.image_file(correction.image)
     if path is None:
-        raise ImageError(f"There is no image {correction.image!r} anymore. Restore it.")
+        raise ImageError(f"The image {correction.image!r} is no longer there. Restore it.")
     _require_same_image(path, correction)
     image = read_image(path)
     codes = read_labels(site.corrections.path(correction) / CODES_FILE)
