@@ -17,6 +17,8 @@ from bright. Low, because far from a surface coil tissue is dark. Chosen, not me
 DARKEST: Final = 0.01
 """Share of the cubes that count as the darkest."""
 BINS: Final = 256
+SPECKS: Final = 0.002
+"""Share of bright cubes up to which a slice or a tile is air all the same: noise has some. A vertebra fills more."""
 
 
 def tissue(image: torch.Tensor) -> torch.Tensor:
@@ -40,7 +42,8 @@ def tissue_box(image: torch.Tensor) -> Box:
     cubes = tissue(image)
     spans = []
     for axis, length in enumerate(image.shape):
-        hits = cubes.amax(dim=tuple(other for other in range(3) if other != axis)).nonzero()
+        others = tuple(other for other in range(3) if other != axis)
+        hits = (cubes.float().mean(dim=others) > SPECKS).nonzero()
         if len(hits) == 0:
             return slice(0, image.shape[0]), slice(0, image.shape[1]), slice(0, image.shape[2])
         spans.append(slice(BLOCK * int(hits[0]), min(length, BLOCK * (int(hits[-1]) + 1))))
@@ -55,7 +58,8 @@ def is_in_tile(cubes: torch.Tensor, tile: Box) -> bool:
         tile: The tile, voxels; its parts outside the image are padding.
     """
     part = tuple(slice(max(0, axis.start) // BLOCK, max(0, -(-axis.stop // BLOCK))) for axis in tile)
-    return bool(cubes[part].any())
+    inside = cubes[part]
+    return bool(inside.count_nonzero() > SPECKS * inside.numel())
 
 
 def _air_level(means: torch.Tensor) -> float:
