@@ -247,9 +247,8 @@ class WarmPredictor:
                 autocast=autocast,
                 skip_air=skip_air,
             )
-            # NaN and infinity both show in the extremes, and finding these takes a tenth of the time of checking every
-            # voxel.
-            if bool(torch.isfinite(torch.stack(torch.aminmax(logits))).all()):
+            # NaN and infinity both show in the sum, which takes a fraction of the time of checking every voxel.
+            if bool(torch.isfinite(logits.sum())):
                 return logits
         raise WeightsError(
             f"The output of the network {self.version!r} has NaN or infinity. Install the weights again."
