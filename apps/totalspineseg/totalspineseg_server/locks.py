@@ -58,7 +58,7 @@ def file_lock(file: Path, seconds: float) -> Iterator[IO[str] | None]:
         seconds: Longest time to wait for another holder; ``math.inf`` for no limit.
 
     Yields:
-        The open file (a process that inherits it holds the lock, too), or None if another holder kept the lock for
+        The open file (a process that inherits it also holds the lock), or None if another holder kept the lock for
         longer.
 
     Raises:
@@ -110,7 +110,7 @@ def locked(folder: Path, *, seconds: float | None = None) -> Iterator[None]:
 
 
 def is_locked(file: Path) -> bool:
-    """Return whether somebody holds the lock on a file. Nothing is made, and several threads may ask at once."""
+    """Return whether somebody holds the lock on a file. No file is made, and several threads may ask at once."""
     if not file.exists():
         return False
     with file.open("a", encoding="utf-8") as stream:

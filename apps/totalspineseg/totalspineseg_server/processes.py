@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Final
 
 STOP_SECONDS: Final = 60
-"""Time that a program has to write its data before it is killed, such as Orthanc its index."""
+"""Time that a program, such as Orthanc, has to write its data before it is killed."""
 PARENT: Final = "TOTALSPINESEG_PARENT"
 """Environment variable with the id of the process that background processes must not outlive."""
 LOOK_SECONDS: Final = 1.0
 """Interval at which a background process checks its parent."""
 GRACE_SECONDS: Final = 20.0
-"""Time for a background process to save its data once its parent is gone, such as a training its state."""
+"""Time for a background process, such as a training, to save its data once its parent is gone."""
 ENDING: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that ask a program to end; Windows has no SIGHUP."""
 SIGNALED: Final = 128
@@ -58,8 +58,7 @@ def stop(process: "subprocess.Popen[bytes]", *, seconds: float = STOP_SECONDS) -
 
 
 def tied(command: Sequence[str]) -> list[str]:
-    """Return a command that gets SIGTERM when this process is gone, even after SIGKILL; except on Linux it is
-    unchanged.
+    """Return a command that gets SIGTERM when this process is gone, even after SIGKILL; outside Linux it is unchanged.
 
     Args:
         command: A program's path and its arguments. The thread that starts it must live as long as the program, because
@@ -71,7 +70,7 @@ def tied(command: Sequence[str]) -> list[str]:
 
 
 def unwind_on_signals() -> None:
-    """Let signals that end this process raise ``SystemExit``, so that its child processes stop and temporary folders
+    """Make signals that end this process raise ``SystemExit``, so that its child processes stop and temporary folders
     are removed.
 
     A second signal changes nothing, so that the cleanup is completed. A signal that was ignored before, as with nohup,
@@ -96,9 +95,9 @@ def become_parent() -> None:
 def parent_is_gone() -> bool:
     """Return whether the parent of this process called ``become_parent`` and has ended, even by SIGKILL.
 
-    Windows does not tell it: there a process keeps the number of a parent that has ended.
+    Windows does not report this: there, a process keeps the number of a parent that has ended.
 
-    It is not for processes further down: for them their grandparent always counts as gone.
+    Do not call it in a grandchild, for which the parent always counts as gone.
     """
     return _has_parent() and os.getppid() != int(os.environ[PARENT])
 

@@ -42,7 +42,7 @@ SUBMISSION_SECONDS: Final = 30.0
 REST_SECONDS: Final = 10.0
 """Grace period for the rest, even if threads hang. Together they stay below ``processes.STOP_SECONDS``."""
 DEFAULT_STUDIES: Final = "studies"
-"""Default folder of images, below the current one; ``make serve`` uses it, too."""
+"""Default folder of images, below the current one; ``make serve`` uses it as well."""
 DEMO_STUDIES: Final = 3
 DEMO_SEED: Final = 7
 ADDRESS: Final = ("http://", "https://")
@@ -64,7 +64,6 @@ def create_app(
     from totalspineseg_server.front import (
         auth,
         description,
-        driver,
         host,
         infer,
         logs,
@@ -73,7 +72,6 @@ def create_app(
         samples,
         saved,
         studies,
-        threads,
         versions,
     )
     from totalspineseg_server.front import failures as errors
@@ -91,7 +89,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with behind.router.lifespan_context(behind):
             host.warm_up()
-            logger.info("The server answers at %s (Ctrl-C ends it).", address)
+            logger.info("The server is running at %s (press Ctrl-C to stop it).", address)
             yield
             host.stop_background_tasks()
             await host.finish_submissions(SUBMISSION_SECONDS)
@@ -112,12 +110,11 @@ def create_app(
         versions.router(),
         ohif.router(),
         proxy.router(),
-        driver.router(),
         logs.router(),
         start.router(),
     )
     # Our routes come before those of MONAI Label.
-    shared = threads.router([route for routes in own for route in routes.routes])
+    shared = host.router([route for routes in own for route in routes.routes])
     for routes in (*own, shared):
         app.include_router(routes)
     app.mount("/", behind)
@@ -367,7 +364,7 @@ def _folder(text: str, option: str) -> Path:
 
 
 def require_weights(weights: str, *, app_dir: Path) -> None:
-    """Check the weights that the owner chose; "" chooses none, and the server reports later if it has none to use.
+    """Check the weights that the owner chose; with "", the server reports later if it has no weights to use.
 
     Raises:
         WeightsError: They do not exist, or are not usable.
@@ -453,7 +450,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--work",
         default="",
         metavar="FOLDER",
-        help="folder for everything that the server writes (default: the studies' own)",
+        help="folder for everything that the server writes (default: inside the studies folder)",
     )
     parser.add_argument(
         "--cache-gb",

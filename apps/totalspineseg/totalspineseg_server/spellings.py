@@ -36,7 +36,7 @@ KIND_WORDS: Final[Mapping[str, Kind]] = MappingProxyType(
         "intervertebral": Kind.DISC,
     }
 )
-"""Words beside a level that state its kind -> the kind."""
+"""Words beside a level -> the kind that they state."""
 THORACIC: Final = re.compile(r"th(?=\d)")
 """Beginning of "Th12"."""
 NUMBER: Final = re.compile(r"\d+")
@@ -46,7 +46,7 @@ MARKS: Final = re.compile(r"[\s?]+$")
 S1: Final = "s1"
 """The first segment of the sacrum, which is one piece in the label table; some people mean all of it, some do not."""
 ARROW: Final = re.compile(r"->|\u2192")
-"""Sign between what a level was called and its right name."""
+"""Sign between the former and the right name of a level."""
 POINT_SEPARATORS: Final = re.compile(r"[\s@,]+")
 """Separators between a level and the coordinates of a point in it."""
 SIMILAR: Final = 0.8
@@ -89,7 +89,7 @@ def without_mark(name: str) -> str:
     return MARKS.sub("", name) if is_marked(name) else name
 
 
-def meant_by(name: str) -> str | None:
+def similar_name(name: str) -> str | None:
     """Return the published name that an unknown name probably stands for; None if none is similar."""
     key, kinds = _read(name)
     if key == S1:

@@ -3,7 +3,7 @@
 No file is ever incomplete under its final name: a result is written beside its place, synced, and renamed.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -49,7 +49,8 @@ META_DIRECTIONS: Final = (b"TransformMatrix", b"Rotation", b"Orientation")
 HEADER_BYTES: Final = 8192
 """Bytes at the start of a NRRD or MetaImage file that contain the fields of its geometry, which are short lines."""
 MIN_SLICES: Final = 3
-"""Smallest number of slices: of two sagittal slices one may miss the canal, and levels get wrong names with certainty.
+"""Smallest number of slices: one of two sagittal slices may miss the canal, and then levels get wrong names that seem
+    certain.
 """
 GZIP_LEVEL = 1
 """Compression level of isal, 0..3: label maps shrink a hundredfold at any level, 1 is the fastest that does."""
@@ -85,7 +86,7 @@ def is_other_name(path: Path) -> bool:
 
 
 def not_read_sentence(names: Collection[str], endings: tuple[str, ...] = IMAGE_SUFFIXES) -> str:
-    """Return a sentence on files that are not read because of their kind.
+    """Return a sentence about files that are not read because of their kind.
 
     Args:
         names: How to name them.
@@ -108,7 +109,7 @@ def images_in(folder: Path, pattern: str, endings: tuple[str, ...] = IMAGE_SUFFI
 
     Args:
         folder: The folder; it need not exist.
-        pattern: Which places are looked at, as ``Path.glob`` takes it: "*" for the folder itself.
+        pattern: Pattern of the places to look in, as for ``Path.glob``: "*" for the folder itself.
         endings: Endings in lower case.
 
     Returns:
@@ -157,7 +158,7 @@ def read_image(path: Path) -> Image:
 
 
 def read_labels(path: Path) -> Volume:
-    """Read a label map; like ``read_image``, but only whole numbers 0..255 are allowed, and an empty map is, too.
+    """Read a label map; like ``read_image``, but only whole numbers 0..255 are allowed, and an empty map is allowed.
 
     Returns:
         uint8 volume.
@@ -261,7 +262,7 @@ def read_numbered(path: Path, numbers: str) -> Volume:
         numbers: Name of a table in ``NUMBER_TABLES``.
 
     Returns:
-        uint8 volume of codes; what this project has no structure for becomes background.
+        uint8 volume of codes; numbers without a structure in this project become background.
 
     Raises:
         ImageError: As in ``read_integers``; also for values that the table does not have.
@@ -448,14 +449,13 @@ def _from_sitk(image: sitk.Image, *, average: bool) -> Image:
     return Image(data, _LPS_TO_RAS @ affine)
 
 
-def write_volume(path: Path, data: AnyArray, grid: Grid, *, meta: Mapping[str, str] | None = None) -> None:
+def write_volume(path: Path, data: AnyArray, grid: Grid) -> None:
     """Write an array as NIfTI or NRRD, depending on the ending of ``path``; it appears complete or not at all.
 
     Args:
         path: Final name, ending in .nii, .nii.gz or .nrrd; its folder exists.
         data: (X, Y, Z), dtype kept (bool as uint8). Not modified.
         grid: Grid of the voxels.
-        meta: Extra NRRD header fields; ignored for NIfTI.
 
     Raises:
         ValueError: Another ending.
@@ -465,7 +465,7 @@ def write_volume(path: Path, data: AnyArray, grid: Grid, *, meta: Mapping[str, s
     if path.name.lower().endswith(NIFTI_SUFFIXES):
         write_file(path, lambda temporary: _write_nifti(temporary, data, grid, path.name.lower().endswith(".gz")))
     elif path.name.lower().endswith(".nrrd"):
-        write_file(path, lambda temporary: _write_nrrd(temporary, data, grid, meta or {}))
+        write_file(path, lambda temporary: _write_nrrd(temporary, data, grid))
     else:
         raise ValueError(f"expected an output name ending in .nii, .nii.gz or .nrrd, got {path.name!r}")
 
@@ -480,12 +480,10 @@ def _write_nifti(path: Path, data: AnyArray, grid: Grid, compress: bool) -> None
     path.write_bytes(igzip.compress(content, GZIP_LEVEL, mtime=0) if compress else content)
 
 
-def _write_nrrd(path: Path, data: AnyArray, grid: Grid, meta: Mapping[str, str]) -> None:
+def _write_nrrd(path: Path, data: AnyArray, grid: Grid) -> None:
     image = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose()))
     lps = _LPS_TO_RAS @ grid.affine
     image.SetSpacing(grid.spacing)
     image.SetOrigin(lps[:3, 3].tolist())
     image.SetDirection((lps[:3, :3] / np.array(grid.spacing)).ravel().tolist())
-    for key, value in meta.items():
-        image.SetMetaData(key, value)
     sitk.WriteImage(image, itk_name(path), useCompression=True)

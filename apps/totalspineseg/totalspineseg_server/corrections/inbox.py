@@ -266,7 +266,7 @@ class Inbox:
             self._done(receipt_id)
 
     def _waiting_same(self, image_id: str, sha256: str, sent: Mapping[str, Any]) -> Receipt | None:
-        """Return an equal submission if it waits and is not being read now."""
+        """Return an identical submission if one waits and is not being read now."""
         for receipt in (waiting.receipt for waiting in self._receipts.waiting()):
             known = {"tag": receipt.tag, "sender": receipt.sender, "params": receipt.params, "fault": receipt.fault}
             same = (receipt.image, receipt.raw_sha256, known) == (image_id, sha256, sent)
@@ -386,7 +386,9 @@ class Inbox:
             image_id, fault = receipt.image, str(error)
         if image_id != receipt.image:
             logger.info(
-                "A label sent for %r belongs to %r, whose upload was refused under that name", receipt.image, image_id
+                "A label sent for %r belongs to %r. The upload of that image under the first name was refused",
+                receipt.image,
+                image_id,
             )
         image = self._studies.image_file(image_id)
         if image is None:

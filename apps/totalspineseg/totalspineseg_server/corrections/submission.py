@@ -27,13 +27,13 @@ from totalspineseg_server.corrections.wire import REVIEW_PREFIX, VERTEBRAE_NAME,
 from totalspineseg_server.errors import ImageError, LabelError
 from totalspineseg_server.geometry import AnyArray, Grid, LabelArray, Volume
 from totalspineseg_server.segments import MAX_SEGMENTS, Segment, Submission
-from totalspineseg_server.spellings import code_of_name, is_marked, meant_by
+from totalspineseg_server.spellings import code_of_name, is_marked, similar_name
 from totalspineseg_server.volume_io import open_itk, read_labels
 
 SEGMENT_KEY: Final = re.compile(r"Segment(\d+)_(Name|LabelValue|Layer)")
 """Pattern of the header fields in which 3D Slicer stores the segments of a .seg.nrrd file."""
 ACCEPTED_MARK: Final = "accepted"
-"""Name of an empty segment with which readers say that they checked what they left as predicted."""
+"""Name of an empty segment with which readers confirm the structures that they left as predicted."""
 PAINT_ORDER: Final = (Kind.DISC, Kind.VERTEBRA, Kind.CANAL, Kind.CORD, Kind.SACRUM)
 """Order of painting: where segments overlap, the later kind wins, as in results of the pipeline."""
 
@@ -222,7 +222,7 @@ def _codes(segments: tuple[Segment, ...]) -> tuple[int, ...]:
 
 def _with_suggestion(name: str) -> str:
     """Quote an unknown name, with the published name that it may stand for."""
-    suggestion = meant_by(name)
+    suggestion = similar_name(name)
     return repr(name) if suggestion is None else answers.or_perhaps(name, suggestion)
 
 
@@ -251,7 +251,7 @@ def _require_no_marks(filled: tuple[Segment, ...]) -> None:
 
 
 def is_marked_accepted(submission: Submission) -> bool:
-    """Return whether a reader added the segment ``ACCEPTED_MARK``; 3D Slicer sends the names of empty segments, too.
+    """Return whether a reader added the segment ``ACCEPTED_MARK``; 3D Slicer also sends the names of empty segments.
 
     Args:
         submission: The label file as read. Not modified.

@@ -1,4 +1,6 @@
-"""Serve ``/worklist`` and ``/scans``: all scans at a glance, and what readers do with one. Looking runs no network."""
+"""Serve ``/worklist`` and ``/scans``: all scans at a glance, and what readers do with one. No network runs for these
+routes.
+"""
 
 import tempfile
 import time
@@ -30,7 +32,7 @@ from totalspineseg_server.worklist.scans import View, levels_of, pin_names, writ
 NIFTI: Final = "application/gzip"
 PNG: Final = "image/png"
 MAX_NAME: Final = 100
-"""Longest name of a reader, in letters."""
+"""Longest name of a reader, in characters."""
 MAX_PINNED: Final = 60
 """Largest number of pinned levels, more than there are structures."""
 
@@ -52,7 +54,7 @@ class Pin(Act):
 
 
 class Accept(Act):
-    """A result that is right as it is."""
+    """A result that a reader accepts as it is."""
 
     prediction: str = Field(max_length=MAX_NAME, description="Id of the result that the reader saw.")
     views: list[Literal["sagittal", "axial", "coronal"]] = Field(
@@ -194,7 +196,7 @@ def router() -> APIRouter:
 
     @routes.get("/scans/{image:path}")
     def get_scan(image: str, user: Annotated[User, user_role]) -> dict[str, Any]:
-        """Return what is known of a scan: its levels from top to bottom, its findings and its history."""
+        """Return the levels of a scan from top to bottom, its findings and its history."""
         row, view = _lab().view(image)
         record = view.label.record
         numbering = (record.numbering if record else None) or {}
@@ -220,7 +222,7 @@ def _lab() -> Lab:
 
 
 def _batch() -> dict[str, Any] | None:
-    """Return how far the current batch is, and how many seconds it will still take; None if none runs."""
+    """Return the progress of the current batch and the seconds left; None if none is running."""
     task = running_task("batch_infer")
     if task is None:
         return None
@@ -244,7 +246,7 @@ def _sent(row: Row) -> dict[str, Any]:
 
 
 def _tag(row: Row) -> str:
-    """Return what changes whenever the picture of a scan may have changed."""
+    """Return a tag that changes whenever the picture of a scan may have changed."""
     return f'"{row.prediction or "none"}-{row.date if row.status == "finished" else ""}"'
 
 

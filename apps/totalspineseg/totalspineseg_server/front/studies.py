@@ -15,18 +15,22 @@ from monailabel.utils.sessions import SessionInfo, Sessions
 from pydantic import BaseModel
 from starlette.responses import FileResponse
 
-from totalspineseg_server.activelearning.offers import NOTED
 from totalspineseg_server.corrections.correction_store import Correction
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, RENUMBERED, UNCONFIRMED
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, RENUMBERED, UNCONFIRMED, message_of
 from totalspineseg_server.corrections.image_ids import is_usable_id
-from totalspineseg_server.corrections.image_records import PATIENT, anonymous
+from totalspineseg_server.corrections.image_records import NOTED, PATIENT, anonymous
 from totalspineseg_server.corrections.label_files import DRAWN_ON
-from totalspineseg_server.corrections.outcomes import message_of
 from totalspineseg_server.corrections.receipts import Receipt, Sender
 from totalspineseg_server.errors import SettingError, StorageError
-from totalspineseg_server.front.archives import unpack_series
 from totalspineseg_server.front.failures import without_folders
-from totalspineseg_server.front.received_files import client_name, read_params, save_all, save_image, save_label
+from totalspineseg_server.front.received_files import (
+    client_name,
+    read_params,
+    save_all,
+    save_image,
+    save_label,
+    unpack_series,
+)
 from totalspineseg_server.infers.http import CONFLICT, NOT_FOUND, SESSIONS_OFF, UNUSABLE
 from totalspineseg_server.pacs.pacs_datastore import COUNTED, UNSENT
 from totalspineseg_server.volume_io import read_image, stem
@@ -34,14 +38,14 @@ from totalspineseg_server.volume_io import read_image, stem
 logger = logging.getLogger(__name__)
 
 ARCHIVES = (".zip",)
-"""Endings of archives; these are unpacked with limits, see ``front.archives``."""
+"""Endings of archives; these are unpacked with limits, see ``unpack_series``."""
 OWN_OF_SAMPLES: Final = ("id", "path", "warning", "score")
 OWN_OF_IMAGES: Final = (NOTED, "ts", "name", COUNTED, "PatientID", "StudyInstanceUID", *OWN_OF_SAMPLES)
 OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_info", "user", "client_id", "ts", "name")
 OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, "instance", UNSENT, RENUMBERED, UNCONFIRMED))
 """Fields of images and labels that only this server sets and relies on."""
 NOT_IN_PACS = (
-    "The PACS did not take the label. It is stored on this server and counts. The server sends it to the PACS again "
+    "The PACS did not accept the label. It is stored on this server and counts. The server sends it to the PACS again "
     "when somebody asks for the next sample."
 )
 
@@ -210,13 +214,15 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         if not file.is_file():
             raise HTTPException(
                 UNUSABLE,
-                "The image of this session is a series of files, which cannot be sent back. Ask without 'image'.",
+                "The image of this session is a series of files, which cannot be sent back. Leave 'image' out.",
             )
         return FileResponse(file, filename=file.name)
 
     @routes.get("/datastore/dataset", include_in_schema=False)
     def get_dataset() -> None:
-        """Refuse: at every call MONAI Label would leave an archive of all studies in the temporary folder."""
+        """Refuse the request, because at every call MONAI Label would leave an archive of all studies in the temporary
+        folder.
+        """
         raise HTTPException(
             NOT_FOUND, "This server does not make archives of the studies. Copy the studies folder instead."
         )
@@ -247,7 +253,7 @@ def _client_fields(text: str) -> dict[str, Any]:
 
 
 def _fields_of_image(text: str) -> dict[str, Any]:
-    """Return a client's fields about an image; who its patient is does not stay here."""
+    """Return a client's fields about an image, without those that identify its patient."""
     fields = _client_fields(text)
     return {**fields, PATIENT: anonymous(str(fields[PATIENT]))} if fields.get(PATIENT) else fields
 

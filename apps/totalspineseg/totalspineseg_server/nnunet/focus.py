@@ -23,16 +23,17 @@ from totalspineseg_server.transforms.components import foreground_box
 logger = logging.getLogger(__name__)
 
 FINE_MM3: Final = 4.0
-"""Largest voxel of a network for which a coarse look saves more time than it takes; official networks have 1 cubic
-mm."""
+"""Largest voxel of a network for which a coarse look saves more time than it takes; that of the official networks is 1
+cubic mm.
+"""
 MARGIN_MM: Final = (15, 15, 40)
-"""Smallest distance of what the coarse network found to the sides of the box, (right-left, front-back, along the
-spine). The starter weights miss tips of processes, and a vertebra at the end of a scan."""
+"""Smallest distance from the structures that the coarse network found to the sides of the box, (right-left, front-back,
+along the spine). The starter weights miss tips of processes, and a vertebra at the end of a scan."""
 EDGE_MM: Final = 3
-"""A structure that comes so close to a side of the box may go on beyond it."""
+"""Distance to a side of the box within which a structure may go on beyond it."""
 WIDEN_MM: Final = 60
-"""Distance by which such a side moves outward before the fine network looks again: more than a vertebra with its
-disc."""
+"""Distance by which such a side moves outward before the fine network runs again: more than a vertebra with its disc.
+"""
 LOOKS: Final = 3
 """Number of boxes to try before the fine network gets the whole image."""
 
@@ -42,7 +43,7 @@ class FocusedPredictor:
 
     Args:
         fine: Step 1.
-        look: A fast step 1. Only where it finds something matters.
+        look: A fast step 1, of whose result only the position is used.
         skip_air: Whether the box ends where the image holds nothing but air beyond it, and tiles of air are left out.
     """
 
@@ -84,7 +85,9 @@ class FocusedPredictor:
                 return prediction
             if wider is None:
                 break
-            logger.info("The spine reaches the side of the box of step 1, which looks again at %s", _size(wider))
+            logger.info(
+                "The spine reaches the edge of the box that step 1 searched, so step 1 runs again on %s", _size(wider)
+            )
             box = wider
         return self.fine.predict(channels, soft=soft)
 
@@ -93,11 +96,12 @@ class FocusedPredictor:
         self.fine.warm_up()
 
     def retire(self) -> None:
-        """Give the memory of a GPU back for good; see ``WarmPredictor.retire``."""
+        """Release GPU memory for good; see ``WarmPredictor.retire``."""
         self.fine.retire()
 
     def _box(self, found: Box, limits: Box) -> Box:
-        """Return the box for what the coarse look found: the largest one within the limits with the fewest tiles."""
+        """Return the box around the structures that the coarse look found: the largest one within the limits with the
+        fewest tiles."""
         order = [self.fine.folder.transpose.index(2 - axis) for axis in range(3)]
         tiles = [round(self.fine.folder.patch[k] * self.fine.folder.spacing_mm[k]) for k in order]
         spans = (
@@ -116,7 +120,7 @@ def span(found: slice, margin: int, tile: int, limits: slice, *, step: float) ->
         margin: Smallest distance to its ends, voxels, as far as the limits allow.
         tile: Voxels of a tile.
         limits: The part of the axis that may be looked at: the image, or what of it is not air.
-        step: Distance of neighboring tiles, as a share of a tile.
+        step: Distance between neighboring tiles, as a share of a tile.
     """
     start = min(max(limits.start, found.start - margin), limits.stop)
     stop = max(start, min(limits.stop, found.stop + margin))
@@ -127,7 +131,7 @@ def span(found: slice, margin: int, tile: int, limits: slice, *, step: float) ->
 
 
 def widened(labels: npt.NDArray[np.uint8], box: Box, limits: Box) -> Box | None:
-    """Return the box with those sides moved outward that a structure comes close to.
+    """Return the box after moving outward the sides that a structure comes close to.
 
     Args:
         labels: (X, Y, Z) uint8 classes found in the box, 0 outside. Not modified.

@@ -39,7 +39,7 @@ MAX_RECORD_BYTES: Final = 16 << 20
 
 
 def export_version(store: ModelStore, name: str, target: Path) -> Path:
-    """Write a version as a zip that nnU-Net's ``nnUNetv2_install_pretrained_model_from_zip`` can read, too.
+    """Write a version as a zip that nnU-Net's ``nnUNetv2_install_pretrained_model_from_zip`` can read as well.
 
     Args:
         store: The model versions.
@@ -149,7 +149,7 @@ def _require_all_used(root: Path, models: Mapping[int, ModelFolder], name: str) 
 
 
 def _record_in(archive: Path) -> dict[str, Any]:
-    """Return the record in an exported version. Nothing in it is trusted but the name and a refusal by the gate."""
+    """Return the record in an exported version. Only the name and a refusal by the gate are trusted."""
     try:
         with zipfile.ZipFile(archive) as content:
             if RECORD_FILE not in content.namelist() or content.getinfo(RECORD_FILE).file_size > MAX_RECORD_BYTES:

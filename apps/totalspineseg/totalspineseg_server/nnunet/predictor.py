@@ -46,8 +46,8 @@ class WarmPredictor:
     Args:
         folder: The model to load.
         device: "auto" (a GPU if there is one), "cuda", "cuda:1", "cpu".
-        tile_step: Distance of neighboring tiles, as a share of a tile, above 0 and at most 1; smaller is slower and
-            smoother.
+        tile_step: Distance between neighboring tiles, as a share of a tile, above 0 and at most 1; smaller is slower
+            and smoother.
         runtime: The runtime; OpenVINO is for the CPU.
         trust: Trust in the network; None for the trust in the folder.
         network: Network that computes instead of the folder's; None to load that.
@@ -188,7 +188,7 @@ class WarmPredictor:
             if self.device.type != "cuda" or not is_out_of_memory(error):
                 raise
             logger.warning(
-                "There is too little GPU memory for the labels of step %d, so the CPU makes them", self.folder.step
+                "There is too little GPU memory for the labels of step %d, so the CPU computes them", self.folder.step
             )
         else:
             return difference
@@ -225,7 +225,9 @@ class WarmPredictor:
             except RuntimeError as error:
                 if compute is CPU or not is_out_of_memory(error):
                     raise
-                logger.warning("There is too little GPU memory for step %d; trying with less of it", self.folder.step)
+                logger.warning(
+                    "There is too little GPU memory for step %d; trying a way that needs less", self.folder.step
+                )
             # This is done outside the handler, because the exception's traceback would keep the tensors alive.
             self.free()
         raise AssertionError("unreachable")

@@ -36,12 +36,11 @@ def chosen(asked: AskedRuntime, device: str, model: ModelFiles) -> Runtime:
     """Return the runtime for a network.
 
     "auto" is OpenVINO where that was measured to be faster on this machine and the network is converted already, and
-    PyTorch everywhere else.
-    "openvino-int8" is OpenVINO in single precision for weights whose results in whole numbers were not compared with
-    the exact ones, such as those that a training has just published.
+    PyTorch everywhere else. "openvino-int8" means OpenVINO in single precision for weights whose INT8 results were not
+    compared with the exact ones, such as those that a training has just published.
 
     Args:
-        asked: What the user chose.
+        asked: The user's choice.
         device: "auto", "cpu", "cuda", "cuda:1".
         model: The network's weights; they are read only if a conversion or a comparison may belong to them.
     """
@@ -59,7 +58,7 @@ def chosen_for_all(asked: AskedRuntime, device: str, models: Iterable[ModelFiles
     """Return one runtime for all networks of a run, so that every machine computes with the same.
 
     Args:
-        asked: What the user chose.
+        asked: The user's choice.
         device: "auto", "cpu", "cuda", "cuda:1".
         models: Weights of the steps of the run.
 
@@ -90,10 +89,10 @@ def openvino_is_faster(device: str, folder: Path) -> bool:
 
 
 def require_compared(asked: AskedRuntime, model: ModelFiles) -> None:
-    """Check that whole numbers may be used where somebody asks for them; arguments as of ``chosen``.
+    """Check that INT8 may be used if somebody asks for it; arguments as of ``chosen``.
 
     Raises:
-        WeightsError: They were not compared with the exact results for these weights, or differ too much.
+        WeightsError: INT8 results were not compared with the exact ones for these weights, or differ too much.
     """
     if asked == INT8 and not is_allowed(model, INT8):
         raise WeightsError(
@@ -107,7 +106,7 @@ def require(device: str, runtime: AskedRuntime) -> None:
 
     Args:
         device: "auto", "cpu", "cuda", "cuda:1".
-        runtime: What the user chose.
+        runtime: The user's choice.
 
     Raises:
         TotalSpineSegError: The device does not exist or does not fit the runtime.

@@ -26,6 +26,8 @@ FAR_MM: Final = 45.0
 FAR_BEYOND_MM: Final = 90.0
 """A piece this far beside the line of the discs is skin, bowel or bladder: more than half a vertebral body lies
 between. (Above and below the discs the second number counts, because the sacrum turns away.)"""
+FAR_PROCESS_MM: Final = 75.0
+"""The same for a piece that consists only of processes, whose tips lie up to 70 mm behind the discs."""
 MIN_TILTED_VOXELS: Final = 100
 MIN_TILTED_MM: Final = 15.0
 MIN_FLAT: Final = 1.5
@@ -76,6 +78,7 @@ class Step1Names:
         certainty: How certain the names of step 1 are by themselves.
         usual: Probability that all its names are right if the column has the usual count.
         as_usual: Probability that the column has the usual count.
+        landmarks: Codes of the landmark discs on which step 1 found their own class.
     """
 
     discs: Localizer
@@ -83,6 +86,7 @@ class Step1Names:
     certainty: Certainty
     usual: float = 0.0
     as_usual: float = 0.0
+    landmarks: frozenset[int] = frozenset()
 
     @property
     def confident(self) -> bool:
@@ -119,7 +123,7 @@ class Item:
     Attributes:
         kind: Disc, vertebra or sacrum.
         index: Index in ``Pieces.discs`` or ``Pieces.vertebrae``; -1 for C1 of a step-1 map.
-        place_mm: Distance along the canal, rising to inferior.
+        place_mm: Distance along the canal, increasing toward inferior.
         cut: Whether the field of view cuts it off.
         width_mm: Lateral extent.
         volume_mm3: Volume.
@@ -156,11 +160,11 @@ class Evidence:
         items: Pieces with a place in the column, superior to inferior.
         specks: Pieces too small to be a structure.
         loose: Vertebra pieces without a body in view (processes only), which are named after the chain: index -> place
-            along the canal, mm.
+            along the canal, mm. Those far beside the column are left out.
         pinned_loose: Index of such a piece -> the code that a pin gives it.
         above_mm: Length of the column in view above the first item; 0 if the items themselves show it.
         below_mm: The same below the last item.
-        trust: What is known about the errors of the network that made the map.
+        trust: Measured errors of the network that made the map.
     """
 
     step: Step
@@ -190,7 +194,7 @@ def gather(
         step: 1 or 2.
         ruler: Canal of ``raw``.
         localizers: Other series of the patient on the same grid. Not modified.
-        trust: What is known about the errors of the network that made the map.
+        trust: Measured errors of the network that made the map.
 
     Returns:
         The evidence; it has no items if there are no pieces.
@@ -202,7 +206,7 @@ def gather(
     for k, piece in enumerate(pieces.vertebrae):
         if piece.body_centroid_vox is not None or piece.kind is Kind.SACRUM or seen.is_atlas(piece, highest):
             items.append(seen.item(piece, k))
-        else:
+        elif not seen.is_far(piece, FAR_PROCESS_MM):
             loose[k] = seen.place(piece.centroid_vox)
     if step == 1:
         items += seen.c1()
@@ -273,10 +277,11 @@ class _Seen:
             odd=odd_share(piece) if piece.kind is Kind.VERTEBRA else None,
             overlaps=tuple(Overlap(self._shares(o.codes, piece, inside), o) for o in self.localizers),
             tilt_deg=tilt_deg(inside, self.spacing) if piece.kind is Kind.DISC else None,
-            is_far=self._is_far(piece),
+            is_far=self.is_far(piece),
         )
 
-    def _is_far(self, piece: Piece) -> bool:
+    def is_far(self, piece: Piece, limit_mm: float = FAR_MM) -> bool:
+        """Return whether a piece is so far beside the discs that it cannot be part of the column."""
         if len(self.pieces.discs) < MIN_TO_COMPARE:
             return False
         discs = np.array([disc.centroid_vox for disc in self.pieces.discs]) * self.spacing
@@ -284,7 +289,7 @@ class _Seen:
         x, y, z = np.asarray(piece.body_centroid_vox or piece.centroid_vox) * self.spacing
         beside = np.hypot(x - np.interp(z, discs[:, 2], discs[:, 0]), y - np.interp(z, discs[:, 2], discs[:, 1]))
         within = discs[0, 2] <= z <= discs[-1, 2]
-        return bool(beside > (FAR_MM if within else FAR_BEYOND_MM))
+        return bool(beside > (limit_mm if within else FAR_BEYOND_MM))
 
     def _mask(self, piece: Piece, index: int) -> npt.NDArray[np.bool_]:
         numbered = self.pieces.disc_map if piece.kind is Kind.DISC else self.pieces.vertebra_map

@@ -1,4 +1,4 @@
-"""Check a label map for what cannot be right: gaps, duplicates, wrong order, fragments, unknown codes."""
+"""Check a label map for errors: gaps, duplicates, wrong order, fragments, unknown codes."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,7 +52,7 @@ MIN_STEPS: Final = 2
 
 
 def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tuple[Finding, ...]:
-    """Return what cannot be right in the label map of a network or a reader.
+    """Return the errors in the label map of a network or a reader.
 
     Args:
         labels: Integer codes (X, Y, Z) nearest RAS, of either step. Not modified.
@@ -309,7 +309,7 @@ def _wide(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]
 
 @cache
 def _lengths_mm() -> Mapping[tuple[int, int], float]:
-    """Return neighbors of a kind -> distance of their middles, mm, adult; without C1 and C2, whose middles vary."""
+    """Return neighbors of a kind -> distance between their middles, mm, adult; not C1 and C2, whose middles vary."""
     lengths: dict[tuple[int, int], float] = {}
     for thoracic in (11, 12, 13):
         for lumbar in (4, 5, 6):

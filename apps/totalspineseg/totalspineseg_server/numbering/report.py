@@ -121,7 +121,7 @@ def _reasons(known: Mapping[str, Any], *, counted_only: bool) -> list[str]:
 
 
 def _unless(variants: Sequence[Mapping[str, Any]]) -> str:
-    """Return what would change counted names, with its share of people; empty if nothing would."""
+    """Return the variants that would change counted names, with their share of people; empty if there are none."""
     found = [messages.VARIANT.format(what=entry["what"], share=_share(entry["share"])) for entry in variants]
     return messages.COUNTED_UNLESS.format(variants=" or ".join(found)) if found else ""
 
@@ -144,7 +144,7 @@ def _level(level: Level) -> dict[str, Any]:
 DOUBTFUL_PROBABILITY: Final = CONFIDENT_PROBABILITY
 """A level of a doubtful numbering below this probability is marked in pictures and measurements."""
 NAMED: Final = frozenset({*VERTEBRAE, *DISCS})
-"""Structures that are a single level; in step 1 the sacrum's code stands for any vertebra."""
+"""Structures that are a single level. In step 1 the sacrum's code stands for any vertebra."""
 
 
 def doubtful_codes(numbering: Numbering | None, labels: LabelArray) -> frozenset[int]:

@@ -95,7 +95,8 @@ def train_from_scratch(
         step: 1 or 2.
         fold: One of ``FOLDS``; "all" trains on every case.
         settings: Settings; an unfinished run must have the same.
-        restart: Delete the run of this fold, finished or not, and plan anew unless other folds use the plan.
+        restart: Delete the run of this fold, finished or not, and make a new plan unless other folds use the present
+            one.
         tell: Called with each line of progress.
 
     Returns:
@@ -129,7 +130,7 @@ class _Scratch:
         self.lock: IO[str] | None = None
 
     def check(self) -> None:
-        """Find errors before hours are spent."""
+        """Check for errors before the training takes hours."""
         subjects = subjects_of(self.raw)
         if not subjects:
             raise TrainingError(
@@ -164,7 +165,7 @@ class _Scratch:
                 known = known if others else {}
             elif self._begun and any(value != digest for value in known.values()):
                 raise TrainingError(
-                    f"The cases have changed since the training of {self.dataset} began. Train it anew with --restart, "
+                    f"The cases have changed since the training of {self.dataset} began. Start over with --restart, "
                     "or write the new cases to another folder."
                 )
             if known.get(self.settings.plans) != digest:
@@ -214,7 +215,7 @@ class _Scratch:
     def train(self) -> Path:
         """Run nnU-Net's training, from the start or continued, and its validation."""
         if (self.folder / DONE_FILE).is_file():
-            self.tell(f"{self.dataset}, fold {self.fold}: already trained; use --restart to train it anew")
+            self.tell(f"{self.dataset}, fold {self.fold}: already trained; use --restart to train it again")
             return self.model
         begun = self._begun
         self._require_same_settings(begun)
@@ -244,7 +245,7 @@ class _Scratch:
         if begun and known and known != wanted:
             raise TrainingError(
                 f"This training began with other settings ({_listed(known)}) than the present ones ({_listed(wanted)})."
-                " Repeat the first ones, or begin anew with --restart."
+                " Use the first settings again, or start over with --restart."
             )
         write_json(file, wanted)
 

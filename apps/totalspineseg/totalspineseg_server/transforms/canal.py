@@ -21,7 +21,7 @@ length."""
 CANAL_GAP_VOX: Final = 150
 """Largest number of slices between two pieces of canal: metal hides up to five levels."""
 CORD_PART_VOX: Final = 1000
-"""The same for the cord: 1 to 2 cm of its length, more than what is mistaken for cord among the roots below it."""
+"""The same for the cord: 1 to 2 cm of its length, more than the length of roots that are mistaken for cord below it."""
 CORD_GAP_VOX: Final = 15
 """The same for the cord, which continues directly below a compressed level."""
 
@@ -29,9 +29,9 @@ CORD_GAP_VOX: Final = 15
 def fill_canal(labels: Labels) -> Labels:
     """Return a map with one cord and one canal, closed around the cord.
 
-    Of cord and canal, the largest component is kept, and the components that continue it above and below. Other cord
-    becomes canal; other canal, and cord outside the canal, become background. Then everything between canal or cord
-    along x and along y that is not cord becomes canal.
+    The largest component of the cord is kept, as are the components that continue it above and below; the same holds
+    for the canal. Other cord becomes canal; other canal, and cord outside the canal, become background. Then everything
+    between canal or cord along x and along y that is not cord becomes canal.
 
     Args:
         labels: uint8 (X, Y, Z) RAS, output codes. Not modified.

@@ -11,9 +11,8 @@ import numpy as np
 from totalspineseg_server.anatomy import BY_CODE, NAME_OF, WIRE_LABELS, Kind
 from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, message_of
 from totalspineseg_server.corrections.inbox import UNCHANGED_PARAMETER
-from totalspineseg_server.corrections.outcomes import message_of
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.corrections.rejections import Rejection, Rejections
 from totalspineseg_server.corrections.unreviewed import ACCEPTED_NAMES, ALL
@@ -92,7 +91,9 @@ class Acts:
         _require_shown(view, prediction)
         maps = view.label.maps
         if maps is None:
-            raise ConflictError("The maps of this result are no longer kept. Predict the scan again, then pin a level.")
+            raise ConflictError(
+                "The segmentation of this result is no longer stored. Predict the scan again, then pin a level."
+            )
         present = set(np.flatnonzero(labels_present(maps.output.labels)).tolist())
         renamed = {_code(old, present): _code(new, None) for old, new in names.items()}
         if not renamed or any(
@@ -186,7 +187,7 @@ class Acts:
     ) -> Correction:
         maps = view.label.maps
         if maps is None:
-            raise ConflictError("The maps of this result are no longer kept. Predict the scan again.")
+            raise ConflictError("The segmentation of this result is no longer stored. Predict the scan again.")
         codes = labels_from_iso(maps.labels, maps.iso, view.grid)
         # The k-th name belongs to value k.
         label_info = [{"name": names.get(name, name), "idx": value} for name, value in WIRE_LABELS.items()]
@@ -203,7 +204,7 @@ def reader(user: str, client: str) -> Sender:
 
 
 def submitted_text(correction: Correction) -> str:
-    """Return what a reader is told about an accepted label."""
+    """Return the sentences for the reader of an accepted label."""
     return "Accepted as it is." if correction.unchanged else message_of(correction)
 
 

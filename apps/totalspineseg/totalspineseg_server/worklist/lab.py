@@ -1,4 +1,4 @@
-"""Answer what the lab's page asks about scans."""
+"""Answer the requests of the lab's page about scans."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Studies(lines.Studies, Protocol):
 
 @dataclass(frozen=True)
 class Lab:
-    """Answers what the lab's page asks about scans.
+    """Answers the requests of the lab's page about scans.
 
     Attributes:
         worklist: The rows of all scans.
@@ -86,7 +86,7 @@ class Lab:
         return corrected(self.corrections)
 
     def history(self, image_id: str) -> list[dict[str, Any]]:
-        """Return the submissions for an image, newest first: when, by whom, and what became of them."""
+        """Return the submissions for an image, newest first, each with its time, its sender and its outcome."""
         withdrawn = self.corrections.withdrawals.of_image(image_id)
         sent = self.corrections.of_image(image_id)
         reader_of = {one.id: one.reader for one in sent}
@@ -115,7 +115,7 @@ def open_lab(
     submit: Submit,
     undo: Undo,
 ) -> Lab:
-    """Return what the lab's page asks about scans; nothing is read yet.
+    """Return the part of the server that answers the lab's page about scans; nothing is read yet.
 
     Args:
         root: The history folder.

@@ -1,15 +1,16 @@
-"""Make a row of the worklist: how far a scan is on its way from new to finished."""
+"""Make a row of the worklist: the state of a scan between new and finished."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
-from totalspineseg_server.activelearning.offers import RESERVED_SECONDS, Offer
+from totalspineseg_server.activelearning.offers import RESERVED_SECONDS
 from totalspineseg_server.activelearning.scores import Score
 from totalspineseg_server.anatomy import DISCS, NAME_OF, SACRUM, VERTEBRAE
 from totalspineseg_server.certainty import certainty_of
 from totalspineseg_server.corrections.correction_store import Correction
 from totalspineseg_server.corrections.history import text_of_time
+from totalspineseg_server.corrections.image_records import Offer
 from totalspineseg_server.corrections.rejections import Rejection
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.report import sentence
@@ -37,7 +38,8 @@ class Row:
         prediction: Id of the result; empty if there is none.
         unchanged: Whether it is finished because the result was accepted unchanged.
         study: UID of its study in the PACS; empty for a folder.
-        about: What people call a series of a PACS, such as "T2 sagittal, patient 17, 2026-01-31"; empty for a folder.
+        about: The name of a series of a PACS for people, such as "T2 sagittal, patient 17, 2026-01-31"; empty for a
+            folder.
     """
 
     id: str
@@ -108,7 +110,7 @@ def row_of(
 
 
 def about_series(info: Mapping[str, Any]) -> str:
-    """Return what people call a series, from what the PACS says about it; empty if it says nothing."""
+    """Return a series' name for people, made from what the PACS knows about it; empty if it knows nothing."""
     date = str(info.get("StudyDate") or "")
     patient = str(info.get("PatientID") or "")
     parts = (
@@ -120,7 +122,7 @@ def about_series(info: Mapping[str, Any]) -> str:
 
 
 def levels_text(codes: Sequence[int]) -> str:
-    """Return the levels in view, such as "T12 to sacrum"; discs alone where no vertebra is named."""
+    """Return the levels in view, such as "T12 to sacrum"; discs alone if no vertebra is named."""
     vertebrae = sorted((code for code in codes if code in (*VERTEBRAE, SACRUM)), key=ORDER.__getitem__)
     named = vertebrae or sorted((code for code in codes if code in DISCS), key=ORDER.__getitem__)
     if not named:

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from totalspineseg_server.activelearning.offers import RESERVED_SECONDS, last_noted
+from totalspineseg_server.activelearning.offers import RESERVED_SECONDS
 from totalspineseg_server.activelearning.scores import Scores
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.history import folder_name
+from totalspineseg_server.corrections.image_records import last_noted
 from totalspineseg_server.corrections.predictions import PredictionRecord
 from totalspineseg_server.corrections.rejections import Rejections
 from totalspineseg_server.worklist.rows import Row, about_series, row_of
@@ -22,10 +23,9 @@ logger = logging.getLogger(__name__)
 FRESH_SECONDS: Final = 1.0
 """Time during which the rows count as fresh: a page asks several times within a second."""
 REST: Final = 5
-"""The pause between two updates is so many times as long as an update, so that many scans leave processors for
-readers."""
+"""Length of the pause between two updates, in update times, so that many scans leave processors for readers."""
 WAIT_SECONDS: Final = 1.0
-"""Longest time that a request waits for newer rows: a PACS that does not answer must not hold up the page."""
+"""Longest time that a request waits for newer rows: a PACS that does not answer must not delay the page."""
 FIRST_WAIT_SECONDS: Final = 10.0
 """The same while there are no rows yet."""
 FOLDERS: Final = ("scores", "corrections", "withdrawals", "rejections")
@@ -44,7 +44,7 @@ class Studies(Protocol):
         """Return the ids of images with a finished label that counts."""
 
     def get_image_info(self, image_id: str) -> Mapping[str, Any]:
-        """Return what is known about an image, including when it was offered."""
+        """Return the information about an image, including when it was offered."""
 
     def study_of(self, image_id: str) -> str:
         """Return the UID of an image's study in the PACS; "" for a folder."""
@@ -158,7 +158,9 @@ class Worklist:
         self._lines = _Lines(changes, rows, _by_id(rows), begun, seconds)
 
     def _changes(self, store: Studies, finished: frozenset[str]) -> dict[str, Change]:
-        """Return what changes whenever a scan's row may have changed: the times of files, without reading any."""
+        """Return a value that changes whenever a scan's row may have changed: the times of its files, without reading
+        any.
+        """
         times = [_times(self._records.root / name) for name in FOLDERS]
         now = time.time()
         changes: dict[str, Change] = {}

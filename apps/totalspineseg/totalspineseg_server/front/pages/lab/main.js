@@ -1,4 +1,4 @@
-// Shows the view that the address names, and signs in where the server wants that.
+// Shows the view that the address names, and signs in if the server asks for it.
 
 import { Refused, get, isSignedIn, readerName, setReaderName, signIn, signOut } from '/lab/api.js';
 import { ask, element, say } from '/lab/dom.js';
@@ -8,7 +8,7 @@ import * as worklist from '/lab/worklist.js';
 
 const VIEWS = { worklist, review, learning };
 const TITLES = { worklist: 'Worklist', review: 'Review', learning: 'Learning' };
-let shown = null;
+let current = null;
 
 function place() {
   const [, name, ...rest] = location.hash.split('/');
@@ -17,7 +17,7 @@ function place() {
 
 async function show() {
   const { name, argument } = place();
-  shown?.leave?.();
+  current?.leave?.();
   for (const link of document.querySelectorAll('nav a[data-view]')) {
     link.toggleAttribute('aria-current', link.dataset.view === name);
     if (link.dataset.view === name) {
@@ -26,14 +26,14 @@ async function show() {
   }
   document.title = `${TITLES[name]} - TotalSpineSeg`;
   say('');
-  // Of this view alone: what another one still adds is not seen.
+  // An element for this view alone: what another view still adds is not displayed.
   const view = element('div', { class: 'view' });
   document.getElementById('view').replaceChildren(view);
   const running = { leave: null };
-  shown = running;
+  current = running;
   try {
     running.leave = await VIEWS[name].show(view, argument);
-    if (shown !== running) {
+    if (current !== running) {
       running.leave?.();
     } else {
       document.getElementById('view').focus();
@@ -56,10 +56,10 @@ async function failed(error) {
       ),
     ];
     const read = form => [form.elements.user.value, form.elements.password.value];
-    const given = await ask('Sign in', fields, { yes: 'Sign in', read });
-    if (given) {
+    const reply = await ask('Sign in', fields, { yes: 'Sign in', read });
+    if (reply) {
       try {
-        await signIn(...given);
+        await signIn(...reply);
       } catch (refusal) {
         // An identity server may refuse with another status.
         await failed(refusal.status >= 400 && refusal.status < 500 ? new Refused(401, refusal.message) : refusal);
