@@ -162,10 +162,10 @@ def measure(arguments: argparse.Namespace) -> None:
                 a_tile = seconds[runtime_of(way, faster, stock="stock")]
                 row["seconds"] = row.pop("rest") + a_tile * sum(row["tiles"])
             done("rows", [{"weights": "official", "scan": scan, "way": way, **row}])
-        if scan != "air":
-            for way in STARTER_WAYS:
-                row = alone(arguments, "row", "starter", scan, way, starter_faster, "3")
-                done("rows", [{"weights": "starter", "scan": scan, "way": way, **row}])
+    for scan in ("lumbar", "whole"):
+        for way in STARTER_WAYS:
+            row = alone(arguments, "row", "starter", scan, way, starter_faster, "2")
+            done("rows", [{"weights": "starter", "scan": scan, "way": way, **row}])
     done("load_at_end", os.getloadavg()[0])
 
 
@@ -235,7 +235,7 @@ def time_tiles(folder: Path, turns: int, name: str) -> dict[str, Any]:
     tile = noise_tile(model)
     predictor = stock_predictor(model)
     networks: dict[str, Callable[[], Any]] = {
-        "stock": lambda: predictor.predict_logits_from_preprocessed_data(tile[0]),
+        "stock": lambda: predictor.predict_sliding_window_return_logits(tile[0]),
         "torch": bound(model.load_network(), tile),
         "openvino": bound(load_openvino(model), tile),
     }
