@@ -129,7 +129,8 @@ def _strange_codes(crop: npt.NDArray[np.integer[Any]], origin: npt.NDArray[np.in
     """Return a finding for each value that no structure has."""
     found = []
     # Sorting all voxels of a map is slow; most maps have one byte for each.
-    values = np.flatnonzero(labels_present(crop)) if crop.dtype == np.uint8 else np.unique(crop)
+    is_bytes = crop.dtype == np.uint8
+    values = np.flatnonzero(labels_present(crop.astype(np.uint8, copy=False))) if is_bytes else np.unique(crop)
     for code in values.tolist():
         if code == BACKGROUND or code in BY_CODE:
             continue
