@@ -481,9 +481,8 @@ def show(found: Mapping[str, Any]) -> None:
         for scan, title in TITLES.items():
             rows = [row for row in found["rows"] if (row["weights"], row["scan"]) == (weights, scan)]
             if rows:
-                print(
-                    f"\n{weights}, {title}\n\n| way | tiles | seconds | not networks | faster than before | peak, MiB | how |"
-                )
+                print(f"\n{weights}, {title}\n")
+                print("| way | tiles | seconds | not networks | faster than before | peak, MiB | how |")
                 print("|---|---|---|---|---|---|---|")
             before = None
             for row in rows:
