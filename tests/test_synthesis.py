@@ -196,6 +196,17 @@ def test_belly_has_a_kidney_and_a_psoas_on_either_side_and_the_liver_on_the_righ
     assert right > 2 * left
 
 
+def test_lungs_lie_on_both_sides_of_the_column_and_none_in_the_middle() -> None:
+    size = {"width_mm": 300.0, "depth_mm": 260.0, "spacing_mm": (3.5, 3.5, 3.5)}
+    for seed in range(2):
+        spine = make(seed, field=Field.THORACIC, **size)
+        lungs, canal = spine.tissues == Tissue.LUNG, np.isin(spine.labels, (anatomy.CORD, anatomy.CANAL))
+        for z in np.flatnonzero(lungs.any(axis=(0, 1)) & canal.any(axis=(0, 1))):
+            beside_mm = 3.5 * (np.nonzero(lungs[:, :, z])[0] - np.nonzero(canal[:, :, z])[0].mean())
+            assert (beside_mm < 0).mean() == pytest.approx(0.5, abs=0.2), "a side has no lung"
+            assert np.abs(beside_mm).min() > 9
+
+
 def test_ribs_leave_every_thoracic_vertebra_and_the_last_ones_are_short() -> None:
     spine = make(4, thoracic=12, lumbar=5, width_mm=240.0, spacing_mm=(2.0, 2.0, 2.0), jitter=0.0)
     reach = []
