@@ -250,3 +250,8 @@ def test_links_lead_somewhere(page: Path) -> None:
         if not other.exists() or (anchor and anchor not in anchors(other)):
             lost.append(target)
     assert lost == []
+
+
+def test_the_index_lists_each_decision() -> None:
+    index = (DOCS / "decisions" / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"\((\d{4}-[^)]+)\)", index) == sorted(path.name for path in DOCS.glob("decisions/0*.md"))

@@ -24,7 +24,7 @@ from totalspineseg_server.infers.settings import Rename, client_config, doubtful
 from totalspineseg_server.numbering.evidence import Pin
 from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.segments import Segment, Submission
-from totalspineseg_server.spellings import code_of_name, meant_by, renamed_level, with_mark, without_mark
+from totalspineseg_server.spellings import code_of_name, renamed_level, similar_name, with_mark, without_mark
 from totalspineseg_server.trainers.material import site_material
 from training_site import make_site
 
@@ -56,7 +56,7 @@ def test_a_marked_name_is_the_level_s(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["?", " ? ", "L7 ?", "tumor ?"])
 def test_a_mark_makes_no_name_known(name: str) -> None:
-    assert (code_of_name(name), meant_by(name)) == (None, None)
+    assert (code_of_name(name), similar_name(name)) == (None, None)
 
 
 def test_marking_is_undone_by_taking_the_mark_away() -> None:

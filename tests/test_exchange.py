@@ -1,4 +1,4 @@
-"""Tests of back-ups of a site, and of BIDS sets of finished labels that leave it or come to it."""
+"""Tests of backups of a site, and of BIDS sets of finished labels that leave it or come to it."""
 
 import gzip
 import json
@@ -164,7 +164,7 @@ def test_a_set_without_labels_says_what_to_check(tmp_path: Path) -> None:
         import_set(tmp_path, tmp_path / "studies", suffix=LABEL_SUFFIX)
 
 
-# Back-ups
+# Backups
 
 
 def a_site(folder: Path) -> Path:
@@ -312,7 +312,7 @@ def test_images_that_were_copied_back_first_stay(backup: Path, tmp_path: Path) -
 
 
 def remade(backup: Path, **changes: Any) -> Path:
-    """Write a back-up again with other ``files`` (path -> content, None for none) and a change of its ``manifest``."""
+    """Write a backup again with other ``files`` (path -> content, None for none) and a change of its ``manifest``."""
     target = backup.with_name("hostile.zip")
     change = changes.pop("manifest", lambda manifest: None)
     with zipfile.ZipFile(backup) as old, zipfile.ZipFile(target, "w") as new:
@@ -333,12 +333,12 @@ def link(manifest: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"files": {"site/.totalspineseg/holdout.json": b"other"}}, "missing or damaged"),
-        ({"files": {"site/.totalspineseg/holdout.json": None}}, "missing or damaged"),
+        ({"files": {"site/.totalspineseg/holdout.json": b"other"}}, "missing from the backup or damaged"),
+        ({"files": {"site/.totalspineseg/holdout.json": None}}, "missing from the backup or damaged"),
         ({"files": {"../outside": b"x"}}, "unsafe"),
-        ({"manifest": link}, "no back-up"),
+        ({"manifest": link}, "not a backup"),
         ({"manifest": lambda m: m.update(format=99)}, "update"),
-        ({"manifest": lambda m: m.update(files=[])}, "no back-up"),
+        ({"manifest": lambda m: m.update(files=[])}, "not a backup"),
         ({"files": {"site/zeros": bytes(3 << 20)}, "kind": zipfile.ZIP_DEFLATED}, "unpacks to"),
     ],
     ids=["changed", "missing", "outside", "absolute", "future", "no list", "bomb"],

@@ -200,7 +200,7 @@ def test_a_version_is_judged_in_the_background_and_that_can_be_stopped(server: S
     """A judgment takes minutes, and the page and the readers go on meanwhile."""
     page.goto(f"{server.url}/#/learning")
     page.get_by_label("Judge trained-good").click()
-    assert "Nothing is put into use" in page.locator("#dialog").inner_text()
+    assert "does not change which version is in use" in page.locator("#dialog").inner_text()
     page.locator("#dialog-yes").click()
     page.locator("#judgment").get_by_text("trained-good").wait_for()
     assert requests.post(f"{server.url}/versions/trained-good/judge", timeout=60).status_code == 429

@@ -61,7 +61,7 @@ def predict_all(page: Page) -> None:
     page.get_by_role("button", name="Predict these (3)").click()
     for scan in ("sub-1", "sub-2", "sub-3"):
         page.locator(f"tr[data-scan='{scan}'] .predicted").wait_for()
-    page.get_by_text("The prediction has ended: 3 scans").wait_for()
+    page.get_by_text("The prediction is finished: 3 scans").wait_for()
     page.keyboard.press("v")
     picture = page.locator("tr[data-scan='sub-2'] img[src^=blob]")
     picture.wait_for()

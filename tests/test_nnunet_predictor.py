@@ -230,7 +230,7 @@ def test_labels_are_made_on_the_cpu_when_the_gpu_has_no_room_for_them(model, mon
         found = WarmPredictor(model, device="cuda").predict(image(1, (20, 20, 20)), soft=("cord",))
     assert len(calls) > 3
     assert freed == [1]
-    assert "so the CPU makes them" in caplog.text
+    assert "so the CPU computes them" in caplog.text
     # The stand-in rounds its logits to half precision.
     assert (found.labels != expected.labels).mean() < 0.01
     np.testing.assert_allclose(found.soft["cord"], expected.soft["cord"], atol=1e-3)

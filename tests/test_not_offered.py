@@ -202,4 +202,4 @@ def test_label_maps_that_lie_there_already_are_not_finished(
 def test_a_label_without_an_image_is_named(tmp_path: Path) -> None:
     volume(tmp_path / "one.nii.gz")
     volume(tmp_path / "labels" / "final" / "two.nii.gz")
-    assert "no image here" in studies_in(tmp_path).status()["not_offered"]["labels/final/two.nii.gz"]
+    assert "image that is not here" in studies_in(tmp_path).status()["not_offered"]["labels/final/two.nii.gz"]

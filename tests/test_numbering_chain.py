@@ -13,6 +13,7 @@ import columns
 from block_spines import block_spine, classes_of, step1_answer
 from totalspineseg_server.anatomy import (
     C1,
+    CODE_OF,
     DISC_C2_C3,
     DISC_CLASSES,
     DISC_L5_S,
@@ -707,6 +708,56 @@ def test_processes_of_the_other_class_belong_to_the_vertebra_that_has_none() -> 
     labels, numbering = name(case)
     assert columns.errors(case, labels) == {}
     assert numbering.missed == (21,)
+
+
+def test_processes_of_a_slab_without_pedicles_keep_their_names() -> None:
+    """A vertebra looked as if it had processes already, because no other one was as large with its own: they were
+    missing from the result."""
+    case = draw("lumbar", 2, spacing=1.5)
+    front = _canal_front(case)
+    bone = np.argwhere(np.isin(case.raw, (Step2.VERTEBRA_ODD.value, Step2.VERTEBRA_EVEN.value)))
+    ahead = bone[:, 1] - front[bone[:, 2]]
+    case.raw[tuple(bone[(ahead <= 0) & (ahead > -10)].T)] = 0
+    labels, _ = name(case)
+    lost = np.isin(case.raw, (Step2.VERTEBRA_ODD.value, Step2.VERTEBRA_EVEN.value)) & (labels == 0)
+    assert lost.sum() < 0.01 * len(bone)
+    assert columns.errors(case, labels) == {}
+
+
+@pytest.mark.parametrize(("behind_mm", "named"), [(60, True), (90, False)])
+def test_a_piece_far_behind_the_column_is_no_process(behind_mm: int, named: bool) -> None:
+    """Skin that was drawn as vertebra got the name of the level in front of it."""
+    case = draw("lumbar", 2, spacing=1.5)
+    behind = round(behind_mm / 1.5)
+    raw = np.pad(case.raw, ((0, 0), (behind, 0), (0, 0)))
+    x, y, z = np.argwhere(raw == Step2.DISC_T12_L1.value).mean(axis=0).astype(int)
+    skin = slice(x - 5, x + 5), slice(y - behind, y - behind + 4), slice(z - 20, z - 4)
+    raw[skin] = raw[x, y, z - 12]
+    numbering = chain.number_chain(find_pieces(raw, 2), raw, 2, affine=case.affine)
+    labels = paint(numbering.pieces, raw, numbering.naming, 2)
+    assert bool(labels[skin].all()) is named
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_the_part_of_a_body_in_the_class_of_its_neighbor_gets_its_name(share: float) -> None:
+    """A third of L4 was missing from the result, although the network drew it."""
+    case = draw("lumbar", 2, spacing=1.5)
+    xyz = np.argwhere(case.truth == CODE_OF["L4"])
+    front = _canal_front(case)
+    body = xyz[xyz[:, 1] > front[xyz[:, 2]]]
+    top = body[body[:, 2] > np.quantile(body[:, 2], 1 - share)]
+    odd, even = Step2.VERTEBRA_ODD.value, Step2.VERTEBRA_EVEN.value
+    case.raw[tuple(top.T)] = even if case.raw[tuple(body[0])] == odd else odd
+    labels, _ = name(case)
+    assert np.mean(labels[tuple(body.T)] == CODE_OF["L4"]) > 0.98
+
+
+def _canal_front(case: columns.Case) -> np.ndarray:
+    """The front of the canal in each slice, voxels."""
+    canal = np.argwhere(np.isin(case.truth, (1, 2)))
+    front = np.zeros(case.truth.shape[2])
+    np.maximum.at(front, canal[:, 2], canal[:, 1])
+    return front
 
 
 @pytest.mark.parametrize(("volume", "doubt"), [(1100.0, False), (1500.0, True)])

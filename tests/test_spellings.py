@@ -15,7 +15,7 @@ from totalspineseg_server.anatomy import (
     T12,
     Structure,
 )
-from totalspineseg_server.spellings import code_of_name, level_at, meant_by
+from totalspineseg_server.spellings import code_of_name, level_at, similar_name
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=lambda s: s.name)
@@ -84,7 +84,7 @@ def test_the_last_thoracic_disc_whatever_stands_above_it(spelling: str) -> None:
 def test_what_is_in_doubt_stays_unknown(spelling: str, meant: str | None) -> None:
     """A part that 3D Slicer split off (L4_1), a part of the sacrum, or a level of another kind is not what its name
     resembles."""
-    assert (code_of_name(spelling), meant_by(spelling)) == (None, meant)
+    assert (code_of_name(spelling), similar_name(spelling)) == (None, meant)
 
 
 @pytest.mark.parametrize(

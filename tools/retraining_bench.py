@@ -17,6 +17,7 @@ from totalspineseg_server.anatomy import UNREVIEWED, UNREVIEWED_NAME, WIRE_LABEL
 from totalspineseg_server.corrections.wire import from_names, to_wire
 from totalspineseg_server.files import read_json, write_json
 from totalspineseg_server.geometry import LabelArray, Volume
+from totalspineseg_server.nnunet.finetune_settings import OPTIMIZERS
 from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.trainers.retrain_settings import RetrainSettings
@@ -26,7 +27,7 @@ HALVED: Final = 0.5
 """Largest share of the error that may be left, for the aim to be reached."""
 REFUSED: Final = "Status: 422"
 """Part of the client's error if the server answered, but found no spine."""
-SETTINGS: Final = ("iterations", "batch_size", "learning_rate", "replay_cases", "replay_share", "device")
+SETTINGS: Final = ("iterations", "batch_size", "optimizer", "learning_rate", "replay_cases", "replay_share", "device")
 Rows = Mapping[str, Mapping[str, float]]
 """Measure -> "before" and "after"."""
 Table = Mapping[str, Rows]
@@ -103,6 +104,7 @@ def training_arguments(parser: argparse.ArgumentParser, *, iterations: int, batc
     usual = RetrainSettings()
     parser.add_argument("--iterations", type=int, default=iterations)
     parser.add_argument("--batch-size", type=int, default=batch_size)
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default=usual.finetune.optimizer)
     parser.add_argument("--learning-rate", default="auto", help="a number, or auto for one that fits the network")
     parser.add_argument("--replay-cases", type=int, default=usual.replay_cases)
     parser.add_argument("--replay-share", type=float, default=usual.finetune.replay_share)

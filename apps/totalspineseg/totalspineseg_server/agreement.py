@@ -199,7 +199,7 @@ def _joint_counts(truth: LabelArray, predicted: LabelArray) -> Counts:
 def _counts_beside(
     truth: LabelArray, predicted: LabelArray, group: tuple[int, ...], outlines: frozenset[int]
 ) -> Counts:
-    """Return the joint counts of a group without the voxels at those of its structures that do not count.
+    """Return the joint counts of a group, leaving out voxels of structures that do not count.
 
     Each voxel belongs to the nearest structure of the group, so that drawing such a structure too wide does not count
     either.

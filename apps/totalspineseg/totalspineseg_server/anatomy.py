@@ -261,7 +261,7 @@ class NumberTable:
     Attributes:
         codes: Number -> code, of everything but discs.
         disc_below: Number of a disc -> code of the vertebra above it.
-        others: Numbers of what this project has no structure for.
+        others: Numbers for which this project has no structure.
     """
 
     codes: Mapping[int, int]

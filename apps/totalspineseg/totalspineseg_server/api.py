@@ -52,7 +52,7 @@ from totalspineseg_server.volume_io import (
 Pins = Mapping[str, Sequence[float]]
 """Name of a level, such as "L5" -> a point in it, RAS mm."""
 OTHER: Final = "another structure"
-"""Runner-up of a level that may be no part of the column at all."""
+"""Runner-up of a level that may not be part of the column at all."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +254,7 @@ def number(
     Args:
         raw: Classes of the step-1 or step-2 network in any form that ``segment`` takes. Not modified.
         affine: (4, 4), voxel index -> RAS mm, of an array.
-        step: The network that made the map; None to tell by its values.
+        step: The network that made the map; None to recognize it by its values.
         localizer: See ``segment``.
         pins: See ``segment``.
 
@@ -276,7 +276,7 @@ def number(
 
 
 def lint(labels: Any, affine: npt.ArrayLike | None = None) -> list[dict[str, Any]]:
-    """Return what cannot be right in a label map of this software: gaps, duplicates, wrong order, fragments.
+    """Return the errors in a label map of this software: gaps, duplicates, wrong order, fragments.
 
     Args:
         labels: Result of ``segment`` or ``number``, or a label map in any form that ``segment`` takes. Not modified.

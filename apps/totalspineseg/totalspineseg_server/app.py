@@ -277,13 +277,13 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return {
             "doubt": ImageScoring(
                 "How doubtful the result for each image is: uncertain names, findings, and differences between the two "
-                "steps and between the image and its mirror. An image that these weights have not predicted is "
-                "predicted",
+                "steps and between the image and its mirror image. Images that these weights have not predicted yet "
+                "are predicted first.",
                 self._scorer.fill,
             ),
             "doubt_scale": ImageScoring(
-                "The same, and how much the result changes if the image is treated as a smaller person's: each image "
-                "is predicted once more",
+                "The same, and how much the result changes if the image is scaled like that of a smaller person. Each "
+                "image is predicted once more.",
                 self._scorer.fill_scale,
             ),
         }
@@ -530,8 +530,9 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return prepared
 
     def _subject(self, image_id: str) -> str:
-        """Return whose image it is: the patient, if that is known. All images of a patient are used for training, or
-        all for comparing models."""
+        """Return the subject of an image: the patient, if known. All images of a patient are used for training, or all
+        for comparing models.
+        """
         return self._datastore.subject(image_id) or subject_of(image_id)
 
 

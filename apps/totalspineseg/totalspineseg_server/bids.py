@@ -15,7 +15,7 @@ PIPELINE: Final = "totalspineseg"
 PREDICTED: Final = "TotalSpineSeg"
 """Value of ``seg-`` of a network's label maps."""
 FINISHED: Final = "spine"
-"""Value of ``seg-`` of label maps that readers finished; ``prepare`` learns from those alone."""
+"""Value of ``seg-`` of label maps that readers finished; ``prepare`` uses only these."""
 IMAGE_NAME: Final = re.compile(
     r"(?P<entities>(?P<subject>sub-[A-Za-z0-9]+)(?:_(?P<session>ses-[A-Za-z0-9]+))?(?:_[a-z]+-[A-Za-z0-9]+)*)"
     r"_(?P<suffix>[A-Za-z][A-Za-z0-9]*)"
@@ -32,7 +32,7 @@ def label_path(image_name: str, segmentation: str, *, iso: bool = False) -> Pure
     """Return the path of an image's label map below a folder of derivatives, without its ending.
 
     Args:
-        image_name: Name of the image without its ending. One that is no BIDS name becomes the name of a subject.
+        image_name: Name of the image without its ending. A name that does not follow BIDS becomes that of a subject.
         segmentation: ``PREDICTED`` or ``FINISHED``.
         iso: Whether the map has voxels of 1 mm instead of those of the image.
     """

@@ -1,7 +1,7 @@
 """Write files and folders so that a crash at any moment leaves either the old or the new state; read JSON; hash files.
 
 Records are read as dataclasses, including those that another version of this software wrote. Text is UTF-8 whatever the
-locale says: a native library may set that to "C" at any time.
+locale is, because a native library may set the locale to "C" at any time.
 """
 
 import errno
@@ -239,12 +239,12 @@ def content_key(content: Mapping[str, Any]) -> str:
 
 @contextmanager
 def partial_folder(parent: Path) -> Iterator[Path]:
-    """Yield a new hidden folder, which is always removed in the end, unless it was moved.
+    """Yield a new hidden folder, which is removed in the end unless it was moved.
 
     Remains of crashes in ``parent`` are removed, too.
 
     Args:
-        parent: Folder in which it is made; it is made, too, if it is missing.
+        parent: Folder in which it is made; that folder is made as well if it is missing.
 
     Raises:
         StorageError: It cannot be made.
@@ -278,7 +278,7 @@ def staged_folder(target: Path) -> Iterator[Path]:
 
 
 def move_folder(source: Path, target: Path) -> None:
-    """Rename a folder in one step; even after a power cut it is in one of the two places.
+    """Rename a folder in one step; even after a power cut it has either the old or the new name.
 
     Args:
         source: A folder whose files are synced.
@@ -387,7 +387,7 @@ def from_fields(kind: type[T], content: object, source: str) -> T:
         elif field.default is MISSING and field.default_factory is MISSING:
             missing.append(field.name)
     if missing or wrong:
-        faults = (("it lacks", missing), ("it has unusable values of", wrong))
+        faults = (("it lacks", missing), ("it has unusable values for", wrong))
         listed = " and ".join(f"{fault} {', '.join(names)}" for fault, names in faults if names)
         raise StorageError(f"The record {source} is damaged: {listed}. Restore it from a backup.")
     return kind(**values)

@@ -32,9 +32,9 @@ SAME_VOXEL = 0.25
 of headers, less than half a voxel.
 """
 PLANES = 4
-"""Number of planes that are interpolated at a time; each has some hundred kB, and all fit into the cache of a core."""
+"""Number of planes that are interpolated at a time. Each takes some hundred kB, so all fit into the cache of a core."""
 MAX_ISO_VOXELS = 512 * 512 * 1024
-"""Largest scan at 1 mm (a 0.5 m x 0.5 m x 1 m box); a larger one has a wrong header."""
+"""Largest scan at 1 mm (a box of 0.5 m x 0.5 m x 1 m); a larger one has a wrong header."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ ABOVE: Final = 10
 """Distance above the bulk from which values are not tissue; in images with much air, fat and vessels are many widths
 above the bulk."""
 CONTRAST_LOSS: Final = 3
-"""Far values do harm if they make the standard deviation, by which images are normalized, this many times as large."""
+"""Factor from which far values do harm: images are normalized by the standard deviation, which such values raise."""
 
 
 def image_faults(image: Volume) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ def locked(folder: Path, *, seconds: float | None = None) -> Iterator[None]:
 
 
 def is_locked(file: Path) -> bool:
-    """Return whether somebody holds the lock on a file. Nothing is made, and several threads may ask at once."""
+    """Return whether somebody holds the lock on a file. No file is made, and several threads may ask at once."""
     if not file.exists():
         return False
     with file.open("a", encoding="utf-8") as stream:

@@ -20,8 +20,8 @@ from totalspineseg_server.geometry import Affine, AnyArray, Grid, Volume
 from totalspineseg_server.unpacking import MAX_BYTES, require_bounded
 
 MAX_APART_VOX: Final = 0.5
-"""If the two forms of a header place a corner this many voxels apart, one form is wrong; rounding moves it by less than
-a tenth.
+"""Number of voxels from which two positions of a corner, by the two forms of a header, mean that one form is wrong;
+rounding moves it by less than a tenth.
 """
 MAX_SKEW_DEG: Final = 0.012
 """Skew from which ITK ignores an sform if there is a qform (measured with ITK 5.4), degrees from right angles."""
@@ -97,7 +97,7 @@ def _read(file: IO[bytes], path: Path) -> tuple[AnyArray, Affine]:
 
 
 def _members(content: bytes) -> bytes:
-    """Return a gzip file without what follows its last member; gzip ignores that, too.
+    """Return a gzip file without the bytes after its last member; gzip ignores them, too.
 
     Raises:
         EOFError: A member is incomplete, or unpacks to more than is read from any file.

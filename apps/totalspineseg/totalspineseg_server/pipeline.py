@@ -56,16 +56,16 @@ class Scan:
     warnings: tuple[str, ...] = ()
 
     def labels_to_input(self, labels: LabelArray) -> LabelArray:
-        """Return labels on the 1 mm grid on the grid of the input (nearest voxel)."""
+        """Move labels from the 1 mm grid to the grid of the input (nearest voxel)."""
         result: LabelArray = labels_from_iso(labels, self.iso.grid, self.grid)
         return result
 
     def soft_to_input(self, soft: FloatArray) -> FloatArray:
-        """Return a probability map on the 1 mm grid on the grid of the input (linear)."""
+        """Move a probability map from the 1 mm grid to the grid of the input (linear)."""
         return soft_from_iso(soft, self.iso.grid, self.grid)
 
     def points_to_input(self, points: LabelArray) -> LabelArray:
-        """Return point labels on the 1 mm grid on the grid of the input (one voxel for each point)."""
+        """Move point labels from the 1 mm grid to the grid of the input (one voxel for each point)."""
         return points_from_iso(points, self.iso.grid, self.grid)
 
 
@@ -313,7 +313,7 @@ def named_levels(located: Located, segmentation: Segmentation) -> LabelArray:
 
 
 def _own_names(located: Located, options: Options, clock: Clock) -> Step1Names | None:
-    """Return the names of step 1 from its map alone; other series and pins are weighed only with the map of step 2."""
+    """Return the names of step 1 from its map alone; other series and pins are used only with the map of step 2."""
     labels, numbering = located.labels, located.numbering
     if options.localizer is not None or options.siblings or options.pins:
         bare = Options(options.method)

@@ -25,7 +25,7 @@ def data_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """Return the user's folder for what can be computed again; it may not exist yet."""
+    """Return the user's folder for files that can be computed again; it may not exist yet."""
     from platformdirs import user_cache_path
 
     return Path(user_cache_path(NAME, appauthor=False))

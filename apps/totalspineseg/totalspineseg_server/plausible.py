@@ -1,4 +1,4 @@
-"""Check what every label map of a spine must show: disc, vertebra and canal, named from superior to inferior."""
+"""Check that a label map shows disc, vertebra and canal, and that levels are named from superior to inferior."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -25,8 +25,8 @@ WITH_CORD: Final = frozenset(CERVICAL + THORACIC[:10])
 """Vertebrae beside which everybody has a cord, which ends at T11 or below."""
 
 UNREVIEWED_SHARE: Final = 0.05
-"""If less than this share of the labeled voxels is unreviewed, that was a slip of the brush, and cannot hide a cord,
-canal or discs.
+"""Share of the labeled voxels below which unreviewed voxels are a slip of the brush and cannot hide a cord, canal or
+discs.
 """
 UNLABELED_MM: Final = 25.0
 """Distance from a labeled structure within which discs, canal and the rest of a cut vertebra lie."""
@@ -101,7 +101,7 @@ def require_plausible(labels: LabelArray) -> None:
 
 
 def mark_unlabeled(labels: LabelArray, spacing: Sequence[float]) -> LabelArray:
-    """Return a map in which what nobody labeled around the spine is unreviewed, if a kind of structure is missing.
+    """Return a map in which unlabeled voxels around the spine are unreviewed, if a kind of structure is missing.
 
     Programs that draw no disc or no canal do not say that there is none.
 

@@ -71,7 +71,7 @@ def tied(command: Sequence[str]) -> list[str]:
 
 
 def unwind_on_signals() -> None:
-    """Let signals that end this process raise ``SystemExit``, so that its child processes stop and temporary folders
+    """Make signals that end this process raise ``SystemExit``, so that its child processes stop and temporary folders
     are removed.
 
     A second signal changes nothing, so that the cleanup is completed. A signal that was ignored before, as with nohup,
@@ -96,9 +96,9 @@ def become_parent() -> None:
 def parent_is_gone() -> bool:
     """Return whether the parent of this process called ``become_parent`` and has ended, even by SIGKILL.
 
-    Windows does not tell it: there a process keeps the number of a parent that has ended.
+    Windows does not report this: there, a process keeps the number of a parent that has ended.
 
-    It is not for processes further down: for them their grandparent always counts as gone.
+    Do not call it in a grandchild, for which the parent always counts as gone.
     """
     return _has_parent() and os.getppid() != int(os.environ[PARENT])
 

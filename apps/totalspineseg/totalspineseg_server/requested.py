@@ -8,7 +8,7 @@ from totalspineseg_server.errors import SettingError
 
 
 def choice(request: Mapping[str, Any], name: str, choices: Sequence[str]) -> str:
-    """Return which of a setting's choices the request has; the first one if the request leaves it open.
+    """Return the choice that a request makes for a setting; the first one if the request leaves it open.
 
     Raises:
         SettingError: The value is not one of them.

@@ -1,4 +1,4 @@
-"""Hold a label file from a reader's program: layers of voxels and the segments that it names."""
+"""Hold the content of a reader's label file: layers of voxels, and named segments."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -6,7 +6,7 @@ from typing import Final
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, on_grid
 
 MAX_SEGMENTS: Final = 255
-"""Largest number of segments; more than fit into a uint8 map are not a spine."""
+"""Largest number of segments: as many as fit into a uint8 map. No spine has more."""
 
 
 @dataclass(frozen=True)

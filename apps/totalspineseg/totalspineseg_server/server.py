@@ -91,7 +91,7 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with behind.router.lifespan_context(behind):
             host.warm_up()
-            logger.info("The server answers at %s (Ctrl-C ends it).", address)
+            logger.info("The server is running at %s (press Ctrl-C to stop it).", address)
             yield
             host.stop_background_tasks()
             await host.finish_submissions(SUBMISSION_SECONDS)
@@ -367,7 +367,7 @@ def _folder(text: str, option: str) -> Path:
 
 
 def require_weights(weights: str, *, app_dir: Path) -> None:
-    """Check the weights that the owner chose; "" chooses none, and the server reports later if it has none to use.
+    """Check the weights that the owner chose; with "", the server reports later if it has no weights to use.
 
     Raises:
         WeightsError: They do not exist, or are not usable.
@@ -453,7 +453,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--work",
         default="",
         metavar="FOLDER",
-        help="folder for everything that the server writes (default: the studies' own)",
+        help="folder for everything that the server writes (default: inside the studies folder)",
     )
     parser.add_argument(
         "--cache-gb",

@@ -36,7 +36,7 @@ KIND_WORDS: Final[Mapping[str, Kind]] = MappingProxyType(
         "intervertebral": Kind.DISC,
     }
 )
-"""Words beside a level that state its kind -> the kind."""
+"""Words beside a level -> the kind that they state."""
 THORACIC: Final = re.compile(r"th(?=\d)")
 """Beginning of "Th12"."""
 NUMBER: Final = re.compile(r"\d+")
@@ -89,7 +89,7 @@ def without_mark(name: str) -> str:
     return MARKS.sub("", name) if is_marked(name) else name
 
 
-def meant_by(name: str) -> str | None:
+def similar_name(name: str) -> str | None:
     """Return the published name that an unknown name probably stands for; None if none is similar."""
     key, kinds = _read(name)
     if key == S1:

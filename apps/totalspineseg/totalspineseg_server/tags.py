@@ -74,12 +74,12 @@ def spaced(wanted: Sequence[float], gap: float) -> list[float]:
 
 
 def rows_of(wanted: Sequence[float], height: float, gap: float) -> list[float]:
-    """Return where names stand beside a picture: as near as possible to what they name, and not over each other.
+    """Return the positions of names beside a picture: as near as possible to their structures, without overlap.
 
     Args:
-        wanted: Rows of what they name, rising.
-        height: Of the picture, the same unit.
-        gap: Minimum distance of two names.
+        wanted: Rows of their structures, rising.
+        height: Height of the picture, in the same unit.
+        gap: Smallest distance between two names.
     """
     return _within(spaced(wanted, gap), height, gap)
 

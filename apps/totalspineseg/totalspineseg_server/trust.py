@@ -96,12 +96,13 @@ class LowerEnd:
 class Failures:
     """Labeled scans that were named with the trust measured on the others, and how many came out wrong.
 
-    The probabilities of a scan's names cannot know how the network fails as a whole: this is what they left out.
+    The probabilities of a scan's names do not include how the network fails as a whole: these counts show what they
+    leave out.
 
     Attributes:
         scans: Number of scans.
         wrong: Those in which a level has a wrong name.
-        expected: Number of wrong ones that the probabilities admit.
+        expected: Number of wrong ones that the probabilities predict.
     """
 
     scans: float = 0.0

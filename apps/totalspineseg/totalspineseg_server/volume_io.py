@@ -49,7 +49,8 @@ META_DIRECTIONS: Final = (b"TransformMatrix", b"Rotation", b"Orientation")
 HEADER_BYTES: Final = 8192
 """Bytes at the start of a NRRD or MetaImage file that contain the fields of its geometry, which are short lines."""
 MIN_SLICES: Final = 3
-"""Smallest number of slices: of two sagittal slices one may miss the canal, and levels get wrong names with certainty.
+"""Smallest number of slices: one of two sagittal slices may miss the canal, and then levels get wrong names that seem
+    certain.
 """
 GZIP_LEVEL = 1
 """Compression level of isal, 0..3: label maps shrink a hundredfold at any level, 1 is the fastest that does."""
@@ -85,7 +86,7 @@ def is_other_name(path: Path) -> bool:
 
 
 def not_read_sentence(names: Collection[str], endings: tuple[str, ...] = IMAGE_SUFFIXES) -> str:
-    """Return a sentence on files that are not read because of their kind.
+    """Return a sentence about files that are not read because of their kind.
 
     Args:
         names: How to name them.
@@ -108,7 +109,7 @@ def images_in(folder: Path, pattern: str, endings: tuple[str, ...] = IMAGE_SUFFI
 
     Args:
         folder: The folder; it need not exist.
-        pattern: Which places are looked at, as ``Path.glob`` takes it: "*" for the folder itself.
+        pattern: Pattern of the places to look in, as for ``Path.glob``: "*" for the folder itself.
         endings: Endings in lower case.
 
     Returns:
@@ -261,7 +262,7 @@ def read_numbered(path: Path, numbers: str) -> Volume:
         numbers: Name of a table in ``NUMBER_TABLES``.
 
     Returns:
-        uint8 volume of codes; what this project has no structure for becomes background.
+        uint8 volume of codes; numbers without a structure in this project become background.
 
     Raises:
         ImageError: As in ``read_integers``; also for values that the table does not have.

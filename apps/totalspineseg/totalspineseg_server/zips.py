@@ -27,7 +27,7 @@ RATIO_FROM_BYTES: Final = 1 << 20
 CHUNK_BYTES: Final = 1 << 20
 """Number of bytes that are copied at once."""
 KINDS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-"""Allowed ways to compress. Others cannot be unpacked piece by piece, so that a small piece may fill the memory."""
+"""Allowed ways to compress. Others cannot be unpacked piece by piece, and a small piece may fill the memory."""
 REGULAR: Final = (0, stat.S_IFREG, stat.S_IFDIR)
 """Allowed types of entries; 0 means that none is stated."""
 UNREADABLE: Final = (
@@ -145,7 +145,7 @@ def _require_safe(entries: Sequence[zipfile.ZipInfo], wanted: Sequence[zipfile.Z
     for entry in entries:
         problem = "is there twice" if entry.filename in names else _problem(entry)
         if entry.filename in chosen and _is_dense(entry, max_ratio):
-            problem = "unpacks to far more than it holds"
+            problem = "unpacks to far more than its size"
         if problem:
             raise ArchiveError(f"The .zip has an unsafe entry: {entry.filename[:80]!r} {problem}. Pack it again.")
         names.add(entry.filename)

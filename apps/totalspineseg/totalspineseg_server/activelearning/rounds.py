@@ -17,7 +17,7 @@ Outcome = dict[str, Any]
 
 
 def unfinished_first(images: object, datastore: Datastore) -> list[str]:
-    """Return those of the images that the studies have, sorted by name, those without a finished label first.
+    """Return the images that are in the studies: those without a finished label first, then by name.
 
     Args:
         images: Ids from a client or from MONAI Label.
@@ -27,9 +27,7 @@ def unfinished_first(images: object, datastore: Datastore) -> list[str]:
         SettingError: The images are not a list of texts.
     """
     if not isinstance(images, list | tuple) or not all(isinstance(image, str) for image in images):
-        raise SettingError(
-            f"The images of the request are {images!r}. Send 'all', 'labeled', 'unlabeled' or a list of image ids."
-        )
+        raise SettingError(f"expected images 'all', 'labeled', 'unlabeled' or a list of image ids, got {images!r}")
     known, unfinished = set(datastore.list_images()), set(datastore.get_unlabeled_images())
     return sorted(known.intersection(images), key=lambda image: (image not in unfinished, image))
 

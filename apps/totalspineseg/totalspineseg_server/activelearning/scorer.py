@@ -59,14 +59,14 @@ class Scorer:
         return {f"step{step}": self._services.networks.version(step) for step in (1, 2)}
 
     def progress(self, images: Iterable[str]) -> dict[str, int]:
-        """Return the numbers of all images, of those scored with the weights in use, and of those that failed.
+        """Return how many images there are, how many have a score by the weights in use, and how many failed.
 
         Without weights no image counts as scored.
         """
         return _progress(self._known(images))
 
     def round(self, images: Iterable[str], begun: str) -> dict[str, Any]:
-        """Return how far a round over images is that takes them in this order.
+        """Return the progress of a round that takes the images in this order.
 
         Args:
             images: Their ids, in the order in which they are predicted.
@@ -108,7 +108,7 @@ class Scorer:
             logger.warning("The score of image %s was not stored: %s", image_id, error)
 
     def refused(self, image_id: str, fingerprint: str, file: Path, error: Exception) -> None:
-        """Store a score which says that an image has no usable result.
+        """Store a score that says that an image has no usable result.
 
         Args:
             image_id: The image.
@@ -159,7 +159,7 @@ class Scorer:
         Raises:
             UnknownImageError: There is no such image.
             StorageError: The score could not be stored.
-            WeightsError: Other weights came into use during the scoring.
+            WeightsError: The weights in use changed during the scoring.
             HTTPException: The image cannot be predicted.
         """
         self.fill(image_id)
@@ -170,7 +170,7 @@ class Scorer:
         with self._services.lock:
             step1, step2 = pair_in_use(self._services.networks)
             if maps is None or {"step1": step1.version, "step2": step2.version} != dict(score.versions):
-                raise WeightsError("Other weights came into use during the scoring. Start it again.")
+                raise WeightsError("The weights in use changed during the scoring. Start it again.")
             scale = scale_difference(image, maps.labels, maps.iso, step1, step2)
         score = replace(score, parts=replace(score.parts, scale=scale))
         self._scores.keep(score)

@@ -35,7 +35,7 @@ def rarity(codes: Collection[int], labels_with: Counter[int]) -> float:
         labels_with: Code -> number of labels that show it. Not modified.
 
     Returns:
-        Mean over the levels of 1 / (1 + labels that show the level): 1 where no label shows any.
+        Mean over the levels of 1 / (1 + labels that show the level): 1 if no label shows any of them.
     """
     return fmean(1 / (1 + labels_with[code]) for code in codes or NOTHING)
 

@@ -1,7 +1,7 @@
 """Write what readers submitted, the trained versions and files of settings into one file.
 
-A server may run meanwhile. Every file is read back and compared before FILE appears. Images are left out, unless
---images asks for them; the weights that come with this software are left out as well.
+A server may be running. Every file is read back and compared before FILE appears. Images are left out, unless --images
+asks for them; the weights that come with this software are left out as well.
 """
 
 import argparse
@@ -15,17 +15,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "studies", type=existing_path, metavar="STUDIES", help="folder of studies, or the --work folder of a server"
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="back-up to write, such as site.zip; must not exist")
+    parser.add_argument("file", type=Path, metavar="FILE", help="backup to write, such as site.zip; must not exist")
     parser.add_argument(
         "--settings",
         type=existing_path,
         nargs="+",
         default=[],
         metavar="FILE",
-        help="files of settings to add, such as .env or a profile of a cluster; passwords in them are in the back-up",
+        help="files of settings to add, such as .env or a profile of a cluster; passwords in them are in the backup",
     )
     parser.add_argument(
-        "--images", action="store_true", help="add the images, too; the back-up then has patients' scans"
+        "--images", action="store_true", help="add the images, too; the backup then has patients' scans"
     )
     parser.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
 
@@ -49,7 +49,7 @@ def execute(arguments: argparse.Namespace) -> int:
     )
     size = arguments.file.stat().st_size / MIB
     print(f"wrote {arguments.file}: {manifest.summary()}, {size:.1f} MiB; every file was read back and compared")
-    print("if a server is running, labels that were sent since the back-up began may be missing")
+    print("if a server is running, labels that were sent since the backup began may be missing")
     if not arguments.images:
-        print("it has no images: back these up, too, because a label does not train without its image")
+        print("it has no images: back these up, too, because a label cannot be used for training without its image")
     return 0

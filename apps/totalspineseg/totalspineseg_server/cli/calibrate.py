@@ -114,6 +114,6 @@ def lines(trust: "Trust") -> list[str]:
                 f"{failures.expected:.1f}"
             )
     if trust.parity_levels:
-        result.append(f"odd and even confused in {trust.parity_wrong:.0f} of {trust.parity_levels:.0f} vertebrae")
+        result.append(f"odd and even swapped in {trust.parity_wrong:.0f} of {trust.parity_levels:.0f} vertebrae")
     result.append(f"the cord is drawn where its logit is at least {-trust.cord_logit:.2f}")
     return result

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--contrast",
         default="T2w",
         choices=("T1w", "T2w", "PDw", "FLAIR", "T2star"),
-        help="contrast of images whose name does not say it (default: %(default)s)",
+        help="contrast of images whose names have none (default: %(default)s)",
     )
 
 

@@ -1,4 +1,4 @@
-"""Check label maps for what cannot be right: gaps, duplicates, wrong order, fragments, strange values.
+"""Check label maps for errors: gaps, duplicates, wrong order, fragments, strange values.
 
 Prints which levels the numbers mean, and one line for each finding and for what could not be checked; the exit code
 is 1 if there is any finding.

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     activate = actions.add_parser("activate", help="put a version into use; running servers follow at once")
     activate.add_argument("--force", action="store_true", help="activate it even if the gate refused it")
     rollback = actions.add_parser("rollback", help="put the previous versions into use again")
-    export = actions.add_parser("export", help="write a version as a zip that nnU-Net can read, too")
+    export = actions.add_parser("export", help="write a version as a zip that nnU-Net can read as well")
     for action in (show, judging, activate, export):
         action.add_argument("name", metavar="NAME", help="a version from the list, or starter")
     judging.add_argument(
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     remove.add_argument(
         "--force",
         action="store_true",
-        help="remove even a version that rollback would return to, or from which trainings began",
+        help="remove even a version that rollback would return to, or that trainings started from",
     )
     for action in (listing, show, judging, activate, rollback, export, importing, remove):
         action.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")

@@ -1,4 +1,4 @@
-"""Restore a back-up into folders without corrections and versions; nothing is ever replaced.
+"""Restore a backup into folders without corrections and versions; nothing is ever replaced.
 
 Every file is compared with its hash before anything appears in its place.
 """
@@ -12,16 +12,18 @@ from totalspineseg_server.places import COMMAND
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("file", type=existing_path, metavar="FILE", help="back-up to restore")
+    parser.add_argument("file", type=existing_path, metavar="FILE", help="backup to restore")
     parser.add_argument(
         "studies",
         type=Path,
         nargs="?",
         metavar="STUDIES",
-        help="folder for the studies, or for --work: empty, missing, or with images only",
+        help="folder for the studies, or for --work; it must be missing, empty, or hold images only",
     )
     parser.add_argument("--check", action="store_true", help="compare the files with their hashes, and write nothing")
-    parser.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder without versions")
+    parser.add_argument(
+        "--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder; must not have versions"
+    )
 
 
 def execute(arguments: argparse.Namespace) -> int:

@@ -73,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     add_executor_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="process finished scans again")
-    parser.add_argument("--quiet", action="store_true", help="print nothing but failures")
+    parser.add_argument("--quiet", action="store_true", help="print failures only")
 
 
 def execute(arguments: argparse.Namespace) -> int:
@@ -142,13 +142,13 @@ def _require_labels(arguments: argparse.Namespace, keep: Collection[str]) -> Non
                 f"name {LABELS} in --keep-only."
             )
     if arguments.sr and not arguments.seg:
-        raise TotalSpineSegError("--sr reports on the objects of --seg. Add --seg.")
+        raise TotalSpineSegError("--sr measures the objects that --seg writes. Add --seg.")
     if arguments.seg and arguments.iso:
         raise TotalSpineSegError("--seg needs label maps on the grid of the series. Leave --iso out.")
 
 
 def _pass_on(arguments: argparse.Namespace, cases: "Sequence[Case]", summary: "Summary") -> dict[str, str]:
-    """Write what ``--bids`` and ``--seg`` ask for; return name -> sentence of the scans without a DICOM SEG."""
+    """Write the files for ``--bids`` and ``--seg``; return name -> sentence for each scan without a DICOM SEG."""
     from totalspineseg_server.cohort.interchange import DERIVATIVES, SEG, is_dicom_case, write_bids, write_segs
 
     output: Path = arguments.output

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=existing_path,
         metavar="STUDIES",
-        help="folder of your own scans to compare on; synthetic ones fill up to --scans (default: synthetic ones only)",
+        help="folder of your own scans; synthetic ones are added up to --scans (default: synthetic ones only)",
     )
     quantize.add_argument(
         "--weights", default="", metavar="NAME", help="weights to compare (default: those in use; see run --weights)"
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=positive,
         default=MIN_SCANS,
         metavar="N",
-        help="number of scans to compare (default: %(default)s, the fewest)",
+        help="number of scans to compare (default and minimum: %(default)s)",
     )
     for action in (install, listing, quantize):
         action.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
@@ -156,7 +156,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
 
 
 def _scans(studies: Path | None, count: int, folder: Path) -> "list[Callable[[], Scan]]":
-    """Return so many scans, those of the studies first; each is read when it is called.
+    """Return the scans to compare, those of the studies first; each is read when it is called.
 
     Args:
         studies: Folder of scans, or None.
@@ -179,8 +179,8 @@ def _table(found: "Sequence[Comparison]") -> str:
     """Return the comparisons as a table in Markdown."""
     groups = list(dict.fromkeys(group for one in found for group in one.dice))
     rows = [
-        f"| way | scans with another name | voxels that differ | {' | '.join(f'Dice {g}' for g in groups)} | seconds a "
-        "scan, exact | seconds | result |"
+        "| way | scans with a different name | voxels that differ "
+        f"| {' | '.join(f'Dice {g}' for g in groups)} | seconds a scan, exact | seconds | result |"
     ]
     rows.append("|---" * (6 + len(groups)) + "|")
     for one in found:

@@ -21,7 +21,7 @@ def fingerprint(path: Path | None) -> dict[str, int | str] | None:
     """Return a fingerprint of a scan's files: their number, size, latest change (ns), and a hash of parts of their
     content.
 
-    The content is needed because files of one protocol may have the same length, and in an archive the same age.
+    The content is needed because files of one protocol may have the same length and, in an archive, the same date.
     """
     if path is None:
         return None

@@ -190,7 +190,7 @@ def _is_same(folder: Path, other: Path | None) -> bool:
 def _dicom_folders(folder: Path, source: Path, exclude: Path | None, visited: set[Path]) -> list[Case]:
     """Return a folder with DICOM files, and those below it, named by their path from INPUT.
 
-    A folder that may not be read counts as a scan, too, which fails and so is reported.
+    A folder that may not be read also counts as a scan: it fails, and so it is reported.
     """
     # A link may lead back to a folder above it.
     if _is_same(folder, exclude) or folder.resolve() in visited:

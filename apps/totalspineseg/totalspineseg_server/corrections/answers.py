@@ -68,7 +68,7 @@ def unconfirmed(names: Sequence[str], mark: str, segment: str) -> str:
     plural, are = ("s", "are") if len(names) > 1 else ("", "is")
     return (
         f"The name{plural} {listed(names)} {are} still marked as doubtful ({mark!r}), so this is not used to train or "
-        f"to compare models. If a name is right, take its {mark!r} away and submit again; if all are, add an empty "
+        f"to compare models. If a name is right, remove its {mark!r} and submit again; if all are, add an empty "
         f"segment named {segment!r}."
     )
 
@@ -90,7 +90,7 @@ THERE_IS_A_T13: Final = "there is a T13"
 
 
 def somebody_else(who: str, when: str) -> str:
-    """Say that somebody else has submitted a label of the image meanwhile."""
+    """Say that somebody else has submitted a label of the image in the meantime."""
     return (
         f"{who!r} submitted another label of this image at {when}, after the prediction that you corrected was made. "
         "Both labels are kept, and the newer one is shown. Compare them."
@@ -159,7 +159,7 @@ def painted_acceptance(segment: str) -> str:
 
 
 def both_steps(vertebrae: str, single: Sequence[str]) -> str:
-    """Say that a label has all vertebrae in one piece, and single vertebrae, too."""
+    """Say that a label has all vertebrae in one piece and single vertebrae as well."""
     return (
         f"The label has {vertebrae!r} in one piece (step 1) and single vertebrae ({listed(single)}). Remove "
         f"{vertebrae!r} from a finished label, or the single vertebrae from a step-1 label."

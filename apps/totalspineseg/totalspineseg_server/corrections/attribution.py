@@ -33,7 +33,7 @@ class _Volumes:
         since: Time of that upload, monotonic, s.
         opened: Images that these clients uploaded or were offered.
         refused: Name -> hashes of the volumes that were refused under it.
-        renamed: Name -> images as which such volumes were uploaded later.
+        renamed: Name -> ids of the images that such volumes became later.
     """
 
     last: str = ""
@@ -84,7 +84,7 @@ class Uploads:
             known.opened.add(image_id)
 
     def claims(self, client: str, image_id: str) -> Claims:
-        """Return the other images to which a label may belong that a client sends now.
+        """Return the other images to which a label from a client may belong.
 
         Args:
             client: Its name.

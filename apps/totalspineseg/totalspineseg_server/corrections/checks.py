@@ -51,7 +51,7 @@ def finished_meanwhile(in_force: Sequence[Correction], received: Received) -> tu
     """Return a finding if somebody else submitted the same kind of label after the corrected prediction was made.
 
     Most clients use the name with which their program was installed. Therefore a sender with the same name counts as
-    somebody else, unless both labels correct the same prediction, because then a reader submits again.
+    somebody else, unless both labels correct the same prediction, because then one reader is submitting again.
 
     Args:
         in_force: Accepted corrections of the image that count and are shown under the same tag, oldest first.

@@ -1,8 +1,8 @@
 """The studies as MONAI Label's datastore: images, and the labels that clients are shown for them.
 
-Nothing is kept here that is not in the files: the images are what lies in a folder or a PACS, the labels are the newest
-corrections that count and saved results (``label_files``), and whatever else is known about an image has a record of
-its own (``image_records``). A base class has what a folder and a PACS have in common.
+Everything here comes from files: the images lie in a folder or a PACS, the labels are saved results and the newest
+corrections that count (``label_files``), and anything else about an image is in a record of its own
+(``image_records``). The base class holds the code that a folder and a PACS share.
 """
 
 import io
@@ -34,7 +34,8 @@ from totalspineseg_server.locks import locked
 logger = logging.getLogger(__name__)
 
 CONTENTS_FILE: Final = "contents.json"
-"""Hashes of images and labels, so that a start need not read them all; it may be deleted."""
+"""File with hashes of images and labels, so that the server does not read all of them at each start; it may be deleted.
+"""
 SAFE_TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 INDEX_SECONDS: Final = 60.0
 """Longest wait for another process that changes the studies: copying a large image to a slow disk takes seconds."""
@@ -86,7 +87,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     @abstractmethod
     def fingerprint(self, image_id: str) -> str:
-        """Return what changes whenever the content of an image may have changed; "" if there is no such image."""
+        """Return a value that changes whenever an image's content may have changed; "" if there is no such image."""
 
     @abstractmethod
     def siblings(self, image_id: str) -> tuple[str, ...]:
@@ -106,7 +107,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     @abstractmethod
     def send_waiting(self) -> None:
-        """Begin to send labels that wait to be sent to another place."""
+        """Begin to send the waiting labels to another place."""
 
     @abstractmethod
     def subject(self, image_id: str) -> str:
@@ -125,7 +126,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         return None if file is None else io.BytesIO(file.read_bytes())
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
-        """Return the information about an image; empty for none that is here."""
+        """Return the information about an image; empty if there is no such image."""
         file = self.present_file(image_id)
         return {} if file is None else {**self._image_entry(image_id, file)["info"], "path": os.path.realpath(file)}
 
@@ -310,7 +311,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         return self._labels.of(image_id).get(tag)
 
     def _fits(self, image_id: str, tag: str, label: DisplayedLabel) -> bool:
-        """Return whether this server made a label on the present content of its image, which is read if touched."""
+        """Return whether this server made a label on the image's present content; a changed image is read again."""
         if not label.is_own:
             return False
         drawn_on, file = str(label.info.get(DRAWN_ON) or ""), self.present_file(image_id)
@@ -355,7 +356,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         return [{"image": self.get_image_uri(image_id), "label": str(file)} for image_id, file in finished if file]
 
     def get_dataset_archive(self, limit_cases: int | None) -> str:
-        """Refuse: the studies folder itself can be copied.
+        """Refuse to make an archive, because the studies folder itself can be copied.
 
         Raises:
             StorageError: Always.
@@ -363,7 +364,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         raise StorageError("This server does not make archives of the studies. Copy the studies folder instead.")
 
     def refresh(self) -> None:
-        """Look for images that came or went."""
+        """Look for images that were added or removed."""
 
     def status(self) -> dict[str, Any]:
         """Return how many images and labels there are."""
@@ -393,7 +394,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         """Let one thread of one process at a time change the studies; the thread that does may call this again.
 
         Raises:
-            BusyError: Another process does not release it.
+            BusyError: Another process does not release the lock.
             StorageError: The folder is not writable.
         """
         if self._holder == threading.get_ident():

@@ -33,7 +33,7 @@ MAX_DEPTH: Final = 8
 MAX_FOLDERS: Final = 20_000
 """Largest number of folders that are searched, so that a folder with everything in it does not keep the server busy."""
 LOOKED_AT: Final = 5
-"""Number of files of a folder that are opened before it counts as one without DICOM."""
+"""Number of files to open in a folder before it counts as one without DICOM."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class DicomFolder:
         study: UID of the study.
         frame: UID of the frame of reference; "" for none.
         patient: The patient's id, which must not be shown.
-        fingerprint: Changes when files come or go, or change their size.
+        fingerprint: Changes when files are added, removed, or change their size.
     """
 
     path: Path
@@ -181,7 +181,7 @@ class DicomFolders:
 
 
 def volume_of(volumes: Path, image_id: str) -> Path:
-    """Return where the volume of a series is, or would be."""
+    """Return the path of a series' volume, which may not exist yet."""
     return volumes / f"{file_stem(image_id)}{VOLUME_ENDING}"
 
 

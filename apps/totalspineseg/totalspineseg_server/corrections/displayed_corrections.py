@@ -1,4 +1,4 @@
-"""Say which corrections clients are shown, and draw them as label maps for clients."""
+"""Choose the corrections that clients see, and write them as label maps for clients."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.volume_io import write_volume
 
 FINAL_TAG: Final = "final"
-"""Datastore tag of a finished label, whose names are certain. It is the default for clients that state no tag."""
+"""Datastore tag of a finished label, whose names are certain. Clients that state no tag get this one."""
 STEP1_TAG: Final = "step1"
 """Datastore tag of corrected step-1 maps: input of step 2, never a finished label."""
 READER_TAGS: Final = (STEP1_TAG, FINAL_TAG)

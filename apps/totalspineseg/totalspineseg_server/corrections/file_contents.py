@@ -78,7 +78,7 @@ class ContentHashes:
                 self._known[path] = int(size), int(time_ns), str(sha256)
 
     def learn(self, path: Path, size: int, time_ns: int, sha256: str) -> None:
-        """Take over the hash of a file as it was at a time, unless one is known."""
+        """Store the hash that a file had at a time, unless a hash is known already."""
         self._known.setdefault(str(path), (size, time_ns, sha256))
 
     def is_content(self, path: Path, sha256: str) -> bool:

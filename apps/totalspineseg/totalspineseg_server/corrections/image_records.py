@@ -145,7 +145,7 @@ class ImageRecords:
         try:
             return read_json(file)
         except StorageError as error:
-            logger.warning("What is known about an image cannot be read: %s", error)
+            logger.warning("The record of an image cannot be read: %s", error)
             return {}
 
 

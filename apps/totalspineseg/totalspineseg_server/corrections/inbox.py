@@ -386,7 +386,9 @@ class Inbox:
             image_id, fault = receipt.image, str(error)
         if image_id != receipt.image:
             logger.info(
-                "A label sent for %r belongs to %r, whose upload was refused under that name", receipt.image, image_id
+                "A label sent for %r belongs to %r. The upload of that image under the first name was refused",
+                receipt.image,
+                image_id,
             )
         image = self._studies.image_file(image_id)
         if image is None:

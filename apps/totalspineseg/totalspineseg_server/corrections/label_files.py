@@ -186,8 +186,7 @@ class LabelFiles:
 
 
 def note_of(label: Path) -> Path:
-    """Return the path of the note beside a label's file. The note names a reader, so both should be removed
-    together."""
+    """Return the path of the note beside a label's file. Remove both together, because the note names a reader."""
     return label.with_name(f".{label.name}.json")
 
 

@@ -1,4 +1,4 @@
-"""Find what a folder of studies contains besides the images that are offered, and say how to offer it."""
+"""Find the files of a studies folder that are not offered as images, and say how to offer them."""
 
 import os
 from collections.abc import Collection, Iterator
@@ -23,7 +23,7 @@ DICOM: Final = (
 
 
 def not_offered(folder: Path, *, labels: Path, offered: Collection[str] = ()) -> dict[str, str]:
-    """Return what a folder of studies contains that is not offered.
+    """Return the contents of a studies folder that are not offered.
 
     Args:
         folder: The folder. Hidden entries are skipped, and files that look like neither an image nor DICOM.

@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 RECORD_FILE = "record.json"
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-"""Pattern of an id: clients may state predictions, and an id is the name of a folder."""
+"""Pattern of an id. It is checked, because clients may state ids and each is the name of a folder."""
 UNLISTED = "unlisted"
 """Beginning of the folder name for predictions of images that are not in the studies, such as those of a session. There
 is a folder for each image, with its hash after this word, so that no request has to read all of them. Older records are

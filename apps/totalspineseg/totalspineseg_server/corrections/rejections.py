@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 RECORD_FILE: Final = "record.json"
 MAX_REASON: Final = 500
-"""Largest number of letters in a reason: a sentence or two."""
+"""Largest number of characters in a reason: a sentence or two."""
 
 
 @dataclass(frozen=True)

@@ -121,7 +121,7 @@ def follow_rename(compared: Compared) -> Followed | None:
 
 
 def _share_grids(submission: Submission, grid: Grid, maps: KeptMaps) -> bool:
-    """Return whether a submission is on the image's grid, and a prediction on that grid at 1 mm."""
+    """Return whether a submission is on the image's grid, and a prediction on the 1 mm grid of that image."""
     return same_grid(submission.grid, grid) and same_grid(iso_grid(grid), maps.iso)
 
 

@@ -49,15 +49,16 @@ FOREIGN: Final = (
     "3D Slicer as a segmentation over its image, name its segments (such as L5 or L4-L5), and submit it. To train from "
     f"many such maps, see '{COMMAND} prepare --help'"
 )
-WITHOUT_IMAGE: Final = "belongs to no image here. Restore the image or remove the label"
+WITHOUT_IMAGE: Final = "is the label of an image that is not here. Restore the image or remove the label"
 NAMES_IN_LOG: Final = 5
 LISTED_SECONDS: Final = 1.0
-"""A list of images that is no older is not made again, so that many requests at once list the folder once."""
+"""A list of images younger than this is used again, so that many requests at once list the folder only once."""
 LISTED_TIMES: Final = 10.0
-"""A list of images is not made again before it is this many times as old as making it took, so that a slow disk is not
-listed all the time."""
+"""A list of images is used again until it is this many times as old as the time that making it took, so that a slow
+disk is not listed all the time.
+"""
 QUICK_SECONDS: Final = 0.25
-"""A folder that takes longer is listed in the background; requests get the previous list meanwhile."""
+"""A folder that takes longer is listed in the background; until then, requests get the previous list."""
 
 
 class StudiesDatastore(SpineDatastore):
@@ -287,7 +288,9 @@ class StudiesDatastore(SpineDatastore):
         return self._files
 
     def _list_again(self) -> None:
-        """List the images, and look at what is not offered if anything came or went. Release ``_listing``."""
+        """List the images, and look for files that are not offered if anything was added or removed. Release
+        ``_listing``.
+        """
         names = self._names
         try:
             self._list_now()
@@ -350,7 +353,9 @@ class StudiesDatastore(SpineDatastore):
         return image_in_studies(self._images, image_id)
 
     def _is_away(self) -> bool:
-        """Return whether a separate folder of images that had images has none: an archive that is not mounted now."""
+        """Return whether a separate folder of images is empty although it had images, as when an archive is not
+        mounted.
+        """
         return self._is_separate and not (studies_files(self._images) or self._dicom.series())
 
     def _record_patient(self, image_id: str, series: DicomFolder) -> None:
@@ -363,7 +368,7 @@ class StudiesDatastore(SpineDatastore):
     # What is not offered.
 
     def _report_not_offered(self) -> None:
-        """Find what the folder contains besides, and log the reason once for each.
+        """Find the other contents of the folder, and log once for each why it is not offered.
 
         No lock is held while folders are searched, which may take long.
         """
@@ -406,7 +411,7 @@ class StudiesDatastore(SpineDatastore):
 
 
 def _log_new(before: Mapping[str, str], found: Mapping[str, str]) -> None:
-    """Log what is not offered and was not known before, one line for each reason."""
+    """Log the files that are newly not offered, one line for each reason."""
     by_reason: dict[str, list[str]] = {}
     for name, reason in found.items():
         if before.get(name) != reason:

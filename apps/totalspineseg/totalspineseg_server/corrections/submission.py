@@ -27,7 +27,7 @@ from totalspineseg_server.corrections.wire import REVIEW_PREFIX, VERTEBRAE_NAME,
 from totalspineseg_server.errors import ImageError, LabelError
 from totalspineseg_server.geometry import AnyArray, Grid, LabelArray, Volume
 from totalspineseg_server.segments import MAX_SEGMENTS, Segment, Submission
-from totalspineseg_server.spellings import code_of_name, is_marked, meant_by
+from totalspineseg_server.spellings import code_of_name, is_marked, similar_name
 from totalspineseg_server.volume_io import open_itk, read_labels
 
 SEGMENT_KEY: Final = re.compile(r"Segment(\d+)_(Name|LabelValue|Layer)")
@@ -222,7 +222,7 @@ def _codes(segments: tuple[Segment, ...]) -> tuple[int, ...]:
 
 def _with_suggestion(name: str) -> str:
     """Quote an unknown name, with the published name that it may stand for."""
-    suggestion = meant_by(name)
+    suggestion = similar_name(name)
     return repr(name) if suggestion is None else answers.or_perhaps(name, suggestion)
 
 

@@ -1,8 +1,8 @@
-"""Read what a reader did not check, and find what was left as predicted.
+"""Read which structures a reader did not check, and find those that were left as predicted.
 
 Regions below a segment "unreviewed", and listed structures, count neither in a training nor in the gate. A region hides
-what lies below it. Listed structures keep their voxels, because the odd discs of step 2 need every disc. What was left
-as predicted says more about the model than about the reader.
+what lies below it. Listed structures keep their voxels, because the odd discs of step 2 need every disc. A structure
+that was left as predicted says more about the model than about the reader.
 """
 
 from collections.abc import Collection, Sequence
@@ -43,7 +43,7 @@ def with_untouched(
     prediction.
 
     Args:
-        mapped: The submission in codes, with what nobody checked. Not modified.
+        mapped: The submission in codes, including unreviewed structures. Not modified.
         compared: The submission compared with the prediction that it corrects; None if that is not known or was
             deleted, and then no structure counts as left as predicted.
         accepted: The parameter ``accepted``: these structures count as if they had been drawn, and their names as
@@ -119,7 +119,7 @@ def named_codes(mapped: Mapped, names: object, parameter: str, *, or_else: str =
         mapped: The submission in codes. Not modified.
         names: A list of names, or one text with commas; None lists nothing.
         parameter: Name of the parameter, for messages.
-        or_else: What else the author can do, for the message about a name that is not in the label.
+        or_else: Another remedy for the author, for the message about a name that is not in the label.
 
     Raises:
         LabelError: Not a list of names, an unknown one, or one that has no voxel in the label.

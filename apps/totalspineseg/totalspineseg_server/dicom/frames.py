@@ -17,7 +17,7 @@ _GROUPS: Final = (
     "PixelMeasuresSequence",
     "PixelValueTransformationSequence",
 )
-"""Functional groups of a multi-frame object that say where a frame lies and what its values mean."""
+"""Functional groups of a multi-frame object that give a frame's position and the meaning of its values."""
 
 
 _AXES_TOLERANCE: Final = 0.01

@@ -41,7 +41,7 @@ _PLAIN_SYNTAXES: Final = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, Explic
 _PREAMBLE: Final = 128
 _MAGIC: Final = b"DICM"
 _BARE_STARTS: Final = (b"\x02\x00", b"\x08\x00")
-"""Possible first bytes of an object without preamble: its first element is of group 2 or 8, little endian."""
+"""Possible first bytes of an object without a preamble: its first element belongs to group 2 or 8, little endian."""
 _SUFFIXES: Final = (".dcm", ".ima", ".dicom")
 """Endings of DICOM files; a file with one of them that is not DICOM is truncated."""
 UNREADABLE: Final = (OSError, EOFError, ValueError, AttributeError, KeyError, NotImplementedError, zlib.error)

@@ -15,7 +15,9 @@ from totalspineseg_server.dicom.terms import SCHEME, term_of
 from totalspineseg_server.version import VERSION
 
 OWN_SCHEME: Final = "99TOTALSPINESEG"
-"""Designator of the codes of measurements for which SNOMED CT and DICOM have none; their meaning says what they are."""
+"""Designator of our own codes, for measurements that have none in SNOMED CT and DICOM; each code's meaning says what it
+is.
+"""
 MM: Final = Code("mm", "UCUM", "millimeter")
 MM2: Final = Code("mm2", "UCUM", "square millimeter")
 DEGREES: Final = Code("deg", "UCUM", "degree")

@@ -14,7 +14,7 @@ from totalspineseg_server.errors import ImageError
 from totalspineseg_server.geometry import Affine, Grid
 
 SLICE_TOLERANCE_MM: Final = 0.1
-"""Largest difference between gaps between slices of one series (headers are rounded to 0.01-0.1 mm)."""
+"""Largest difference between the gaps in one series (headers are rounded to 0.01-0.1 mm)."""
 DIRECTION_TOLERANCE: Final = 1e-3
 """Largest difference between direction cosines of parallel slices (0.06 degrees; headers are rounded)."""
 SPACING_TOLERANCE_MM: Final = 1e-3
@@ -69,7 +69,7 @@ class Stack:
 
     @property
     def spacing_mm(self) -> float:
-        """The distance between slices; the thickness where there is only one."""
+        """The distance between slices; the thickness if there is only one slice."""
         return self.grid.spacing[2]
 
 

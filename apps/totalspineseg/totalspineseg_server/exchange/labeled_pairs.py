@@ -27,7 +27,7 @@ class Pair:
 
     Attributes:
         name: Name of the image, without its ending.
-        images: Its files; with more than one, it is not clear which is meant.
+        images: Its files; with more than one, the right one is not known.
         labels: Its labels.
         root: The data set.
     """

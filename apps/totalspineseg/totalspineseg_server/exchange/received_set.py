@@ -68,7 +68,7 @@ def import_set(
     pairs = list(labeled_pairs(source, suffix))
     if not pairs:
         raise StorageError(
-            f"There are no images with labels in {str(source)!r}: images below sub-*/, labels below derivatives/. Name "
+            f"There are no images below sub-*/ with labels below derivatives/ in {str(source)!r}. Name "
             "the folder of the data set, and check --label-suffix."
         )
     studies.mkdir(parents=True, exist_ok=True)

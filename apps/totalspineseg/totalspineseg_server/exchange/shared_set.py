@@ -23,7 +23,7 @@ from totalspineseg_server.trainers.site import Site
 from totalspineseg_server.volume_io import read_image, read_labels, write_volume
 
 KEY_FILE: Final = "pseudonyms.key"
-"""File of a history with the key of its pseudonyms; whoever has it and an identifier can find the pseudonym."""
+"""File of a history with the key of its pseudonyms. With the key and an identifier, anybody can find the pseudonym."""
 KEY_BYTES: Final = 32
 SUBJECT_DIGITS: Final = 12
 SERIES_DIGITS: Final = 8

@@ -1,4 +1,4 @@
-"""Describe the archive of a site: which files belong into it, and their list with hashes."""
+"""Describe the archive of a site: the files in it, and their list with hashes."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -78,7 +78,7 @@ class Manifest:
         try:
             content: Any = json.loads(text)
             files = {path: Entry(str(e["sha256"]), int(e["bytes"])) for path, e in content.pop("files").items()}
-            manifest = from_fields(cls, content, "of the back-up")
+            manifest = from_fields(cls, content, "of the backup")
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise no_backup() from error
         usable = manifest.format == FORMAT and manifest.kind in (STUDIES, WORK) and all(map(_is_inside, files))
@@ -95,7 +95,7 @@ class Manifest:
         return site / HISTORY_DIR / SETTINGS if self.kind == STUDIES else site / SETTINGS
 
     def summary(self) -> str:
-        """Return in words how many submissions, versions and so on it has."""
+        """Return a sentence with the number of submissions, versions and files of settings."""
         records = [path.split("/") for path in self.part(SITE) if path.endswith(f"/{RECORD_FILE}")]
         corrections = [parts for parts in records if "corrections" in parts[:2]]
         versions = {path.split("/")[1] for path in self.part(MODELS) if path.startswith("versions/")}
@@ -107,7 +107,7 @@ class Manifest:
 
 
 def _is_inside(path: str) -> bool:
-    """Return whether a path is plainly one inside a part of an archive."""
+    """Return whether a path certainly lies inside a part of an archive."""
     parts = PurePosixPath(path).parts
     plain = str(PurePosixPath(*parts)) == path and ".." not in parts and "\\" not in path
     return plain and len(parts) > 1 and parts[0] in (SITE, MODELS, SETTINGS)
@@ -119,10 +119,10 @@ def kind_of(folder: Path) -> str:
 
 
 def site_files(folder: Path, *, images: bool) -> Iterator[PurePosixPath]:
-    """Yield the files of a site's folder that belong into an archive, relative to it. They are searched as the caller
-    asks for them.
+    """Yield the files of a site's folder that belong in an archive, relative to it. They are found as the caller asks
+    for them.
 
-    Waiting submissions come first: if one is read meanwhile, it is found again among the corrections.
+    Waiting submissions come first: if one is read in the meantime, it is found again among the corrections.
 
     Args:
         folder: Studies with a hidden history, or the ``--work`` folder of a server.
@@ -167,7 +167,7 @@ def model_files(store: ModelStore) -> Iterator[PurePosixPath]:
 
 
 def _belongs(path: PurePosixPath, *, images: bool) -> bool:
-    """Return whether a file of a history belongs into an archive."""
+    """Return whether a file of a history belongs in an archive."""
     top = path.parts[0]
     if top in CACHES:
         return False
@@ -187,8 +187,8 @@ def _files(folder: Path) -> Iterator[PurePosixPath]:
 
 
 def no_backup() -> ArchiveError:
-    """Return the error for a file that is no back-up of this program."""
+    """Return the error for a file that is not a backup of this program."""
     return ArchiveError(
-        f"This is no back-up that this version can restore. Choose a file that '{COMMAND} backup' wrote, or update the "
-        "software."
+        f"It is not a backup that this version can restore. Choose a file that '{COMMAND} backup' wrote, or update "
+        "the software."
     )

@@ -37,7 +37,7 @@ settings."""
 def write_backup(
     site: Path, models: ModelStore, target: Path, *, settings: Sequence[Path] = (), images: bool = False
 ) -> Manifest:
-    """Write a back-up; a server may run meanwhile.
+    """Write a backup; a server may be running.
 
     Args:
         site: Studies with a hidden history, or the ``--work`` folder of a server.
@@ -54,7 +54,7 @@ def write_backup(
             the archive differs from what was read. No file is left.
     """
     if target.exists():
-        raise StorageError(f"{str(target)!r} exists already. Choose another name for the back-up.")
+        raise StorageError(f"{str(target)!r} exists already. Choose another name for the backup.")
     twice = [name for name, count in Counter(path.name for path in settings).items() if count > 1]
     if twice:
         raise StorageError(f"Two files of settings are called {twice[0]!r}. Rename one of them.")
@@ -90,7 +90,7 @@ def _written(
     add(MODELS, models.model_dir, model_files(models))
     for file in settings:
         add(SETTINGS, file.parent, iter([PurePosixPath(file.name)]))
-    return {path: entry for path, entry in files.items() if path not in _read_meanwhile(files, site)}
+    return {path: entry for path, entry in files.items() if path not in _read_since(files, site)}
 
 
 def _add(archive: zipfile.ZipFile, name: str, file: Path) -> Entry | None:
@@ -108,7 +108,7 @@ def _add(archive: zipfile.ZipFile, name: str, file: Path) -> Entry | None:
     return Entry(digest.hexdigest(), size)
 
 
-def _read_meanwhile(files: Mapping[str, Entry], site: Path) -> frozenset[str]:
+def _read_since(files: Mapping[str, Entry], site: Path) -> frozenset[str]:
     """Return the files of submissions that waited at first and were filed while the archive was written."""
     history = PurePosixPath(SITE, history_of(site).relative_to(site).as_posix())
     inside = {path: PurePosixPath(path).relative_to(history).parts for path in files if path.startswith(f"{history}/")}
@@ -121,11 +121,13 @@ _DEPTH: Final = {"corrections": 2, "unfiled": 1}
 
 
 def _require_same(path: Path, manifest: Manifest) -> None:
-    """Check that an archive has what its manifest says."""
+    """Check that an archive has the contents listed in its manifest."""
     with zipfile.ZipFile(path) as archive:
         for name, entry in manifest.files.items():
             if digest_of(lambda write, name=name: _pass_on(archive, name, write)) != entry.sha256:  # type: ignore[misc]
-                raise StorageError(f"{name!r} was not written as it was read. Check the disk, and try again.")
+                raise StorageError(
+                    f"{name!r} differs in the backup from the file that was read. Check the disk, and try again."
+                )
 
 
 def _pass_on(archive: zipfile.ZipFile, name: str, write: Callable[[bytes], object]) -> None:
@@ -135,7 +137,7 @@ def _pass_on(archive: zipfile.ZipFile, name: str, write: Callable[[bytes], objec
 
 
 def digest_of(pass_on: Callable[[Callable[[bytes], object]], object]) -> str:
-    """Return the SHA-256, as hex, of a content that is passed on piece by piece."""
+    """Return the SHA-256, as hex, of content that arrives in pieces."""
     digest = hashlib.sha256()
     pass_on(digest.update)
     return digest.hexdigest()

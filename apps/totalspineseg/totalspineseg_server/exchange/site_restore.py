@@ -1,4 +1,4 @@
-"""Restore a back-up into folders without such data, after every file was compared with its hash."""
+"""Restore a backup into empty folders, after comparing every file with its hash."""
 
 import hashlib
 from collections.abc import Iterator
@@ -26,13 +26,13 @@ MAX_MANIFEST_BYTES: Final = 1 << 30
 
 
 def read_backup(file: Path) -> Manifest:
-    """Compare every file of a back-up with its hash; nothing is written.
+    """Compare every file of a backup with its hash; nothing is written.
 
     Returns:
         The list of its files.
 
     Raises:
-        ArchiveError: It is no back-up, is unsafe or damaged.
+        ArchiveError: The file is not a backup, is unsafe or damaged.
     """
     with _opened(file, file.parent) as (archive, manifest):
         for path in manifest.files:
@@ -41,10 +41,10 @@ def read_backup(file: Path) -> Manifest:
 
 
 def restore(file: Path, site: Path, models: ModelStore) -> Manifest:
-    """Restore a back-up.
+    """Restore a backup.
 
     Args:
-        file: The back-up.
+        file: The backup.
         site: Folder for the studies or the work folder, which may have images, but no corrections; it is made if it is
             missing.
         models: The model folder to restore versions into; it must have none yet.
@@ -53,7 +53,7 @@ def restore(file: Path, site: Path, models: ModelStore) -> Manifest:
         The list of the restored files.
 
     Raises:
-        ArchiveError: It is no back-up, is unsafe or damaged; nothing was changed.
+        ArchiveError: The file is not a backup, is unsafe or damaged; nothing was changed.
         StorageError: Something exists where it would write, or the disk is full; nothing was changed.
     """
     if site.exists() and not site.is_dir():
@@ -84,7 +84,7 @@ OTHER_MODELS: Final = "Nothing was changed. Choose another folder of models with
 
 @contextmanager
 def _opened(file: Path, folder: Path) -> Iterator[tuple[Archive, Manifest]]:
-    """Open a back-up and read its manifest."""
+    """Open a backup and read its manifest."""
     try:
         with file.open("rb") as stream:
             # Nothing in it is compressed, so its content cannot be larger than the file.
@@ -103,7 +103,7 @@ def _opened(file: Path, folder: Path) -> Iterator[tuple[Archive, Manifest]]:
 
 
 def _tops(manifest: Manifest, part: str) -> set[str]:
-    """Return the names in the target folder that a part of a back-up fills."""
+    """Return the names in the target folder that a part of a backup fills."""
     return {path.split("/")[0] for path in manifest.part(part)}
 
 
@@ -124,7 +124,7 @@ def _require(archive: Archive, manifest: Manifest, path: str, target: Path | Non
     """Compare a file with its hash, and write it if there is a target.
 
     Raises:
-        ArchiveError: It is missing, or another one.
+        ArchiveError: The file is missing, or has other content.
     """
     entry = archive.by_name.get(path)
     digest = hashlib.sha256()
@@ -141,7 +141,7 @@ def _require(archive: Archive, manifest: Manifest, path: str, target: Path | Non
 
                 archive.copy(entry, write)
     if entry is None or digest.hexdigest() != manifest.files[path].sha256:
-        raise ArchiveError(f"{path!r} is missing or damaged in it. Use another back-up.")
+        raise ArchiveError(f"{path!r} is missing from the backup or damaged. Use another backup.")
 
 
 def _move(staged: Path, folder: Path) -> None:

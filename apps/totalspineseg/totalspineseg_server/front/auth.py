@@ -48,7 +48,7 @@ class RealmKey:
     """The realm's public key, fetched again when a token does not fit it, because realms change their keys.
 
     Args:
-        fetch: Asks the realm. Raises ``requests.RequestException`` if it does not answer or answers wrongly.
+        fetch: Asks the realm. Raises ``requests.RequestException`` if it does not answer or sends an unusable answer.
         clock: Seconds; never runs backward.
     """
 
@@ -173,7 +173,7 @@ def _claims(token: str, key: str) -> dict[str, Any]:
 
 
 def _audiences(claims: Mapping[str, Any]) -> list[Any]:
-    """Return for whom a token is valid: its audience, and the program it was issued to, as in Keycloak's tokens."""
+    """Return the audiences of a token, and the program it was issued to, as in Keycloak's tokens."""
     stated = claims.get("aud", [])
     return [*(stated if isinstance(stated, list) else [stated]), claims.get("azp")]
 

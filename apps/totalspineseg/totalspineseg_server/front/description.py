@@ -32,7 +32,7 @@ LEFT_OUT: Final = {
 of all other paths are under ""."""
 PACS: Final = ("/proxy/", "/submissions/{instance}")
 SCORING: Final = ("/scoring/",)
-"""Paths that lead nowhere without a PACS, or without a scoring method."""
+"""Paths that have no use without a PACS, or without a scoring method."""
 METHODS: Final = ("get", "head", "put", "post", "delete")
 
 

@@ -23,10 +23,10 @@ from totalspineseg_server.places import PACKAGE
 logger = logging.getLogger(__name__)
 
 UNAUTHORIZED: Final = (400, 401, 403)
-"""Answers of an identity server that are about the user, not about the server."""
+"""Statuses by which an identity server rejects a user, rather than failing itself."""
 RUNNING: Final = {
     "/batch/": "A batch inference is already running on these studies. Wait for it to finish, or stop it.",
-    "/scoring/": "A scoring is already running on these studies. Wait for it to finish, or stop it.",
+    "/scoring/": "Scoring is already running on these studies. Wait for it to finish, or stop it.",
 }
 """Beginning of an address -> answer if MONAI Label would start a second process; its own answer is a line of its
 log."""

@@ -169,7 +169,7 @@ class Guard:
 
 
 def unsafe_path(path: str) -> Refusal | None:
-    """Refuse a path that leaves its folder or hides something."""
+    """Refuse a path that leads out of its folder or hides something."""
     if ".." in path.split("/") or "\\" in path or any(ord(c) < 32 for c in path):
         return Refusal(BAD_REQUEST, "The path contains '..', a backslash or a control character. Correct it.")
     parts = [part for part in path.split("/") if part]
@@ -182,7 +182,7 @@ def unsafe_path(path: str) -> Refusal | None:
 
 
 def unsafe_parameter(name: str, value: str) -> Refusal | None:
-    """Refuse an id that nobody can read, or a tag or session id that could lead out of its folder."""
+    """Refuse an unreadable id, or a tag or session id that could lead out of its folder."""
     if not value:
         return None
     if name in ID_PARAMETERS and not is_usable_id(value):

@@ -29,11 +29,13 @@ RESERVED = ("model", "image", "image_id", "label_from", "session", "description"
 """Request fields that only the server sets; MONAI Label lets parameters replace even the path of the image."""
 
 REPORT_HEADER: Final = "x-totalspineseg-report"
-"""Header with what a reader must know of a result whose report the client does not read: JSON of ``IN_SHORT``."""
+"""Header for clients that do not read the report of a result, with what readers must know: the fields ``IN_SHORT`` as
+JSON.
+"""
 IN_SHORT: Final = ("prediction", "message", "marked", "warning")
 ASK_SECONDS: Final = 5.0
 MAX_WAITING: Final = 50
-"""Longest queue: half an hour of work on a CPU. Nobody waits longer."""
+"""Longest queue: half an hour of work on a CPU, which nobody would wait longer for."""
 
 
 def router(executor: Executor) -> APIRouter:

@@ -22,7 +22,9 @@ STOP_SECONDS: Final = 5.0
 
 
 class Judge:
-    """The judgment that runs, or the last one. One at a time: each keeps all processors busy for minutes."""
+    """The current judgment, or the last one. Only one runs at a time, because each keeps all processors busy for
+    minutes.
+    """
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
@@ -39,12 +41,12 @@ class Judge:
             words: Arguments of ``totalspineseg models judge``.
 
         Raises:
-            HTTPException: Another judgment runs.
+            HTTPException: Another judgment is running.
         """
         with self._guard:
             if self._is_running:
                 raise HTTPException(
-                    BUSY, f"Version {self._version!r} is being judged. Wait until that has ended, or stop it."
+                    BUSY, f"Version {self._version!r} is being judged. Wait for it to finish, or stop it."
                 )
             self._is_running, self._was_stopped = True, False
             self._version, self._line, self._failure = version, "The networks are loaded.", ""
@@ -52,7 +54,7 @@ class Judge:
         threading.Thread(target=self._run, args=(words,), name="judge", daemon=True).start()
 
     def stop(self) -> None:
-        """End the judgment that runs, if one does."""
+        """End the current judgment, if there is one."""
         with self._guard:
             self._was_stopped = True
             process = self._process

@@ -13,7 +13,7 @@ from totalspineseg_server.infers.http import NOT_FOUND
 
 LINES: Final = 300
 MAX_LINES: Final = 10_000
-"""Largest number of lines: a few megabytes. A whole year's log is better read from its file."""
+"""Largest number of lines: a few megabytes. A longer log is better read from its file."""
 
 
 def router() -> APIRouter:

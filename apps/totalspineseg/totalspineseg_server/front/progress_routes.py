@@ -9,11 +9,13 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
 PROGRESS: Final = "progress"
-"""Field for what is stored: the end of what a task prints may be lost, and a stopped task prints nothing."""
+"""Field for the progress as stored. It is needed because the end of a task's output may be lost, and a stopped task
+prints nothing.
+"""
 
 
 def router() -> APIRouter:
-    """Return the routes; all but ``progress`` is MONAI Label's answer, which is 404 until something was started."""
+    """Return the routes; everything but ``progress`` is MONAI Label's answer, which is 404 until a task was started."""
     routes = APIRouter()
     reader = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
 

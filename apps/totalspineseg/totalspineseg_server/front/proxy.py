@@ -1,7 +1,7 @@
 """Serve ``/proxy/dicom/..``: OHIF's way to the PACS, and to nothing else.
 
-MONAI Label's own proxy drops the query string and the Accept header: searches find everything, and frames arrive in
-another form than the viewer asked for.
+MONAI Label's own proxy drops the query string and the Accept header, so searches find everything, and frames arrive in
+a format that the viewer did not ask for.
 """
 
 import logging
@@ -34,10 +34,10 @@ PASSED_ON: Final = ("accept", "accept-language", "content-type")
 """The browser's headers that the PACS receives; cookies and tokens are for this server only."""
 PASSED_BACK: Final = ("content-type", "warning")
 PRIVATE: Final = {"cache-control": "no-store"}
-"""Keep patients' data out of the browser's cache, and lists as new as the PACS."""
+"""Header that keeps patients' data out of the browser's cache, and lists up to date."""
 JSON_TYPES: Final = ("application/dicom+json", "application/json")
 ENCODED_STARS: Final = ("%2A", "%2a")
-"""Encodings of ``*``. Some servers take an encoded wildcard for a letter; both spellings mean the same."""
+"""Encodings of ``*``. Some servers treat an encoded wildcard as a letter; both spellings mean the same."""
 Result = TypeVar("Result")
 ALL_METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 

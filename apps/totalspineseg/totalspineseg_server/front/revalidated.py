@@ -1,4 +1,4 @@
-"""Answer a browser that keeps a copy: it asks each time, and gets the content only if its copy is old."""
+"""Answer a browser that keeps a copy: it asks each time, and gets the content only if its copy is out of date."""
 
 import hashlib
 from collections.abc import Callable
@@ -17,7 +17,7 @@ def tag_of(content: bytes) -> str:
 
 
 def revalidated(call: Request, tag: str, answer: Callable[[], Response]) -> Response:
-    """Return a request's answer with its tag, or nothing (304) where the browser has it already.
+    """Return a request's answer with its tag, or nothing (304) if the browser has it already.
 
     Args:
         call: The request.

@@ -1,4 +1,4 @@
-"""Serve ``POST /activelearning/{strategy}``: the next image, off the event loop. The log names no patients."""
+"""Serve ``POST /activelearning/{strategy}``: the next image, off the event loop. No names of patients are logged."""
 
 import logging
 import time

@@ -29,7 +29,7 @@ PARAMS: Final = "params"
 """Field of a label's info: the report of the result that was saved."""
 BYTES: Final = "application/octet-stream"
 LISTED_SECONDS: Final = 60.0
-"""Longest time between asking for the list of labels and for one of them; 3D Slicer asks at once."""
+"""Longest time between a request for the list of labels and one for a label; 3D Slicer asks at once."""
 MAX_CLIENTS: Final = 64
 
 

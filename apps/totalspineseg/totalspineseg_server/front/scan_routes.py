@@ -1,4 +1,6 @@
-"""Serve ``/worklist`` and ``/scans``: all scans at a glance, and what readers do with one. Looking runs no network."""
+"""Serve ``/worklist`` and ``/scans``: all scans at a glance, and what readers do with one. No network runs for these
+routes.
+"""
 
 import tempfile
 import time
@@ -52,7 +54,7 @@ class Pin(Act):
 
 
 class Accept(Act):
-    """A result that is right as it is."""
+    """A result that a reader accepts as it is."""
 
     prediction: str = Field(max_length=MAX_NAME, description="Id of the result that the reader saw.")
     views: list[Literal["sagittal", "axial", "coronal"]] = Field(
@@ -244,7 +246,7 @@ def _sent(row: Row) -> dict[str, Any]:
 
 
 def _tag(row: Row) -> str:
-    """Return what changes whenever the picture of a scan may have changed."""
+    """Return a tag that changes whenever the picture of a scan may have changed."""
     return f'"{row.prediction or "none"}-{row.date if row.status == "finished" else ""}"'
 
 

@@ -1,5 +1,4 @@
-"""Take the address and port before anything is written, so that a wrong address or a taken port leaves nothing
-behind."""
+"""Open the address and port before anything is written, so that a wrong address or busy port leaves nothing behind."""
 
 import errno
 import socket

@@ -29,8 +29,9 @@ LAB_POLICY: Final = (
     "default-src 'self'; img-src 'self' data: blob:; connect-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
     "worker-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'"
 )
-"""Policy of the lab's page: only its own scripts run. The viewer reads its letters, and images that the page has
-fetched, from addresses of the page itself."""
+"""Policy of the lab's page: only its own scripts run. The viewer reads its font, and images that the page has fetched,
+from addresses of the page itself.
+"""
 
 
 def router() -> APIRouter:

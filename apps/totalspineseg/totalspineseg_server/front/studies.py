@@ -41,7 +41,7 @@ OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_in
 OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, "instance", UNSENT, RENUMBERED, UNCONFIRMED))
 """Fields of images and labels that only this server sets and relies on."""
 NOT_IN_PACS = (
-    "The PACS did not take the label. It is stored on this server and counts. The server sends it to the PACS again "
+    "The PACS did not accept the label. It is stored on this server and counts. The server sends it to the PACS again "
     "when somebody asks for the next sample."
 )
 
@@ -216,7 +216,9 @@ def router(max_unpacked_bytes: int) -> APIRouter:
 
     @routes.get("/datastore/dataset", include_in_schema=False)
     def get_dataset() -> None:
-        """Refuse: at every call MONAI Label would leave an archive of all studies in the temporary folder."""
+        """Refuse the request, because at every call MONAI Label would leave an archive of all studies in the temporary
+        folder.
+        """
         raise HTTPException(
             NOT_FOUND, "This server does not make archives of the studies. Copy the studies folder instead."
         )
@@ -247,7 +249,7 @@ def _client_fields(text: str) -> dict[str, Any]:
 
 
 def _fields_of_image(text: str) -> dict[str, Any]:
-    """Return a client's fields about an image; who its patient is does not stay here."""
+    """Return a client's fields about an image, without those that identify its patient."""
     fields = _client_fields(text)
     return {**fields, PATIENT: anonymous(str(fields[PATIENT]))} if fields.get(PATIENT) else fields
 

@@ -56,7 +56,8 @@ def _start(starting: threading.Lock, *, waits: bool) -> Iterator[None]:
     """Release the networks for a training that starts in this block. Unless it ``waits``, refuse it if another one
     runs.
 
-    MONAI Label looks for a running process before it starts its own: of two requests at once it would start both.
+    MONAI Label checks for a running process before it starts its own, so two requests at once would start two
+    trainings.
 
     Raises:
         HTTPException: Another training is running or starting.

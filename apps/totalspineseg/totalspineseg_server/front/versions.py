@@ -47,7 +47,7 @@ def router() -> APIRouter:
 
     @routes.delete("/versions/judge")
     def stop_judging(user: Annotated[User, admin]) -> dict[str, Any]:
-        """End the judgment that runs."""
+        """End the current judgment."""
         judge.stop()
         return {"judge": _judging(judge)}
 
@@ -76,7 +76,7 @@ def router() -> APIRouter:
 
     @routes.get("/training")
     def get_training(user: Annotated[User, user_role]) -> dict[str, Any]:
-        """Return the newest training: where it is, how long it will take, and its curves."""
+        """Return the newest training: its state, the time left, and its curves."""
         from dataclasses import asdict
 
         from totalspineseg_server.trainers.curves import curves_of, seconds_left

@@ -1,7 +1,7 @@
 """Split a site's subjects into those used for training and those held out for testing, once and for all.
 
-All of a site's first subjects are used for training: one or two hold-out subjects would not be enough to test on, while
-one or two training subjects help. Later, a hash of the subject decides, whatever the order.
+A site's first subjects are all used for training, because one or two hold-out subjects would not be enough to test on,
+while one or two training subjects help. Later, a hash of the subject decides, whatever the order.
 """
 
 import hashlib

@@ -96,8 +96,8 @@ def score_models(
 
     Raises:
         WeightsError: A model cannot be loaded.
-        MemoryShortageError: A scan does not fit into memory. It is not left out, or the verdict would depend on how
-            busy the machine is.
+        MemoryShortageError: A scan does not fit into memory. It is not left out, because the verdict would then depend
+            on how busy the machine is.
     """
     known, rated = {} if known is None else known, {} if known_candidate is None else known_candidate
     scores: dict[str, list[tuple[CaseScore, CaseScore]]] = {}

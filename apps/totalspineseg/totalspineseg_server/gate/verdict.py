@@ -66,13 +66,13 @@ class GateReport:
         active: Version in use.
         candidate: Version or training run that was judged.
         publish: Whether it may be put into use.
-        sets: The results on the reference set and the hold-out; then on the own answers, where the weights in use do
-            not handle all of the reference set; then, from the second training on, on the first two compared with the
+        sets: The results on the reference set and the hold-out; then on the own answers, if the weights in use do not
+            handle all of the reference set; then, from the second training on, on the first two compared with the
             weights that the site began with.
         reason: The decision in one sentence, for the log and the list of models.
         left_out: Scans that could not be used, each with the reason.
-        untouched: Number of hold-out structures that were not counted, because their readers left them as the weights
-            in use or their ancestors predicted them.
+        untouched: Number of hold-out structures that were not counted, because readers left them as the weights in use
+            or their ancestors predicted them.
         judged_by: Set -> number of scans on which the weights in use and the candidate were compared.
     """
 

@@ -24,7 +24,7 @@ from totalspineseg_server.transforms.discs import missing_discs
 from totalspineseg_server.volume_io import read_labels
 
 PREDICTED_TAG = "original"
-"""Tag of the label that step 2 starts from if none is sent and no reader submitted one."""
+"""Tag of the label that step 2 starts from if the request has none and no reader submitted one."""
 
 
 class FullTask(SpineTask):

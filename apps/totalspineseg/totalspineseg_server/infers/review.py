@@ -23,7 +23,7 @@ from totalspineseg_server.transforms.components import Mask, labels_present
 
 DOUBTFUL, ODD = f"{REVIEW_PREFIX}: level doubtful", f"{REVIEW_PREFIX}: check this"
 REVIEW_LABELS: Final[Mapping[str, int]] = MappingProxyType({DOUBTFUL: 1, ODD: 2})
-"""Only two segments for any number of levels, so that a scene does not fill with empty ones."""
+"""Names of the two segments for any number of levels; more would fill the scene with empty ones."""
 SPOT_MM: Final = 5.0
 """Radius of the mark where there is no label, such as at a piece that was left out."""
 
@@ -46,7 +46,7 @@ class ReviewTask(FullTask):
     def completed(self, settings: Settings, request: Mapping[str, Any]) -> Settings:
         """Return the settings that named the result under review, unless the request has its own localizer or levels.
 
-        Otherwise the review would doubt levels that were pinned for the result, or check other names than those on the
+        Otherwise the review would doubt levels that were pinned for the result, or check names other than those on the
         screen.
         """
         result = self.result_on_screen(request)

@@ -98,7 +98,7 @@ def doubtful_names_of(text: str) -> DoubtfulNames:
     """Return how a server names doubtful levels by default; the project's default for "".
 
     Raises:
-        SettingError: The text is no such choice.
+        SettingError: The text is not one of the choices.
     """
     chosen = choice({NAMES_SETTING: text}, NAMES_SETTING, DOUBTFUL_NAMES)
     return "plain" if chosen == "plain" else "marked"

@@ -1,4 +1,6 @@
-"""Do what every model of the app does: read a scan, run the networks, name the levels, write and record the result."""
+"""Carry out the steps that all models share: read a scan, run the networks, name the levels, write and record the
+result.
+"""
 
 import logging
 import os
@@ -117,7 +119,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         """Run the model's own stages."""
 
     def completed(self, settings: Settings, request: Mapping[str, Any]) -> Settings:
-        """Return the settings to use; subclasses may fill in what the request leaves open."""
+        """Return the settings to use; subclasses may fill in settings that the request leaves open."""
         return settings
 
     def wire(self, outcome: Outcome, settings: Settings) -> LabelArray:
@@ -203,7 +205,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
 
     def _with_renames(self, settings: Settings, request: Mapping[str, Any]) -> Settings:
         """Return the settings with a pin for each level that the reader named by its name in the result on the screen.
-        The same request again pins the same levels, although their names have changed meanwhile.
+        If the same request is sent again, it pins the same levels, although their names have changed since.
 
         Raises:
             SettingError: There is no such result, or no such level in it.

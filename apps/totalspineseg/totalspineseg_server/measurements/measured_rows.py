@@ -95,7 +95,7 @@ def measure(
 
 
 def empty_row(code: int, names: Certainty | None) -> Row:
-    """Return the row of a structure of which nothing is measured yet.
+    """Return the row of a structure before anything is measured.
 
     Args:
         code: The structure.

@@ -15,7 +15,7 @@ from totalspineseg_server.measurements.measured_rows import COLUMN_ROW, Row, emp
 MAX_SKEW_DEG: Final = 1.0
 """Largest skew with which angles can be measured precisely; rounded headers stay below a tenth of it."""
 BESIDE: Final = (SACRUM, CANAL, CORD)
-"""Structures that are no levels, in the order of their rows."""
+"""Structures other than levels, in the order of their rows."""
 PERCENTILES: Final = {"p5": 5, "median": 50, "p95": 95}
 Intensities = tuple[Volume, LabelArray]
 """An image, and the label map on its voxels."""

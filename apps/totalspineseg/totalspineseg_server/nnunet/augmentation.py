@@ -28,7 +28,7 @@ Shape = tuple[int, int, int]
 ROTATION_RAD: Final = np.deg2rad(20)
 """Largest rotation about each axis: more than patients tilt in a scanner."""
 SCALING: Final = (0.8, 1.25)
-"""Range of the zoom: from children to tall adults."""
+"""Range of the zoom, from children to tall adults."""
 SHEARED: Final = 0.5
 """Share of the rotated, zoomed and bent patches that are also sheared and shifted."""
 SHEAR: Final = 0.1
@@ -80,7 +80,7 @@ class StructureContrastTransform(BasicTransform):  # type: ignore[misc]
 class ShearingTransform(SpatialTransform):  # type: ignore[misc]
     """Shears and shifts patches that the library rotates, zooms or bends, with a single interpolation.
 
-    MONAI's ``RandAffine`` would blur the image once more and take 140 ms for 96 x 128 x 96 voxels; this takes 14.
+    MONAI's ``RandAffine`` would blur the image a second time and take 140 ms for 96 x 128 x 96 voxels; this takes 14.
     """
 
     def get_parameters(self, **data_dict: Any) -> dict[str, Any]:

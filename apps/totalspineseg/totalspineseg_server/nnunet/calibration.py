@@ -44,7 +44,7 @@ LABELED_SHARE: Final = 0.25
 CORD_LOGITS: Final = (0.0, 0.5, 1.0, 1.5)
 """Thresholds, as logits, that are tried for the cord."""
 CORD_PRIOR: Final = 5.0
-"""Number of scans that the present threshold of the cord counts as."""
+"""Number of scans by which the present threshold of the cord is weighted."""
 MIN_CORD_VOXELS: Final = 500
 BELOW_MM: Final = 8.0
 """Distance below the middle of L5-S from which on something lies in the sacrum; a disc is 5 to 12 mm high."""
@@ -112,7 +112,7 @@ def calibrate(
             scan = source.read()
             sights = [way.look_at(scan) for way in ways.values()]
         except MemoryShortageError as error:
-            # A lack of memory is no fault of the scan, so it is not skipped.
+            # The scan is not at fault if memory is short, so it is not skipped.
             raise TrainingError(f"Scan {source.name} could not be measured. {error} Then start again.") from error
         except TotalSpineSegError as error:
             on_skip(Skipped(source.name, str(error)))

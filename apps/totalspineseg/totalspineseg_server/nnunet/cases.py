@@ -28,7 +28,7 @@ FloatArray = npt.NDArray[np.float32]
 ISO_MM: Final = (1.0, 1.0, 1.0)
 """Spacing at which cases are cropped, mm: that of the pipeline."""
 MIN_LABELED_VOXELS: Final = 100
-"""Smallest number of labeled voxels at 1 mm: less than a tenth of a milliliter is a slip of the mouse, not a spine."""
+"""Smallest number of labeled voxels at 1 mm: less than a tenth of a milliliter is a slip of the mouse."""
 
 
 class Origin(Enum):
@@ -142,7 +142,7 @@ def prepare_case(scan: LabeledScan, folder: ModelFolder, *, finder: Predictor | 
         The case, with new arrays.
 
     Raises:
-        LabelError: The label is empty, has values that are no codes, or (step 2) has no disc.
+        LabelError: The label is empty, has values that are not codes, or (step 2) has no disc.
         ImageError: The image is empty around the spine.
     """
     image, codes = image_to_iso(scan.image).data, labels_to_iso(scan.codes).data
@@ -198,7 +198,7 @@ def check_codes(codes: LabelArray, *, step: int) -> None:
         step: Step of the network.
 
     Raises:
-        LabelError: It is (nearly) empty, has values that are no codes, has no disc for step 2's channel, is upside
+        LabelError: It is (nearly) empty, has values that are not codes, has no disc for step 2's channel, is upside
             down, or lacks structures that every spine has in view although all of it was reviewed.
     """
     present = present_codes(codes)
@@ -226,7 +226,7 @@ def prepare_cases(
 ) -> Iterator[TrainingCase]:
     """Prepare scans one at a time; skip those that cannot be used, with the reason.
 
-    A lack of memory is no fault of the scan, so it raises an error and skips no scan.
+    If memory is short, the scan is not at fault: an error is raised, and no scan is skipped.
 
     Args:
         sources: The scans.

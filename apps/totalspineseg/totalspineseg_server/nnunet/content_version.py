@@ -56,7 +56,7 @@ def parts_of(version: str) -> tuple[str, str]:
 
 
 def version_name(name: str, digest: str) -> str:
-    """Return the name with the first digits of the digest, such as "starter-1a2b3c4d"."""
+    """Return the name followed by the first digits of the digest, such as "starter-1a2b3c4d"."""
     return f"{name}-{digest[:DIGITS]}"
 
 

@@ -20,7 +20,7 @@ Progress = Callable[[int, int], None]
 CHUNK_BYTES: Final = 1 << 18
 """Number of bytes between two reports of progress."""
 TIMEOUT_S: Final = 30.0
-"""Silence of a server after which the connection is given up, seconds."""
+"""Time without data after which a connection is given up, seconds."""
 ATTEMPTS: Final = 6
 """Number of attempts in a row without new bytes after which the download is given up."""
 BUSY: Final = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
@@ -106,7 +106,7 @@ def _continue(url: str, part: Path, progress: Progress | None) -> bool:
 
 
 def _copy(response: http.client.HTTPResponse, part: Path, have: int, total: int, progress: Progress | None) -> int:
-    """Append (or, from 0, write anew) what the server sends, and return the size reached."""
+    """Append the server's data to the file (from 0, replace it), and return the new size."""
     with storage_errors(part.parent):
         stream = part.open("ab" if have else "wb")
     with stream:

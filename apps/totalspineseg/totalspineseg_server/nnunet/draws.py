@@ -15,7 +15,7 @@ versa."""
 
 
 class FromSomewhere(Protocol):
-    """Anything with an origin."""
+    """An object with an origin."""
 
     @property
     def origin(self) -> Origin:
@@ -61,7 +61,9 @@ class Draws:
         return Origin.CORRECTION, number - before
 
     def count(self, patches: int) -> dict[Origin, int]:
-        """Return how many of the first patches come from each origin: no more cases of that origin can be used."""
+        """Return how many of the first patches come from each origin, which is the largest number of its cases that can
+        be used.
+        """
         origins = [self.turn(number)[0] for number in range(patches)]
         return {origin: origins.count(origin) for origin in self.origins}
 

@@ -1,8 +1,8 @@
 """Remember which faster ways of computing were compared with the exact one, for these weights on this machine.
 
-``fast.json`` beside a network's plans has the comparisons by ``totalspineseg weights quantize``. What was not compared,
-or was compared for other weights or another release of OpenVINO, is not used. The time of a tile depends only on the
-machine and the plans, and is stored in the user's cache.
+``fast.json`` beside a network's plans has the comparisons by ``totalspineseg weights quantize``. A way is not used if
+it was not compared, or if the comparison was for other weights or another release of OpenVINO. The time of a tile
+depends only on the machine and the plans, and is stored in the user's cache.
 """
 
 import os
@@ -33,7 +33,7 @@ class Comparison:
         way: What was compared.
         scans: Number of scans.
         names_differ: Number of scans with a level that has another name or is missing.
-        voxels_differ: Share of the labeled voxels of all scans with another label.
+        voxels_differ: Share of the labeled voxels of all scans whose label differs.
         dice: Group of structures -> mean Dice over the scans.
         seconds: Mean seconds of a scan.
         seconds_exact: The same with the exact way.
@@ -122,7 +122,7 @@ def _read(model: ModelFiles) -> dict[str, Any]:
 
 
 def _machine(folder: Path) -> str:
-    """Return what the faster runtime depends on: processor, its cores, release, plans."""
+    """Return the facts that decide which runtime is faster: processor, cores, release, plans."""
     plans = sha256_of(folder / "plans.json")[:16]
     return f"{_processor()}, {os.cpu_count()} threads, OpenVINO {openvino_release()}, plans {plans}"
 

@@ -118,7 +118,7 @@ def stored_state(work: Path, key: str) -> Path | None:
 
 @contextmanager
 def _nnunet_folders(work: Path) -> Iterator[None]:
-    """Let nnU-Net's variables point into a folder inside this block."""
+    """Point nnU-Net's variables to a folder inside this block."""
     base = str(work / PREPROCESSED_DIR)
     wanted = {"nnUNet_preprocessed": base, "nnUNet_results": base}
     before = {name: os.environ.get(name) for name in wanted}

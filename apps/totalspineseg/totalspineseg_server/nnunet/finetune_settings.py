@@ -30,7 +30,8 @@ class Strength:
 MAX_REPLAY_SHARE: Final = 0.95
 """Largest share of replay: with more, hardly anything would be learned from corrections."""
 MAX_ACCEPTED_SHARE: Final = 0.5
-"""Largest share of accepted results: what readers only looked at must not outweigh what they corrected."""
+"""Largest share of accepted results: results that readers only looked at must not outweigh those that they corrected.
+"""
 OPTIMIZERS: Final = ("adamw", "sgd")
 """AdamW with a warm-up and half a cosine, or nnU-Net's own: SGD with momentum and a polynomial."""
 NONE: Final = Strength(0, 0, 0, 0, 0, 0, 0)

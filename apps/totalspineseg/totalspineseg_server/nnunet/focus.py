@@ -21,16 +21,17 @@ from totalspineseg_server.transforms.components import foreground_box
 logger = logging.getLogger(__name__)
 
 FINE_MM3: Final = 4.0
-"""Largest voxel of a network for which a coarse look saves more time than it takes; official networks have 1 cubic
-mm."""
+"""Largest voxel of a network for which a coarse look saves more time than it takes; that of the official networks is 1
+cubic mm.
+"""
 MARGIN_MM: Final = (15, 15, 40)
 """Smallest distance of what the coarse network found to the sides of the box, (right-left, front-back, along the
 spine). The starter weights miss tips of processes, and a vertebra at the end of a scan."""
 EDGE_MM: Final = 3
-"""A structure that comes so close to a side of the box may go on beyond it."""
+"""Distance to a side of the box within which a structure may go on beyond it."""
 WIDEN_MM: Final = 60
-"""Distance by which such a side moves outward before the fine network looks again: more than a vertebra with its
-disc."""
+"""Distance by which such a side moves outward before the fine network runs again: more than a vertebra with its disc.
+"""
 LOOKS: Final = 3
 """Number of boxes to try before the fine network gets the whole image."""
 
@@ -40,7 +41,7 @@ class FocusedPredictor:
 
     Args:
         fine: Step 1.
-        look: A fast step 1. Only where it finds something matters.
+        look: A fast step 1, of whose result only the position is used.
     """
 
     def __init__(self, fine: WarmPredictor, look: Predictor) -> None:
@@ -79,7 +80,9 @@ class FocusedPredictor:
                 return prediction
             if wider is None:
                 break
-            logger.info("The spine reaches the side of the box of step 1, which looks again at %s", _size(wider))
+            logger.info(
+                "The spine reaches the edge of the box that step 1 searched, so step 1 runs again on %s", _size(wider)
+            )
             box = wider
         return self.fine.predict(channels, soft=soft)
 

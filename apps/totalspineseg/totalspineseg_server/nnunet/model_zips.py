@@ -149,7 +149,7 @@ def _require_all_used(root: Path, models: Mapping[int, ModelFolder], name: str) 
 
 
 def _record_in(archive: Path) -> dict[str, Any]:
-    """Return the record in an exported version. Nothing in it is trusted but the name and a refusal by the gate."""
+    """Return the record in an exported version. Only the name and a refusal by the gate are trusted."""
     try:
         with zipfile.ZipFile(archive) as content:
             if RECORD_FILE not in content.namelist() or content.getinfo(RECORD_FILE).file_size > MAX_RECORD_BYTES:

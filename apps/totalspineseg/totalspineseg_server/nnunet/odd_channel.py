@@ -1,4 +1,4 @@
-"""Make step 2's second channel for training: every other disc, from the truth or with step 1's errors."""
+"""Make step 2's second channel for training: every other disc, exact or with step 1's errors."""
 
 from typing import Final
 
@@ -14,7 +14,8 @@ from totalspineseg_server.transforms.discs import column_showing
 
 EXACT_CHANNEL_SHARE: Final = 0.25
 """Share of second channels that are exact; the others have errors of step 1, real or simulated. A network that mostly
-sees exact outlines copies its input, so that thin discs would become as small as step 1 found them."""
+sees exact outlines copies its input: thin discs would become as small as step 1 found them.
+"""
 FOUND_CHANNEL_SHARE: Final = 2 / 3
 """Share of the other channels that have the discs a step-1 network found in the same scan, if there is a network."""
 OUTLINE_SHARE: Final = 0.7

@@ -118,7 +118,8 @@ def keep_int8(folder: ModelFolder, tiles: Sequence[torch.Tensor]) -> OpenVinoNet
 
     Args:
         folder: The model.
-        tiles: Input of the network for some scans (1, C, *patch): from their range follows what a whole number means.
+        tiles: Input of the network for some scans (1, C, *patch): their range decides which value a whole number stands
+            for.
 
     Raises:
         WeightsError: OpenVINO or NNCF is missing, or cannot compute this network.
@@ -183,7 +184,7 @@ def _in_own_thread(call: Callable[[], Any]) -> Any:
     """Return the result of a call that compiles a network, made in a thread of its own.
 
     OpenVINO gives the thread that compiles another stack for signals, and frees that stack with the network. If another
-    thread drops the network, the first one keeps a stack that is gone, and its next signal ends the process.
+    thread releases the network, the first one still points to the freed stack, and its next signal ends the process.
     """
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(call).result()

@@ -180,7 +180,7 @@ class WarmPredictor:
             if self.device.type != "cuda" or not is_out_of_memory(error):
                 raise
             logger.warning(
-                "There is too little GPU memory for the labels of step %d, so the CPU makes them", self.folder.step
+                "There is too little GPU memory for the labels of step %d, so the CPU computes them", self.folder.step
             )
         else:
             return difference
@@ -217,7 +217,9 @@ class WarmPredictor:
             except RuntimeError as error:
                 if compute is CPU or not is_out_of_memory(error):
                     raise
-                logger.warning("There is too little GPU memory for step %d; trying with less of it", self.folder.step)
+                logger.warning(
+                    "There is too little GPU memory for step %d; trying a way that needs less", self.folder.step
+                )
             # This is done outside the handler, because the exception's traceback would keep the tensors alive.
             self.free()
         raise AssertionError("unreachable")

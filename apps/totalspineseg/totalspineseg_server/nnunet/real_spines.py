@@ -1,7 +1,7 @@
 """Read, resample and vary scans of people, as training patches for the starter weights.
 
-Most labels of people are partial. A case has two readings of every voxel: what it is, and what else it may be. A region
-is trained where both agree on it: a labeled canal, for example, trains the canal, but not the cord inside.
+Most labels of people are partial. A case has two readings of every voxel: its code, and another code that it may have.
+A region is trained where both agree: a labeled canal, for example, is used to train the canal, but not the cord inside.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ _ZOOM: Final = (0.88, 1.14)
 _STRETCH: Final = (0.94, 1.06)
 """Further zoom of each axis: narrow and wide, flat and high bodies."""
 _TILT_DEG: Final = 7.0
-"""Spread of how a person lies, seen from the side: few patients then show many lordoses."""
+"""Spread of a person's tilt, seen from the side, so that few patients show many lordoses."""
 _BLUR_MM, _NOISE, _GAMMA, _BIAS = (0.0, 1.0), 0.08, 0.35, 0.35
 """Largest blur, noise relative to the image's mean, and spread of exponent and bias field, as in synthetic images."""
 _THICK_ODDS, _THICK_MM = 0.4, (2.0, 5.5)
@@ -43,7 +43,7 @@ class RealSpine:
 
     Attributes:
         labels: Output codes, uint8 (X, Y, Z), RAS; ``UNREVIEWED`` where nothing is known.
-        second: What else a voxel may be; the same code if only one reading is possible.
+        second: The other code that a voxel may have; the same code if only one reading is possible.
         image: float32, the same shape.
         spacing_mm: Voxel size.
         vertebrae: Codes of the column, superior to inferior, in view or not.

@@ -36,9 +36,8 @@ def chosen(asked: AskedRuntime, device: str, model: ModelFiles) -> Runtime:
     """Return the runtime for a network.
 
     "auto" is OpenVINO where that was measured to be faster on this machine and the network is converted already, and
-    PyTorch everywhere else.
-    "openvino-int8" is OpenVINO in single precision for weights whose results in whole numbers were not compared with
-    the exact ones, such as those that a training has just published.
+    PyTorch everywhere else. "openvino-int8" means OpenVINO in single precision for weights whose INT8 results were not
+    compared with the exact ones, such as those that a training has just published.
 
     Args:
         asked: What the user chose.
@@ -90,10 +89,10 @@ def openvino_is_faster(device: str, folder: Path) -> bool:
 
 
 def require_compared(asked: AskedRuntime, model: ModelFiles) -> None:
-    """Check that whole numbers may be used where somebody asks for them; arguments as of ``chosen``.
+    """Check that INT8 may be used if somebody asks for it; arguments as of ``chosen``.
 
     Raises:
-        WeightsError: They were not compared with the exact results for these weights, or differ too much.
+        WeightsError: INT8 results were not compared with the exact ones for these weights, or differ too much.
     """
     if asked == INT8 and not is_allowed(model, INT8):
         raise WeightsError(

@@ -1,6 +1,6 @@
 """Train the starter weights on synthetic spines and scans of people, in nnU-Net's own folder format.
 
-It needs only PyTorch, nnU-Net, numpy and scipy.
+The training needs only PyTorch, nnU-Net, numpy and scipy.
 """
 
 import logging

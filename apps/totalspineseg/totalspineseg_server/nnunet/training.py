@@ -22,7 +22,7 @@ FULL_SHARE: Final = 0.02
 """Learning rate at the end, relative to its peak."""
 USUAL_RATE: Final = 0.009
 """Highest learning rate of a fine-tuning relative to the usual size of a convolution's weights: 8e-4 and 1e-3 for the
-starter weights, for which it was chosen (decision 16)."""
+starter weights, for which it was chosen (decision 13)."""
 
 
 def usual_rate(network: nn.Module) -> float:
@@ -142,7 +142,7 @@ def region_hits(logits: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tenso
 
 
 def learning_rate(iteration: float, *, total: float, warmup: float, peak: float) -> float:
-    """Return a rate with a linear warm-up, then half a cosine down to ``FULL_SHARE`` of the peak.
+    """Return a learning rate with a linear warm-up, then half a cosine down to ``FULL_SHARE`` of the peak.
 
     Args:
         iteration: Iteration, from 0; or a time in another unit, the same for all three.

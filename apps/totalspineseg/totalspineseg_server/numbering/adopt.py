@@ -1,5 +1,6 @@
 """Name pieces that the chain model left out but that obviously belong to a named level."""
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -15,6 +16,11 @@ neighboring discs: the halves of a split disc lie at the same height, a false di
 away."""
 VERTEBRA_REACH: Final = 0.6
 """The same for a vertebra: the halves of a body that a false disc cuts are half a level apart."""
+OTHER_CLASS_REACH: Final = 0.45
+OTHER_CLASS_SHARE: Final = 0.5
+"""The same for a piece of the other odd/even class, as when a network draws a part of a body in the class of its
+neighbor: two parts of a body are half its height apart. Above this share of a usual vertebra's volume, it may be a
+vertebra of its own."""
 USUAL_LEVEL_MM: Final = 22.0
 """Distance between neighbors if too few are in view to measure it."""
 
@@ -54,4 +60,14 @@ def _owner(item: Item, evidence: Evidence, path: Path) -> int:
     if item.kind is Kind.DISC:
         return code if away <= DISC_REACH * level else UNNAMED
     alike = item.odd is None or nearest.odd is None or abs(item.odd - nearest.odd) < 0.5
-    return code if alike and away <= VERTEBRA_REACH * level else UNNAMED
+    if not alike and (item.is_far or item.volume_mm3 > OTHER_CLASS_SHARE * _usual(same)):
+        return UNNAMED
+    return code if away <= (VERTEBRA_REACH if alike else OTHER_CLASS_REACH) * level else UNNAMED
+
+
+def _usual(named: Sequence[tuple[Item, int]]) -> float:
+    """Return the usual volume of a level of which several items may be parts, mm3."""
+    volumes: dict[int, float] = {}
+    for item, code in named:
+        volumes[code] = volumes.get(code, 0.0) + item.volume_mm3
+    return float(np.median(list(volumes.values())))

@@ -67,7 +67,7 @@ WORTH_NAMING: Final = 0.005
 """Smallest probability of a competing numbering that is reported."""
 MAX_ALTERNATIVES: Final = 5
 OFTEN: Final = 0.15
-"""Names are doubtful where so many scans are wrong beyond what their probabilities say."""
+"""Names are doubtful from this share of scans that are wrong beyond what their probabilities say."""
 CONTRADICTED_WRONG: Final = 0.3
 """Chance that names are wrong, beyond what their probabilities say, where a large piece or a landmark contradicts them;
 for networks that nobody has measured."""
@@ -328,7 +328,7 @@ def _settled(numbering: Numbering) -> Numbering:
 
 
 BELIEVED: Final = 0.75
-"""How often a landmark class must lie on its own disc to contradict names by itself."""
+"""Share of scans in which a landmark class must lie on its own disc to contradict names by itself."""
 
 
 def _outvoted(moved: Sequence[Finding], numbering: Numbering, trust: Trust) -> bool:
@@ -349,7 +349,7 @@ def _is_believed(landmark: int, trust: Trust) -> bool:
 
 
 def _drawn_as(finding: Finding, numbering: Numbering) -> list[int]:
-    """Return the landmarks as which the network drew the disc of a finding."""
+    """Return the landmarks whose classes the network gave to the disc of a finding."""
     discs = zip(numbering.naming.discs, numbering.pieces.discs, strict=True)
     return [
         landmark

@@ -17,8 +17,9 @@ from totalspineseg_server.transforms.pieces import MIN_BODY_VOXELS, Piece
 Floats = npt.NDArray[np.float64]
 
 SMOOTHING_MM: Final = 8.0
-"""Standard deviation of the smoothing of the canal's middle. It removes steps between voxels and keeps every real curve
-(a curve of the spine is longer than 60 mm)."""
+"""Standard deviation of the smoothing of the canal's middle. It removes steps between voxels and keeps every real
+curve, because a curve of the spine is longer than 60 mm.
+"""
 TANGENT_MM: Final = 25.0
 """Length of the end piece whose direction continues the line beyond the canal."""
 BEYOND_MM: Final = 80.0

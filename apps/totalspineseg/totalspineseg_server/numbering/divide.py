@@ -26,7 +26,9 @@ MIN_LOBE: Final = 0.22
 MAX_BRIDGE: Final = 0.5
 """Largest thickness of the bridge between two discs, as a share of the smaller disc's thickest slice."""
 MAX_DISC_MM: Final = 24.0
-"""No disc is thicker along the canal, including ragged borders; such a piece without a waist is cut in the middle."""
+"""Largest thickness of a disc along the canal, including ragged borders; a thicker piece without a waist is cut in the
+middle.
+"""
 MIN_CUTTING_DISC: Final = 0.25
 """Discs smaller than this share of the median do not separate vertebrae: they are false or cut off."""
 MIN_BODY_SHARE: Final = 0.12

@@ -26,6 +26,8 @@ FAR_MM: Final = 45.0
 FAR_BEYOND_MM: Final = 90.0
 """A piece this far beside the line of the discs is skin, bowel or bladder: more than half a vertebral body lies
 between. (Above and below the discs the second number counts, because the sacrum turns away.)"""
+FAR_PROCESS_MM: Final = 75.0
+"""The same for a piece that consists only of processes, whose tips lie up to 70 mm behind the discs."""
 MIN_TILTED_VOXELS: Final = 100
 MIN_TILTED_MM: Final = 15.0
 MIN_FLAT: Final = 1.5
@@ -156,7 +158,7 @@ class Evidence:
         items: Pieces with a place in the column, superior to inferior.
         specks: Pieces too small to be a structure.
         loose: Vertebra pieces without a body in view (processes only), which are named after the chain: index -> place
-            along the canal, mm.
+            along the canal, mm. Those far beside the column are left out.
         pinned_loose: Index of such a piece -> the code that a pin gives it.
         above_mm: Length of the column in view above the first item; 0 if the items themselves show it.
         below_mm: The same below the last item.
@@ -202,7 +204,7 @@ def gather(
     for k, piece in enumerate(pieces.vertebrae):
         if piece.body_centroid_vox is not None or piece.kind is Kind.SACRUM or seen.is_atlas(piece, highest):
             items.append(seen.item(piece, k))
-        else:
+        elif not seen.is_far(piece, FAR_PROCESS_MM):
             loose[k] = seen.place(piece.centroid_vox)
     if step == 1:
         items += seen.c1()
@@ -273,10 +275,11 @@ class _Seen:
             odd=odd_share(piece) if piece.kind is Kind.VERTEBRA else None,
             overlaps=tuple(Overlap(self._shares(o.codes, piece, inside), o) for o in self.localizers),
             tilt_deg=tilt_deg(inside, self.spacing) if piece.kind is Kind.DISC else None,
-            is_far=self._is_far(piece),
+            is_far=self.is_far(piece),
         )
 
-    def _is_far(self, piece: Piece) -> bool:
+    def is_far(self, piece: Piece, limit_mm: float = FAR_MM) -> bool:
+        """Return whether a piece is so far beside the discs that it cannot be part of the column."""
         if len(self.pieces.discs) < MIN_TO_COMPARE:
             return False
         discs = np.array([disc.centroid_vox for disc in self.pieces.discs]) * self.spacing
@@ -284,7 +287,7 @@ class _Seen:
         x, y, z = np.asarray(piece.body_centroid_vox or piece.centroid_vox) * self.spacing
         beside = np.hypot(x - np.interp(z, discs[:, 2], discs[:, 0]), y - np.interp(z, discs[:, 2], discs[:, 1]))
         within = discs[0, 2] <= z <= discs[-1, 2]
-        return bool(beside > (FAR_MM if within else FAR_BEYOND_MM))
+        return bool(beside > (limit_mm if within else FAR_BEYOND_MM))
 
     def _mask(self, piece: Piece, index: int) -> npt.NDArray[np.bool_]:
         numbered = self.pieces.disc_map if piece.kind is Kind.DISC else self.pieces.vertebra_map

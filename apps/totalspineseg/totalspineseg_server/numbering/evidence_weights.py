@@ -1,7 +1,7 @@
 """Define the constants of the model, and compute how well each piece fits each slot.
 
-Everything is a likelihood ratio: how much more probable the evidence is if the piece belongs in the slot than if it
-were a false component anywhere.
+Every weight is a likelihood ratio: how much more probable the evidence is if the piece belongs in the slot than if it
+    were a false component.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -43,11 +43,13 @@ P_MISSED: Final = 0.02
 """Probability that a disc in view has no component (fused, severely degenerated, missed by the network), or that a
 vertebra has none with a body."""
 P_NEXT_MISSED: Final = 0.3
-"""Probability that the disc after a missed one at the end of the row is missed, too: what hides one (metal, a bad coil,
-the end of the canal) hides its neighbors."""
+"""Probability that the disc after a missed one at the end of the row is missed, too: whatever hides one (metal, a bad
+coil, the end of the canal) hides its neighbors.
+"""
 P_NEXT_MISSED_WITHIN: Final = 0.1
-"""The same for a disc or a vertebra between two pieces, where only metal or a void has this effect. Not less: a few
-levels behind metal must stay more probable than one level of their length."""
+"""The same for a disc or a vertebra between two pieces, where only metal or a void has this effect. Not lower, because
+a few levels behind metal must stay more probable than one level of their length.
+"""
 LARGE_BONE_MM3: Final = 8000.0
 """Volume of a large vertebra or sacrum: a whole cervical vertebra, a third of a small sacrum."""
 FALSE_IF_LARGE: Final = 0.1
@@ -125,7 +127,7 @@ ODD_SPACING_MM: Final = 80.0
 WIDTH_SPREAD: Final = 0.16
 """Standard deviation of the logarithm of a lateral width around ``States.width_mm``, patients and maps together."""
 WIDTH_ITEMS: Final = 2.0
-"""The errors of widths within a patient are correlated: all of them count as this many independent ones."""
+"""Number of independent widths that all widths of a patient count as, because their errors are correlated."""
 SMALL: Final = 0.45
 """A component with less than this share of its neighbors' lateral width is more likely false."""
 FALSE_IF_SMALL: Final = 12.0
@@ -151,8 +153,8 @@ move."""
 LOCALIZER_FLOOR: Final = 0.02
 """Probability that the localizer is wrong about a piece."""
 LOCALIZER_ITEMS: Final = 5.0
-"""A patient moves as a whole: all overlaps with one series count as this many independent ones. The probability of its
-names counts once for all of them."""
+"""Number of independent overlaps that all overlaps with one series count as, because a patient moves as a whole. The
+probability of its names counts once for all of them."""
 PIN_WEIGHT: Final = 1e-15
 """Weight of every code but the pinned one: a reader's pin outweighs all other evidence."""
 

@@ -70,7 +70,7 @@ def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequ
 
 
 def _swollen(missed: int, path: Path, evidence: Evidence) -> bool:
-    """Return whether a neighbor of a missed vertebra is so large that it seems to contain a part of it."""
+    """Return whether a neighbor of a missed vertebra is so large that it seems to contain part of it."""
     bones = [
         (abs(ORDER[code] - ORDER[missed]), item.volume_mm3)
         for item, code in zip(evidence.items, path, strict=True)

@@ -1,4 +1,4 @@
-"""Check a label map for what cannot be right: gaps, duplicates, wrong order, fragments, unknown codes."""
+"""Check a label map for errors: gaps, duplicates, wrong order, fragments, unknown codes."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,7 +52,7 @@ MIN_STEPS: Final = 2
 
 
 def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tuple[Finding, ...]:
-    """Return what cannot be right in the label map of a network or a reader.
+    """Return the errors in the label map of a network or a reader.
 
     Args:
         labels: Integer codes (X, Y, Z) nearest RAS, of either step. Not modified.

@@ -1,4 +1,4 @@
-"""Name vertebrae of which only processes are in view; their order along the canal misleads."""
+"""Name vertebrae of which only processes are in view; their order along the canal is misleading."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -23,7 +23,8 @@ TAKEN_COST: Final = 0.5
 """Cost of a name whose vertebra has a body in view, in levels of distance."""
 SWOLLEN: Final = 1.35
 """A vertebra that would have more than this times the usual size with the fragment (neighbors differ by 5-10 %) most
-probably has its own processes already."""
+probably has its own processes already, if it also reaches as far back as the fragment's middle: in a slab without
+pedicles, no process is connected with its body, so that the usual size is that of a body."""
 SWOLLEN_COST: Final = 1.5
 """Additional cost of its name: as much as a wrong odd/even class."""
 MAX_COST: Final = 2.0
@@ -53,9 +54,11 @@ def name_loose(
     swapped = _swapped(named)
     vertebrae = list(naming.vertebrae)
     taken: dict[int, int] = {}
+    back: dict[int, int] = {}
     for piece, code in zip(pieces.vertebrae, naming.vertebrae, strict=True):
         if code != UNNAMED and piece.kind is Kind.VERTEBRA:
             taken[code] = taken.get(code, 0) + piece.voxels
+            back[code] = min(back.get(code, piece.box[1].start), piece.box[1].start)
     usual = float(np.median(list(taken.values()))) if taken else np.inf
     for k, place in evidence.loose.items():
         piece = pieces.vertebrae[k]
@@ -64,7 +67,8 @@ def name_loose(
             continue
         costs = {code: _cost(piece, place, code, places[code], swapped) for code in places}
         for code in costs.keys() & taken.keys():
-            costs[code] += TAKEN_COST + SWOLLEN_COST * (taken[code] + piece.voxels > SWOLLEN * max(usual, taken[code]))
+            swollen = taken[code] + piece.voxels > SWOLLEN * max(usual, taken[code])
+            costs[code] += TAKEN_COST + SWOLLEN_COST * (swollen and back[code] <= piece.centroid_vox[1])
         best = min(costs, key=lambda code: costs[code])
         vertebrae[k] = best if costs[best] <= MAX_COST else UNNAMED
     return Naming(naming.discs, tuple(vertebrae))

@@ -144,7 +144,7 @@ def _level(level: Level) -> dict[str, Any]:
 DOUBTFUL_PROBABILITY: Final = CONFIDENT_PROBABILITY
 """A level of a doubtful numbering below this probability is marked in pictures and measurements."""
 NAMED: Final = frozenset({*VERTEBRAE, *DISCS})
-"""Structures that are a single level; in step 1 the sacrum's code stands for any vertebra."""
+"""Structures that are a single level. In step 1 the sacrum's code stands for any vertebra."""
 
 
 def doubtful_codes(numbering: Numbering | None, labels: LabelArray) -> frozenset[int]:

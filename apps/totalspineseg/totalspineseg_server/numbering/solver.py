@@ -226,7 +226,7 @@ class Chain:
 
 
 def posterior(chain: Chain, forward: list[Floats], backward: list[Floats]) -> list[dict[int, float]]:
-    """Return code -> probability for each item; the rest to 1 is the probability of a false component."""
+    """Return code -> probability for each item; the probability of a false component is what is missing to 1."""
     total = chain.total(forward)
     result = []
     for before, after in zip(forward, backward, strict=True):

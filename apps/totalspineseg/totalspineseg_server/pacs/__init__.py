@@ -1,1 +1,1 @@
-"""Use a PACS (a DICOMweb server) as a datastore of series, and run Orthanc for trying it without a hospital's PACS."""
+"""Use a PACS (a DICOMweb server) as a datastore of series, and run Orthanc to try this without a hospital's PACS."""

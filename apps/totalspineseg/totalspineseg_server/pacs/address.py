@@ -1,4 +1,4 @@
-"""Know the address of the DICOMweb server, and which of its paths may be requested."""
+"""Hold the address of the DICOMweb server, and check which of its paths may be requested."""
 
 import re
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ TIMEOUT_SECONDS: Final = (30.0, 300.0)
 """Time limits for connecting, and for the next piece of an answer: a PACS may fetch from tape, and machines may be
 busy."""
 ROOMS: Final = ("studies", "series", "instances")
-"""First parts of the paths of DICOMweb resources."""
+"""Beginnings of the paths of DICOMweb resources."""
 SEGMENT: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z.,_-]{0,511}")
 """Pattern of one part of a path: a UID, a list of frames, a tag or a word. It allows no "..", no hidden names and no
 host."""
@@ -63,7 +63,7 @@ class Address:
 
 
 def resource(path: str) -> str:
-    """Return a path if it can only name a resource of the server from which it is requested.
+    """Return a path if it can name nothing but a resource of the server.
 
     Raises:
         PathError: The path could name something else.

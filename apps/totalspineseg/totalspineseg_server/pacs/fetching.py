@@ -21,7 +21,7 @@ def downloaded(client: DICOMwebClient, series: Series, below: Path) -> Iterator[
     Args:
         client: The PACS.
         series: The series.
-        below: Folder in which the new one is made; it is made, too, if it is missing.
+        below: Folder in which the new one is made; it is also made if it is missing.
 
     Yields:
         The new folder with all instances.

@@ -1,4 +1,4 @@
-"""Run a local Orthanc process with DICOMweb, for trying OHIF without a hospital's PACS."""
+"""Run a local Orthanc with DICOMweb, so that OHIF can be tried without a hospital's PACS."""
 
 import shutil
 import subprocess

@@ -39,7 +39,7 @@ UNSENT: Final = "unsent"
 """Field of a finished label that says whether it still has to be sent to the PACS."""
 
 PASSING: Final = (StorageError, MemoryShortageError)
-"""Faults of this server that may be gone at a later try."""
+"""Faults of this server that may be gone at the next attempt."""
 
 Publisher = Callable[[str, Path, Mapping[str, Any]], None]
 """``publish(series, file, info)``: store a finished label (wire ids) in the PACS."""
@@ -144,7 +144,7 @@ class PacsDatastore(SpineDatastore):
         return patient_of(image_id, info)
 
     def put_back(self, image_id: str) -> bool:
-        """Store the finished label of an image in the PACS, too; if the PACS does not accept it now, it waits here.
+        """Store the finished label of an image in the PACS as well; if the PACS does not accept it now, it waits here.
 
         Returns:
             Whether the PACS has it.

@@ -20,7 +20,7 @@ class StoredSeries:
         self._records = ImageRecords(self._folder / IMAGES_DIR, older_index(self._folder))
 
     def image_file(self, series: str) -> Path | None:
-        """Return the volume of a series; None when it is not here."""
+        """Return the volume of a series; None if it is not here."""
         is_known = is_plain_stem(series) and bool(self._records.of(series))
         file = self._folder / f"{series}.nii"
         return file if is_known and file.is_file() else None

@@ -50,7 +50,7 @@ def submit_segmentation(
         submit: Receives the label.
         corrections: Earlier submissions.
         file: The segmentation.
-        reference: Data from its header.
+        reference: Fields of its header.
         sender: User who sent it.
 
     Returns:

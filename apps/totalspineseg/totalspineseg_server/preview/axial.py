@@ -18,7 +18,7 @@ WIDTH_MM: Final = 76.0
 AHEAD_MM: Final = 9.0
 """Distance of the middle of a cut anterior of the canal."""
 LEVELS: Final = (*(code for code in VERTEBRAE if code != SACRUM), *DISCS)
-"""Levels that are cut. The sacrum's canal is left out: it is not one that can be judged in one cut."""
+"""Levels that are cut. The sacrum is left out, because its canal cannot be judged in one cut."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _directions(canal: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _centers(named: LabelArray, course: Course, codes: Collection[int]) -> dict[int, npt.NDArray[np.float64]]:
-    """Return code -> (x, y, z) voxel in the middle of its part anterior of the canal, or of all of it where none is."""
+    """Return code -> (x, y, z) voxel in the middle of its part anterior of the canal, or of all of it if no part is."""
     boxes = ndimage.find_objects(named, max_label=max(codes, default=0))
     found = {}
     for code in codes:

@@ -22,7 +22,7 @@ def mid_sagittal(
 
     Args:
         volume: Image, any orientation and spacing. Not modified.
-        labels: Codes on the same grid; when None, the plain image in the middle. Not modified.
+        labels: Codes on the same grid; None for the plain image in the middle. Not modified.
         doubtful: Codes whose level is doubtful.
         height_px: See ``Plane``.
 

@@ -42,7 +42,7 @@ class Plane:
         volume: Image, any orientation and spacing. Not modified.
         course: From ``course_of``.
         sagittal: Whether to cut along the canal; else the coronal plane through the discs.
-        height_px: Height of the image, pixels; as fits its field of view when None.
+        height_px: Height of the image, pixels; None for one that fits the field of view.
     """
 
     def __init__(self, volume: Volume, course: Course, *, sagittal: bool, height_px: int | None = None) -> None:
@@ -106,7 +106,7 @@ class Plane:
 
         Args:
             labels: Codes on the grid of the volume, named by the tags. Not modified.
-            paint: Map to paint over the image, in ``palette``'s values; ``labels`` when None. Not modified.
+            paint: Map to paint over the image, in ``palette``'s values; None for ``labels``. Not modified.
             palette: Value -> color; values without a color stay unpainted. An empty one paints nothing.
             points: Level points on the same grid, drawn as dots. Not modified.
             tags: Codes that get a tag with their name; none for ().

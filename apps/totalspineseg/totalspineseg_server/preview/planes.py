@@ -39,7 +39,7 @@ def course_of(labels: LabelArray | None, grid: Grid) -> Course:
     """Return the planes through a labeled spine; compute them once for all pictures of a scan.
 
     Args:
-        labels: Codes on ``grid``, any orientation; None when there are none yet. Not modified.
+        labels: Codes on ``grid``, any orientation; None if there are none yet. Not modified.
         grid: Grid of the image.
 
     Returns:
@@ -67,7 +67,7 @@ def course_of(labels: LabelArray | None, grid: Grid) -> Course:
 
 
 def _visible_range(occupied: npt.NDArray[np.bool_], margin_vox: float) -> tuple[int, int]:
-    """Return the first and last index to show: the spine and a margin; everything where there is no spine."""
+    """Return the first and last index to show: the spine and a margin; everything if there is no spine."""
     at = np.flatnonzero(occupied)
     if at.size == 0:
         return 0, occupied.size - 1

@@ -42,7 +42,7 @@ MAX_BYTES: Final = 62_000
 QUALITIES: Final = (80, 50, 25, 8, 1)
 """Qualities of the image's compression, tried from the best one on until the sheet is small enough."""
 EFFORT: Final = 3
-"""How long the compression looks for a smaller form, 0-6: half the time of the usual 4."""
+"""Effort of the compression, 0-6: half the time of the usual 4."""
 FILL_ALPHA: Final = 70
 """Opacity of a structure in an axial cut, 0-255; its outline is opaque, and shows how far the canal reaches."""
 
@@ -113,7 +113,7 @@ def _outlined(codes: LabelArray) -> Layer:
 
 
 def _compressed(gray: Layer, painted: Layer) -> tuple[bytes, bytes]:
-    """Return both layers as WebP; the image as good as there is room beside the labels, which lose nothing."""
+    """Return both layers as WebP; the labels without loss, and the image as good as the remaining room allows."""
     label = _webp(Image.fromarray(painted), lossless=True, quality=40)
     scan = b""
     for quality in QUALITIES:
@@ -174,6 +174,6 @@ def _captions(cuts: Sequence[Cut], places: Sequence[tuple[int, int]], doubtful: 
 
 
 def _described(cuts: Sequence[Cut]) -> str:
-    """Return what a sheet shows, for those who do not see it."""
+    """Describe a sheet for people who cannot see it."""
     levels = ", ".join(cut.name for cut in cuts)
     return f"The spine from the side{f', and cuts across the canal through {levels}' if levels else ''}"

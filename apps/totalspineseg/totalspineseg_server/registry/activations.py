@@ -69,7 +69,7 @@ def made(model_dir: Path, current: Mapping[int, str], default: str) -> tuple[Act
     Args:
         model_dir: Folder of the pointer file.
         current: Step -> name in the pointer file.
-        default: Name of the weights where the pointer names none.
+        default: Name of the weights if the pointer names none.
 
     Returns:
         Changes that name the version of both steps.
@@ -89,7 +89,7 @@ def before_last(model_dir: Path, current: Mapping[int, str], default: str, there
     Args:
         model_dir: Folder of the pointer file.
         current: Step -> name in the pointer file.
-        default: Name of the weights where the pointer names none.
+        default: Name of the weights if the pointer names none.
         there: Versions that still exist; others are skipped.
 
     Raises:

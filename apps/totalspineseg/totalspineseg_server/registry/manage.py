@@ -1,4 +1,4 @@
-"""Say which versions exist, how they were made, and which one is in use."""
+"""List the versions, how they were made, and which one is in use."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -117,7 +117,7 @@ def require_known(store: ModelStore, name: str) -> None:
 
 
 def _looks(store: ModelStore, name: str) -> list[Judgment]:
-    """Return all judgments on the networks of a version, whatever its name was then, oldest first."""
+    """Return all judgments on the networks of a version, under any name that they had, oldest first."""
     digests = (read_record(store, name) or {}).get("digests")
     same = [
         other

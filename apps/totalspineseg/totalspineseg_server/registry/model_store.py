@@ -80,7 +80,7 @@ class ModelStore:
         return tuple(sorted(p.name for p in self.versions_dir.iterdir() if p.is_dir() and NAME.fullmatch(p.name)))
 
     def active(self) -> Mapping[int, str]:
-        """Return step -> name from the pointer file; empty when there is none.
+        """Return step -> name from the pointer file; empty if there is none.
 
         Raises:
             WeightsError: The pointer file is damaged.

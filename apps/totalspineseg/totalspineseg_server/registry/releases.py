@@ -1,4 +1,4 @@
-"""Know which official releases this software supports, and from which one the weights in use come."""
+"""List the official releases that this software supports, and find the one from which the weights in use come."""
 
 import re
 from collections.abc import Iterable, Mapping

@@ -109,9 +109,9 @@ def report_html(rows: Sequence[ScanRow], *, title: str, note: str = "", warning:
 <header>
 <h1>{html.escape(title)}</h1>
 {warned}<p>{len(rows)} scans, {failed} failed; names: {sure}. {html.escape(note)}</p>
-<details><summary>What the colors and words say</summary>
+<details><summary>What the colors and words mean</summary>
 <p>Certain: what is in view identifies the names. Counted: up from the sacrum or down from C2; nothing in view
-contradicts them, but they would be wrong in people with another number of vertebrae than usual. Doubtful: something
+contradicts them, but they would be wrong in people with an unusual number of vertebrae. Doubtful: something
 contradicts the names, or too little is in view; such levels are striped and have a "?". The small pictures are cuts
 across the canal, one through each level, {CUT_MM} mm wide, with the patient's right (R) on the left. They show whether
 the canal is as wide as the sac, which the sagittal picture does not.</p></details>

@@ -8,7 +8,7 @@ const box = card => card.querySelector('[type=checkbox]');
 const note = card => card.querySelector('[type=text]');
 const visible = () => [...main.children].filter(card => !card.hidden);
 
-// What a reader marked stays in this browser; without a store (some browsers give files none) it stays until the end.
+// A reader's marks are stored in this browser. Some browsers store nothing for local files: there, they last until the page is closed.
 function restore() {
   try {
     const kept = JSON.parse(localStorage.getItem(KEPT)) || {};

@@ -22,7 +22,7 @@ def add_artifacts(rng: np.random.Generator, image: Image, spacing: tuple[float, 
         strength: 0 leaves the image as it is; 1 is the whole range.
 
     Returns:
-        A new image, 0 or more; the same image when there is no artifact.
+        A new image, 0 or more; the same image if there is no artifact.
     """
     axis = int(rng.choice((1, 2)))  # The phase direction is front to back, or along the column.
     if rng.random() < RINGING_ODDS * strength:

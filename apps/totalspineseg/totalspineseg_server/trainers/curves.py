@@ -33,7 +33,7 @@ def curves_of(training_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def seconds_left(state: RunState) -> float | None:
-    """Return how many seconds a running training still takes, if every report takes equally long; None if unknown."""
+    """Return the seconds left in a running training, if every report takes equally long; None if unknown."""
     if state.status != "running" or not state.epoch:
         return None
     return round(state.seconds * (state.total_epochs - state.epoch) / state.epoch)

@@ -1,4 +1,4 @@
-"""Find out whether given weights or their ancestors made a prediction."""
+"""Find out whether some weights or their ancestors made a prediction."""
 
 from collections.abc import Collection, Mapping
 

@@ -1,5 +1,4 @@
-"""Split the newest finished label of each image by subject: into corrections to train on, and corrections to test
-on."""
+"""Split the newest finished label of each image by subject: corrections to train on, and corrections to test on."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
@@ -43,7 +42,7 @@ TRAINS_TOO: Final = (
 
 @dataclass(frozen=True)
 class Material:
-    """The corrections of a site, as material for training and judging.
+    """The corrections of a site, for training and for comparing models.
 
     Attributes:
         training: Scans to train on, not read yet.
@@ -141,12 +140,12 @@ def site_material(
 
 
 def _may_judge(split: Split, subject: str) -> bool:
-    """Return whether a subject is held out, or would be by the rule once somebody corrects a scan of it."""
+    """Return whether a subject is held out, or would be once somebody corrects one of its scans."""
     return split.holds_out(subject) if subject in split.role else drawn_out(subject)
 
 
 def judged_cases(sources: tuple[ScanSource, ...]) -> tuple[tuple[JudgedCase, ...], tuple[Skipped, ...]]:
-    """Read hold-out scans; those that cannot be read, or whose label cannot be right, are skipped with the reason."""
+    """Read hold-out scans; those that cannot be read, or whose label is impossible, are skipped with the reason."""
     cases, skipped = [], []
     for source in sources:
         try:

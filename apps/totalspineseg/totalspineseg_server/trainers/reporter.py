@@ -39,7 +39,7 @@ class Reporter:
             logger.warning("%s (not in the log of run %s: %s)", text, self._run.name, error)
 
     def tell(self, message: str, *, now: bool = True) -> None:
-        """Report what the run is doing before or after training; with ``now`` false, only the newest report is written
+        """Report what the run is doing before or after training; if ``now`` is False, the newest report is written only
         now and then.
 
         Raises:

@@ -48,7 +48,7 @@ class RetrainSettings:
 
 DEVICES: Final = ("auto", "cuda", "cpu")
 MAX_ITERATIONS: Final = 250_000
-"""Largest number of iterations: that of nnU-Net's training from scratch. A larger number is probably a typing error."""
+"""Largest number of iterations: that of nnU-Net's training from scratch. A larger number is probably a typo."""
 NUMBERS: Final[Mapping[str, tuple[float, float]]] = {
     "iterations": (1, MAX_ITERATIONS),
     "batch_size": (1, 64),
@@ -65,8 +65,9 @@ WHOLE: Final = ("iterations", "batch_size", "replay_cases", "seed")
 
 
 def client_config() -> dict[str, Any]:
-    """Return the settings for clients: a list is a choice (the first is the default), a bool a check box, a text free
-    input."""
+    """Return the settings for clients: a list is a choice (the first is the default), a bool a check box, and a text
+    free input.
+    """
     settings = RetrainSettings()
     finetune = settings.finetune
     defaults: dict[str, Any] = {
@@ -90,7 +91,7 @@ def read_settings(request: Mapping[str, Any], steps: tuple[int, ...]) -> Retrain
         steps: The networks to train.
 
     Raises:
-        SettingError: A setting has a value that it cannot have.
+        SettingError: A setting has a value that is not allowed.
         TrainingError: Two settings do not fit together.
     """
     auto = {"learning_rate": (AUTO,)}

@@ -120,7 +120,9 @@ class _Retraining:
         untrained: tuple[int, ...],
     ) -> None:
         self.site, self.settings, self.choices, self.material = site, settings, choices, material
-        self.untrained = "".join(f"; step {step} stays as it is: no finished label trains it" for step in untrained)
+        self.untrained = "".join(
+            f"; step {step} stays as it is: there is no finished label for it" for step in untrained
+        )
         self.parents = {s: ModelFolder.open(choice.root, step=s, name=choice.name) for s, choice in choices.items()}
         self.replay: Sequence[ScanSource] | None = None
         about: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Keep training runs on disk, one at a time, with a state that clients read and from which the next start continues."""
+"""Store training runs on disk, one at a time, with a state that clients read and the next start continues from."""
 
 import json
 import logging

@@ -95,7 +95,8 @@ def train_from_scratch(
         step: 1 or 2.
         fold: One of ``FOLDS``; "all" trains on every case.
         settings: Settings; an unfinished run must have the same.
-        restart: Delete the run of this fold, finished or not, and plan anew unless other folds use the plan.
+        restart: Delete the run of this fold, finished or not, and make a new plan unless other folds use the present
+            one.
         tell: Called with each line of progress.
 
     Returns:
@@ -129,7 +130,7 @@ class _Scratch:
         self.lock: IO[str] | None = None
 
     def check(self) -> None:
-        """Find errors before hours are spent."""
+        """Check for errors before the training takes hours."""
         subjects = subjects_of(self.raw)
         if not subjects:
             raise TrainingError(

@@ -1,4 +1,4 @@
-"""Say where the studies, corrections and models of a training are."""
+"""Describe where the studies, corrections and models of a training are."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

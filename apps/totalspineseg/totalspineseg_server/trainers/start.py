@@ -1,4 +1,4 @@
-"""Collect what a training needs before it begins, or say why it cannot begin."""
+"""Collect the weights, corrections and steps of a training before it begins, or raise the reason why it cannot."""
 
 from dataclasses import dataclass
 

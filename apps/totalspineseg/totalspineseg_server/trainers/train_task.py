@@ -58,7 +58,7 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
         }
 
     def check(self, request: Mapping[str, Any]) -> None:
-        """Check that a training can begin. If it failed later, in its own process, clients would not see why.
+        """Check that a training can begin. If it failed later, in its own process, clients would not see the reason.
 
         Args:
             request: Settings, see ``config``.

@@ -29,9 +29,9 @@ CORD_GAP_VOX: Final = 15
 def fill_canal(labels: Labels) -> Labels:
     """Return a map with one cord and one canal, closed around the cord.
 
-    Of cord and canal, the largest component is kept, and the components that continue it above and below. Other cord
-    becomes canal; other canal, and cord outside the canal, become background. Then everything between canal or cord
-    along x and along y that is not cord becomes canal.
+    The largest component of the cord is kept, as are the components that continue it above and below; the same holds
+    for the canal. Other cord becomes canal; other canal, and cord outside the canal, become background. Then everything
+    between canal or cord along x and along y that is not cord becomes canal.
 
     Args:
         labels: uint8 (X, Y, Z) RAS, output codes. Not modified.

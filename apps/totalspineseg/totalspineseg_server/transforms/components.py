@@ -1,7 +1,7 @@
-"""Find connected components and boxes, and dilate: the few operations that other rooms build on.
+"""Find connected components and boxes, and dilate masks.
 
-Everything works on C-ordered copies of the foreground's box. This changes no result: if a dilation joins two
-components, it does so inside the box around both.
+All functions work on C-ordered copies of the foreground's box. This does not change results: a dilation that joins two
+components does so inside the box around both.
 """
 
 from typing import Final
@@ -163,7 +163,7 @@ def row_mask(mask: Mask, *, min_vox: int, max_gap_vox: int) -> Mask:
 
 
 def gap_vox(slices: Slices, others: Slices) -> int:
-    """Return the distance from some slices to the nearest of other slices, which may lie above, below or between them.
+    """Return the distance from some slices to the nearest of some other slices, which may lie above, below or between.
 
     Args:
         slices: The slices, rising; at least one.

@@ -22,8 +22,9 @@ class Place:
 
 
 MAX_END_SWAP_VOX: Final = 5.0
-"""Largest difference in height of two that change places at an end of the row, where only one neighbor decides (mm at 1
-mm; half a cervical body)."""
+"""Largest difference in height of two pieces that change places at an end of the row, where only one neighbor decides
+(mm at 1 mm; half a cervical body).
+"""
 
 
 def _best_swap(row: Sequence[Place]) -> int | None:

@@ -92,7 +92,9 @@ class Acts:
         _require_shown(view, prediction)
         maps = view.label.maps
         if maps is None:
-            raise ConflictError("The maps of this result are no longer kept. Predict the scan again, then pin a level.")
+            raise ConflictError(
+                "The segmentation of this result is no longer stored. Predict the scan again, then pin a level."
+            )
         present = set(np.flatnonzero(labels_present(maps.output.labels)).tolist())
         renamed = {_code(old, present): _code(new, None) for old, new in names.items()}
         if not renamed or any(
@@ -186,7 +188,7 @@ class Acts:
     ) -> Correction:
         maps = view.label.maps
         if maps is None:
-            raise ConflictError("The maps of this result are no longer kept. Predict the scan again.")
+            raise ConflictError("The segmentation of this result is no longer stored. Predict the scan again.")
         codes = labels_from_iso(maps.labels, maps.iso, view.grid)
         # The k-th name belongs to value k.
         label_info = [{"name": names.get(name, name), "idx": value} for name, value in WIRE_LABELS.items()]

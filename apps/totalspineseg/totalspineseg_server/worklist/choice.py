@@ -85,11 +85,11 @@ def finished_labels(corrections: CorrectionStore, image_id: str) -> list[Correct
 
 
 def merge(codes: Mapping[str, LabelArray], choice: Choice) -> LabelArray:
-    """Return one label of several.
+    """Return one label merged from several.
 
     Args:
         codes: Id of a label -> its codes, all on one grid. Not modified.
-        choice: Which structure to take from which label.
+        choice: The label that counts, and the structures to take from others.
 
     Returns:
         uint8 of the same shape; ``UNREVIEWED`` where nothing is to be learned.
@@ -102,7 +102,7 @@ def merge(codes: Mapping[str, LabelArray], choice: Choice) -> LabelArray:
     for name, id_ in choice.take.items():
         code = code_of_name(name)
         if code is None or not (codes[id_] == code).any():
-            raise LabelError(f"{name[:80]!r} is not in the label that it is to be taken from. Choose another one.")
+            raise LabelError(f"{name[:80]!r} is not in the label that you chose for it. Choose another label.")
         taken[code] = codes[id_] == code
     for code in taken:
         merged[merged == code] = BACKGROUND
@@ -116,7 +116,7 @@ def merge(codes: Mapping[str, LabelArray], choice: Choice) -> LabelArray:
 def _params(
     base: Correction, labels: Mapping[str, Correction], merged: LabelArray, *, is_whole: bool
 ) -> dict[str, Any]:
-    """Return the parameters that give the label the meaning it had when its reader sent it."""
+    """Return the parameters that keep the meaning that the label had when its reader sent it."""
     present = {code for code in np.unique(merged).tolist() if code in NAME_OF}
     unreviewed = {code for one in labels.values() for code in one.unreviewed} & present
     # Structures that the reader left as predicted still count as such, and no others do.

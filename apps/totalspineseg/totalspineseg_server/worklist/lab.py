@@ -1,4 +1,4 @@
-"""Answer what the lab's page asks about scans."""
+"""Answer the requests of the lab's page about scans."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class Studies(lines.Studies, Protocol):
 
 @dataclass(frozen=True)
 class Lab:
-    """Answers what the lab's page asks about scans.
+    """Answers the requests of the lab's page about scans.
 
     Attributes:
         worklist: The rows of all scans.
@@ -115,7 +115,7 @@ def open_lab(
     submit: Submit,
     undo: Undo,
 ) -> Lab:
-    """Return what the lab's page asks about scans; nothing is read yet.
+    """Return the part of the server that answers the lab's page about scans; nothing is read yet.
 
     Args:
         root: The history folder.

@@ -37,7 +37,8 @@ class Row:
         prediction: Id of the result; empty if there is none.
         unchanged: Whether it is finished because the result was accepted unchanged.
         study: UID of its study in the PACS; empty for a folder.
-        about: What people call a series of a PACS, such as "T2 sagittal, patient 17, 2026-01-31"; empty for a folder.
+        about: The name of a series of a PACS for people, such as "T2 sagittal, patient 17, 2026-01-31"; empty for a
+            folder.
     """
 
     id: str
@@ -108,7 +109,7 @@ def row_of(
 
 
 def about_series(info: Mapping[str, Any]) -> str:
-    """Return what people call a series, from what the PACS says about it; empty if it says nothing."""
+    """Return a series' name for people, made from what the PACS knows about it; empty if it knows nothing."""
     date = str(info.get("StudyDate") or "")
     patient = str(info.get("PatientID") or "")
     parts = (
@@ -120,7 +121,7 @@ def about_series(info: Mapping[str, Any]) -> str:
 
 
 def levels_text(codes: Sequence[int]) -> str:
-    """Return the levels in view, such as "T12 to sacrum"; discs alone where no vertebra is named."""
+    """Return the levels in view, such as "T12 to sacrum"; discs alone if no vertebra is named."""
     vertebrae = sorted((code for code in codes if code in (*VERTEBRAE, SACRUM)), key=ORDER.__getitem__)
     named = vertebrae or sorted((code for code in codes if code in DISCS), key=ORDER.__getitem__)
     if not named:

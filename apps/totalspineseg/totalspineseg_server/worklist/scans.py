@@ -151,7 +151,7 @@ def write_view(file: Path, data: npt.NDArray[Any], view: View) -> None:
 
 
 def levels_of(view: View) -> list[dict[str, Any]]:
-    """Return what is known about each structure of the label, from top to bottom; cord and canal come last.
+    """Describe each structure of the label, from top to bottom; cord and canal come last.
 
     Returns:
         ``code``, ``name``, ``kind``, ``color``, ``probability`` and ``runner_up`` (None if not known), ``doubtful``,

@@ -22,10 +22,9 @@ logger = logging.getLogger(__name__)
 FRESH_SECONDS: Final = 1.0
 """Time during which the rows count as fresh: a page asks several times within a second."""
 REST: Final = 5
-"""The pause between two updates is so many times as long as an update, so that many scans leave processors for
-readers."""
+"""Length of the pause between two updates, in update times, so that many scans leave processors for readers."""
 WAIT_SECONDS: Final = 1.0
-"""Longest time that a request waits for newer rows: a PACS that does not answer must not hold up the page."""
+"""Longest time that a request waits for newer rows: a PACS that does not answer must not delay the page."""
 FIRST_WAIT_SECONDS: Final = 10.0
 """The same while there are no rows yet."""
 FOLDERS: Final = ("scores", "corrections", "withdrawals", "rejections")
@@ -158,7 +157,9 @@ class Worklist:
         self._lines = _Lines(changes, rows, _by_id(rows), begun, seconds)
 
     def _changes(self, store: Studies, finished: frozenset[str]) -> dict[str, Change]:
-        """Return what changes whenever a scan's row may have changed: the times of files, without reading any."""
+        """Return a value that changes whenever a scan's row may have changed: the times of its files, without reading
+        any.
+        """
         times = [_times(self._records.root / name) for name in FOLDERS]
         now = time.time()
         changes: dict[str, Change] = {}

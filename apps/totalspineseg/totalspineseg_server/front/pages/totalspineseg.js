@@ -1,4 +1,4 @@
-// Served with OHIF: what the changed places of its bundle call. See totalspineseg_server/front/bundle.py.
+// Served with OHIF: the functions that the changed places of its bundle call. See totalspineseg_server/front/bundle.py.
 (function () {
   'use strict';
   const COLORS = /*COLORS*/{};
@@ -89,7 +89,7 @@
 
   // --- beside the picture: progress, what is doubtful, what the checks found
 
-  // Names as published by segment, the series on the screen, and what is shown of its result.
+  // The published name of each segment, the series on the screen, and what is displayed about its result.
   const known = { names: {}, panel: null, running: null, message: '', marked: [], levels: [], findings: [] };
 
   function series() {
@@ -138,7 +138,7 @@
     side.replaceChildren(...parts);
   }
 
-  // What stage of the server's work the reader waits for.
+  // Show which stage of the server's work the reader is waiting for.
   async function watch(model, image) {
     const mine = (known.running = { text: 'Asking the server', place: 0, stages: 1 });
     while (known.running === mine) {
@@ -151,13 +151,13 @@
           const seconds = `${Math.round(running.seconds)} s`;
           Object.assign(mine, { text: `${running.stage} (${seconds})`, place: running.place, stages: running.stages });
         } else if (running) {
-          mine.text = `Waiting: the server works on another scan (${waiting} waiting)`;
+          mine.text = `Waiting: the server is working on another scan (${waiting} waiting)`;
         }
       }
     }
   }
 
-  // The doubtful levels and the findings of a result, from what the server keeps of it.
+  // Read the doubtful levels and the findings of a result from the server.
   async function readReview(image, prediction) {
     const response = await fetch(`/scans/${encodeURIComponent(image)}`).catch(() => null);
     const scan = response?.ok ? await response.json() : {};
@@ -168,7 +168,7 @@
     }
   }
 
-  // Names as published: a result is laid over the segments by them, whatever their reader renamed before.
+  // Restore the published names, because a result is laid over the segments by name; the reader may have renamed some.
   function restoreNames() {
     for (const [index, name] of Object.entries(known.names)) {
       if (segments()[index] && segments()[index].label !== name) {
@@ -186,7 +186,7 @@
     }
   }
 
-  // Take all marks away that are left: 20 segments need not be renamed one by one.
+  // Remove all marks that are left, so that 20 segments need not be renamed one by one.
   function confirmNames() {
     for (const [index, segment] of Object.entries(segments())) {
       if (segment?.label.endsWith(MARK)) {
@@ -346,8 +346,8 @@
       return rgb ? { r: rgb[0], g: rgb[1], b: rgb[2] } : null;
     },
 
-    // The models of the server but the review; the panel looks at both lists. Of a model that does not train it would
-    // say that all of its training is done.
+    // Return the models of the server without the review; the panel reads both lists. For a model that cannot be
+    // trained, it would show that all of its training is done.
     offered(info) {
       info.train_stats = Object.fromEntries(
         Object.entries(info.train_stats).map(([name, stats]) => [name, Object.keys(stats).length ? stats : null])
@@ -365,7 +365,7 @@
       return list;
     },
 
-    // Below the server's name: whether the weights are for patients, and what a result says of itself.
+    // Below the server's name: whether the weights are for patients, and what is known about the result.
     aside(createElement, info) {
       const warning = { key: 'warning', id: 'totalspineseg-warning', style: { color: '#fbbf24' } };
       return [
@@ -408,7 +408,7 @@
       }
     },
 
-    // The one sentence in which the server said why.
+    // Return the sentence in which the server gives the reason.
     reason(response) {
       try {
         const data = response.response.data;

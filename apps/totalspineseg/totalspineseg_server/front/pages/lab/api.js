@@ -63,7 +63,7 @@ async function fetched(path, options = {}) {
     } catch (error) {
       detail = '';
     }
-    throw new Refused(response.status, detail || `The server refused (status ${response.status}). Its log says why.`);
+    throw new Refused(response.status, detail || `The server could not do this (status ${response.status}). Its log says why.`);
   }
   return response;
 }
@@ -85,7 +85,7 @@ export async function predictOne(id) {
   await fetched(`/infer/totalspineseg?image=${encodeURIComponent(id)}&output=json`, { method: 'POST' });
 }
 
-// The address of what was fetched; empty if there is nothing (204).
+// Returns an address for the content; empty if there is none (204).
 export async function blobUrl(path) {
   const blob = await (await fetched(path)).blob();
   return blob.size ? URL.createObjectURL(blob) : '';

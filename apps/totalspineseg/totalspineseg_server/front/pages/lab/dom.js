@@ -49,7 +49,7 @@ export function isTyping(event) {
   return event.ctrlKey || event.metaKey || event.altKey || field !== null;
 }
 
-// Opens the dialog with a form; resolves to what `read(form)` returns, or null where it is canceled.
+// Opens the dialog with a form; resolves to what `read(form)` returns, or null if it is canceled.
 export function ask(title, content, { yes = 'OK', read = () => true, ready = () => {} } = {}) {
   const dialog = document.getElementById('dialog');
   return new Promise(resolve => {

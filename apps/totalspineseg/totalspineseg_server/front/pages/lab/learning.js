@@ -43,14 +43,14 @@ export async function show(view) {
     training.replaceChildren(
       element('h2', { id: 'training-title' }, 'Training'),
       state
-        ? element('p', {}, tag(state.status, { published: 'passed', failed: 'failed', refused: 'refused' }[state.status] || 'predicted'), ` ${state.message || (state.step ? `Step ${state.step} learns.` : '')}`)
-        : element('p', {}, 'No training was run on these scans yet.'),
+        ? element('p', {}, tag(state.status, { published: 'passed', failed: 'failed', refused: 'refused' }[state.status] || 'predicted'), ` ${state.message || (state.step ? `Step ${state.step} is being trained.` : '')}`)
+        : element('p', {}, 'No training has run on these scans yet.'),
       running && state
         ? element(
             'p',
             {},
             element('progress', { max: state.total_epochs || 1, value: state.epoch, 'aria-label': 'Training' }),
-            ` ${state.epoch} of ${state.total_epochs} reports${left === null ? '' : `, ${duration(left)} left`}`,
+            ` ${state.epoch} of ${state.total_epochs} epochs${left === null ? '' : `, ${duration(left)} left`}`,
           )
         : '',
       element(
@@ -65,12 +65,12 @@ export async function show(view) {
   }
 
   async function start() {
-    const given = await ask(
+    const isConfirmed = await ask(
       'Train on the finished labels?',
-      element('p', {}, 'The networks are trained further. The new version is used only if the gate finds that nothing became worse. Until then everything goes on with the version in use.'),
+      element('p', {}, 'This trains the networks further on the finished labels. The new version is used only if the gate finds that nothing became worse. Until then, the present version stays in use.'),
       { yes: 'Train' },
     );
-    if (given) {
+    if (isConfirmed) {
       await send(`/train/${MODEL}`);
       say('The training has started.');
       await look();
@@ -78,8 +78,8 @@ export async function show(view) {
   }
 
   async function stop() {
-    const given = await ask('Stop the training?', element('p', {}, 'It can go on later from where it is.'), { yes: 'Stop' });
-    if (given) {
+    const isConfirmed = await ask('Stop the training?', element('p', {}, 'You can continue it later from where it stopped.'), { yes: 'Stop' });
+    if (isConfirmed) {
       await send('/train/', {}, 'DELETE');
       say('The training was stopped.');
       await look();
@@ -100,9 +100,9 @@ export async function show(view) {
     corrections.replaceChildren(
       element('h2', { id: 'corrections-title' }, 'Corrections'),
       readers.length ? '' : element('p', {}, 'Nobody has sent a label yet.'),
-      readers.length ? element('p', { class: 'soft' }, 'Mean Dice between the result and the label a reader made of it, and how many structures the reader changed. A wrong name counts as 0.') : '',
+      readers.length ? element('p', { class: 'soft' }, 'Mean Dice between the result and the label that a reader made from it, and how many structures the reader changed. A wrong name counts as 0.') : '',
       readers.length
-        ? table('Corrections by reader', ['Reader', 'Labels', 'Accepted unchanged', 'Structures changed', 'Mean Dice', 'Parked', 'Taken back', 'Last'],
+        ? table('Corrections by reader', ['Reader', 'Labels', 'Accepted unchanged', 'Structures changed', 'Mean Dice', 'Parked', 'Taken back', 'Last label'],
           readers.map(one => line(one.reader, [one.labels, one.unchanged, `${one.corrected} of ${one.structures}`, one.dice === null ? '-' : one.dice.toFixed(2), one.parked, one.withdrawn, day(one.last)].map(String))))
         : '',
       ...(structures.length
@@ -119,7 +119,7 @@ export async function show(view) {
     const used = answer.in_use;
     versions.replaceChildren(
       element('h2', { id: 'versions-title' }, 'Versions'),
-      element('p', {}, `In use: ${Object.entries(used).map(([step, name]) => `step ${step} ${name}`).join(', ')}.`, answer.fixed ? ` The server was started with the weights ${answer.fixed}; activating another version has no effect until it is started without.` : ''),
+      element('p', {}, `In use: ${Object.entries(used).map(([step, name]) => `step ${step} ${name}`).join(', ')}.`, answer.fixed ? ` The server was started with the weights ${answer.fixed}; activating another version has no effect until the server is started without that option.` : ''),
       element(
         'div',
         { class: 'bar' },
@@ -131,7 +131,7 @@ export async function show(view) {
     );
   }
 
-  // The judgment that runs, or why the last one ended without a verdict.
+  // The current judgment, or why the last one ended without a verdict.
   function judgment({ running: isRunning, version, seconds, message, failure }) {
     clearTimeout(judged);
     if (isRunning) {
@@ -149,12 +149,12 @@ export async function show(view) {
 
   async function judge(version, isUsed) {
     const other = isUsed ? 'the versions that were in use before it' : 'the versions in use';
-    const given = await ask(
+    const isConfirmed = await ask(
       `Judge ${version.name}?`,
-      element('p', {}, `The gate compares it with ${other}, on the reference spines and on your hold-out. This takes minutes. Nothing is put into use or out of it.`),
+      element('p', {}, `The gate compares it with ${other}, on the reference spines and on your hold-out. This takes some minutes and does not change which version is in use.`),
       { yes: 'Judge' },
     );
-    if (given) {
+    if (isConfirmed) {
       await send(`/versions/${encodeURIComponent(version.name)}/judge`);
       say(`${version.name} is being judged.`);
       await loadVersions();
@@ -218,12 +218,12 @@ export async function show(view) {
 
   async function change(title, wanted, used, path) {
     const lines = Object.keys(used).map(step => element('li', {}, used[step] === wanted[step] ? `Step ${step} stays ${used[step]}.` : `Step ${step}: ${used[step]} is replaced by ${wanted[step]}.`));
-    const given = await ask(
+    const isConfirmed = await ask(
       title,
-      [element('ul', {}, lines), element('p', {}, 'New results come from then on. Results and labels that are stored stay as they are.')],
+      [element('ul', {}, lines), element('p', {}, 'From then on, new results come from these versions. Stored results and labels stay as they are.')],
       { yes: 'Change' },
     );
-    if (given) {
+    if (isConfirmed) {
       const answer = await send(path);
       say(`In use now: ${Object.entries(answer.in_use).map(([step, name]) => `step ${step} ${name}`).join(', ')}.`);
       await loadVersions();
@@ -298,5 +298,5 @@ function chart(step, curve) {
     const last = [...values].reverse().find(value => value !== null);
     legend.append(element('span', {}, swatch, ` ${name} ${last === undefined ? '-' : last.toFixed(2)}`));
   });
-  return element('div', {}, element('h3', {}, `Step ${step}: agreement (Dice) on unvaried patches, iteration ${at[0] ?? 0} to ${at[at.length - 1] ?? 0}`), picture, legend);
+  return element('div', {}, element('h3', {}, `Step ${step}: agreement (Dice) on patches without augmentation, iteration ${at[0] ?? 0} to ${at[at.length - 1] ?? 0}`), picture, legend);
 }

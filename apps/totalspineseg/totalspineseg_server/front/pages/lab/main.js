@@ -1,4 +1,4 @@
-// Shows the view that the address names, and signs in where the server wants that.
+// Shows the view that the address names, and signs in if the server asks for it.
 
 import { Refused, get, isSignedIn, readerName, setReaderName, signIn, signOut } from '/lab/api.js';
 import { ask, element, say } from '/lab/dom.js';
@@ -26,7 +26,7 @@ async function show() {
   }
   document.title = `${TITLES[name]} - TotalSpineSeg`;
   say('');
-  // Of this view alone: what another one still adds is not seen.
+  // An element for this view alone: what another view still adds is not displayed.
   const view = element('div', { class: 'view' });
   document.getElementById('view').replaceChildren(view);
   const running = { leave: null };
@@ -56,10 +56,10 @@ async function failed(error) {
       ),
     ];
     const read = form => [form.elements.user.value, form.elements.password.value];
-    const given = await ask('Sign in', fields, { yes: 'Sign in', read });
-    if (given) {
+    const reply = await ask('Sign in', fields, { yes: 'Sign in', read });
+    if (reply) {
       try {
-        await signIn(...given);
+        await signIn(...reply);
       } catch (refusal) {
         // An identity server may refuse with another status.
         await failed(refusal.status >= 400 && refusal.status < 500 ? new Refused(401, refusal.message) : refusal);

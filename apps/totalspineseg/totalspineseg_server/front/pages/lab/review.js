@@ -14,7 +14,7 @@ const FREE = 8;
 const COLORS = 'levels';
 const FULL = 255;
 const STEP = 0.1;
-const REASONS = ['Needs drawing in 3D Slicer', 'Not a spine', 'The image is too poor', 'Wrong series'];
+const REASONS = ['Needs drawing in 3D Slicer', 'Not a spine', 'Poor image quality', 'Wrong series'];
 const KEYS = [
   ['j k', 'level'],
   ['a', 'accept'],
@@ -117,7 +117,7 @@ export async function show(view, id) {
       scan.reason ? element('p', {}, scan.reason) : '',
       scan.status === 'finished' ? element('p', {}, `Finished by ${scan.user}, ${day(scan.date)}.`) : '',
       scan.would_settle.length && scan.certainty === 'doubtful'
-        ? element('p', { class: 'soft' }, `What would settle it: ${scan.would_settle.join(', or ')}.`)
+        ? element('p', { class: 'soft' }, `What would make the names certain: ${scan.would_settle.join(', or ')}.`)
         : '',
       scan.history.length
         ? element(
@@ -130,11 +130,11 @@ export async function show(view, id) {
       scan.study ? element('p', {}, element('a', { href: ohifPath(scan), target: '_blank', rel: 'noopener' }, 'Open in OHIF')) : '',
       ...scan.agreements.map(agreement),
       scan.agreements.length ? element('p', {}, element('button', { type: 'button', id: 'choose', onclick: chooseLabel }, 'Choose or merge')) : '',
-      scan.label ? '' : element('p', {}, scan.prediction ? 'The maps of this result are no longer kept. ' : scan.status === 'failed' ? '' : 'There is no result yet. ', element('button', { type: 'button', id: 'predict', onclick: predict }, scan.status === 'failed' ? 'Predict again' : 'Predict')),
+      scan.label ? '' : element('p', {}, scan.prediction ? 'The segmentation of this result is no longer stored. ' : scan.status === 'failed' ? '' : 'There is no result yet. ', element('button', { type: 'button', id: 'predict', onclick: predict }, scan.status === 'failed' ? 'Predict again' : 'Predict')),
     );
     const isOpen = scan.status !== 'finished';
     buttons.accept.disabled = !(isOpen && scan.label === 'prediction' && ['certain', 'counted'].includes(scan.certainty) && seen.has('sagittal') && seen.has('axial'));
-    buttons.accept.title = scan.certainty === 'doubtful' ? 'The names are doubtful: pin a level instead.' : 'Right as it is (a)';
+    buttons.accept.title = scan.certainty === 'doubtful' ? 'The names are doubtful: pin a level instead.' : 'Accept the result as it is (a)';
     buttons.pin.disabled = !scan.can_pin;
     buttons.submit.hidden = !Object.keys(pins).length;
     buttons.reject.disabled = !isOpen;
@@ -154,19 +154,19 @@ export async function show(view, id) {
     parts.append(...names.map(name => element('option', { value: name }, `${name} (Dice ${Math.min(...others.map(one => one.dice[name] ?? 1)).toFixed(2)})`)));
     const fields = [
       element('label', {}, 'The label that counts ', label),
-      element('label', {}, 'Beside it, that of ', other),
-      element('label', {}, 'Structures to take from the other one (none: the label counts as it is) ', parts),
-      element('div', {}, element('label', { class: 'check' }, beside, ' Leave out of training what the two draw differently')),
-      element('p', { class: 'soft' }, 'Clients see this label, and trainings learn from it. The labels of the readers are kept.'),
+      element('label', {}, 'The other label ', other),
+      element('label', {}, 'Structures to take from the other label (select none to use the label as it is) ', parts),
+      element('div', {}, element('label', { class: 'check' }, beside, ' Leave out of training where the two labels differ')),
+      element('p', { class: 'soft' }, 'This label will be shown to readers and used for training. All labels of the readers are kept.'),
     ];
     const read = () => ({
       correction: label.value,
       take: Object.fromEntries([...parts.selectedOptions].map(one => [one.value, other.value])),
       leave_out: beside.checked ? [other.value] : [],
     });
-    const given = await ask('Which label counts?', fields, { yes: 'Use this label', read, ready: () => label.focus() });
-    if (given) {
-      const answer = await act(id, 'choose', given);
+    const reply = await ask('Which label counts?', fields, { yes: 'Use this label', read, ready: () => label.focus() });
+    if (reply) {
+      const answer = await act(id, 'choose', reply);
       await again(answer.message, true);
     }
   }
@@ -177,7 +177,7 @@ export async function show(view, id) {
     return element(
       'details',
       { class: 'agreement' },
-      element('summary', {}, `Beside the label of ${other.reader}, ${day(other.date)}: mean Dice ${other.mean === null ? '-' : other.mean.toFixed(2)}, ${named.length ? `${named.length} named otherwise` : 'the same names'}`),
+      element('summary', {}, `Compared with the label of ${other.reader}, ${day(other.date)}: mean Dice ${other.mean === null ? '-' : other.mean.toFixed(2)}, ${named.length ? `${named.length} named differently` : 'the same names'}`),
       named.length ? element('p', {}, `${named.join(', ')}.`) : '',
       element('ul', {}, dice),
     );
@@ -188,7 +188,7 @@ export async function show(view, id) {
       ...scan.levels.map(level => {
         const swatch = element('span', { class: 'swatch' });
         swatch.style.backgroundColor = `rgb(${colorOf(level).join(',')})`;
-        const runnerUp = level.runner_up && level.runner_up.probability >= 0.005 ? `else ${level.runner_up.name} ${percent(level.runner_up.probability)}` : '';
+        const runnerUp = level.runner_up && level.runner_up.probability >= 0.005 ? `or ${level.runner_up.name} ${percent(level.runner_up.probability)}` : '';
         const now = nameOf(level);
         const text = now === level.name ? now : `${now} (was ${level.name})`;
         return element(
@@ -334,7 +334,7 @@ export async function show(view, id) {
     try {
       await viewer.attachToCanvas(canvas);
     } catch (error) {
-      throw new Refused(0, 'This browser does not draw scans, because its WebGL 2 is off. Allow it in the settings of the browser, or use another one.');
+      throw new Refused(0, 'This browser cannot show scans, because WebGL 2 is turned off. Turn it on in the settings of the browser, or use another browser.');
     }
     await viewer.loadVolumes(found.map((url, k) => ({ url, name: `${names[k]}.nii.gz`, opacity: k ? opacity : 1 })));
     if (isLeft) {
@@ -368,7 +368,7 @@ export async function show(view, id) {
 
   async function predict() {
     document.getElementById('predict').disabled = true;
-    say('The scan is predicted. This takes from seconds to minutes.');
+    say('The scan is being predicted. This takes seconds to minutes.');
     await predictOne(id);
     window.dispatchEvent(new Event('hashchange'));
   }
@@ -384,21 +384,21 @@ export async function show(view, id) {
 
   async function pin() {
     if (buttons.pin.disabled || !chosen || !(chosen.kind in scan.names)) {
-      say('Choose a vertebra or a disc of a result first, then pin its name.', true);
+      say('Choose a vertebra or a disc of the result first, then pin its name.', true);
       return;
     }
     const level = chosen;
     const select = element('select', { id: 'pin-name' }, scan.names[level.kind].map(name => element('option', {}, name)));
     select.value = nameOf(level);
-    const given = await ask(
-      `What is the level that the result calls ${level.name}?`,
+    const reply = await ask(
+      `The result calls this level ${level.name}. What is its right name?`,
       element('label', {}, 'Right name ', select),
       { yes: 'Rename', read: () => select.value, ready: () => select.focus() },
     );
-    if (given === null) {
+    if (reply === null) {
       return;
     }
-    const wanted = { ...pins, [level.name]: given };
+    const wanted = { ...pins, [level.name]: reply };
     const answer = await act(id, 'pin', { prediction: scan.prediction, names: wanted });
     Object.assign(pins, wanted);
     renamed = answer.names;
@@ -423,20 +423,20 @@ export async function show(view, id) {
       return;
     }
     const reason = element('input', { id: 'reason', list: 'reasons', maxlength: 500, required: true });
-    const given = await ask(
+    const reply = await ask(
       'Why can this result not be used?',
       [element('label', {}, 'Reason ', reason), element('datalist', { id: 'reasons' }, REASONS.map(text => element('option', { value: text })))],
       { yes: 'Reject', read: () => reason.value, ready: () => reason.focus() },
     );
-    if (given) {
-      const answer = await act(id, 'reject', { reason: given });
+    if (reply) {
+      const answer = await act(id, 'reject', { reason: reply });
       await again(`${answer.message} Press n for the next scan.`);
     }
   }
 
   async function undo() {
     if (Object.keys(pins).length) {
-      await again('The names are those of the result again.');
+      await again('The names of the result are back.');
       return;
     }
     const answer = await act(id, 'undo');

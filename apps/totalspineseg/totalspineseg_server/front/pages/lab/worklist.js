@@ -34,7 +34,7 @@ export async function openNext() {
     say('Every scan is finished.');
     return;
   }
-  // Who went elsewhere meanwhile is not pulled back.
+  // Somebody who opened another view in the meantime stays there.
   if (location.hash === place) {
     location.hash = `#/review/${encodeURIComponent(offered.id)}`;
   }
@@ -138,7 +138,7 @@ export async function show(view) {
   function drawRows() {
     body.replaceChildren(...rows.map((row, place) => line(row, place)));
     if (!rows.length) {
-      body.append(element('tr', {}, element('td', { colspan: COLUMNS.length }, 'No scan fits. Change the search.')));
+      body.append(element('tr', {}, element('td', { colspan: COLUMNS.length }, 'No scan matches. Change the search.')));
     }
     mark();
   }
@@ -268,7 +268,7 @@ export async function show(view) {
     predict.disabled = true;
     const images = await theseIds();
     await send(`/batch/infer/${MODEL}`, { images, label_tag: 'original', save_label: true });
-    say(`${images.length} scans are predicted in the background, one after the other; those that are done are left out.`);
+    say(`${images.length} scans are being predicted in the background, one after the other. Scans that have a result are skipped.`);
     await look();
   }
 
@@ -297,7 +297,7 @@ export async function show(view) {
     } else {
       progress.textContent = '';
       if (last) {
-        say(`The prediction has ended: ${last.total} scans${last.failed ? `, ${last.failed} of them failed` : ''}.`);
+        say(`The prediction is finished: ${last.total} scans${last.failed ? `, ${last.failed} of them failed` : ''}.`);
       }
     }
     last = batch;
@@ -350,7 +350,7 @@ export async function show(view) {
   }
 
   // Not awaited: it asks the PACS, which may be slow, and the list is there without it.
-  // Who is not signed in is asked once, for the list.
+  // Somebody who is not signed in is asked once, for the list.
   loadStrategies().catch(error => error.status === SIGN_IN || say(error.message, true));
   showPictures(localStorage.getItem(PICTURES) === 'large');
   await look();
