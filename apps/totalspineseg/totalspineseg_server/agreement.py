@@ -1,6 +1,6 @@
 """Measure how well a named segmentation agrees with its truth: Dice for groups of structures, and level names."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -25,7 +25,7 @@ MEASURES: Final = (*GROUPS, LEVELS)
 """All measures, in the order of tables."""
 MIN_MM3: Final = 300.0
 """Smallest volume in the truth of a level or group that counts. Less is a sliver at the edge of the scan, whose name
-and Dice are luck. A group counts all the same if a prediction has twice as much.
+and Dice are luck. A group still counts if a prediction has twice as much.
 """
 LEVEL_OVERLAP: Final = 0.25
 """A level counts as found if at least this share of its true voxels has the name of a level of its kind; less is
@@ -34,8 +34,8 @@ chance."""
 
 @dataclass(frozen=True)
 class Left:
-    """Structures of a truth that were left as a model predicted them. They count neither for nor against that model and
-    its descendants.
+    """Structures of a reader's label that were left as a model predicted them. They count neither for nor against that
+    model and its descendants.
 
     Attributes:
         untouched: Codes whose outline and name are the prediction's.
@@ -158,15 +158,12 @@ def levels_apart(
     return 1 - 2 * alike / in_view if in_view else None
 
 
-def named_apart(
-    one: LabelArray, other: LabelArray, kinds: Collection[tuple[int, ...]] = (VERTEBRAE, DISCS)
-) -> dict[int, int]:
+def named_apart(one: LabelArray, other: LabelArray) -> dict[int, int]:
     """Return the levels of one map that have another name in another map of the same scan.
 
     Args:
         one: (X, Y, Z) uint8 codes. Not modified.
         other: The same shape. Not modified.
-        kinds: Levels among which names can be confused.
 
     Returns:
         Code in the first map -> code of what lies there in the other map (see ``LEVEL_OVERLAP``).
@@ -175,7 +172,7 @@ def named_apart(
         GridError: The shapes differ.
     """
     counts, apart = _joint_counts(one, other), dict[int, int]()
-    for kind in kinds:
+    for kind in (VERTEBRAE, DISCS):
         for code in kind:
             names = counts[code, list(kind)]
             if counts[code].any() and names.sum() >= LEVEL_OVERLAP * counts[code].sum():

@@ -24,7 +24,6 @@ def read_seg(
     image: Grid,
     *,
     sources: Sources | None = None,
-    frame_of_reference: str | None = None,
 ) -> Submission:
     """Read a DICOM SEG as a submission on the grid of its image.
 
@@ -35,11 +34,10 @@ def read_seg(
         image: Grid of the image that was annotated.
         sources: Series of the image. It is needed if the SEG places its frames by reference only, and to check that
             both have the same frame of reference.
-        frame_of_reference: UID to check against instead; None or "" for no check.
 
     Returns:
         Layers on ``image``'s grid, segments in the order of the file; overlapping segments lie in several layers.
-        A segment without voxels is listed, too.
+        Segments without voxels are listed as well.
 
     Raises:
         LabelError: The file is not a SEG, its pixels are not masks, or its segments cannot be distinguished.
@@ -49,7 +47,7 @@ def read_seg(
     opened = open_seg(seg)
     headers = read_headers(sources) if sources is not None else ()
     # A series without a frame of reference cannot be checked, because every writer makes one up for it.
-    expected = str(headers[0].get("FrameOfReferenceUID") or "") if headers else frame_of_reference or ""
+    expected = str(headers[0].get("FrameOfReferenceUID") or "") if headers else ""
     _require_frame_of_reference(opened, expected)
     segments = _segments(opened)
     found: dict[int, list[Indices]] = {number: [] for number in segments}
@@ -162,7 +160,7 @@ def _voxels(mask: npt.NDArray[np.bool_], frame: Frame, to_voxels: Affine, image:
 
 
 def _is_plane(whole: Affine) -> bool:
-    """Return whether one pixel to the right and one pixel down are each one voxel along an axis, two different ones."""
+    """Return whether steps of one pixel to the right and down are steps of one voxel along two different axes."""
     steps = np.abs(whole[:, :2])
     return bool((steps.sum(axis=0) == 1).all() and (steps.sum(axis=1) <= 1).all())
 

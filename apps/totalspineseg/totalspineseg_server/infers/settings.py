@@ -1,4 +1,7 @@
-"""Read the settings a client can change; each has a default, because some clients send only changed values."""
+"""Read what a request asks for: the settings, and the tag under which its result is saved.
+
+Each setting has a default, because some clients send only changed values.
+"""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -6,6 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
 from totalspineseg_server.anatomy import STRUCTURES, WIRE_ID, Kind
+from totalspineseg_server.corrections.datastore import is_safe_tag
+from totalspineseg_server.corrections.displayed_corrections import READER_TAGS
 from totalspineseg_server.errors import SettingError
 from totalspineseg_server.numbering.chain import Pin
 from totalspineseg_server.requested import choice, text
@@ -42,7 +47,7 @@ MAX_PINS: Final = 60
 
 @dataclass(frozen=True)
 class Rename:
-    """A level that a reader names by what an earlier result called it.
+    """A level that a reader names by its name in an earlier result.
 
     Attributes:
         was: Its code in that result.
@@ -163,8 +168,8 @@ def _extension(value: object) -> str:
 
 
 def read_pins(pins: str) -> tuple[tuple[Pin, ...], tuple[Rename, ...]]:
-    """Read the pins of a reader: ``L5 3.5 -12 80; L1 -> T12`` (a name and a point in it, RAS mm; or what a level was
-    called, and its right name).
+    """Read the pins of a reader: ``L5 3.5 -12 80; L1 -> T12`` (a name and a point in it, RAS mm; or the former and the
+        right name of a level).
 
     Returns:
         Those with a point, and those with an earlier name; both are empty if the text is.
@@ -222,3 +227,46 @@ def _rename(pin: str) -> Rename:
             f"got {' '.join(pin.split())!r}"
         )
     return Rename(*found)
+
+
+SOME_STRUCTURES: Final = "part"
+ISO_GRID: Final = "iso"
+
+
+def saves_label(request: Mapping[str, Any]) -> bool:
+    """Return whether a request asks to save its result as a label of the image."""
+    return request.get("save_label") in (True, "true", "True")
+
+
+def result_tag(request: Mapping[str, Any], part: str) -> str:
+    """Return the tag to save a result under.
+
+    Readers of ``original`` (the next sample, a localizer, step 2) expect all structures under their names on the grid
+    of
+    the image. Other results never replace it: they are saved under ``original-step1``, ``original-review``,
+    ``original-part`` or ``original-iso``.
+
+    Args:
+        request: ``save_label``, ``label_tag`` and the settings.
+        part: Word for a model's partial result; empty for a complete one.
+
+    Returns:
+        The tag; empty if nothing is to be saved.
+
+    Raises:
+        SettingError: The tag is not a word, is too long with what is added to it, or belongs to readers.
+    """
+    if not saves_label(request):
+        return ""
+    tag = str(getattr(request.get("label_tag"), "value", request.get("label_tag")) or "original")
+    settings = read_settings(request)
+    some = SOME_STRUCTURES if len(settings.codes) < len(STRUCTURES) else ""
+    grid = ISO_GRID if settings.output_grid == "iso" else ""
+    whole = "-".join(filter(None, (tag, part, some, grid)))
+    # The joined tag can be too long although the given one is not.
+    if tag in READER_TAGS or not is_safe_tag(whole):
+        raise SettingError(
+            f"The result cannot be saved under the tag {tag!r} (as {whole!r}). Choose a short tag for "
+            "predictions such as 'original'."
+        )
+    return whole

@@ -20,7 +20,7 @@ from totalspineseg_server.trainers.remembered import as_in_truth
 from totalspineseg_server.trainers.retrain_settings import RetrainSettings
 
 Known = tuple[dict[str, CaseScore], dict[str, CaseScore]]
-"""Scores by case: of the reference set, and of the hold-out."""
+"""Scores by case, for the reference set and for the hold-out."""
 
 
 class Contender(Protocol):

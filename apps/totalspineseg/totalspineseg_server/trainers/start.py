@@ -6,8 +6,7 @@ from totalspineseg_server.errors import TrainingError
 from totalspineseg_server.nnunet.runtimes import resolve_device
 from totalspineseg_server.registry.model_store import Choice
 from totalspineseg_server.registry.records import trained_on
-from totalspineseg_server.trainers.line import line_of
-from totalspineseg_server.trainers.material import Material, site_material
+from totalspineseg_server.trainers.material import Material, line_of, site_material
 from totalspineseg_server.trainers.retrain_settings import RetrainSettings
 from totalspineseg_server.trainers.site import Site
 
@@ -28,7 +27,7 @@ class Start:
 
 
 def start_of(site: Site, settings: RetrainSettings) -> Start:
-    """Return what a training begins with, after checking the device.
+    """Return the weights, corrections and steps of a training, after checking the device.
 
     Args:
         site: Studies, corrections and models.

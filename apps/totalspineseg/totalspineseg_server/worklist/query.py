@@ -4,12 +4,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 from totalspineseg_server.worklist.rows import STATUSES, Row
 
 Sort = Literal["id", "status", "doubt", "levels", "user", "date", "version"]
-SORTS: Final[tuple[Sort, ...]] = get_args(Sort)
 PAGE_SIZE: Final = 25
 MAX_PAGE_SIZE: Final = 200
 """Most rows on a page."""
@@ -36,7 +35,7 @@ class Query:
         status: Only these; empty for all.
         certainty: Only this one; empty for all.
         user: Only this user's; empty for all.
-        sort: What the rows are sorted by; equal ones are sorted by id.
+        sort: Key by which the rows are sorted; equal rows are sorted by id.
         descending: Whether the largest value comes first.
         page: Number of the page, from 0.
         size: Rows on a page.
