@@ -246,7 +246,7 @@ def test_no_zip_takes_the_name_of_the_official_weights(
     other = ModelStore(tmp_path / "elsewhere", weights="official")
     code, _, error = run(other, capsys, "import", str(archive), *(["--name", given] if given else []))
     assert (code, "another name" in error, other.versions()) == (2, True, ()), error
-    with pytest.raises(WeightsError, match="official weights are not installed"):
+    with pytest.raises(WeightsError, match="not installed"):
         other.resolve(1)
 
 
