@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import requests
+from mr_object import mr_slices
+from orthanc import Orthanc, fill, running_orthanc
 from pydicom import dcmread
 
 from dicom_series import enhanced
 from phantom import PIR, image_of, lumbar_codes
 from serving import phantom_server
-from totalspineseg_server.dicom.mr_object import mr_slices
 from totalspineseg_server.geometry import Grid
-from totalspineseg_server.pacs.orthanc import Orthanc, fill, running_orthanc
 from totalspineseg_server.processes import free_port
 
 MAX_UPLOAD_MB = 64

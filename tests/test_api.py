@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -87,6 +88,14 @@ def folder(tmp_path: Path, image: np.ndarray, monkeypatch: pytest.MonkeyPatch) -
             write(tmp_path / "series" / f"{k:03d}.dcm", slices[:, :, k], tags | more)
     monkeypatch.chdir(tmp_path)
     yield tmp_path
+
+
+def test_a_segmentation_object_marks_the_doubtful_levels(folder: Path, model: api.Model) -> None:
+    """The names of doubtful levels had no question mark, unlike those of the same result in a PACS."""
+    result = replace(spine.segment(folder / "series", model=model), _doubtful=frozenset({CODE_OF["L3-L4"]}))
+    result.save_dicom_seg(folder / "marked.dcm")
+    labels = [str(item.SegmentLabel) for item in pydicom.dcmread(folder / "marked.dcm").SegmentSequence]
+    assert [label for label in labels if "?" in label] == ["L3-L4 ?"]
 
 
 @pytest.mark.slow

@@ -28,9 +28,8 @@ from totalspineseg_server.errors import (
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.infers import http
 from totalspineseg_server.infers.published import FullTask
-from totalspineseg_server.infers.result_tag import result_tag
 from totalspineseg_server.infers.services import Services
-from totalspineseg_server.infers.settings import read_pins, read_settings
+from totalspineseg_server.infers.settings import read_pins, read_settings, result_tag
 from totalspineseg_server.pipeline import prepare
 
 APP_DIR = Path(__file__).resolve().parents[1] / "apps" / "totalspineseg"

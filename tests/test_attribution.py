@@ -46,6 +46,12 @@ class Predictions:
         drawn = NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), labels, 2)
         self.maps.keep(content, KeptMaps(key, drawn, GRID, {}, {}, (), image))
 
+    def review(self, key: str, of: str, *, client: str = "") -> None:
+        """Record that somebody asked for a review of a prediction; it has no maps of its own."""
+        model, nothing = "totalspineseg_review", dict[str, str]()
+        record = PredictionRecord(key, "scan", model, nothing, {}, {}, None, client, CONTENT, reviewed=of)
+        self.store.keep(record)
+
     def received(self, client: str = "user-xyz", stated: str | None = None) -> Received:
         receipt = Receipt("9", "scan", "final", "", client, "", "raw.bin", "", "", {"prediction": stated})
         return Received(receipt, Path(), "scan", CONTENT)
@@ -72,6 +78,20 @@ def shifted() -> LabelArray:
     for name, lower in zip(LEVELS, (*LEVELS[1:], "L5"), strict=True):
         labels[CODE_OF[name] == TRUTH] = CODE_OF[lower]
     return labels
+
+
+def test_after_a_review_a_label_corrects_the_prediction_under_review(predictions: Predictions) -> None:
+    """The label was filed with the review, which marks no name as doubtful: names that its reader had confirmed by
+    taking the mark away counted as left as predicted, and were not used to compare models."""
+    predictions.add("1", TRUTH, client="ada")
+    predictions.review("2", "1", client="ada")
+    for stated in (None, "2"):
+        likely = predictions.attribution.likely(predictions.received("ada", stated))
+        assert (likely and likely.id) == "1"
+        assert predictions.corrected(renamed(), client="ada", stated=stated) == "1"
+    predictions.review("3", "gone", client="ada")
+    gone = predictions.attribution.likely(predictions.received("ada", "3"))
+    assert (gone and gone.id) == "3", "the only record of it that is left"
 
 
 def test_of_equal_predictions_this_readers_then_the_newest(predictions: Predictions) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from demo_series import DemoStudy, demo_pacs
 from scipy import ndimage
 
 from totalspineseg_server.anatomy import NAME_OF
 from totalspineseg_server.corrections.submission import map_names
-from totalspineseg_server.dicom.demo_series import DemoStudy, demo_pacs
 from totalspineseg_server.dicom.headers import read_headers
 from totalspineseg_server.dicom.seg_reader import read_seg
 from totalspineseg_server.dicom.seg_writer import seg_bytes, write_seg

@@ -16,8 +16,8 @@ from totalspineseg_server.certainty import Certainty
 from totalspineseg_server.corrections.attribution import Corrected
 from totalspineseg_server.corrections.checks import beside_prediction, check
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.corrections.displayed_corrections import message_of
 from totalspineseg_server.corrections.inbox import Inbox, Studies
-from totalspineseg_server.corrections.outcomes import message_of
 from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
 from totalspineseg_server.corrections.renames import compare

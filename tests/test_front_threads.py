@@ -17,7 +17,7 @@ from monailabel.utils.async_tasks.utils import background_executors
 from starlette.testclient import TestClient
 
 from test_pacs_outage import http_server
-from totalspineseg_server.front import driver, host, proxy, threads
+from totalspineseg_server.front import host, logs, proxy
 
 pytestmark = pytest.mark.slow
 
@@ -67,7 +67,7 @@ def test_others_are_answered_meanwhile(method: str, path: str, status: int, monk
         monkeypatch.setattr(module, "app_instance", lambda: slow)
     for module, name in ((batch_infer, "run"), (scoring, "run_method")):
         monkeypatch.setattr(module, name, slow._wait)
-    app.include_router(threads.router())
+    app.include_router(host.router())
 
     @app.get("/other")
     async def other() -> None:
@@ -136,10 +136,10 @@ def test_a_driver_that_hangs_is_given_up(
     if program:
         file.write_text(f"#!/bin/sh\nexec {program}\n", encoding="utf-8")
         file.chmod(0o755)
-    monkeypatch.setattr(driver, "PROGRAM", str(file))
-    monkeypatch.setattr(driver, "SECONDS", 0.5)
+    monkeypatch.setattr(logs, "PROGRAM", str(file))
+    monkeypatch.setattr(logs, "SECONDS", 0.5)
     app = FastAPI()
-    app.include_router(driver.router())
+    app.include_router(logs.router())
     answer = TestClient(app).get("/logs/gpu")
     assert (answer.status_code, content in answer.text) == (status, True)
 

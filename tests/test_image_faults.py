@@ -8,7 +8,7 @@ import pytest
 
 from phantom import CodeReader, image_of, lumbar_codes
 from totalspineseg_server.anatomy import C1, DISC_L4_L5, DISC_L5_S, L4, SACRUM, Step1
-from totalspineseg_server.cohort.level_reports import levels_in_view, structures_json
+from totalspineseg_server.cohort.record import levels_in_view, structures_json
 from totalspineseg_server.errors import NoSpineError
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.image import image_faults

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import requests
+from orthanc import fill
 from pydicom import dcmread
 
 from pacs_serving import PacsServer, make_enhanced, pacs_server, wait_for, write_study
@@ -16,7 +17,6 @@ from tiny_models import write_models
 from totalspineseg_server.anatomy import BY_CODE, CANAL, CODE_OF, NAME_OF
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.dicom.stack import LPS_TO_RAS
-from totalspineseg_server.pacs.orthanc import fill
 from totalspineseg_server.registry.releases import STARTER_WARNING
 from training_site import SPACING_MM
 from viewer import Picture, Rectangle, Viewer, browser

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pydicom
 import pytest
 import requests
+from orthanc import fill
 from pydicom.uid import generate_uid
 
 from pacs_serving import PacsServer, Study, pacs_server, phantom_slices, stored, wait_for, write_study
@@ -23,7 +24,6 @@ from totalspineseg_server.corrections.wire import from_wire
 from totalspineseg_server.dicom.seg_reader import read_seg
 from totalspineseg_server.dicom.seg_writer import seg_bytes, write_seg
 from totalspineseg_server.geometry import Volume, to_ras
-from totalspineseg_server.pacs.orthanc import fill
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.trainers.material import site_material
 from totalspineseg_server.trainers.site import Site

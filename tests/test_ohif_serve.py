@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import requests
+from demo_series import demo_pacs
 from server_process import ROOT
 
 from totalspineseg_server.anatomy import NAME_OF, VERTEBRAE
-from totalspineseg_server.dicom.demo_series import demo_pacs
 from totalspineseg_server.processes import free_port, stop
 from totalspineseg_server.volume_io import read_labels
 from viewer import browser

@@ -7,9 +7,9 @@ import numpy as np
 from scipy import ndimage
 
 from block_spines import block_spine
+from totalspineseg_server.cohort.run_page import ScanRow, report_html
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.preview import course_of, sheet_svg
-from totalspineseg_server.run_report import ScanRow, report_html
 
 VOID = {"meta", "input"}
 ROWS = [

@@ -12,9 +12,9 @@ from playwright.sync_api import Page
 
 from page_faults import faults
 from phantom import RAS, image_of, lumbar_codes
+from totalspineseg_server.cohort.run_page import ScanRow, report_html
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.preview import course_of, sheet_svg
-from totalspineseg_server.run_report import ScanRow, report_html
 from viewer import window
 
 pytestmark = [

@@ -9,12 +9,12 @@ import pytest
 
 from test_corrections_store import Desk
 from totalspineseg_server.activelearning.doubt import Parts
-from totalspineseg_server.activelearning.finished import FinishedLevels
-from totalspineseg_server.activelearning.offers import Offers, noted_for
+from totalspineseg_server.activelearning.offers import Offers
 from totalspineseg_server.activelearning.scores import Score
-from totalspineseg_server.activelearning.selection import counts_of, rarity
+from totalspineseg_server.activelearning.selection import FinishedLevels, counts_of, rarity
 from totalspineseg_server.activelearning.strategies import DoubtfulFirst, MostToLearn, SurestFirst
 from totalspineseg_server.corrections import correction_store as store
+from totalspineseg_server.corrections.image_records import noted_for
 from totalspineseg_server.errors import LabelError
 
 LUMBAR, NECK = (41, 42, 43, 44, 45), (11, 12, 13)

@@ -109,6 +109,9 @@ def test_the_review_runs_no_network_again_and_its_record_is_kept(server: Server,
     records = PredictionStore(server.studies / ".totalspineseg").of_image(image)
     assert [record.model for record in records] == ["totalspineseg", "totalspineseg_review"]
     assert records[0].numbering == report["numbering"]
+    assert [record.reviewed for record in records] == ["", records[0].id]
+    names = client.infer("totalspineseg", image, {})[1]["label_names"]
+    assert [name for name in names if f"{name} ?" in names] == [], "a row to clear names that no reply had shown"
 
 
 def test_the_review_knows_what_the_prediction_was_told(

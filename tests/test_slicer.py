@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import requests
+from mr_object import mr_slices
 from nibabel import orientations
 
 from pacs_serving import wait_for
@@ -25,7 +26,6 @@ from serving import Server, running_server
 from totalspineseg_server.anatomy import CANAL, CODE_OF, NAME_OF
 from totalspineseg_server.corrections.correction_store import CODES_FILE, CorrectionStore
 from totalspineseg_server.dicom.headers import uid_from
-from totalspineseg_server.dicom.mr_object import mr_slices
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.spellings import code_of_name, with_mark
 from totalspineseg_server.volume_io import read_image, read_labels, write_volume

@@ -40,8 +40,7 @@ from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.registry.model_store import STARTER
 from totalspineseg_server.registry.records import VersionRecord, write_record
 from totalspineseg_server.segments import Segment, Submission
-from totalspineseg_server.trainers.line import is_of_line, line_of
-from totalspineseg_server.trainers.material import judged_cases, site_material
+from totalspineseg_server.trainers.material import is_of_line, judged_cases, line_of, site_material
 from totalspineseg_server.trainers.start import start_of
 from totalspineseg_server.volume_io import write_volume
 from training_site import SPACING_MM, correct, make_site, tiny_settings

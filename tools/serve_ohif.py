@@ -16,10 +16,11 @@ import requests
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
+from orthanc import Orthanc, fill, running_orthanc  # noqa: E402
+
 from totalspineseg_server.cli import EXIT_USAGE  # noqa: E402
 from totalspineseg_server.errors import TotalSpineSegError  # noqa: E402
 from totalspineseg_server.front.sockets import listening  # noqa: E402
-from totalspineseg_server.pacs.orthanc import Orthanc, fill, running_orthanc  # noqa: E402
 from totalspineseg_server.places import app_dir  # noqa: E402
 from totalspineseg_server.processes import free_port, unwind_on_signals  # noqa: E402
 from totalspineseg_server.server import DEFAULT_HOST, DEFAULT_PORT, require_dicomweb, require_weights, serve  # noqa: E402
@@ -65,7 +66,7 @@ def main() -> int:
 
 def prepare(orthanc: Orthanc) -> None:
     """Store demo studies in a PACS that has none."""
-    from totalspineseg_server.dicom.demo_series import demo_pacs
+    from demo_series import demo_pacs
 
     if requests.get(f"{orthanc.rest}/studies", timeout=60).json():
         return

@@ -1,6 +1,6 @@
 """Measure how well a named segmentation agrees with its truth: Dice for groups of structures, and level names."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -158,15 +158,12 @@ def levels_apart(
     return 1 - 2 * alike / in_view if in_view else None
 
 
-def named_apart(
-    one: LabelArray, other: LabelArray, kinds: Collection[tuple[int, ...]] = (VERTEBRAE, DISCS)
-) -> dict[int, int]:
+def named_apart(one: LabelArray, other: LabelArray) -> dict[int, int]:
     """Return the levels of one map that have another name in another map of the same scan.
 
     Args:
         one: (X, Y, Z) uint8 codes. Not modified.
         other: The same shape. Not modified.
-        kinds: Levels among which names can be confused.
 
     Returns:
         Code in the first map -> code of the structure there in the other map (see ``LEVEL_OVERLAP``).
@@ -175,7 +172,7 @@ def named_apart(
         GridError: The shapes differ.
     """
     counts, apart = _joint_counts(one, other), dict[int, int]()
-    for kind in kinds:
+    for kind in (VERTEBRAE, DISCS):
         for code in kind:
             names = counts[code, list(kind)]
             if counts[code].any() and names.sum() >= LEVEL_OVERLAP * counts[code].sum():

@@ -139,7 +139,7 @@ class SpineSegmentation:
         from totalspineseg_server.dicom.seg_writer import seg_bytes, write_result
 
         labels, doubtful = Volume(self.labels, self.affine), is_doubtful(self.report)
-        dataset = write_result(labels, source, self.report["models"], doubtful=doubtful)
+        dataset = write_result(labels, source, self.report["models"], doubtful=doubtful, marked=self._doubtful)
         content = seg_bytes(dataset)
         write_file(Path(path), lambda file: file.write_bytes(content))
 

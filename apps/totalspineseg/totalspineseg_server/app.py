@@ -14,12 +14,11 @@ from monailabel.interfaces.app import MONAILabelApp
 
 from totalspineseg_server import places
 from totalspineseg_server.activelearning.batch import SpineBatch, is_result_of
-from totalspineseg_server.activelearning.finished import FinishedLevels
-from totalspineseg_server.activelearning.offers import Offers, noted_for
+from totalspineseg_server.activelearning.offers import Offers
 from totalspineseg_server.activelearning.rounds import ImageScoring
 from totalspineseg_server.activelearning.scorer import Scorer
 from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Scores
-from totalspineseg_server.activelearning.selection import counts_of, rarity
+from totalspineseg_server.activelearning.selection import FinishedLevels, counts_of, rarity
 from totalspineseg_server.activelearning.strategies import DoubtfulFirst, First, Last, MostToLearn, Random, SurestFirst
 from totalspineseg_server.anatomy import NAME_OF
 from totalspineseg_server.corrections.attribution import Uploads
@@ -29,6 +28,7 @@ from totalspineseg_server.corrections.datastore import SpineDatastore, is_safe_t
 from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
 from totalspineseg_server.corrections.history import HISTORY_DIR, STUDIES_DIR
 from totalspineseg_server.corrections.image_ids import is_usable_id
+from totalspineseg_server.corrections.image_records import noted_for
 from totalspineseg_server.corrections.inbox import Inbox, Studies
 from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.outcomes import Outcome, Outcomes
@@ -48,11 +48,10 @@ from totalspineseg_server.gate.holdout import read_split, subject_of
 from totalspineseg_server.infers.http import NOT_FOUND, UnknownLabelError
 from totalspineseg_server.infers.listed import ALWAYS_LISTED
 from totalspineseg_server.infers.published import FullTask, Step1Task, Step2Task
-from totalspineseg_server.infers.result_tag import result_tag
 from totalspineseg_server.infers.review import ReviewTask
 from totalspineseg_server.infers.services import Networks, Services
 from totalspineseg_server.infers.sessions import TrustedPath, remove_expired
-from totalspineseg_server.infers.settings import doubtful_names_of
+from totalspineseg_server.infers.settings import doubtful_names_of, result_tag
 from totalspineseg_server.processes import end_with_parent
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.releases import warning_of, weights_text
@@ -294,10 +293,9 @@ class App(MONAILabelApp):  # type: ignore[misc]
         """Return a batch inference that works without a GPU and skips images that are done."""
         return SpineBatch(self._done_before)
 
-    def scoring_progress(self, images: Sequence[str] = ()) -> dict[str, int]:
-        """Return the number of images (of all if none are named), and how many the weights in use have scored; see
-        ``Scorer.progress``."""
-        return self._scorer.progress(images or self._datastore.list_images())
+    def scoring_progress(self) -> dict[str, int]:
+        """Return the number of images, and how many the weights in use have scored; see ``Scorer.progress``."""
+        return self._scorer.progress(self._datastore.list_images())
 
     def batch_progress(self, images: Sequence[str], begun: str) -> dict[str, Any]:
         """Return the progress of a batch over these images (all if none are named); see ``Scorer.round``."""

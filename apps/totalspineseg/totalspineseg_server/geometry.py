@@ -207,12 +207,11 @@ def _ras_grid(grid: Grid) -> Grid:
     return Grid((x, y, z), grid.affine @ orientations.inv_ornt_aff(orientation, grid.shape))
 
 
-def iso_grid(grid: Grid, *, spacing_mm: float = ISO_MM) -> Grid:
-    """Return the isotropic nearest-RAS grid with the same axes, center and (rounded) extent.
+def iso_grid(grid: Grid) -> Grid:
+    """Return the isotropic 1 mm nearest-RAS grid with the same axes, center and (rounded) extent.
 
     Args:
         grid: Any grid.
-        spacing_mm: Isotropic spacing, mm.
 
     Returns:
         The grid; it equals ``grid`` if that is RAS and isotropic already.
@@ -221,14 +220,14 @@ def iso_grid(grid: Grid, *, spacing_mm: float = ISO_MM) -> Grid:
         ImageError: The grid would be absurdly large, a sign of a wrong header.
     """
     ras = _ras_grid(grid)
-    counts = [max(1, round(n * size / spacing_mm)) for n, size in zip(ras.shape, ras.spacing, strict=True)]
+    counts = [max(1, round(n * size / ISO_MM)) for n, size in zip(ras.shape, ras.spacing, strict=True)]
     if float(np.prod([float(n) for n in counts])) > MAX_ISO_VOXELS:
         raise ImageError(
-            f"The field of view is too large: {counts[0]} x {counts[1]} x {counts[2]} voxels at {spacing_mm:g} "
+            f"The field of view is too large: {counts[0]} x {counts[1]} x {counts[2]} voxels at {ISO_MM:g} "
             f"mm (limit {MAX_ISO_VOXELS} voxels). Check the voxel size in the header."
         )
     shape = (counts[0], counts[1], counts[2])
-    scale = np.array([spacing_mm / size for size in ras.spacing])
+    scale = np.array([ISO_MM / size for size in ras.spacing])
     first = (np.array(ras.shape) - 1) / 2 - scale * (np.array(shape) - 1) / 2
     step = np.eye(4)
     step[:3, :3] = np.diag(scale)
@@ -293,18 +292,17 @@ def _nearest(data: AnyArray, source: Grid, target: Grid) -> AnyArray:
     return data
 
 
-def image_to_iso(volume: Volume, *, spacing_mm: float = ISO_MM) -> Volume:
+def image_to_iso(volume: Volume) -> Volume:
     """Resample an image linearly to its 1 mm nearest-RAS grid.
 
     Args:
         volume: Image on any grid. Not modified.
-        spacing_mm: Isotropic spacing, mm.
 
     Returns:
         float32, C-ordered, on ``iso_grid(volume.grid)``.
     """
     ras = to_ras(volume)
-    target = iso_grid(volume.grid, spacing_mm=spacing_mm)
+    target = iso_grid(volume.grid)
     tables = _tables(ras.grid, target)
     if ras.data.flags.f_contiguous:
         # NIfTI data have the first axis fastest, and transposing the smaller result costs less than transposing the
@@ -314,10 +312,10 @@ def image_to_iso(volume: Volume, *, spacing_mm: float = ISO_MM) -> Volume:
     return Volume(_linear(np.ascontiguousarray(ras.data, dtype=np.float32), tables), target.affine)
 
 
-def labels_to_iso(volume: Volume, *, spacing_mm: float = ISO_MM) -> Volume:
+def labels_to_iso(volume: Volume) -> Volume:
     """Resample a label map to the nearest voxels of its 1 mm nearest-RAS grid. The argument is not modified."""
     ras = to_ras(volume)
-    target = iso_grid(volume.grid, spacing_mm=spacing_mm)
+    target = iso_grid(volume.grid)
     return Volume(np.array(_nearest(ras.data, ras.grid, target), order="C"), target.affine)
 
 

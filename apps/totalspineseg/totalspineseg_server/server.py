@@ -64,7 +64,6 @@ def create_app(
     from totalspineseg_server.front import (
         auth,
         description,
-        driver,
         host,
         infer,
         logs,
@@ -73,7 +72,6 @@ def create_app(
         samples,
         saved,
         studies,
-        threads,
         versions,
     )
     from totalspineseg_server.front import failures as errors
@@ -112,12 +110,11 @@ def create_app(
         versions.router(),
         ohif.router(),
         proxy.router(),
-        driver.router(),
         logs.router(),
         start.router(),
     )
     # Our routes come before those of MONAI Label.
-    shared = threads.router([route for routes in own for route in routes.routes])
+    shared = host.router([route for routes in own for route in routes.routes])
     for routes in (*own, shared):
         app.include_router(routes)
     app.mount("/", behind)

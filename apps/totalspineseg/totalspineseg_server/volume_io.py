@@ -3,7 +3,7 @@
 No file is ever incomplete under its final name: a result is written beside its place, synced, and renamed.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from math import prod
 from pathlib import Path
 from typing import Any, Final
@@ -449,14 +449,13 @@ def _from_sitk(image: sitk.Image, *, average: bool) -> Image:
     return Image(data, _LPS_TO_RAS @ affine)
 
 
-def write_volume(path: Path, data: AnyArray, grid: Grid, *, meta: Mapping[str, str] | None = None) -> None:
+def write_volume(path: Path, data: AnyArray, grid: Grid) -> None:
     """Write an array as NIfTI or NRRD, depending on the ending of ``path``; it appears complete or not at all.
 
     Args:
         path: Final name, ending in .nii, .nii.gz or .nrrd; its folder exists.
         data: (X, Y, Z), dtype kept (bool as uint8). Not modified.
         grid: Grid of the voxels.
-        meta: Extra NRRD header fields; ignored for NIfTI.
 
     Raises:
         ValueError: Another ending.
@@ -466,7 +465,7 @@ def write_volume(path: Path, data: AnyArray, grid: Grid, *, meta: Mapping[str, s
     if path.name.lower().endswith(NIFTI_SUFFIXES):
         write_file(path, lambda temporary: _write_nifti(temporary, data, grid, path.name.lower().endswith(".gz")))
     elif path.name.lower().endswith(".nrrd"):
-        write_file(path, lambda temporary: _write_nrrd(temporary, data, grid, meta or {}))
+        write_file(path, lambda temporary: _write_nrrd(temporary, data, grid))
     else:
         raise ValueError(f"expected an output name ending in .nii, .nii.gz or .nrrd, got {path.name!r}")
 
@@ -481,12 +480,10 @@ def _write_nifti(path: Path, data: AnyArray, grid: Grid, compress: bool) -> None
     path.write_bytes(igzip.compress(content, GZIP_LEVEL, mtime=0) if compress else content)
 
 
-def _write_nrrd(path: Path, data: AnyArray, grid: Grid, meta: Mapping[str, str]) -> None:
+def _write_nrrd(path: Path, data: AnyArray, grid: Grid) -> None:
     image = sitk.GetImageFromArray(np.ascontiguousarray(data.transpose()))
     lps = _LPS_TO_RAS @ grid.affine
     image.SetSpacing(grid.spacing)
     image.SetOrigin(lps[:3, 3].tolist())
     image.SetDirection((lps[:3, :3] / np.array(grid.spacing)).ravel().tolist())
-    for key, value in meta.items():
-        image.SetMetaData(key, value)
     sitk.WriteImage(image, itk_name(path), useCompression=True)

@@ -2,30 +2,15 @@
 
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from monailabel.interfaces.datastore import Datastore
 
-NOTED: Final = "strategy"
-"""Key in the information about an image: strategy -> when it last offered the image, and to whom."""
+from totalspineseg_server.corrections.image_records import Offer, last_noted
+
 RESERVED_SECONDS: Final = 7200.0
 """How long an image is reserved for the reader to whom it was offered: correcting a whole spine takes an hour."""
-
-
-@dataclass(frozen=True)
-class Offer:
-    """The last time an image was offered.
-
-    Attributes:
-        time: Time stamp; 0 for never.
-        client: The client's name; many clients share a name unless their users change it.
-    """
-
-    time: float = 0.0
-    client: str = ""
-
 
 Choose = Callable[[Sequence[str], Mapping[str, float]], str]
 """``choose(images, last)`` returns one of ``images``; ``last`` says when each unfinished image was last offered."""
@@ -73,26 +58,3 @@ class Offers:
     def _is_reserved(self, image: str, client: str, now: float) -> bool:
         last = self._last[image]
         return last.client != client and 0 <= now - last.time < RESERVED_SECONDS
-
-
-def noted(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return strategy -> its last offer of an image; unreadable entries are left out."""
-    known = info.get(NOTED)
-    return {name: offer for name, offer in known.items() if isinstance(offer, dict)} if isinstance(known, dict) else {}
-
-
-def noted_for(info: Mapping[str, Any], clients: Collection[str]) -> dict[str, Any] | None:
-    """Return the last offer of an image to one of these clients, with its ``strategy``, or None."""
-    found = [{"strategy": name, **offer} for name, offer in noted(info).items() if offer.get("client_id") in clients]
-    timed = [offer for offer in found if isinstance(offer.get("ts"), int | float)]
-    return max(timed, key=lambda offer: float(offer["ts"]), default=None)
-
-
-def last_noted(info: Mapping[str, Any]) -> Offer:
-    """Return the last offer of an image by any strategy."""
-    found = [
-        Offer(float(offer["ts"]), str(offer.get("client_id") or ""))
-        for offer in noted(info).values()
-        if isinstance(offer.get("ts"), int | float)
-    ]
-    return max(found, key=lambda offer: offer.time, default=Offer())

@@ -44,6 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--real-share", type=float, metavar="SHARE", help="share of the patches taken from them (default: 0.35)"
     )
+    parser.add_argument(
+        "--outlines-only",
+        action="store_true",
+        help="change only the two finest resolutions, so that levels are told apart as before",
+    )
     parser.add_argument("--restart", action="store_true", help="discard an unfinished training, and start over")
 
 

@@ -12,6 +12,7 @@ from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.cohort.inputs import Case
 from totalspineseg_server.cohort.outputs import PREVIEW, REPORTS, SHEET
 from totalspineseg_server.cohort.record import software_versions
+from totalspineseg_server.cohort.run_page import ScanRow, report_html
 from totalspineseg_server.cohort.running import Summary
 from totalspineseg_server.color_tables import color_tables
 from totalspineseg_server.files import storage_errors, write_json, write_text
@@ -19,7 +20,6 @@ from totalspineseg_server.measurements import COLUMNS, CORD_NOTE
 from totalspineseg_server.numbering.report import sentence
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.releases import warning_of
-from totalspineseg_server.run_report import ScanRow, report_html
 
 RUN_FILE: Final = "run.json"
 MEASUREMENTS_FILE: Final = "measurements.csv"

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from totalspineseg_server.anatomy import CODE_OF
 from totalspineseg_server.bids import DESCRIPTION_FILE, IMAGE_NAME, PIPELINE, PREDICTED, description, label_path
 from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.cohort.inputs import Case
@@ -117,7 +118,13 @@ def _seg(output: Path, case: Case, record: Mapping[str, Any]) -> "Dataset":
     from totalspineseg_server.dicom.seg_writer import write_result
 
     labels = read_labels(output / LABELS / f"{case.name}{ENDING}")
-    return write_result(labels, case.path, record["made_with"]["models"], doubtful=is_doubtful(record))
+    marked = [CODE_OF[row["level"]] for row in record["measurements"] if _is_doubtful_level(row)]
+    return write_result(labels, case.path, record["made_with"]["models"], doubtful=is_doubtful(record), marked=marked)
+
+
+def _is_doubtful_level(row: Mapping[str, Any]) -> bool:
+    """Return whether a row of measurements is that of a level with a doubtful name, not that of the whole column."""
+    return row.get("names") == "doubtful" and row["level"] in CODE_OF
 
 
 def _write_object(target: Path, dataset: "Dataset") -> None:

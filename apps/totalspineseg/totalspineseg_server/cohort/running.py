@@ -1,14 +1,14 @@
 """Process every unfinished scan of a folder, here or on many machines, and summarize the results."""
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from totalspineseg_server.cohort.inputs import Case
-from totalspineseg_server.cohort.overlap import Done
+from totalspineseg_server.cohort.overlap import Done, overlapped
 from totalspineseg_server.cohort.progress import Progress
-from totalspineseg_server.cohort.work import Record, Work
+from totalspineseg_server.cohort.work import Networks, Record, Work
 
 Stream = Generator[Done[Case, Record], None, None]
 """Scans as they finish, in any order. If it is closed, writes that have begun are finished, and the rest is dropped."""
@@ -95,3 +95,27 @@ def _collect(stream: Stream, records: dict[str, Record], failures: dict[str, str
         stream.close()
         return True
     return False
+
+
+class LocalExecutor:
+    """Processes the scans in this process.
+
+    Args:
+        work: Work for each scan.
+        networks: Makes the networks; called once, and only if there is work.
+        workers: Threads for reading and as many for writing.
+    """
+
+    def __init__(self, work: Work, networks: Callable[[], Networks], *, workers: int) -> None:
+        self._work, self._networks, self._workers = work, networks, workers
+
+    def __call__(self, cases: Sequence[Case]) -> Stream:
+        """Process the scans; see ``Executor``."""
+        networks, work = self._networks(), self._work
+        return overlapped(
+            cases,
+            work.read,
+            lambda case, loaded: work.compute(case, loaded, networks),
+            work.write,
+            workers=self._workers,
+        )

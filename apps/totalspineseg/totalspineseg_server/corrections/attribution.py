@@ -180,7 +180,7 @@ class Attribution:
         if (record := self._stated(received)) is not None:
             return record
         listed = self._predictions.latest(received.image_id, *received.sender.names)
-        return listed or next(self._of_content(received), None)
+        return self._looked_at(listed) if listed else next(self._of_content(received), None)
 
     def corrected(self, received: Received, submission: Submission, grid: Grid) -> Corrected | None:
         """Return the prediction whose segments a submission contains.
@@ -216,9 +216,14 @@ class Attribution:
         if not (stated := _stated(received)):
             return None
         if (record := self._predictions.find(received.image_id, stated)) is not None:
-            return record
+            return self._looked_at(record)
         other = self._predictions.anywhere(stated)
-        return other if other is not None and other.image_sha256 == received.image_sha256 else None
+        return self._looked_at(other) if other is not None and other.image_sha256 == received.image_sha256 else None
+
+    def _looked_at(self, record: PredictionRecord) -> PredictionRecord:
+        """Return the prediction whose levels a reader saw: for a review, the one under review."""
+        found = self._predictions.find(record.image, record.reviewed, record.image_sha256) if record.reviewed else None
+        return found or record
 
     def _of_content(self, received: Received) -> Iterator[PredictionRecord]:
         """Yield the recent predictions for the content of the image, newest first."""

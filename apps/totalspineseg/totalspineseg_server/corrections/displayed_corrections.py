@@ -1,11 +1,11 @@
-"""Choose the corrections that clients see, and write them as label maps for clients."""
+"""Choose the corrections that clients see, write them as label maps for clients, and answer their authors."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.anatomy import NAME_OF, WIRE_LABELS
-from totalspineseg_server.corrections import history
+from totalspineseg_server.corrections import answers, history
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.file_contents import Remembered
 from totalspineseg_server.corrections.label_files import DRAWN_ON
@@ -109,3 +109,13 @@ def info_of(correction: Correction, more: Mapping[str, Any] | None = None) -> di
         RENUMBERED: correction.renumbered is not None,
         **(more or {}),
     }
+
+
+def message_of(correction: Correction) -> str:
+    """Return the message for the author of an accepted label: what a rename did first, findings last."""
+    found = [str(finding.get("message", "")) for finding in correction.findings]
+    renumbered = str(correction.renumbered.get("message", "")) if correction.renumbered else ""
+    is_finished = correction.tag in READER_TAGS
+    return answers.submitted(
+        correction.step, len(correction.present), renumbered=renumbered, findings=found, is_finished=is_finished
+    )

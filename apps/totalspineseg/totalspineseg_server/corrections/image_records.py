@@ -6,7 +6,7 @@ Label's own datastore, ``datastore_v2.json``, which is still read and never writ
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,8 @@ PATIENT: Final = "patient"
 comparing models."""
 INDEX_FILE: Final = "datastore_v2.json"
 """MONAI Label's name for the index of studies."""
+NOTED: Final = "strategy"
+"""Field of an image's record: strategy -> when it last offered the image, and to whom."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +36,10 @@ class OlderIndex:
     """The index that an earlier version of this software wrote.
 
     Attributes:
-        images_dir: Folder of the images; "." for the folder of the index.
         objects: Image id -> information about it and its labels.
         changed_ns: Time of its last change, ns.
     """
 
-    images_dir: str = "."
     objects: Mapping[str, Any] | None = None
     changed_ns: int = 0
 
@@ -74,7 +74,7 @@ def older_index(folder: Path) -> OlderIndex:
         content = read_json(file)
         objects = content.get("objects")
         known = objects if isinstance(objects, dict) else {}
-        return OlderIndex(str(content.get("images_dir") or "."), known, file.stat().st_mtime_ns)
+        return OlderIndex(known, file.stat().st_mtime_ns)
     except (StorageError, OSError) as error:
         logger.warning("The index of an earlier version is not used: %s", error)
         return OlderIndex()
@@ -147,6 +147,42 @@ class ImageRecords:
         except StorageError as error:
             logger.warning("The record of an image cannot be read: %s", error)
             return {}
+
+
+@dataclass(frozen=True)
+class Offer:
+    """The last time an image was offered.
+
+    Attributes:
+        time: Time stamp; 0 for never.
+        client: The client's name; many clients share a name unless their users change it.
+    """
+
+    time: float = 0.0
+    client: str = ""
+
+
+def noted(info: Mapping[str, Any]) -> dict[str, Any]:
+    """Return strategy -> its last offer of an image; unreadable entries are left out."""
+    known = info.get(NOTED)
+    return {name: offer for name, offer in known.items() if isinstance(offer, dict)} if isinstance(known, dict) else {}
+
+
+def noted_for(info: Mapping[str, Any], clients: Collection[str]) -> dict[str, Any] | None:
+    """Return the last offer of an image to one of these clients, with its ``strategy``, or None."""
+    found = [{"strategy": name, **offer} for name, offer in noted(info).items() if offer.get("client_id") in clients]
+    timed = [offer for offer in found if isinstance(offer.get("ts"), int | float)]
+    return max(timed, key=lambda offer: float(offer["ts"]), default=None)
+
+
+def last_noted(info: Mapping[str, Any]) -> Offer:
+    """Return the last offer of an image by any strategy."""
+    found = [
+        Offer(float(offer["ts"]), str(offer.get("client_id") or ""))
+        for offer in noted(info).values()
+        if isinstance(offer.get("ts"), int | float)
+    ]
+    return max(found, key=lambda offer: offer.time, default=Offer())
 
 
 def _field(content: object, name: str) -> object:

@@ -5,9 +5,8 @@ from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.correction_store import Correction
-from totalspineseg_server.corrections.displayed_corrections import READER_TAGS
+from totalspineseg_server.corrections.displayed_corrections import message_of
 
 MAX_KEPT: Final = 1000
 """Largest number of outcomes in memory. A viewer asks at once; older outcomes are in the history of corrections."""
@@ -36,16 +35,6 @@ class Outcome:
     def as_json(self) -> dict[str, Any]:
         """Return the fields, for the viewer."""
         return asdict(self)
-
-
-def message_of(correction: Correction) -> str:
-    """Return the message for the author of an accepted label: first the effect of a rename, findings last."""
-    found = [str(finding.get("message", "")) for finding in correction.findings]
-    renumbered = str(correction.renumbered.get("message", "")) if correction.renumbered else ""
-    is_finished = correction.tag in READER_TAGS
-    return answers.submitted(
-        correction.step, len(correction.present), renumbered=renumbered, findings=found, is_finished=is_finished
-    )
 
 
 def accepted(instance: str, correction: Correction) -> Outcome:

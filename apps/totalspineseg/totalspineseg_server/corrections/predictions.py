@@ -124,6 +124,7 @@ class DrawnMaps:
                     "certainty": output.step1.certainty,
                     "usual": output.step1.usual,
                     "as_usual": output.step1.as_usual,
+                    "landmarks": sorted(output.step1.landmarks),
                     "by_reader": output.step1.by_reader,
                 }
             write_json(entry / RECORD_FILE, record)
@@ -244,6 +245,7 @@ def _step1(entry: Path, record: Mapping[str, Any]) -> Step1Names | None:
         certainty_of(known) or "doubtful",
         float(known.get("usual", 0.0)),
         float(known.get("as_usual", 0.0)),
+        frozenset(int(code) for code in known.get("landmarks", ())),
     )
 
 
@@ -266,6 +268,7 @@ class PredictionRecord:
             and step 2 differ) and ``mirror`` (share of the structures on which the image and its mirror image differ).
             Values that were not measured are missing.
         marked: Codes of the levels that the reply named as doubtful; empty in older records.
+        reviewed: Id of the prediction that a review looked at; empty for a prediction, and in older records.
     """
 
     id: str
@@ -280,6 +283,7 @@ class PredictionRecord:
     created: str = field(default_factory=history.now_text)
     disagreement: Mapping[str, float] = field(default_factory=dict)
     marked: tuple[int, ...] = ()
+    reviewed: str = ""
 
 
 class PredictionStore:

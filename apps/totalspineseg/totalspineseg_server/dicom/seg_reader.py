@@ -24,7 +24,6 @@ def read_seg(
     image: Grid,
     *,
     sources: Sources | None = None,
-    frame_of_reference: str | None = None,
 ) -> Submission:
     """Read a DICOM SEG as a submission on the grid of its image.
 
@@ -35,7 +34,6 @@ def read_seg(
         image: Grid of the image that was annotated.
         sources: Series of the image. It is needed if the SEG places its frames by reference only, and to check that
             both have the same frame of reference.
-        frame_of_reference: UID to check against instead; None or "" for no check.
 
     Returns:
         Layers on ``image``'s grid, segments in the order of the file; overlapping segments lie in several layers.
@@ -49,7 +47,7 @@ def read_seg(
     opened = open_seg(seg)
     headers = read_headers(sources) if sources is not None else ()
     # A series without a frame of reference cannot be checked, because every writer makes one up for it.
-    expected = str(headers[0].get("FrameOfReferenceUID") or "") if headers else frame_of_reference or ""
+    expected = str(headers[0].get("FrameOfReferenceUID") or "") if headers else ""
     _require_frame_of_reference(opened, expected)
     segments = _segments(opened)
     found: dict[int, list[Indices]] = {number: [] for number in segments}

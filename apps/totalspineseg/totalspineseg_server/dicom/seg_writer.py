@@ -31,6 +31,8 @@ object.
 """
 _FAMILY: Final = Code("123109", "DCM", "Artificial Intelligence")
 """Algorithm family, DICOM CID 7162."""
+SERIES_NUMBER: Final = 100
+"""Number of the series of a segmentation; that of its report is the next one."""
 BYTE: Final = 8
 MAX_LO: Final = 64
 """Largest number of characters in a DICOM long string."""
@@ -42,8 +44,8 @@ def write_result(
     versions: Mapping[str, str],
     *,
     doubtful: bool,
+    marked: Collection[int],
     names: Mapping[int, str] = NAME_OF,
-    marked: Collection[int] = (),
 ) -> Dataset:
     """Return a model's own result as ``write_seg`` does, described by its weights and its doubts.
 
@@ -52,8 +54,8 @@ def write_result(
         sources: See ``write_seg``.
         versions: Step -> version of the weights that made it.
         doubtful: Whether its levels are doubtful.
-        names: See ``write_seg``.
         marked: See ``write_seg``.
+        names: See ``write_seg``.
 
     Raises:
         EmptySegmentationError: See ``write_seg``, also for the other errors.
@@ -77,7 +79,6 @@ def write_seg(
     version: str,
     names: Mapping[int, str] = NAME_OF,
     description: str = DESCRIPTION,
-    series_number: int = 100,
     when: datetime | None = None,
     corrected_by: str | None = None,
     marked: Collection[int] = (),
@@ -91,7 +92,6 @@ def write_seg(
         version: Its version; those of several weights are separated by ", ".
         names: Code -> segment label; step-1 maps have "vertebrae" in the sacrum's place.
         description: Series description.
-        series_number: Series number.
         when: Date and time of the content; None is now.
         corrected_by: Reader who changed the model's labels ("" if unknown): the segments are then marked as
             semi-automatic, and the object names its creator. None for a model's own result.
@@ -99,8 +99,7 @@ def write_seg(
 
     Returns:
         The object, in a new series, binary, one segment for each structure that is present, numbered from 1 in the
-        order
-        of the label table. Data about patient and study that the series lacks stay empty.
+        order of the label table. Data about patient and study that the series lacks stay empty.
 
     Raises:
         EmptySegmentationError: No voxel is marked; a SEG object needs a segment.
@@ -121,7 +120,7 @@ def write_seg(
             codes, names, str(images[0].StudyInstanceUID), _algorithm(model, version), corrected_by is not None, marked
         ),
         series_instance_uid=generate_uid(prefix=None),
-        series_number=series_number,
+        series_number=SERIES_NUMBER,
         sop_instance_uid=generate_uid(prefix=None),
         instance_number=1,
         manufacturer=MANUFACTURER,

@@ -10,7 +10,7 @@ from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
 from totalspineseg_server.dicom.headers import Sources, read_headers, uid_from
-from totalspineseg_server.dicom.seg_writer import ALGORITHM, MANUFACTURER, MAX_LO
+from totalspineseg_server.dicom.seg_writer import ALGORITHM, MANUFACTURER, MAX_LO, SERIES_NUMBER
 from totalspineseg_server.dicom.terms import SCHEME, term_of
 from totalspineseg_server.version import VERSION
 
@@ -43,7 +43,7 @@ REPORTED: Final = Code("363679005", SCHEME, "Imaging procedure")
 CERTAINTY: Final = Code("names", OWN_SCHEME, "Certainty of the name of the level")
 
 
-def write_sr(seg: Dataset, sources: Sources, rows: Sequence[Mapping[str, Any]], *, series_number: int = 101) -> Dataset:
+def write_sr(seg: Dataset, sources: Sources, rows: Sequence[Mapping[str, Any]]) -> Dataset:
     """Return measurements as a structured report of the study.
 
     Args:
@@ -51,7 +51,6 @@ def write_sr(seg: Dataset, sources: Sources, rows: Sequence[Mapping[str, Any]], 
         sources: The series, as for ``write_seg``.
         rows: Measurements of structures (see ``measurements.COLUMNS``); those without a segment are left out. Angles of
             the whole column belong to no segment and are left out as well.
-        series_number: Series number.
 
     Returns:
         The object (Comprehensive 3D SR), in a new series, complete and not verified.
@@ -60,7 +59,7 @@ def write_sr(seg: Dataset, sources: Sources, rows: Sequence[Mapping[str, Any]], 
         ImageError: The series cannot be read.
     """
     headers = read_headers(sources)
-    numbers = {str(segment.SegmentLabel): int(segment.SegmentNumber) for segment in seg.SegmentSequence}
+    numbers = {str(segment.TrackingID): int(segment.SegmentNumber) for segment in seg.SegmentSequence}
     groups = [_group(seg, numbers, row) for row in rows if row["level"] in numbers]
     observer = hd.sr.ObserverContext(
         observer_type=Code("121007", "DCM", "Device"),
@@ -80,7 +79,7 @@ def write_sr(seg: Dataset, sources: Sources, rows: Sequence[Mapping[str, Any]], 
         evidence=[seg, *map(_with_names, headers)],
         content=report[0],
         series_instance_uid=generate_uid(prefix=None),
-        series_number=series_number,
+        series_number=SERIES_NUMBER + 1,
         sop_instance_uid=generate_uid(prefix=None),
         instance_number=1,
         manufacturer=MANUFACTURER,

@@ -1,7 +1,7 @@
 """Import labeled images of a BIDS data set as studies with finished labels."""
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -50,7 +50,6 @@ def import_set(
     suffix: str,
     numbers: str = OWN_NUMBERS,
     work: Path | None = None,
-    before_each: Callable[[str], None] = lambda _: None,
 ) -> Imported:
     """Add the labeled images of a data set to studies, each with its label as a finished one.
 
@@ -60,7 +59,6 @@ def import_set(
         suffix: See ``labeled_pairs``.
         numbers: See ``read_pair_label``.
         work: Folder that the server of these studies writes to; None for one inside ``studies``.
-        before_each: Called with each image's name, for progress.
 
     Raises:
         StorageError: There is no labeled image, or something cannot be written.
@@ -75,7 +73,6 @@ def import_set(
     desk = _Desk(studies, work)
     added, known, left_out = list[str](), list[str](), dict[str, str]()
     for pair in pairs:
-        before_each(pair.name)
         try:
             (added if desk.add(pair, numbers, source.resolve().name) else known).append(pair.name)
         except StorageError:

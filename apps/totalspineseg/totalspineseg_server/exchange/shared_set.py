@@ -62,16 +62,13 @@ class Exported:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
 
-def export_set(
-    site: Site, target: Path, *, contrast: str = "T2w", before_each: Callable[[str], None] = lambda _: None
-) -> Exported:
+def export_set(site: Site, target: Path, *, contrast: str = "T2w") -> Exported:
     """Write the newest finished label of each image, with the image, as a BIDS data set.
 
     Args:
         site: Studies and corrections.
         target: Folder to write; it must be missing or empty, and appears complete.
         contrast: BIDS suffix of images whose name does not say it.
-        before_each: Called with the id of each image, for progress.
 
     Raises:
         StorageError: ``target`` has files, there is nothing to export, or something cannot be written.
@@ -88,7 +85,6 @@ def export_set(
             target.rmdir()
     with staged_folder(target) as root:
         for correction in finished:
-            before_each(correction.image)
             name = _name(correction.image, site.subject(correction.image), pseudonym, contrast)
             try:
                 codes = _write_pair(site, correction, root, name)

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from monailabel.config import settings
 from monailabel.endpoints.user import auth as host
 
-from totalspineseg_server.front.threads import in_a_thread
+from totalspineseg_server.front.host import in_a_thread
 
 logger = logging.getLogger(__name__)
 

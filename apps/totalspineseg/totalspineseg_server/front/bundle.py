@@ -126,12 +126,11 @@ class Bundle:
     missing: tuple[str, ...]
 
 
-def read_bundle(folder: Path, changes: tuple[Change, ...] = CHANGES) -> Bundle:
+def read_bundle(folder: Path) -> Bundle:
     """Apply the changes to an installed bundle.
 
     Args:
         folder: The bundle.
-        changes: Changes to apply.
 
     Returns:
         The bundle. If any text is not found exactly once, ``missing`` names it and nothing is changed.
@@ -139,7 +138,7 @@ def read_bundle(folder: Path, changes: tuple[Change, ...] = CHANGES) -> Bundle:
     scripts = {path.name: path.read_bytes() for path in sorted(folder.glob("*.js"))}
     changed: dict[str, bytes] = {}
     missing = []
-    for change in changes:
+    for change in CHANGES:
         old = change.old.encode()
         counts = {name: count for name, content in scripts.items() if (count := content.count(old))}
         if sum(counts.values()) != 1:

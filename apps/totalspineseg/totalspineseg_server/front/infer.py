@@ -21,8 +21,8 @@ from totalspineseg_server.front.received_files import read_params, save_image, s
 from totalspineseg_server.front.saved import report_as_sent, write_as_listed
 from totalspineseg_server.infers.http import BUSY, FORBIDDEN, NOT_FOUND, UNUSABLE
 from totalspineseg_server.infers.listed import without_listed
-from totalspineseg_server.infers.result_tag import saves_label
 from totalspineseg_server.infers.sessions import TrustedPath
+from totalspineseg_server.infers.settings import saves_label
 
 Output = Literal["image", "json", "all", "dicom_seg"]
 RESERVED = ("model", "image", "image_id", "label_from", "session", "description")

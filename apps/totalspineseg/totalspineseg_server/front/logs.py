@@ -1,5 +1,10 @@
-"""Serve ``GET /logs/``: the end of the log as plain text. MONAI Label's page runs scripts of other servers."""
+"""Serve ``GET /logs/``, the end of the log, and ``GET /logs/gpu``, what the driver of the GPU reports.
 
+MONAI Label's own page of the log runs scripts of other servers. The driver has a time limit, because it may hang.
+"""
+
+import subprocess
+import threading
 from collections import deque
 from pathlib import Path
 from typing import Annotated, Final
@@ -9,15 +14,18 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 
 from totalspineseg_server.front.failures import without_folders
-from totalspineseg_server.infers.http import NOT_FOUND
+from totalspineseg_server.infers.http import NOT_FOUND, UPSTREAM
 
 LINES: Final = 300
 MAX_LINES: Final = 10_000
 """Largest number of lines: a few megabytes. A longer log is better read from its file."""
+PROGRAM: Final = "nvidia-smi"
+SECONDS: Final = 20.0
+"""Longest time that the driver may take to answer; it may have to wake up."""
 
 
 def router() -> APIRouter:
-    """Return the route."""
+    """Return the routes."""
     routes = APIRouter()
 
     @routes.get("/logs/")
@@ -35,4 +43,34 @@ def router() -> APIRouter:
         headers = {"refresh": str(refresh)} if refresh else {}
         return Response(without_folders(end), media_type="text/plain", headers=headers)
 
+    @routes.get("/logs/gpu")
+    def gpu(user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))]) -> Response:
+        """Return the driver's table."""
+        return Response(driver_table(), media_type="text/plain")
+
     return routes
+
+
+def driver_table() -> bytes:
+    """Return the output of the driver's program.
+
+    Raises:
+        HTTPException: There is no driver, or it does not answer.
+    """
+    try:
+        process = subprocess.Popen([PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    except FileNotFoundError as error:
+        raise HTTPException(
+            NOT_FOUND, f"This machine has no NVIDIA driver ({PROGRAM} was not found). Install it, or run on the CPU."
+        ) from error
+    try:
+        table: bytes = process.communicate(timeout=SECONDS)[0]
+    except subprocess.TimeoutExpired as error:
+        process.kill()
+        # Do not wait here: a process that hangs in the driver may not end even when killed.
+        threading.Thread(target=process.communicate, name="driver-end", daemon=True).start()
+        raise HTTPException(
+            UPSTREAM,
+            f"{PROGRAM} did not answer within {SECONDS:g} s. Restart the GPU's driver.",
+        ) from error
+    return table

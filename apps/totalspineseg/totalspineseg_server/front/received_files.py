@@ -1,10 +1,10 @@
-"""Write files that clients send to disk, under names of our own."""
+"""Write files that clients send to disk, under names of our own; unpack archives of them that may be hostile."""
 
 import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from fastapi import UploadFile
 
@@ -13,6 +13,7 @@ from totalspineseg_server.errors import SettingError
 from totalspineseg_server.files import CHUNK_BYTES
 from totalspineseg_server.infers.sessions import META_FILE
 from totalspineseg_server.volume_io import IMAGE_SUFFIXES
+from totalspineseg_server.zips import open_archive
 
 MAX_FILE_NAME: Final = 200
 """Longest name, in bytes. File systems allow 255, and a number may be put before the name."""
@@ -83,3 +84,30 @@ def read_params(text: str) -> dict[str, Any]:
     if not isinstance(params, dict):
         raise SettingError(f"'params' must be a JSON object, got {text[:80]!r}")
     return params
+
+
+def unpack_series(archive: IO[bytes], folder: Path, *, max_bytes: int) -> Path:
+    """Write the files of an archive into a folder, without the archive's own folders and hidden files.
+
+    Args:
+        archive: The .zip; it must be seekable.
+        folder: Empty folder. If an archive is refused, the caller removes its content.
+        max_bytes: Largest size of all files together.
+
+    Returns:
+        The file, or the folder if there are several.
+
+    Raises:
+        ArchiveError: See ``open_archive``, also for the others.
+    """
+    with open_archive(archive, folder, is_wanted=_is_wanted, max_bytes=max_bytes) as content:
+        for number, entry in enumerate(content.entries):
+            name = plain_name(entry.filename) or "image"
+            path = folder / (name if len(content.entries) == 1 else f"{number:05d}-{name}")
+            content.extract(entry, path)
+        return path if len(content.entries) == 1 else folder
+
+
+def _is_wanted(name: str) -> bool:
+    """Return whether an entry is a file of the series, not a hidden file of an operating system."""
+    return not PureWindowsPath(name).name.startswith(".")

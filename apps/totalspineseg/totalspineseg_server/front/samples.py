@@ -9,7 +9,7 @@ from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
-from totalspineseg_server.activelearning.offers import NOTED, noted
+from totalspineseg_server.corrections.image_records import NOTED, noted
 from totalspineseg_server.errors import StorageError
 
 logger = logging.getLogger(__name__)

@@ -15,18 +15,22 @@ from monailabel.utils.sessions import SessionInfo, Sessions
 from pydantic import BaseModel
 from starlette.responses import FileResponse
 
-from totalspineseg_server.activelearning.offers import NOTED
 from totalspineseg_server.corrections.correction_store import Correction
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, RENUMBERED, UNCONFIRMED
+from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, RENUMBERED, UNCONFIRMED, message_of
 from totalspineseg_server.corrections.image_ids import is_usable_id
-from totalspineseg_server.corrections.image_records import PATIENT, anonymous
+from totalspineseg_server.corrections.image_records import NOTED, PATIENT, anonymous
 from totalspineseg_server.corrections.label_files import DRAWN_ON
-from totalspineseg_server.corrections.outcomes import message_of
 from totalspineseg_server.corrections.receipts import Receipt, Sender
 from totalspineseg_server.errors import SettingError, StorageError
-from totalspineseg_server.front.archives import unpack_series
 from totalspineseg_server.front.failures import without_folders
-from totalspineseg_server.front.received_files import client_name, read_params, save_all, save_image, save_label
+from totalspineseg_server.front.received_files import (
+    client_name,
+    read_params,
+    save_all,
+    save_image,
+    save_label,
+    unpack_series,
+)
 from totalspineseg_server.infers.http import CONFLICT, NOT_FOUND, SESSIONS_OFF, UNUSABLE
 from totalspineseg_server.pacs.pacs_datastore import COUNTED, UNSENT
 from totalspineseg_server.volume_io import read_image, stem
@@ -34,7 +38,7 @@ from totalspineseg_server.volume_io import read_image, stem
 logger = logging.getLogger(__name__)
 
 ARCHIVES = (".zip",)
-"""Endings of archives; these are unpacked with limits, see ``front.archives``."""
+"""Endings of archives; these are unpacked with limits, see ``unpack_series``."""
 OWN_OF_SAMPLES: Final = ("id", "path", "warning", "score")
 OWN_OF_IMAGES: Final = (NOTED, "ts", "name", COUNTED, "PatientID", "StudyInstanceUID", *OWN_OF_SAMPLES)
 OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_info", "user", "client_id", "ts", "name")

@@ -13,8 +13,8 @@ from totalspineseg_server.front.failures import without_folders
 from totalspineseg_server.front.host import running_task
 from totalspineseg_server.front.judge import Judge
 from totalspineseg_server.infers.http import BUSY
+from totalspineseg_server.registry.manage import overview
 from totalspineseg_server.registry.model_store import DATASET_OF_STEP, STARTER, ModelStore
-from totalspineseg_server.registry.overview import overview
 
 
 def router() -> APIRouter:
@@ -79,8 +79,7 @@ def router() -> APIRouter:
         """Return the newest training: its state, the time left, and its curves."""
         from dataclasses import asdict
 
-        from totalspineseg_server.trainers.curves import curves_of, seconds_left
-        from totalspineseg_server.trainers.runs import state_of
+        from totalspineseg_server.trainers.runs import curves_of, seconds_left, state_of
 
         folder = app_instance().training_dir
         running = running_task("train") is not None

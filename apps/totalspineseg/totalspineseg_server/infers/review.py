@@ -71,6 +71,11 @@ class ReviewTask(FullTask):
             return found
         return super().earlier_maps(scan, step, request, versions)
 
+    def reviewed(self, request: Mapping[str, Any]) -> str:
+        """Return the id of the result under review: a label that is sent afterwards corrects that one."""
+        result = self.result_on_screen(request)
+        return "" if result is None else result.id
+
     def listed(self, present: Collection[int], record: PredictionRecord, *, is_recorded: bool) -> tuple[str, ...]:
         """Return both marks, so that those of an earlier review are cleared."""
         return tuple(self.labels)

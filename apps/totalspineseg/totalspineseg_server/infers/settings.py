@@ -1,4 +1,7 @@
-"""Read the settings a client can change; each has a default, because some clients send only changed values."""
+"""Read what a request asks for: the settings, and the tag under which its result is saved.
+
+Each setting has a default, because some clients send only changed values.
+"""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -6,6 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
 from totalspineseg_server.anatomy import STRUCTURES, WIRE_ID, Kind
+from totalspineseg_server.corrections.datastore import is_safe_tag
+from totalspineseg_server.corrections.displayed_corrections import READER_TAGS
 from totalspineseg_server.errors import SettingError
 from totalspineseg_server.numbering.chain import Pin
 from totalspineseg_server.requested import choice, text
@@ -222,3 +227,46 @@ def _rename(pin: str) -> Rename:
             f"got {' '.join(pin.split())!r}"
         )
     return Rename(*found)
+
+
+SOME_STRUCTURES: Final = "part"
+ISO_GRID: Final = "iso"
+
+
+def saves_label(request: Mapping[str, Any]) -> bool:
+    """Return whether a request asks to save its result as a label of the image."""
+    return request.get("save_label") in (True, "true", "True")
+
+
+def result_tag(request: Mapping[str, Any], part: str) -> str:
+    """Return the tag to save a result under.
+
+    Readers of ``original`` (the next sample, a localizer, step 2) expect all structures under their names on the grid
+    of
+    the image. Other results never replace it: they are saved under ``original-step1``, ``original-review``,
+    ``original-part`` or ``original-iso``.
+
+    Args:
+        request: ``save_label``, ``label_tag`` and the settings.
+        part: Word for a model's partial result; empty for a complete one.
+
+    Returns:
+        The tag; empty if nothing is to be saved.
+
+    Raises:
+        SettingError: The tag is not a word, is too long with its additions, or belongs to readers.
+    """
+    if not saves_label(request):
+        return ""
+    tag = str(getattr(request.get("label_tag"), "value", request.get("label_tag")) or "original")
+    settings = read_settings(request)
+    some = SOME_STRUCTURES if len(settings.codes) < len(STRUCTURES) else ""
+    grid = ISO_GRID if settings.output_grid == "iso" else ""
+    whole = "-".join(filter(None, (tag, part, some, grid)))
+    # The joined tag can be too long although the given one is not.
+    if tag in READER_TAGS or not is_safe_tag(whole):
+        raise SettingError(
+            f"The result cannot be saved under the tag {tag!r} (as {whole!r}). Choose a short tag for "
+            "predictions such as 'original'."
+        )
+    return whole

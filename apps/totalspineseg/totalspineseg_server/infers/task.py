@@ -170,6 +170,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             image_sha256=sha256,
             disagreement=dict(outcome.disagreement),
             marked=self._marked(outcome, present) if settings.marks_doubt else (),
+            reviewed=self.reviewed(request),
         )
         warning = self._record(record, outcome)
         listed = self.listed(present, record, is_recorded=not warning)
@@ -190,8 +191,14 @@ class SpineTask(InferTask):  # type: ignore[misc]
         codes = BY_CODE.keys() if before is None else before | {code for code, i in WIRE_ID.items() if i in present}
         earlier = self._earlier(record.image, record.image_sha256)
         return names_with_marks(
-            listed_names(self.labels, codes), record.marked, [one.marked for one in earlier if one.id != record.id]
+            listed_names(self.labels, codes),
+            record.marked,
+            [one.marked for one in earlier if one.id != record.id and not one.reviewed],
         )
+
+    def reviewed(self, request: Mapping[str, Any]) -> str:
+        """Return the id of the prediction that this model looks at again; empty for a model that predicts."""
+        return ""
 
     def _earlier(self, image_id: str, sha256: str) -> Iterator[PredictionRecord]:
         """Yield the results for an image as it is now, newest first."""
@@ -240,7 +247,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         return ""
 
     def _keep_maps(self, sha256: str, record: PredictionRecord, outcome: Outcome) -> None:
-        if outcome.output is None:
+        if outcome.output is None or record.reviewed:
             return
         numbering = outcome.numbering
         maps = KeptMaps(

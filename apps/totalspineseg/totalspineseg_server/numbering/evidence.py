@@ -78,6 +78,7 @@ class Step1Names:
         certainty: How certain the names of step 1 are by themselves.
         usual: Probability that all its names are right if the column has the usual count.
         as_usual: Probability that the column has the usual count.
+        landmarks: Codes of the landmark discs on which step 1 found their own class.
     """
 
     discs: Localizer
@@ -85,6 +86,7 @@ class Step1Names:
     certainty: Certainty
     usual: float = 0.0
     as_usual: float = 0.0
+    landmarks: frozenset[int] = frozenset()
 
     @property
     def confident(self) -> bool:

@@ -1,8 +1,10 @@
-"""List the series of a PACS."""
+"""List the series of a PACS, and download one."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from dicomweb_client import DICOMwebClient
@@ -12,6 +14,8 @@ from totalspineseg_server.corrections.image_records import anonymous
 from totalspineseg_server.dicom.headers import is_localizer
 from totalspineseg_server.dicom.seg_object import SegReference
 from totalspineseg_server.dicom.seg_writer import MANUFACTURER
+from totalspineseg_server.errors import ImageError
+from totalspineseg_server.files import partial_folder, storage_errors
 
 logger = logging.getLogger(__name__)
 
@@ -105,3 +109,45 @@ def is_own(reference: SegReference) -> bool:
     """Return whether this server wrote the segmentation; a viewer that changes it writes a new one under its own
     name."""
     return reference.manufacturer == MANUFACTURER
+
+
+@contextmanager
+def downloaded(client: DICOMwebClient, series: Series, below: Path) -> Iterator[Path]:
+    """Write all instances of a series to a new folder with a temporary name.
+
+    The caller may rename the folder to keep it; otherwise it is removed in the end, whatever happens.
+
+    Args:
+        client: The PACS.
+        series: The series.
+        below: Folder in which the new one is made; it is also made if it is missing.
+
+    Yields:
+        The new folder with all instances.
+
+    Raises:
+        requests.RequestException: The PACS did not send the series.
+        ImageError: An instance of the series is not a DICOM file.
+        StorageError: The series could not be written.
+    """
+    instances = sorted(
+        client.retrieve_series(series.study, series.uid), key=lambda instance: str(instance.get("SOPInstanceUID"))
+    )
+    with partial_folder(below) as partial:
+        with storage_errors(below):
+            for number, instance in enumerate(instances):
+                _write(instance, partial / f"{number:05d}.dcm")
+        yield partial
+
+
+def _write(instance: Dataset, path: Path) -> None:
+    """Write one instance; pydicom raises errors of many types if it lacks attributes that every file needs."""
+    try:
+        instance.save_as(path, write_like_original=False)
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        raise ImageError(
+            f"The PACS sent an image of the series that is not a complete DICOM file ({type(error).__name__}). "
+            "Send the series to the PACS again."
+        ) from error

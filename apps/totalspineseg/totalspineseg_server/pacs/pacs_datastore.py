@@ -22,8 +22,7 @@ from totalspineseg_server.files import copy_file, move_folder, storage_errors
 from totalspineseg_server.locks import NamedLocks
 from totalspineseg_server.pacs.address import is_uid
 from totalspineseg_server.pacs.cache import MAX_GB, excess, is_in_use, mark_used, measure
-from totalspineseg_server.pacs.fetching import downloaded
-from totalspineseg_server.pacs.found_series import Series, patient_of
+from totalspineseg_server.pacs.found_series import Series, downloaded, patient_of
 from totalspineseg_server.pacs.listing import Listing
 from totalspineseg_server.volume_io import write_volume
 

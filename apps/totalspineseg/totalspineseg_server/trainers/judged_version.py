@@ -15,8 +15,7 @@ from totalspineseg_server.registry.judgments import Judgment, keep_judgment
 from totalspineseg_server.registry.model_store import Choice, ModelStore
 from totalspineseg_server.registry.records import images_trained_on
 from totalspineseg_server.trainers.judging import Judging, never_seen
-from totalspineseg_server.trainers.line import line_of
-from totalspineseg_server.trainers.material import judged_cases, site_material
+from totalspineseg_server.trainers.material import judged_cases, line_of, site_material
 from totalspineseg_server.trainers.remembered import own_answers
 from totalspineseg_server.trainers.retrain_settings import RetrainSettings
 from totalspineseg_server.trainers.site import Site

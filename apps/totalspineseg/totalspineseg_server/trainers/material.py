@@ -1,7 +1,7 @@
 """Split the newest finished label of each image by subject: corrections to train on, and corrections to test on."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,8 +19,10 @@ from totalspineseg_server.gate.holdout import Split, drawn_out, update_split
 from totalspineseg_server.gate.scoring import JudgedCase
 from totalspineseg_server.geometry import Volume, to_ras
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
+from totalspineseg_server.nnunet.content_version import parts_of
 from totalspineseg_server.plausible import require_plausible
-from totalspineseg_server.trainers.line import is_of_line
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.records import lineage, read_record
 from totalspineseg_server.trainers.site import Site
 from totalspineseg_server.volume_io import read_image, read_labels
 
@@ -84,7 +86,7 @@ def site_material(
     Args:
         site: Studies and corrections.
         known: Step -> ids of corrections that its network in use was trained on; they become replay.
-        line: Weights and their ancestors (see ``trainers.line``). Structures that readers left as these predicted them
+        line: Weights and their ancestors (see ``line_of``). Structures that readers left as these predicted them
             are marked. Empty for networks without ancestors here.
         split_of: Returns the role of each subject, given the file of the hold-out list and the subjects; it may write
             the file.
@@ -245,3 +247,30 @@ def _provenance(correction: Correction) -> dict[str, Any]:
         # An incomplete label is not trained on. The reason is reported where it is left out.
         "findings": [str(f.get("message", "")) for f in correction.findings if f.get("kind") != INCOMPLETE],
     }
+
+
+def line_of(store: ModelStore, names: Collection[str]) -> frozenset[str]:
+    """Return the names of versions and their ancestors, and the identifiers that their networks' predictions carry.
+
+    Args:
+        store: The model versions.
+        names: "starter" or versions' names.
+    """
+    found: set[str] = set()
+    for ancestor in {ancestor for name in names for ancestor in lineage(store, name)}:
+        record = read_record(store, ancestor) or {}
+        parents = (str(parent["version"]) for parent in record.get("parents", {}).values())
+        found |= {ancestor, *(parts_of(version)[1] for version in (*record.get("models", {}).values(), *parents))}
+    return frozenset(found)
+
+
+def is_of_line(prediction: Mapping[str, object] | None, line: frozenset[str]) -> bool:
+    """Return whether a network of a line made a prediction, in either step.
+
+    Args:
+        prediction: The prediction in a correction's record ("versions": step -> version); None if there is none.
+        line: From ``line_of``.
+    """
+    versions = (prediction or {}).get("versions")
+    made_by = [str(version) for version in versions.values()] if isinstance(versions, Mapping) else []
+    return any(not line.isdisjoint(parts_of(version)) for version in made_by)

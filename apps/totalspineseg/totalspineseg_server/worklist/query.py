@@ -4,12 +4,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal
 
 from totalspineseg_server.worklist.rows import STATUSES, Row
 
 Sort = Literal["id", "status", "doubt", "levels", "user", "date", "version"]
-SORTS: Final[tuple[Sort, ...]] = get_args(Sort)
 PAGE_SIZE: Final = 25
 MAX_PAGE_SIZE: Final = 200
 """Most rows on a page."""
