@@ -67,9 +67,9 @@ WORTH_NAMING: Final = 0.005
 """Smallest probability of a competing numbering that is reported."""
 MAX_ALTERNATIVES: Final = 5
 OFTEN: Final = 0.15
-"""Names are doubtful if at least this share of scans, beyond their own probability of error, is named wrongly."""
+"""Names are doubtful if their chance of being wrong for reasons outside their probabilities is greater than this."""
 CONTRADICTED_WRONG: Final = 0.3
-"""Chance that names are wrong, beyond what their probabilities say, where a large piece or a landmark contradicts them;
+"""Chance that names are wrong for reasons outside their probabilities if a large piece or a landmark contradicts them;
 for networks that nobody has measured."""
 CONTRADICTED: Final = 0.5
 """Highest probability of a numbering that another map of the same scan contradicts, if each is certain by itself."""
