@@ -101,7 +101,7 @@ def execute(arguments: argparse.Namespace) -> int:
         if channels:
             print(f"discs of the second channel: {', '.join(f'{n} {discs}' for discs, n in channels.most_common())}")
         if written.removed:
-            print(f"removed {len(written.removed)} cases of an earlier call: {', '.join(written.removed)}")
+            print(f"removed {len(written.removed)} cases of an earlier run: {', '.join(written.removed)}")
     return 1 if skipped else 0
 
 

@@ -75,8 +75,8 @@ def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequ
 
 
 def below_l5_s(out: Sequence[int], path: Path, evidence: Evidence) -> tuple[int, ...]:
-    """Return the discs below the one named L5-S that may be L5-S themselves: one that is not thin, as that between S1
-    and S2 is in most people, or any if the bone between them is drawn as a vertebra.
+    """Return the discs below the one named L5-S that may be L5-S themselves: a thick one, because the disc between
+    S1 and S2 is thin in most people, or any if the bone between them is drawn as a vertebra.
 
     Args:
         out: From ``left_out``.
