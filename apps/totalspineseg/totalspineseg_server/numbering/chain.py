@@ -300,7 +300,7 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     out = left_out(best, evidence, naming)
     contradicted = contradicts(out, best, evidence, missed)
     below = below_l5_s(out, best, evidence)
-    findings = tuple(_finding(k, evidence, pieces, below_l5_s=k in below) for k in out)
+    findings = tuple(_finding(k, evidence, pieces, below_l5_s=k == below) for k in out)
     return _settled(
         Numbering(
             *(pieces, naming, probability, levels, alternatives, (), missed, findings),
