@@ -1,6 +1,6 @@
 """`make bench-speed`: nnU-Net's own predictor beside ours, with one faster way after the other switched on.
 
-    .venv/bin/python tools/bench_speed.py [FOLDER] [--full] [--threads 2] [--turns 3]
+    .venv/bin/python tools/bench_speed.py [FOLDER] [--full] [--threads 2] [--repeats 3]
 
 Networks: the starter weights, and random weights of the official shape (256 x 256 x 48 voxels, 141 million parameters).
 Random networks find nothing, so every answer is replaced by the true classes of a synthetic scan; the work is done all
@@ -102,7 +102,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path, nargs="?", default=local_server.ROOT / "bench" / "speed", metavar="FOLDER")
     parser.add_argument("--full", action="store_true", help="run every row from end to end")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--turns", type=int, default=3, help="how often a tile is timed")
+    parser.add_argument("--repeats", type=int, default=3, help="how often a tile is timed")
     parser.add_argument("--prepare", action="store_true", help="make networks, conversions and scans, and stop")
     parser.add_argument("--show", action="store_true", help="print the tables of the last run")
     parser.add_argument("--alone", nargs="+", help=argparse.SUPPRESS)
@@ -112,7 +112,7 @@ def main() -> int:
         torch.set_num_threads(arguments.threads)
         torch.manual_seed(SEED)
         task, *words = arguments.alone
-        print(json.dumps(TASKS[task](folder, arguments.turns, *words)))
+        print(json.dumps(TASKS[task](folder, arguments.repeats, *words)))
         return 0
     if not arguments.show:
         for words in (("scans",), *((task, step) for step in "12" for task in ("network", "convert", "quantize"))):
@@ -131,7 +131,7 @@ def measure(arguments: argparse.Namespace) -> None:
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": arguments.threads,
-        "turns": arguments.turns,
+        "repeats": arguments.repeats,
         "nnunet": metadata.version("nnunetv2"),
         "load_at_start": os.getloadavg()[0],
         "tiles": {},
@@ -154,9 +154,9 @@ def measure(arguments: argparse.Namespace) -> None:
     for scan in SCANS:
         counted = alone(arguments, "count", scan)
         for way in WAYS:
-            turns = 1 if arguments.full and (scan, way) not in MEASURED else MEASURED.get((scan, way), 0)
-            if turns:
-                row = alone(arguments, "row", "official", scan, way, faster, str(turns))
+            repeats = 1 if arguments.full and (scan, way) not in MEASURED else MEASURED.get((scan, way), 0)
+            if repeats:
+                row = alone(arguments, "row", "official", scan, way, faster, str(repeats))
             else:
                 row = dict(counted["air" if way in ("runtime", "int8") else way])
                 a_tile = seconds[runtime_of(way, faster, stock="stock")]
@@ -172,7 +172,7 @@ def measure(arguments: argparse.Namespace) -> None:
 def alone(arguments: argparse.Namespace, *words: str) -> Any:
     """Run a task in a process of its own, and return what it printed last."""
     print(f"{time.strftime('%H:%M:%S')} {' '.join(words)}", file=sys.stderr, flush=True)
-    options = ["--threads", str(arguments.threads), "--turns", str(arguments.turns), "--alone", *words]
+    options = ["--threads", str(arguments.threads), "--repeats", str(arguments.repeats), "--alone", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
     command = [sys.executable, __file__, str(arguments.folder), *options]
     result = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=False, env=environment)
@@ -229,7 +229,7 @@ def quantize(folder: Path, _: int, step: str) -> None:
         keep_int8(model, [noise_tile(model)])
 
 
-def time_tiles(folder: Path, turns: int, name: str) -> dict[str, Any]:
+def time_tiles(folder: Path, repeats: int, name: str) -> dict[str, Any]:
     """Return the median seconds of a tile for each runtime, all timed alternately; and CPU seconds."""
     model = model_of(folder, name[:-1], int(name[-1]))
     tile = noise_tile(model)
@@ -244,7 +244,7 @@ def time_tiles(folder: Path, turns: int, name: str) -> dict[str, Any]:
     times: dict[str, list[tuple[float, float]]] = {runtime: [] for runtime in networks}
     with torch.inference_mode():
         signs = {runtime: networks[runtime]() > 0 for runtime in ("torch", "openvino")}
-        for _ in range(turns):
+        for _ in range(repeats):
             for runtime, work in networks.items():
                 wall, cpu = time.perf_counter(), time.process_time()
                 work()
@@ -262,14 +262,14 @@ def count(folder: Path, _: int, scan: str) -> dict[str, Any]:
     return {way: run(folder, "official", scan, way, "torch", 1, count_only=True) for way in WAYS[:4]}
 
 
-def run_row(folder: Path, _: int, weights: str, scan: str, way: str, faster: str, turns: str) -> dict[str, Any]:
+def run_row(folder: Path, _: int, weights: str, scan: str, way: str, faster: str, repeats: str) -> dict[str, Any]:
     """Run a row from end to end, so often; return medians, and the largest memory of the process."""
-    row = run(folder, weights, scan, way, runtime_of(way, faster), int(turns))
-    return {**row, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, "runs": int(turns)}
+    row = run(folder, weights, scan, way, runtime_of(way, faster), int(repeats))
+    return {**row, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, "runs": int(repeats)}
 
 
 def run(
-    folder: Path, weights: str, scan: str, way: str, runtime: str, turns: int, *, count_only: bool = False
+    folder: Path, weights: str, scan: str, way: str, runtime: str, repeats: int, *, count_only: bool = False
 ) -> dict[str, Any]:
     """Do the work of a request; return tiles, seconds, and the seconds outside the networks.
 
@@ -279,7 +279,7 @@ def run(
         scan: One of ``SCANS``.
         way: One of ``WAYS``.
         runtime: Runtime of the networks.
-        turns: How often.
+        repeats: How often.
         count_only: Whether networks do nothing but count.
     """
     models = {step: model_of(folder, weights, step) for step in (1, 2)}
@@ -311,7 +311,7 @@ def run(
             lint(found.labels, prepared.iso.spacing)
             prepared.labels_to_input(found.labels)
 
-    for _ in range(turns):
+    for _ in range(repeats):
         for clock in clocks.values():
             clock.tiles, clock.seconds = 0, 0.0
         start = time.perf_counter()

@@ -28,7 +28,7 @@ from totalspineseg_server.geometry import LabelArray, Volume, same_grid
 from totalspineseg_server.infers.listed import LISTED, listed_names, names_with_marks
 from totalspineseg_server.infers.services import Services
 from totalspineseg_server.infers.settings import (
-    SHOWN,
+    DISPLAYED,
     Rename,
     Settings,
     client_config,
@@ -257,7 +257,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         if earlier is None or dict(earlier.versions) != dict(versions):
             return None
         changed = {name for name in {*asked, *earlier.settings} if asked.get(name) != earlier.settings.get(name)}
-        return earlier if changed and changed <= set(SHOWN) else None
+        return earlier if changed and changed <= set(DISPLAYED) else None
 
     def _record(self, record: PredictionRecord, outcome: Outcome) -> str:
         """Store the data that a correction needs. If that fails, return a warning: the result itself is good."""
