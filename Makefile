@@ -114,8 +114,8 @@ bench-numbering: setup ## Measure the naming on stressed columns
 	$(BIN)/python tools/bench_numbering.py
 
 # REAL=folder of real scans with truth, SPIDER=folder of its slabs; either may be left out.
-bench-real: setup ## Measure the naming on real scans (REAL=, SPIDER=)
-	$(BIN)/python tools/bench_real.py $(if $(REAL),--real "$(REAL)") $(if $(SPIDER),--spider "$(SPIDER)")
+bench-real: setup ## Measure the naming on real scans (REAL=, SPIDER=, OPTIONS=--moved)
+	$(BIN)/python tools/bench_real.py $(if $(REAL),--real "$(REAL)") $(if $(SPIDER),--spider "$(SPIDER)") $(OPTIONS)
 
 # With REAL= or SPIDER= as above, what the scores find among real scans; without, trainings of about three hours.
 bench-selection: setup ## Measure what the orders of scans are worth (REAL=, SPIDER=)

@@ -1,6 +1,7 @@
 """Tests of the chain model on columns with known truth: single mistakes, variants, doubt, pins, localizers."""
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import columns
 from block_spines import block_spine, classes_of, step1_answer
 from totalspineseg_server.anatomy import (
     C1,
+    C2,
     CODE_OF,
     DISC_C2_C3,
+    DISC_C7_T1,
     DISC_CLASSES,
     DISC_L5_S,
     DISC_T12_L1,
@@ -34,8 +37,9 @@ from totalspineseg_server.geometry import Volume
 from totalspineseg_server.numbering import chain
 from totalspineseg_server.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
 from totalspineseg_server.numbering.evidence import Evidence, Item, Localizer, Step1Names
-from totalspineseg_server.numbering.left_out import contradicts
+from totalspineseg_server.numbering.left_out import below_l5_s, contradicts
 from totalspineseg_server.numbering.naming import label_map, name_map, require_met
+from totalspineseg_server.numbering.solver import Chain, posterior
 from totalspineseg_server.numbering.step1_names import names_by_reader, step1_names
 from totalspineseg_server.transforms.labeling import paint
 from totalspineseg_server.transforms.pieces import find_pieces
@@ -350,6 +354,19 @@ def test_a_pin_settles_a_landmark_as_far_as_nothing_is_missed(whole: bool) -> No
     _, numbering = name(case, pins=[Pin(22, truth_point(case, 22))])
     assert numbering.confident == whole
     assert ("landmark_differs" in [f.kind for f in numbering.findings]) != whole
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_a_landmark_that_step_1_saw_on_its_own_disc_is_lost_and_no_doubt(seen: bool) -> None:
+    """Step 2 had C7-T1 on T1-T2, step 1 on C7-T1, as the names: the right names were doubtful."""
+    case = draw("cervicothoracic", 2)
+    case.raw[case.truth == DISC_C7_T1] = 1
+    case.raw[case.truth == 72] = 3
+    step1 = replace(step1_of(case, 0.99), landmarks=frozenset({DISC_C7_T1} if seen else ()))
+    labels, numbering = name(case, step1=step1)
+    assert columns.errors(case, labels) == {}
+    assert [finding.kind for finding in numbering.findings] == ["landmark_differs"]
+    assert (numbering.certainty == "doubtful") is not seen
 
 
 def test_a_landmark_spread_over_its_neighbor_is_no_doubt() -> None:
@@ -776,6 +793,61 @@ def test_a_large_false_piece_far_from_the_column_is_no_doubt_about_names(far: bo
     codes = (41, 42, 0, 43)
     items = tuple(Item(Kind.VERTEBRA, k, 30.0 * k, False, 45.0, 1000.0, is_far=far and k == 2) for k in range(4))
     assert contradicts((2,), codes, Evidence(2, items, (), {}, 0.0, 0.0), ()) is not far
+
+
+def test_the_base_of_the_dens_drawn_as_a_disc_is_no_level() -> None:
+    """In a neck whose voxels began half a voxel later, step 2 drew it with the class of C2-C3, and all names were one
+    level off (places, sizes and classes of that scan)."""
+    discs = {7.9: 511, 24.4: 943, 40.2: 940, 57.8: 1054, 75.0: 1169, 91.5: 1572, 107.1: 1501, 124.8: 1311}
+    marks = {7.9: {DISC_C2_C3: 0.57}, 24.4: {DISC_C2_C3: 0.67}, 107.1: {DISC_C7_T1: 0.7}}
+    bones = (2.9, 15.5, 32.4, 48.7, 66.0, 83.0, 99.0, 116.0)
+    items = [
+        Item(
+            Kind.DISC,
+            k,
+            place,
+            False,
+            22.0,
+            float(size),
+            dict.fromkeys(LANDMARK_CLASS.values(), 0.0) | marks.get(place, {}),
+        )
+        for k, (place, size) in enumerate(discs.items())
+    ]
+    items += [
+        Item(Kind.VERTEBRA, k, place, k == 0, 45.0, 9000.0, odd=float(k % 2 == 0)) for k, place in enumerate(bones)
+    ]
+    items.sort(key=lambda item: item.place_mm)
+    model = Chain(Evidence(2, tuple(items), (), {}, 0.0, 0.0))
+    chances = posterior(model, model.forward("sum"), model.backward("sum"))
+    by_place = {item.place_mm: chance for item, chance in zip(items, chances, strict=True)}
+    assert by_place[24.4][DISC_C2_C3] > 0.9
+    assert sum(by_place[7.9].values()) < 0.1, "it has no name"
+
+
+def test_the_skull_base_drawn_as_a_vertebra_is_no_doubt_about_names() -> None:
+    items = tuple(Item(Kind.VERTEBRA, k, 20.0 * k, False, 45.0, 9000.0) for k in range(4))
+    evidence = Evidence(2, items, (), {}, 0.0, 0.0)
+    assert not contradicts((0,), (0, C1, C2, C2 + 1), evidence, ())
+    assert contradicts((0,), (0, C2, C2 + 1, C2 + 2), evidence, ())
+
+
+@pytest.mark.parametrize(
+    ("size", "bone", "doubt"), [(1000.0, SACRUM, False), (5000.0, SACRUM, True), (1000.0, 0, True)]
+)
+def test_what_may_be_l5_s_below_the_disc_named_so_is_a_doubt(size: float, bone: int, doubt: bool) -> None:
+    """The last lumbar vertebra was drawn as sacrum, with a part as vertebra above a small disc: all names were one
+    level off, and counted."""
+    kind = Kind.SACRUM if bone else Kind.VERTEBRA
+    items = (
+        *(Item(Kind.DISC, k, 35.0 * k, False, 45.0, 18000.0) for k in range(4)),
+        Item(kind, 0, 125.0, False, 45.0, 2700.0),
+        Item(Kind.DISC, 4, 140.0, False, 40.0, size),
+        Item(Kind.SACRUM, 1, 160.0, False, 60.0, 90000.0),
+    )
+    path = (93, 94, 95, DISC_L5_S, SACRUM, 0, SACRUM)
+    evidence = Evidence(2, items, (), {}, 0.0, 0.0)
+    assert contradicts((5,), path, evidence, ()) is doubt
+    assert below_l5_s((5,), path, evidence) == ((5,) if doubt else ())
 
 
 def test_a_map_of_noise_is_named_with_doubt() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from totalspineseg_server import anatomy
 from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
@@ -104,3 +105,32 @@ def test_a_slab_without_discs_is_left_out(
     monkeypatch.setattr(sys, "argv", ["spider_cases", str(tmp_path), str(tmp_path / "out")])
     assert spider_cases.main() == 1
     assert "005" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("touching", [False, True])
+def test_endplates_are_unknown_where_the_masks_of_discs_touch_the_bodies(
+    slab: tuple[Path, np.ndarray], tmp_path: Path, touching: bool
+) -> None:
+    """Some patients' discs were labeled up to the bodies, others without the endplates: a network learned neither."""
+    label = nib.load(slab[0] / "005_label.nii.gz")
+    image = nib.load(slab[0] / "005_image.nii.gz")
+    values, affine = np.asarray(label.dataobj), np.diag([0.6, 0.6, 0.6, 1.0]) @ label.affine
+    bone = values == spider_cases.VERTEBRA
+    away = ndimage.distance_transform_edt(~bone, sampling=0.6 * np.array(SPACING))
+    if touching:
+        discs = ndimage.binary_dilation(values == spider_cases.DISC, np.ones((1, 1, 5))) & (away < 3)
+        values = np.where(discs & (values == 0), spider_cases.DISC, values)
+    else:
+        values = np.where((values == spider_cases.DISC) & (away < 1.8), 0, values)
+    nib.save(nib.Nifti1Image(values.astype(np.uint8), affine), tmp_path / "005_label.nii.gz")
+    nib.save(nib.Nifti1Image(image.get_fdata(), affine), tmp_path / "005_image.nii.gz")
+    case = RealSpine.read(_written(tmp_path))
+    disc = np.isin(case.labels, anatomy.DISCS)
+    unknown = disc & (case.second == anatomy.BACKGROUND)
+    assert bool(unknown.any()) is touching
+    assert not (unknown & (away >= 1.8)).any()
+
+
+def _written(folder: Path) -> Path:
+    spider_cases.write_case(folder, folder, spider_cases.Patient("005", held_out=False, sure=True, note=""))
+    return folder / "spider_005.npz"

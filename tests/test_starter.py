@@ -18,7 +18,7 @@ from totalspineseg_server.nnunet.odd_channel import EXACT_CHANNEL_SHARE, NEAR_MM
 from totalspineseg_server.nnunet.starter import _batches, train_starter
 from totalspineseg_server.nnunet.starter_batches import class_table, draw_sample, odd_discs, samples
 from totalspineseg_server.nnunet.starter_finder import StarterFinder
-from totalspineseg_server.nnunet.starter_model import build_network, export_model, warm_start
+from totalspineseg_server.nnunet.starter_model import build_network, draws_outlines, export_model, warm_start
 from totalspineseg_server.nnunet.starter_plans import CHECKPOINT, GRIDS, STARTER_FOLDERS, dataset_json, regions_of
 from totalspineseg_server.nnunet.starter_settings import StarterSettings
 from totalspineseg_server.nnunet.training import deep_loss
@@ -122,6 +122,22 @@ def test_training_begins_with_given_weights_and_says_which(trained: Path, tmp_pa
     assert all(torch.allclose(had[name], has[name], atol=1e-3) for name in had)
     digest = hashlib.sha256((source / "fold_0/checkpoint_final.pth").read_bytes()).hexdigest()
     assert json.loads((folder / "training.json").read_text(encoding="utf-8"))["begun_from_sha256"] == digest
+
+
+def test_a_training_of_outlines_leaves_what_tells_levels_apart(tmp_path: Path) -> None:
+    """More patients in the training drew better and named whole spines one level off."""
+    had = _weights(train_starter(2, tmp_path / "before", tiny(features=(4, 6, 8, 8, 8), iterations=1)))
+    rest = tiny(features=(4, 6, 8, 8, 8), iterations=3, learning_rate=0.1, warm_up=1, ema_decay=0.0, outlines_only=True)
+    source = tmp_path / "before" / STARTER_FOLDERS[2]
+    has = _weights(train_starter(2, tmp_path / "after", rest, start_from=source))
+    changed = {name for name in had if not torch.equal(had[name], has[name])}
+    assert changed
+    assert all(draws_outlines(name) for name in changed)
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    weights: dict[str, torch.Tensor] = torch.load(folder / CHECKPOINT, weights_only=True)["network_weights"]
+    return weights
 
 
 def test_workers_draw_streams_of_their_own(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 
 from totalspineseg_server import anatomy
 from totalspineseg_server.synthesis import Field, SpineOptions, SyntheticSpine, random_spine
@@ -35,8 +36,14 @@ VALUES = NDArray[np.float64]
 
 
 def draw(seed: int, jitter: float) -> SyntheticSpine:
+    """Return a spine whose discs are labeled from bone to bone, so that they can be measured."""
     options = SpineOptions(Field.WHOLE, 12, 5, SPACING, width_mm=70.0, depth_mm=170.0, jitter=jitter)
-    return random_spine(np.random.default_rng(seed), options)
+    spine = random_spine(np.random.default_rng(seed), options)
+    discs = np.isin(spine.labels, anatomy.DISCS)
+    away, nearest = distance_transform_edt(~discs, sampling=SPACING, return_indices=True)
+    between = (spine.labels == 0) & np.isin(spine.tissues, (Tissue.ANNULUS, Tissue.NUCLEUS)) & (away < 2.5)
+    spine.labels[between] = spine.labels[tuple(nearest)][between]
+    return spine
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
     python tools/bench_real.py --real FOLDER --spider FOLDER
     python tools/bench_real.py --real FOLDER --spider FOLDER --write-trust  # also writes trust.json of the weights
+    python tools/bench_real.py --real FOLDER --spider FOLDER --moved  # also each scan shifted and mirrored
 
 REAL has images/NAME.nii.gz and truth/NAME_KIND.nii.gz: ``gt`` (codes of discs, or of bodies), ``points`` (a voxel for
 each vertebra, the k-th from C1), ``discpoints`` (a voxel for each disc, 3 = C2-C3), ``cord``. SPIDER has NNN_image and
@@ -11,17 +12,22 @@ For each scan, landmarks are trusted as far as the other scans show: a SPIDER pa
 count for itself. Scans with ``gt`` are only measured. Patients of SPIDER on whom the starter weights were trained
 (``spider_patients.csv``) are left out, unless ``--all-patients`` is given. A scan is right if every marked level is
 found and has its name.
+
+Where the voxels begin, and which side is which, must not change a name. With ``--moved``, each scan is also named after
+a shift by half a voxel along every axis, and mirrored, with the same trust; a name has changed if most of a level has
+the name of another one.
 """
 
 import argparse
 import csv
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from scipy.ndimage import shift
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tools")]
@@ -59,6 +65,23 @@ FOUND, REACH_MM = 0.25, 10.0
 BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.001)
 
 
+def by_half_a_voxel(volume: Volume) -> Volume:
+    """Return an image moved by half a voxel along every axis."""
+    return Volume(shift(volume.data.astype(np.float32), (0.5, 0.5, 0.5), order=1, mode="nearest"), volume.affine)
+
+
+def mirrored(volume: Volume) -> Volume:
+    """Return an image or labels, nearest to RAS, with left and right exchanged."""
+    return Volume(volume.data[::-1].copy(), volume.affine)
+
+
+MOVES: dict[str, tuple[Callable[[Volume], Volume], Callable[[Volume], Volume]]] = {
+    "shifted": (by_half_a_voxel, lambda labels: labels),
+    "mirrored": (mirrored, mirrored),
+}
+"""Move -> what it does to an image, and to its labels."""
+
+
 @dataclass
 class Scan:
     """A scan with the output of the networks, and its counts."""
@@ -87,6 +110,7 @@ class Result:
     cord: float | None
     parts: Parts
     outlines: Mapping[str, float] = field(default_factory=dict)
+    codes: LabelArray | None = None
 
     @property
     def right(self) -> bool:
@@ -194,7 +218,7 @@ def name(scan: Scan, others: Mapping[int, Trust]) -> Result:
     known_of = report(found.numbering, odd, affine=scan.scan.iso.affine)
     parts = parts_of(known_of, disagreement_of(found.step1, found.labels[found.box], scan.mirrors))
     outlines = spider_outlines(scan.truths["label"].data, result.data) if "label" in scan.truths else {}
-    return Result(scan.name, scan.group, scan.clear, levels, found.numbering, cord, parts, outlines)
+    return Result(scan.name, scan.group, scan.clear, levels, found.numbering, cord, parts, outlines, result.data)
 
 
 def spider_outlines(truth: LabelArray, found: LabelArray) -> dict[str, float]:
@@ -317,24 +341,73 @@ def count_wrong_names(every: Sequence[Scan], mirror: Mapping[int, bool]) -> None
         every[k].counts[FINAL] = every[k].counts[FINAL] + counts
 
 
+def read(row: tuple[str, str, Path, dict[str, Path], bool], move: str = "") -> Scan:
+    """Read a scan of ``scans``, moved or as it is."""
+    title, group, image, truths, clear = row
+    of_image, of_labels = MOVES.get(move, (lambda volume: volume, lambda labels: labels))
+    labels = {kind: of_labels(to_ras(read_labels(file))) for kind, file in truths.items()}
+    return Scan(title, group, pipeline.prepare(of_image(to_ras(read_image(image)))), labels, clear)
+
+
+def renamed(before: LabelArray, after: LabelArray) -> bool:
+    """Return whether most of a bone or disc of one map has the name of another bone or disc in the other map."""
+    for one, other in ((before, after), (after, before)):
+        present = set(np.unique(one).tolist())
+        for kind in ({*VERTEBRAE, SACRUM}, set(DISCS)):
+            for code in kind & present:
+                there = int(np.bincount(other[one == code]).argmax())
+                if there != code and there in kind:
+                    return True
+    return False
+
+
+def show(result: Result, move: str = "") -> None:
+    """Print the names of a scan."""
+    wrong = [f"{NAME_OF[true]} named {NAME_OF.get(code, 'nothing')}" for true, code, _ in result.levels if true != code]
+    known = result.numbering
+    print(
+        f"{result.name[:26]:26} {move + ' ' if move else ''}{known.certainty:9} {known.probability:.3f} "
+        f"{sum(t == c for t, c, _ in result.levels):2} of {len(result.levels):2} {'; '.join(wrong[:2])}",
+        flush=True,
+    )
+
+
 def named(
-    real: Path | None, spider: Path | None, *, weights: Path = STARTER, held_out: bool = True, write: bool = False
-) -> list[Result]:
-    """Name all scans and print each; ``write`` also writes the measured trust beside the weights."""
+    real: Path | None,
+    spider: Path | None,
+    *,
+    weights: Path = STARTER,
+    held_out: bool = True,
+    write: bool = False,
+    moves: Sequence[str] = (),
+) -> tuple[list[Result], dict[str, list[tuple[Result, Result]]]]:
+    """Name all scans and print each.
+
+    Args:
+        real: Folder with images and truth.
+        spider: Folder with patients of SPIDER.
+        weights: Folder with both steps.
+        held_out: Whether to leave out patients on whom the starter weights were trained.
+        write: Whether to write the measured trust beside the weights.
+        moves: Keys of ``MOVES``.
+
+    Returns:
+        The results, and for each move the results of each scan before and after it.
+    """
     models = models_in(weights)
     # A new measurement starts without the previous threshold of the cord.
     trusts = {step: replace(models[step].trust, cord_logit=0.0) if write else models[step].trust for step in STEPS}
     networks = {step: WarmPredictor(models[step], trust=trusts[step]) for step in STEPS}
-    named_scans = []
-    for title, group, image, truths, clear in scans(real, spider, held_out=held_out):
-        volume = read_image(image)
-        labels = {kind: to_ras(read_labels(file)) for kind, file in truths.items()}
-        scan = Scan(title, group, pipeline.prepare(volume), labels, clear)
+    named_scans, rows = [], []
+    for row in scans(real, spider, held_out=held_out):
+        scan = read(row)
         try:
             draw(scan, networks)
-            named_scans.append(scan)
         except NoSpineError as error:
-            print(f"{title}: {error}", flush=True)
+            print(f"{row[0]}: {error}", flush=True)
+            continue
+        named_scans.append(scan)
+        rows.append(row)
     mirror = {step: models[step].trust.mirror for step in STEPS}
     count_wrong_names(named_scans, mirror)
     if write:
@@ -344,20 +417,37 @@ def named(
             known = replace(counts, mirror=mirror[step], cord_logit=threshold)
             write_trust(models[step].path, known)
             print(f"step {step}: {known.scans} scans, cord from a logit of {-threshold} on")
-    results = []
-    for scan in named_scans:
-        result = name(scan, trust_of_others(scan, named_scans, mirror))
-        results.append(result)
-        wrong = [
-            f"{NAME_OF[true]} named {NAME_OF.get(code, 'nothing')}" for true, code, _ in result.levels if true != code
+    results, moved = [], {move: [] for move in moves}  # type: tuple[list[Result], dict[str, list[tuple[Result, Result]]]]
+    for scan, row in zip(named_scans, rows, strict=True):
+        others = trust_of_others(scan, named_scans, mirror)
+        results.append(name(scan, others))
+        show(results[-1])
+        for move in moves:
+            again = read(row, move)
+            draw(again, networks)
+            moved[move].append((results[-1], name(again, others)))
+            show(moved[move][-1][1], move)
+    return results, moved
+
+
+def moved_table(moved: Mapping[str, Sequence[tuple[Result, Result]]]) -> None:
+    """Print how often moves change names, and how certain the changed and the wrong ones are."""
+    kinds = ", ".join(CERTAINTIES)
+    print(f"\n{'':10} {'changed':>9}  of the changed: {kinds:28} of the wrong: {kinds}")
+    for move, pairs in moved.items():
+        back = MOVES[move][1]
+        changed, wrong = [], []
+        for before, after in pairs:
+            assert before.codes is not None and after.codes is not None
+            if renamed(before.codes, back(Volume(after.codes, np.eye(4))).data):
+                changed.append(after)
+            if after.clear and not after.right:
+                wrong.append(after)
+        counts = [
+            "  ".join(f"{sum(r.numbering.certainty == c for r in some):9}" for c in CERTAINTIES)
+            for some in (changed, wrong)
         ]
-        known = result.numbering
-        print(
-            f"{result.name[:26]:26} {known.certainty:9} {known.probability:.3f} "
-            f"{sum(t == c for t, c, _ in result.levels):2} of {len(result.levels):2} {'; '.join(wrong[:2])}",
-            flush=True,
-        )
-    return results
+        print(f"{move:10} {share(len(changed), len(pairs)):>9}  {counts[0]:42} {counts[1]}")
 
 
 def main() -> None:
@@ -371,16 +461,20 @@ def main() -> None:
         "--all-patients", action="store_true", help="also patients of SPIDER on whom the starter weights were trained"
     )
     parser.add_argument("--write-trust", action="store_true", help="write trust.json beside the weights")
+    parser.add_argument("--moved", action="store_true", help="also name each scan shifted and mirrored")
     arguments = parser.parse_args()
-    results = named(
+    results, moved = named(
         arguments.real,
         arguments.spider,
         weights=arguments.weights,
         held_out=not arguments.all_patients,
         write=arguments.write_trust,
+        moves=list(MOVES) if arguments.moved else (),
     )
     table(results)
     reliability(results)
+    if moved:
+        moved_table(moved)
 
 
 if __name__ == "__main__":

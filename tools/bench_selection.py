@@ -79,7 +79,7 @@ def chance_of(hits: int, chosen: int, wrong: int, total: int) -> float:
 
 def offers(real: Path | None, spider: Path | None) -> None:
     """Print the table of the part without training."""
-    results = [result for result in bench_real.named(real, spider) if result.levels and result.clear]
+    results = [result for result in bench_real.named(real, spider)[0] if result.levels and result.clear]
     if not results:
         sys.exit("There is no scan with a clear truth. Name a folder with --real or --spider.")
     wrong = sum(not result.right for result in results)

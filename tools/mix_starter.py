@@ -12,7 +12,6 @@ Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022.
 import argparse
 import sys
 from pathlib import Path
-from typing import Final
 
 import torch
 
@@ -22,14 +21,8 @@ sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 from totalspineseg_server.files import read_json, sha256_of, write_json  # noqa: E402
 from totalspineseg_server.nnunet.candidate import mixed_weights  # noqa: E402
 from totalspineseg_server.nnunet.model_folder import models_in  # noqa: E402
-from totalspineseg_server.nnunet.starter_model import export_model  # noqa: E402
+from totalspineseg_server.nnunet.starter_model import draws_outlines, export_model  # noqa: E402
 from totalspineseg_server.nnunet.starter_plans import FEATURES, STARTER_FOLDERS  # noqa: E402
-
-FINE: Final = (
-    *("encoder.stages.0.", "encoder.stages.1.", "decoder.transpconvs.3."),
-    *("decoder.stages.2.", "decoder.stages.3.", "decoder.seg_layers."),
-)
-"""Parts of the names of weights at the two finest resolutions, which draw borders; the others tell levels apart."""
 
 
 def mix(before: Path, trained: Path, out: Path, share: float, fine_share: float | None = None) -> None:
@@ -39,7 +32,7 @@ def mix(before: Path, trained: Path, out: Path, share: float, fine_share: float 
         old, new = (models_in(folder)[step] for folder in (before, trained))
         weights: dict[str, torch.Tensor] = mixed_weights(old, new, share)
         fine = mixed_weights(old, new, fine_share)
-        weights |= {name: value for name, value in fine.items() if any(part in name for part in FINE)}
+        weights |= {name: value for name, value in fine.items() if draws_outlines(name)}
         folder = out / STARTER_FOLDERS[step]
         export_model(folder, step, weights, FEATURES)
         record = read_json(new.path / "training.json")

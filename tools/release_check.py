@@ -94,7 +94,7 @@ CHECKS = (
     Check("pages", (*TESTS, "-m", "", "tests/test_docs.py", "tests/test_cli_docs.py", "tests/test_scratch_docs.py")),
     Check("fuzz", ("make", "fuzz")),
     Check("offline", (str(PYTHON), "tools/offline_install.py")),
-    # Windows and macOS start worker processes anew; on Linux they begin as a copy of their parent.
+    # Windows and macOS start worker processes from nothing; on Linux they begin as a copy of their parent.
     Check(
         "spawn",
         (

@@ -25,7 +25,7 @@ MEASURES: Final = (*GROUPS, LEVELS)
 """All measures, in the order of tables."""
 MIN_MM3: Final = 300.0
 """Smallest volume in the truth of a level or group that counts. Less is a sliver at the edge of the scan, whose name
-and Dice are luck. A group counts all the same if a prediction has twice as much.
+and Dice are luck. A group still counts if a prediction has twice as much.
 """
 LEVEL_OVERLAP: Final = 0.25
 """A level counts as found if at least this share of its true voxels has the name of a level of its kind; less is
@@ -34,8 +34,8 @@ chance."""
 
 @dataclass(frozen=True)
 class Left:
-    """Structures of a truth that were left as a model predicted them. They count neither for nor against that model and
-    its descendants.
+    """Structures of a reader's label that were left as a model predicted them. They count neither for nor against that
+    model and its descendants.
 
     Attributes:
         untouched: Codes whose outline and name are the prediction's.

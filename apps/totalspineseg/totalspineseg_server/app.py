@@ -174,7 +174,9 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return is_running(self._site.training_dir)
 
     def info(self) -> dict[str, Any]:
-        """Return what clients show about the app and its models; never "config", which would override requests."""
+        """Return the information about the app and its models that clients display; never "config", which would
+        override requests.
+        """
         return {**super().info(), "description": self._description(), "warning": self.weights_warning()}
 
     def _description(self) -> str:
@@ -273,7 +275,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         }
 
     def init_scoring_methods(self) -> dict[str, Any]:
-        """Return what can be computed for all images in the background."""
+        """Return the scores that can be computed for all images in the background."""
         return {
             "doubt": ImageScoring(
                 "How doubtful the result for each image is: uncertain names, findings, and differences between the two "
@@ -297,7 +299,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return self._scorer.progress(self._datastore.list_images())
 
     def batch_progress(self, images: Sequence[str], begun: str) -> dict[str, Any]:
-        """Return how far a batch over these images (all if none are named) is; see ``Scorer.round``."""
+        """Return the progress of a batch over these images (all if none are named); see ``Scorer.round``."""
         return self._scorer.round(images or self._datastore.list_images(), begun)
 
     def infer(self, request: Mapping[str, Any], datastore: Any = None) -> dict[str, Any]:
@@ -305,7 +307,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
 
         Args:
             request: ``model``; ``image``: the id of an image of the studies, or a ``TrustedPath`` from the front, never
-                a path that a client names; ``label``: a ``TrustedPath``, too, or the tag of a label of the image;
+                a path that a client names; ``label``: also a ``TrustedPath``, or the tag of a label of the image;
                 settings; ``save_label`` and ``label_tag`` to store the result.
             datastore: Unused; there is only the app's own.
 
@@ -325,7 +327,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
             return self._infer(task, request)
 
     def infer_progress(self) -> dict[str, Any] | None:
-        """Return how far the current inference is, or None; see ``Progress.as_json``."""
+        """Return the progress of the current inference, or None; see ``Progress.as_json``."""
         return self._services.progress.as_json()
 
     def _infer(self, task: Any, request: Mapping[str, Any]) -> dict[str, Any]:

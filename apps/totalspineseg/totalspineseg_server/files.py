@@ -42,8 +42,8 @@ def storage_errors(path: Path, *others: type[Exception]) -> Iterator[None]:
     """Turn the system's errors while writing into one sentence that names the file or folder.
 
     Args:
-        path: What is written. For a file in a folder under construction, the message names the final place of that
-            folder.
+        path: The file or folder that is written. For a file in a folder under construction, the message names the final
+            place of that folder.
         others: Errors that the writing library raises besides ``OSError``.
 
     Raises:
@@ -241,7 +241,7 @@ def content_key(content: Mapping[str, Any]) -> str:
 def partial_folder(parent: Path) -> Iterator[Path]:
     """Yield a new hidden folder, which is removed in the end unless it was moved.
 
-    Remains of crashes in ``parent`` are removed, too.
+    Remains of crashes in ``parent`` are also removed.
 
     Args:
         parent: Folder in which it is made; that folder is made as well if it is missing.

@@ -58,7 +58,7 @@ def file_lock(file: Path, seconds: float) -> Iterator[IO[str] | None]:
         seconds: Longest time to wait for another holder; ``math.inf`` for no limit.
 
     Yields:
-        The open file (a process that inherits it holds the lock, too), or None if another holder kept the lock for
+        The open file (a process that inherits it also holds the lock), or None if another holder kept the lock for
         longer.
 
     Raises:

@@ -97,7 +97,7 @@ def _read(file: IO[bytes], path: Path) -> tuple[AnyArray, Affine]:
 
 
 def _members(content: bytes) -> bytes:
-    """Return a gzip file without the bytes after its last member; gzip ignores them, too.
+    """Return a gzip file without the bytes after its last member; gzip also ignores them.
 
     Raises:
         EOFError: A member is incomplete, or unpacks to more than is read from any file.

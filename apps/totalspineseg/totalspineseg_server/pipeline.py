@@ -155,7 +155,7 @@ class Segmentation:
         scan: The scan.
         raw: Step-2 classes from the network.
         labels: Codes.
-        numbering: What the chain model knows about the levels; None with the iterative method.
+        numbering: The levels and their certainty by the chain model; None with the iterative method.
         box: The part of the scan that the network saw.
         step1: Names of step 1 in that part, as far as they are known.
         trust: How far the network is trusted.

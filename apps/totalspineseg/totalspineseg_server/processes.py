@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Final
 
 STOP_SECONDS: Final = 60
-"""Time that a program has to write its data before it is killed, such as Orthanc its index."""
+"""Time that a program, such as Orthanc, has to write its data before it is killed."""
 PARENT: Final = "TOTALSPINESEG_PARENT"
 """Environment variable with the id of the process that background processes must not outlive."""
 LOOK_SECONDS: Final = 1.0
 """Interval at which a background process checks its parent."""
 GRACE_SECONDS: Final = 20.0
-"""Time for a background process to save its data once its parent is gone, such as a training its state."""
+"""Time for a background process, such as a training, to save its data once its parent is gone."""
 ENDING: Final = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Signals that ask a program to end; Windows has no SIGHUP."""
 SIGNALED: Final = 128
@@ -58,8 +58,7 @@ def stop(process: "subprocess.Popen[bytes]", *, seconds: float = STOP_SECONDS) -
 
 
 def tied(command: Sequence[str]) -> list[str]:
-    """Return a command that gets SIGTERM when this process is gone, even after SIGKILL; except on Linux it is
-    unchanged.
+    """Return a command that gets SIGTERM when this process is gone, even after SIGKILL; outside Linux it is unchanged.
 
     Args:
         command: A program's path and its arguments. The thread that starts it must live as long as the program, because

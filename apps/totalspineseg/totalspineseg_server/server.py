@@ -42,7 +42,7 @@ SUBMISSION_SECONDS: Final = 30.0
 REST_SECONDS: Final = 10.0
 """Grace period for the rest, even if threads hang. Together they stay below ``processes.STOP_SECONDS``."""
 DEFAULT_STUDIES: Final = "studies"
-"""Default folder of images, below the current one; ``make serve`` uses it, too."""
+"""Default folder of images, below the current one; ``make serve`` uses it as well."""
 DEMO_STUDIES: Final = 3
 DEMO_SEED: Final = 7
 ADDRESS: Final = ("http://", "https://")

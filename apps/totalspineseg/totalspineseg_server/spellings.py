@@ -46,7 +46,7 @@ MARKS: Final = re.compile(r"[\s?]+$")
 S1: Final = "s1"
 """The first segment of the sacrum, which is one piece in the label table; some people mean all of it, some do not."""
 ARROW: Final = re.compile(r"->|\u2192")
-"""Sign between what a level was called and its right name."""
+"""Sign between the former and the right name of a level."""
 POINT_SEPARATORS: Final = re.compile(r"[\s@,]+")
 """Separators between a level and the coordinates of a point in it."""
 SIMILAR: Final = 0.8

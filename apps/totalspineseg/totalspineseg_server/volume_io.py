@@ -158,7 +158,7 @@ def read_image(path: Path) -> Image:
 
 
 def read_labels(path: Path) -> Volume:
-    """Read a label map; like ``read_image``, but only whole numbers 0..255 are allowed, and an empty map is, too.
+    """Read a label map; like ``read_image``, but only whole numbers 0..255 are allowed, and an empty map is allowed.
 
     Returns:
         uint8 volume.

@@ -81,7 +81,7 @@ def open_archive(
 
     Args:
         file: The .zip; it must be seekable.
-        folder: Existing folder. If an archive is refused, the caller removes what was written there.
+        folder: Existing folder. If an archive is refused, the caller removes the files written so far.
         is_wanted: ``is_wanted(name)`` returns whether a file is to be written; all others stay in the archive.
         max_bytes: Largest size of the wanted files together.
         max_ratio: Largest compression of a wanted file; 0 for any.
@@ -143,7 +143,7 @@ def _require_safe(entries: Sequence[zipfile.ZipInfo], wanted: Sequence[zipfile.Z
     names: set[str] = set()
     chosen = {entry.filename for entry in wanted}
     for entry in entries:
-        problem = "is there twice" if entry.filename in names else _problem(entry)
+        problem = "occurs twice" if entry.filename in names else _problem(entry)
         if entry.filename in chosen and _is_dense(entry, max_ratio):
             problem = "unpacks to far more than its size"
         if problem:

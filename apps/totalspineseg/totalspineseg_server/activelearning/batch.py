@@ -17,7 +17,7 @@ class SpineBatch(BatchInferTask):  # type: ignore[misc]
     """Batch inference that also runs without a GPU, continues where it ended, and survives a bad image.
 
     Args:
-        done: ``done(request)`` returns the result of an earlier, equal request for the same image with the same
+        done: ``done(request)`` returns the result of an earlier, identical request for the same image with the same
             weights, or None.
     """
 

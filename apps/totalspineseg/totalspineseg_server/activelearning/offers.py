@@ -19,8 +19,8 @@ Choose = Callable[[Sequence[str], Mapping[str, float]], str]
 class Offers:
     """The offers of all strategies.
 
-    They are remembered in memory, too: the file of an image is written only after the image was loaded, and not at all
-    on a full disk.
+    They are also kept in memory, because the file of an image is written only after the image was loaded, and not at
+    all on a full disk.
     """
 
     def __init__(self) -> None:

@@ -24,7 +24,7 @@ class _Order(Strategy):  # type: ignore[misc]
         self._choose = choose
 
     def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, Any] | None:
-        """Return the image's id; None when every image is labeled."""
+        """Return the image's id; None if every image is labeled."""
         image = self._offers.take(request, datastore, self._choose)
         return None if image is None else {"id": image}
 

@@ -1,4 +1,4 @@
-"""Write what readers submitted, the trained versions and files of settings into one file.
+"""Write the submissions of readers, the trained versions and files of settings into one file.
 
 A server may be running. Every file is read back and compared before FILE appears. Images are left out, unless --images
 asks for them; the weights that come with this software are left out as well.

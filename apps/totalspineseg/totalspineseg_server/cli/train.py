@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of processes that prepare cases and batches; 0 for none",
     )
     parser.add_argument(
-        "--restart", action="store_true", help="discard the plan and the training of this fold, and begin anew"
+        "--restart", action="store_true", help="discard the plan and the training of this fold, and start over"
     )
 
 

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--piece-minutes",
         type=float,
         metavar="M",
-        help="pause each network after this time; call again to continue (both steps: twice as long)",
+        help="pause each training after this time; call again to continue (both steps: twice as long)",
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of all random choices (default: 0)")
     parser.add_argument("--device", default="cpu", metavar="cuda|cpu", help="device to train on (default: cpu)")
@@ -44,7 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--real-share", type=float, metavar="SHARE", help="share of the patches taken from them (default: 0.35)"
     )
-    parser.add_argument("--restart", action="store_true", help="discard an unfinished training, and begin anew")
+    parser.add_argument(
+        "--outlines-only",
+        action="store_true",
+        help="change only the two finest resolutions, so that levels are told apart as before",
+    )
+    parser.add_argument("--restart", action="store_true", help="discard an unfinished training, and start over")
 
 
 def execute(arguments: argparse.Namespace) -> int:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from totalspineseg_server.registry.model_store import ModelStore
 
 LARGE_BYTES: Final = 100 * MIB
-"""Size of a checkpoint from which on the runtime matters; the official ones have ten times as much."""
+"""Size of a checkpoint from which the runtime matters; the official ones are ten times as large."""
 MIN_SCANS: Final = 10
 """Fewer scans say too little about the next one."""
 

@@ -73,7 +73,7 @@ def weights_warning(store: ModelStore, summary: Summary, versions: Mapping[str, 
 
     Args:
         store: Holds the weights.
-        summary: Results of the run; earlier results count, too.
+        summary: Results of the run, including earlier ones.
         versions: Step -> version of the weights with which the run began.
     """
     records = summary.records.values()

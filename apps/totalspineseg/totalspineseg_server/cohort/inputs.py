@@ -285,7 +285,7 @@ def pair_localizers(
         name, own = (_localizer_name(n, suffixes, localizer_suffix) for n in (case.name, stem(case.path)))
         places = [(folder, name) for folder in (earlier if localizer is None else [localizer])]
         if localizer is None and name == case.name:
-            # The scan's own result is not a localizer: the run will make it anew.
+            # The scan's own result is not a localizer: the run will make it again.
             places = []
         if localizer is not None and case.folder.parts:
             places += [(localizer / case.folder, name), (localizer / case.folder, own)]

@@ -165,7 +165,7 @@ def _finished(cases: Sequence[Case], records: Records) -> Iterator[tuple[Case, M
 
 
 def _sidecar(case: Case, record: Mapping[str, Any], *, iso: bool) -> dict[str, Any]:
-    """Return what is known about a label map, without names of folders."""
+    """Return the facts about a label map, without names of folders."""
     match = IMAGE_NAME.fullmatch(case.name)
     known: dict[str, Any] = {"Description": f"Levels of the spine, segmented and named by a network. {CORD_CAVEAT}"}
     if match is not None and case.path.is_file():

@@ -94,7 +94,7 @@ def _finished(item: Item, future: "Future[Written]") -> Done[Item, Written]:
 
 
 def sentence(error: Exception) -> str:
-    """Return what went wrong as a sentence for the summary; the traceback of an unexpected error goes to the log."""
+    """Return a failure as a sentence for the summary; the traceback of an unexpected error goes to the log."""
     if isinstance(error, TotalSpineSegError):
         return str(error)
     logger.debug("unexpected error", exc_info=error)

@@ -11,12 +11,12 @@ const visible = () => [...main.children].filter(card => !card.hidden);
 // A reader's marks are stored in this browser. Some browsers store nothing for local files: there, they last until the page is closed.
 function restore() {
   try {
-    const kept = JSON.parse(localStorage.getItem(KEPT)) || {};
-    for (const card of cards.filter(one => one.dataset.scan in kept)) {
-      [box(card).checked, note(card).value] = kept[card.dataset.scan];
+    const stored = JSON.parse(localStorage.getItem(KEPT)) || {};
+    for (const card of cards.filter(one => one.dataset.scan in stored)) {
+      [box(card).checked, note(card).value] = stored[card.dataset.scan];
     }
   } catch (error) {
-    // Nothing is kept.
+    // Nothing is stored.
   }
 }
 
@@ -24,17 +24,17 @@ function keep() {
   try {
     localStorage.setItem(KEPT, JSON.stringify(Object.fromEntries(cards.map(card => [card.dataset.scan, [box(card).checked, note(card).value]]))));
   } catch (error) {
-    // Nothing can be kept.
+    // Nothing can be stored.
   }
 }
 
 function draw() {
   const words = $('search').value.toLowerCase().split(/\s+/).filter(Boolean);
-  const shown = $('shown').value;
+  const filter = $('shown').value;
   const keys = { urgency: card => -Number(card.dataset.urgency), scan: () => 0, view: card => card.dataset.view, seconds: card => -Number(card.dataset.seconds) };
   const key = keys[$('order').value];
   for (const card of cards) {
-    const fits = !shown || (shown === 'check' ? box(card).checked : card.dataset.names === shown);
+    const fits = !filter || (filter === 'check' ? box(card).checked : card.dataset.names === filter);
     const text = card.querySelector('.about').textContent.toLowerCase();
     card.hidden = !(fits && words.every(word => text.includes(word)));
   }
@@ -81,7 +81,7 @@ function cell(text) {
   return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 }
 
-// The scans to check, in the order that is shown, for a spreadsheet.
+// The scans to check, in the displayed order, for a spreadsheet.
 function list() {
   const lines = [...main.children].filter(card => box(card).checked).map(card => {
     const reasons = [...card.querySelectorAll('li')].map(item => item.textContent).join(' ');

@@ -1,4 +1,4 @@
-"""Write what the sender of a label reads. All these sentences are here so that they can be read in a row."""
+"""Hold the sentences that the sender of a label reads, in one place so that they can be read in a row."""
 
 from collections.abc import Sequence
 from typing import Final

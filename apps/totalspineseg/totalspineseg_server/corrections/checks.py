@@ -82,7 +82,7 @@ GAP: Final = "gap"
 def beside_prediction(
     corrected: Corrected | None, mapped: Mapped, lint: Sequence[Mapping[str, Any]]
 ) -> tuple[Mapping[str, Any], ...]:
-    """Return what a reader should look at again, in comparison with the prediction.
+    """Compare a submission with its prediction, and return a finding if the reader should look again.
 
     Args:
         corrected: The prediction; None if it is not known.

@@ -71,7 +71,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             self._contents.learn(images / name, size, time_ns, sha256)
         self._labels = LabelFiles(folder / LABELS_DIR, self._contents, older)
 
-    # What a folder and a PACS answer differently.
+    # Questions that a folder and a PACS answer differently.
 
     @abstractmethod
     def list_images(self) -> list[str]:
@@ -143,7 +143,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             self._records.write(image_id, {**self._records.of(image_id), **info})
 
     def _image_entry(self, image_id: str, file: Path | None) -> dict[str, Any]:
-        """Return an image as lists have it."""
+        """Return the entry of an image in a list."""
         info = self._records.of(image_id)
         if file is not None:
             try:
@@ -192,7 +192,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         return "" if label is None else str(label.file)
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
-        """Return what is known about a label, even if its image was replaced."""
+        """Return the information about a label, even if its image was replaced."""
         label = self._known(label_id).get(_plain(label_tag))
         return {} if label is None else dict(label.info)
 
@@ -332,7 +332,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             )
         return fits
 
-    # The whole.
+    # The datastore as a whole.
 
     def name(self) -> str:
         """Return the name of the studies."""

@@ -24,7 +24,8 @@ logger = logging.getLogger(__name__)
 
 VOLUMES_DIR: Final = "volumes"
 VOLUME_ENDING: Final = ".nii"
-"""Not compressed: the same series must give the same bytes whenever it is converted."""
+"""Ending of a volume. It is not compressed, because the same series must give the same bytes whenever it is converted.
+"""
 MODALITY: Final = "MR"
 DICOM_INDEX: Final = "DICOMDIR"
 """Name of the index at the top of a disc; it is written as DICOM, but is not an image."""

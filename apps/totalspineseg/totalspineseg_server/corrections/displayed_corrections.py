@@ -91,7 +91,7 @@ class DisplayedCorrections:
 
 
 def info_of(correction: Correction, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Return what is known about a correction as a label.
+    """Return the information about a correction as a label.
 
     Args:
         correction: An accepted correction.

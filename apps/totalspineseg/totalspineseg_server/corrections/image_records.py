@@ -1,4 +1,4 @@
-"""Store what is known about images apart from their files: who uploaded one, and to whom it was offered.
+"""Store information about images that their files do not have: who uploaded one, and to whom it was offered.
 
 Each image has a record of its own, ``images/<image>.json``. Earlier versions kept all of it in the index of MONAI
 Label's own datastore, ``datastore_v2.json``, which is still read and never written.
@@ -44,11 +44,11 @@ class OlderIndex:
     changed_ns: int = 0
 
     def image(self, image_id: str) -> dict[str, Any]:
-        """Return what is known about an image."""
+        """Return the information about an image."""
         return _info(_field(self._entry(image_id), "image"))
 
     def label(self, image_id: str, tag: str) -> dict[str, Any]:
-        """Return what is known about the label of an image under a tag."""
+        """Return the information about the label of an image under a tag."""
         return _info(_field(_field(self._entry(image_id), "labels"), tag))
 
     def hashes(self) -> Iterator[tuple[str, int, int, str]]:
@@ -108,7 +108,7 @@ class ImageRecords:
         self._remembered: Remembered[dict[str, Any]] = Remembered()
 
     def of(self, image_id: str) -> dict[str, Any]:
-        """Return what is known about an image; empty for nothing."""
+        """Return the information about an image; empty if there is none."""
         file = self._file(image_id)
         return dict(self._remembered.value(image_id, [file], lambda: self._read(image_id, file)))
 

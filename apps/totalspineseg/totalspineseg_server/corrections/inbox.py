@@ -266,7 +266,7 @@ class Inbox:
             self._done(receipt_id)
 
     def _waiting_same(self, image_id: str, sha256: str, sent: Mapping[str, Any]) -> Receipt | None:
-        """Return an equal submission if it waits and is not being read now."""
+        """Return an identical submission if one waits and is not being read now."""
         for receipt in (waiting.receipt for waiting in self._receipts.waiting()):
             known = {"tag": receipt.tag, "sender": receipt.sender, "params": receipt.params, "fault": receipt.fault}
             same = (receipt.image, receipt.raw_sha256, known) == (image_id, sha256, sent)

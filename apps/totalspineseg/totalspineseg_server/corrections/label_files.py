@@ -124,7 +124,7 @@ class LabelFiles:
                 logger.warning("A replaced label might be shown again: %s", error)
 
     def add_info(self, label: DisplayedLabel, info: Mapping[str, Any]) -> None:
-        """Add to what is known about a label that has a file.
+        """Add to the information about a label that has a file.
 
         Raises:
             StorageError: It could not be written.
@@ -172,7 +172,7 @@ class LabelFiles:
         return self._infos.value(file, [file, note_of(file)], lambda: self._read_info(image_id, tag, file))
 
     def _read_info(self, image_id: str, tag: str, file: Path) -> dict[str, Any]:
-        """Return what is known about a label; empty if its file has been replaced since, for instance by hand."""
+        """Return the information about a label; empty if its file has been replaced since, for instance by hand."""
         note = read_json_or(note_of(file), None)
         try:
             if note is None:

@@ -124,6 +124,7 @@ class DrawnMaps:
                     "certainty": output.step1.certainty,
                     "usual": output.step1.usual,
                     "as_usual": output.step1.as_usual,
+                    "landmarks": sorted(output.step1.landmarks),
                     "by_reader": output.step1.by_reader,
                 }
             write_json(entry / RECORD_FILE, record)
@@ -244,6 +245,7 @@ def _step1(entry: Path, record: Mapping[str, Any]) -> Step1Names | None:
         certainty_of(known) or "doubtful",
         float(known.get("usual", 0.0)),
         float(known.get("as_usual", 0.0)),
+        frozenset(int(code) for code in known.get("landmarks", ())),
     )
 
 

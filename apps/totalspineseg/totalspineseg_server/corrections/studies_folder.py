@@ -120,7 +120,7 @@ class StudiesDatastore(SpineDatastore):
             try:
                 file = self._dicom.converted(image_id, series)
             except ImageError:
-                # It is offered no more.
+                # It is no longer offered.
                 self._list()
                 raise
             self._record_patient(image_id, series)
@@ -215,7 +215,7 @@ class StudiesDatastore(SpineDatastore):
                 f"The server has a record of an image {image_id!r}, but none of its images can be read now, so "
                 "it cannot tell whether yours is another one. Mount the folder of images, or rename yours."
             )
-        # What takes seconds for a large image is done while others may change the studies.
+        # Work that takes seconds for a large image is done while others may still change the studies.
         if there is not None and sha256_of(there) != sha256_of(source):
             raise FileExistsError(
                 f"Another image here is named {image_id!r}. Rename yours (in 3D Slicer, the volume in the "
@@ -279,7 +279,7 @@ class StudiesDatastore(SpineDatastore):
         """Return image id -> its file's name, listed a moment ago."""
         age = time.monotonic() - self._listed_at
         is_old = age > max(LISTED_SECONDS, LISTED_TIMES * self._listing_seconds)
-        # Who comes while somebody lists the folder gets the list before.
+        # Requests that arrive while somebody lists the folder get the previous list.
         if self._follows and is_old and self._listing.acquire(blocking=False):
             if self._listing_seconds < QUICK_SECONDS:
                 self._list_again()

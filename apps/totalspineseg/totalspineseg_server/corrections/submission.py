@@ -33,7 +33,7 @@ from totalspineseg_server.volume_io import open_itk, read_labels
 SEGMENT_KEY: Final = re.compile(r"Segment(\d+)_(Name|LabelValue|Layer)")
 """Pattern of the header fields in which 3D Slicer stores the segments of a .seg.nrrd file."""
 ACCEPTED_MARK: Final = "accepted"
-"""Name of an empty segment with which readers say that they checked what they left as predicted."""
+"""Name of an empty segment with which readers confirm the structures that they left as predicted."""
 PAINT_ORDER: Final = (Kind.DISC, Kind.VERTEBRA, Kind.CANAL, Kind.CORD, Kind.SACRUM)
 """Order of painting: where segments overlap, the later kind wins, as in results of the pipeline."""
 
@@ -251,7 +251,7 @@ def _require_no_marks(filled: tuple[Segment, ...]) -> None:
 
 
 def is_marked_accepted(submission: Submission) -> bool:
-    """Return whether a reader added the segment ``ACCEPTED_MARK``; 3D Slicer sends the names of empty segments, too.
+    """Return whether a reader added the segment ``ACCEPTED_MARK``; 3D Slicer also sends the names of empty segments.
 
     Args:
         submission: The label file as read. Not modified.

@@ -28,7 +28,8 @@ Dice = npt.NDArray[np.float64]
 
 ACCEPTED_NAMES: Final = "accepted"
 """Parameter of a submission: names of structures whose prediction the reader checked and found right, or ``ALL``. The
-empty segment ``names.ACCEPTED_MARK`` means ``ALL``, too."""
+empty segment ``names.ACCEPTED_MARK`` also means ``ALL``.
+"""
 ALL: Final = "all"
 UNTOUCHED_DICE: Final = 0.98
 """A structure that has a higher Dice with its prediction was left as predicted. Corrections of its neighbors, and

@@ -208,5 +208,5 @@ def is_localizer(description: str) -> bool:
 
 
 def may_be_volume(instances: int) -> bool:
-    """Return whether a series of so many instances may be a volume; a single one may hold many frames."""
+    """Return whether a series with this number of instances may be a volume; a single one may hold many frames."""
     return instances <= 1 or instances >= MIN_SLICES

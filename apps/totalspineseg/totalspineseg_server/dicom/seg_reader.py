@@ -37,7 +37,7 @@ def read_seg(
 
     Returns:
         Layers on ``image``'s grid, segments in the order of the file; overlapping segments lie in several layers.
-        A segment without voxels is listed, too.
+        Segments without voxels are listed as well.
 
     Raises:
         LabelError: The file is not a SEG, its pixels are not masks, or its segments cannot be distinguished.
@@ -160,7 +160,7 @@ def _voxels(mask: npt.NDArray[np.bool_], frame: Frame, to_voxels: Affine, image:
 
 
 def _is_plane(whole: Affine) -> bool:
-    """Return whether one pixel to the right and one pixel down are each one voxel along an axis, two different ones."""
+    """Return whether steps of one pixel to the right and down are steps of one voxel along two different axes."""
     steps = np.abs(whole[:, :2])
     return bool((steps.sum(axis=0) == 1).all() and (steps.sum(axis=1) <= 1).all())
 

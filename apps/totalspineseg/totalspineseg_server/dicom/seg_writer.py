@@ -231,7 +231,7 @@ def _coded(term: Term) -> Code:
 
 
 def _person(name: str) -> str:
-    """Return a user's name as a DICOM person name: one family name, without the signs that separate such names."""
+    """Return a user's name as a DICOM person name: one family name, without the characters that separate its parts."""
     return re.sub(r"[\^=\\\x00-\x1f]+", " ", name).strip()[:MAX_LO]
 
 

@@ -145,7 +145,7 @@ def _require(archive: Archive, manifest: Manifest, path: str, target: Path | Non
 
 
 def _move(staged: Path, folder: Path) -> None:
-    """Move what was staged to its place, each file or folder in one step."""
+    """Move the staged files and folders to their places, each in one step."""
     with storage_errors(folder):
         sync_tree(staged)
         for path in sorted(staged.iterdir()):

@@ -45,7 +45,7 @@ def host_application() -> FastAPI:
 
 
 def known() -> Known:
-    """Return what the running app offers."""
+    """Return the names of everything that the running app offers."""
     app = app_instance()
     return Known(
         models=tuple(app._infers),

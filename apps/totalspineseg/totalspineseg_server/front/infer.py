@@ -49,7 +49,7 @@ def router(executor: Executor) -> APIRouter:
 
     @routes.get("/infer/progress")
     def progress(user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]) -> dict[str, Any]:
-        """Return how far the current inference is, and how many requests are waiting."""
+        """Return the progress of the current inference, and the number of waiting requests."""
         running = app_instance().infer_progress()
         return {"running": running, "waiting": max(0, len(line) - (running is not None))}
 
@@ -116,7 +116,7 @@ def _request(model: str, params: dict[str, Any], user: User) -> dict[str, Any]:
 
 
 def _image(image: str, session_id: str, file: UploadFile | None, folder: Path) -> str:
-    """Return what to segment: the file sent along, a session's image, or an image of the studies."""
+    """Return the image to segment: the file in the request, a session's image, or an image of the studies."""
     if file is not None:
         return TrustedPath(save_image(file, folder))
     if session_id:

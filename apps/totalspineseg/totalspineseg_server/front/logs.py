@@ -52,7 +52,7 @@ def router() -> APIRouter:
 
 
 def driver_table() -> bytes:
-    """Return what the driver's program prints.
+    """Return the output of the driver's program.
 
     Raises:
         HTTPException: There is no driver, or it does not answer.

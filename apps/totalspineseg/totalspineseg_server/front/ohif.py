@@ -63,7 +63,7 @@ def router() -> APIRouter:
     def submission(
         instance: str, user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))]
     ) -> Response:
-        """Return what happened to a segmentation that was stored in the PACS."""
+        """Return the outcome of a segmentation that was stored in the PACS."""
         outcome = app_instance().outcomes.of(instance)
         if outcome is None:
             raise HTTPException(NOT_FOUND, "No segmentation of this id came through this server. Store it again.")

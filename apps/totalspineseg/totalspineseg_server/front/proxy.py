@@ -1,4 +1,4 @@
-"""Serve ``/proxy/dicom/..``: OHIF's way to the PACS, and to nothing else.
+"""Serve ``/proxy/dicom/..``: OHIF's path to the PACS, and to nothing else.
 
 MONAI Label's own proxy drops the query string and the Accept header, so searches find everything, and frames arrive in
 a format that the viewer did not ask for.
@@ -197,7 +197,7 @@ def _passed_on(request: Request) -> dict[str, str]:
 
 
 def _own_links(content: bytes, where: Address, request: Request) -> bytes:
-    """Let links to the PACS lead through this server, because a browser may not reach the PACS itself."""
+    """Rewrite links to the PACS to lead through this server, because a browser may not reach the PACS itself."""
     here = str(request.base_url).rstrip("/")
     prefix = "/".join(filter(None, (where.base, where.wado)))
     return content.replace(f'"{prefix}/'.encode(), f'"{here}{PREFIX}/wado/'.encode())

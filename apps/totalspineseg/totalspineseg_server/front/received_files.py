@@ -91,7 +91,7 @@ def unpack_series(archive: IO[bytes], folder: Path, *, max_bytes: int) -> Path:
 
     Args:
         archive: The .zip; it must be seekable.
-        folder: Empty folder. If an archive is refused, the caller removes what is left in it.
+        folder: Empty folder. If an archive is refused, the caller removes its content.
         max_bytes: Largest size of all files together.
 
     Returns:

@@ -44,7 +44,7 @@ class Listings:
         self._sent: OrderedDict[str, tuple[float, dict[tuple[str, str], tuple[str, ...]]]] = OrderedDict()
 
     def note(self, client: str, content: Mapping[str, Any]) -> None:
-        """Remember what a list of labels says.
+        """Remember a list of labels.
 
         Args:
             client: The client's address.
@@ -91,7 +91,7 @@ def router() -> APIRouter:
 
     @routes.get("/datastore/label/info")
     def get_label_info(label: str, tag: str, user: Annotated[User, user_role]) -> dict[str, Any]:
-        """Return what is known about a label."""
+        """Return the information about a label."""
         return info_as_sent(app_instance().datastore().get_label_info(label, tag))
 
     @routes.get("/datastore/label", response_model=None)
@@ -108,7 +108,7 @@ def router() -> APIRouter:
                 content = None
             if store.get_label_info(label, tag) == info:
                 break
-            # It was replaced meanwhile: the names of one result do not fit the map of another.
+            # It was replaced in the meantime: the names of one result do not fit the map of another.
         if listings.differs(_address(request), label, tag, info):
             raise HTTPException(
                 NOT_READY,
@@ -118,7 +118,7 @@ def router() -> APIRouter:
         if content is None:
             raise HTTPException(UNUSABLE, "The label's file cannot be read. Delete the label, and make it again.")
         media_type = mimetypes.guess_type(file.name, strict=False)[0] or BYTES
-        # Headers allow no other letters.
+        # Headers allow no other characters.
         disposition = {"content-disposition": f"attachment; filename*=utf-8''{quote(file.name)}"}
         return Response(content, media_type=media_type, headers=disposition)
 
@@ -159,7 +159,7 @@ def report_as_sent(report: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def info_as_sent(info: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is known about a label, with the names and values of the map that clients get."""
+    """Return the information about a label, with the names and values of the map that clients get."""
     report = _listing(info)
     return dict(info) if report is None else {**info, PARAMS: report_as_sent(report)}
 

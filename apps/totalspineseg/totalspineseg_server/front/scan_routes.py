@@ -32,7 +32,7 @@ from totalspineseg_server.worklist.scans import View, levels_of, pin_names, writ
 NIFTI: Final = "application/gzip"
 PNG: Final = "image/png"
 MAX_NAME: Final = 100
-"""Longest name of a reader, in letters."""
+"""Longest name of a reader, in characters."""
 MAX_PINNED: Final = 60
 """Largest number of pinned levels, more than there are structures."""
 
@@ -196,7 +196,7 @@ def router() -> APIRouter:
 
     @routes.get("/scans/{image:path}")
     def get_scan(image: str, user: Annotated[User, user_role]) -> dict[str, Any]:
-        """Return what is known of a scan: its levels from top to bottom, its findings and its history."""
+        """Return the levels of a scan from top to bottom, its findings and its history."""
         row, view = _lab().view(image)
         record = view.label.record
         numbering = (record.numbering if record else None) or {}
@@ -222,7 +222,7 @@ def _lab() -> Lab:
 
 
 def _batch() -> dict[str, Any] | None:
-    """Return how far the current batch is, and how many seconds it will still take; None if none runs."""
+    """Return the progress of the current batch and the seconds left; None if none is running."""
     task = running_task("batch_infer")
     if task is None:
         return None

@@ -1,4 +1,4 @@
-"""Read what a viewer stores in the PACS: a segmentation is an annotator's submission."""
+"""Read the objects that a viewer stores in the PACS: a segmentation is an annotator's submission."""
 
 import logging
 import mmap

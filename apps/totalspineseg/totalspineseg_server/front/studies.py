@@ -214,7 +214,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         if not file.is_file():
             raise HTTPException(
                 UNUSABLE,
-                "The image of this session is a series of files, which cannot be sent back. Ask without 'image'.",
+                "The image of this session is a series of files, which cannot be sent back. Leave 'image' out.",
             )
         return FileResponse(file, filename=file.name)
 

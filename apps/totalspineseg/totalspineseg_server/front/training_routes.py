@@ -53,8 +53,8 @@ def router() -> APIRouter:
 
 @contextmanager
 def _start(starting: threading.Lock, *, waits: bool) -> Iterator[None]:
-    """Release the networks for a training that starts in this block. Unless it ``waits``, refuse it if another one
-    runs.
+    """Release the networks for a training that starts in this block. Unless it ``waits``, refuse it if another one is
+    running.
 
     MONAI Label checks for a running process before it starts its own, so two requests at once would start two
     trainings.

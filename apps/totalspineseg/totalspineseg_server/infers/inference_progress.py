@@ -1,4 +1,4 @@
-"""Say how far the current inference is, for clients that show it."""
+"""Report the progress of the current inference, for clients that display it."""
 
 import threading
 import time
@@ -21,12 +21,12 @@ STAGES: Final[Mapping[str, str]] = MappingProxyType(
         "write result": "Sending the result",
     }
 )
-"""Stages that readers are told about, in order -> what happens in each."""
+"""Stages that readers see, in order -> the text for each."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """An inference that runs.
+    """The current inference.
 
     Attributes:
         model: Name of the model.
@@ -65,7 +65,7 @@ class Progress:
                 self._running = None
 
     def enter(self, stage: str) -> None:
-        """Record that a stage has begun; a stage that readers are not told about is part of the one before it."""
+        """Record that a stage has begun; a stage that readers do not see is part of the one before it."""
         with self._lock:
             if self._running is not None and stage in STAGES:
                 self._running = replace(self._running, stage=stage)

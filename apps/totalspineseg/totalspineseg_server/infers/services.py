@@ -38,7 +38,7 @@ class Networks(Protocol):
         """
 
     def version(self, step: Literal[1, 2]) -> str:
-        """Return what ``get(step).version`` would, without loading the network.
+        """Return the same as ``get(step).version``, without loading the network.
 
         Raises:
             WeightsError: There are no usable weights.
@@ -66,7 +66,7 @@ class Services:
         studies: Images and displayed labels.
         weights_text: Returns one sentence on the weights in use, without loading them.
         doubtful_names: How replies name doubtful levels if the request does not say so.
-        progress: How far the current inference is.
+        progress: Progress of the current inference.
         lock: Held while the networks work: one inference at a time.
     """
 

@@ -47,7 +47,7 @@ MAX_PINS: Final = 60
 
 @dataclass(frozen=True)
 class Rename:
-    """A level that a reader names by what an earlier result called it.
+    """A level that a reader names by its name in an earlier result.
 
     Attributes:
         was: Its code in that result.
@@ -168,8 +168,8 @@ def _extension(value: object) -> str:
 
 
 def read_pins(pins: str) -> tuple[tuple[Pin, ...], tuple[Rename, ...]]:
-    """Read the pins of a reader: ``L5 3.5 -12 80; L1 -> T12`` (a name and a point in it, RAS mm; or what a level was
-    called, and its right name).
+    """Read the pins of a reader: ``L5 3.5 -12 80; L1 -> T12`` (a name and a point in it, RAS mm; or the former and the
+        right name of a level).
 
     Returns:
         Those with a point, and those with an earlier name; both are empty if the text is.

@@ -69,7 +69,7 @@ class Outcome:
         labels: Codes on ``scan.iso``'s grid.
         numbering: Levels and their certainty, if the method reports it.
         versions: Weights by step.
-        findings: What is odd in the image or the labels.
+        findings: Oddities of the image or the labels.
         output: Output of the network and the names in it, so that it can be named again later.
         disagreement: See ``PredictionRecord``.
     """
@@ -330,7 +330,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
 
 
 def _message(record: PredictionRecord) -> str:
-    """Return what a reader should know of a result, in one or two sentences; empty if nothing is known."""
+    """Return one or two sentences that tell a reader about a result; empty if nothing is known."""
     known = sentence(record.numbering or {})
     if not known:
         return ""
@@ -339,7 +339,7 @@ def _message(record: PredictionRecord) -> str:
 
 
 def _looked_up(named: NamedMap, was: int, now: int) -> Rename:
-    """Return a rename with a point in what a result calls ``was``.
+    """Return a rename with a point in the structure that a result calls ``was``.
 
     Raises:
         SettingError: The result has no such level.

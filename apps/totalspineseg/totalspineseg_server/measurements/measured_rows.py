@@ -73,7 +73,7 @@ def measure(
     Args:
         labels: uint8 (X, Y, Z) codes of a step-2 result, nearest RAS. Not modified.
         spacing: Voxel size, mm.
-        doubtful: Codes whose level is doubtful: they are measured, too, and marked in "names".
+        doubtful: Codes whose level is doubtful: they are also measured, and marked in "names".
         certainty: How sure the other names are, for "names"; None if nothing is known.
 
     Returns:

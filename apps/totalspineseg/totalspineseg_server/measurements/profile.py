@@ -34,7 +34,7 @@ class Profile:
     Attributes:
         along: Anterior coordinate of every voxel, from the posterior edge.
         up: Superior coordinate of every voxel.
-        depth: Distance of the two edges.
+        depth: Distance between the two edges.
         footprint: Extent of a voxel along the anterior axis; a voxel at the edge of a zone counts in part.
         voxel_mm2: Volume of a voxel divided by the width of the band.
         frame: The structure's frame.

@@ -16,7 +16,7 @@ from totalspineseg_server.trust import Trust
 KEPT_ENTRIES: Final = ("init_args", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
 """Entries of a checkpoint that are kept: those for inference and the history, without the optimizer's state."""
 STOCK_TRAINER: Final = "nnUNetTrainer"
-"""Name of the trainer in what is written: nnU-Net looks for this class before it predicts, and has only its own."""
+"""Name of the trainer in written checkpoints: nnU-Net looks for this class before it predicts, and has only its own."""
 
 
 def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], target: Path, trust: Trust) -> Path:

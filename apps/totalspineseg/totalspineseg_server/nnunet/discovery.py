@@ -66,7 +66,7 @@ def _candidates(root: Path, depth: int) -> list[Path]:
 
 
 def _step_of(folder: Path) -> int | None:
-    """Return the step whose regions, in order, and channels a dataset.json has; None for neither step.
+    """Return the step with the regions, in order, and the channels of a dataset.json; None if it is neither.
 
     Names of regions do not matter: the classes of a region define its channel.
     """

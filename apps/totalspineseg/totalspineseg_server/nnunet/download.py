@@ -76,7 +76,7 @@ def download(
 
 
 def _continue(url: str, part: Path, progress: Progress | None) -> bool:
-    """Request what is missing; return True when the file is complete."""
+    """Request the missing part; return True once the file is complete."""
     have = _size(part)
     request = urllib.request.Request(url, headers=_headers(part, have))
     try:

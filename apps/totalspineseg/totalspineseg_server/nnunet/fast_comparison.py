@@ -105,7 +105,7 @@ def seconds_by_runtime(model: ModelFolder, rounds: int = 3) -> dict[str, float]:
 
 
 class TileRecorder(torch.nn.Module):  # type: ignore[misc]
-    """Runs a network, and stores tiles that it got: a few of each scan.
+    """Runs a network, and stores a few of the tiles of each scan.
 
     Args:
         network: The network.

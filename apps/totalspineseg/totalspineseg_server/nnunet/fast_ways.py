@@ -30,7 +30,7 @@ class Comparison:
     """How well the results of a faster way agree with those of the exact one.
 
     Attributes:
-        way: What was compared.
+        way: The way that was compared.
         scans: Number of scans.
         names_differ: Number of scans with a level that has another name or is missing.
         voxels_differ: Share of the labeled voxels of all scans whose label differs.

@@ -25,8 +25,8 @@ FINE_MM3: Final = 4.0
 cubic mm.
 """
 MARGIN_MM: Final = (15, 15, 40)
-"""Smallest distance of what the coarse network found to the sides of the box, (right-left, front-back, along the
-spine). The starter weights miss tips of processes, and a vertebra at the end of a scan."""
+"""Smallest distance from the structures that the coarse network found to the sides of the box, (right-left, front-back,
+along the spine). The starter weights miss tips of processes, and a vertebra at the end of a scan."""
 EDGE_MM: Final = 3
 """Distance to a side of the box within which a structure may go on beyond it."""
 WIDEN_MM: Final = 60
@@ -91,11 +91,11 @@ class FocusedPredictor:
         self.fine.warm_up()
 
     def retire(self) -> None:
-        """Give the memory of a GPU back for good; see ``WarmPredictor.retire``."""
+        """Release GPU memory for good; see ``WarmPredictor.retire``."""
         self.fine.retire()
 
     def _box(self, found: Box, shape: tuple[int, ...]) -> Box:
-        """Return the box for what the coarse look found: the largest one with the fewest tiles."""
+        """Return the box around the structures that the coarse look found: the largest one with the fewest tiles."""
         order = [self.fine.folder.transpose.index(2 - axis) for axis in range(3)]
         tiles = [round(self.fine.folder.patch[k] * self.fine.folder.spacing_mm[k]) for k in order]
         spans = (
@@ -114,7 +114,7 @@ def span(found: slice, margin: int, tile: int, length: int, *, step: float) -> s
         margin: Smallest distance to its ends, voxels, as far as the image goes.
         tile: Voxels of a tile.
         length: Voxels of the image.
-        step: Distance of neighboring tiles, as a share of a tile.
+        step: Distance between neighboring tiles, as a share of a tile.
     """
     start, stop = max(0, found.start - margin), min(length, found.stop + margin)
     count = len(tile_starts(max(stop - start, tile), tile, step))
@@ -124,7 +124,7 @@ def span(found: slice, margin: int, tile: int, length: int, *, step: float) -> s
 
 
 def widened(labels: npt.NDArray[np.uint8], box: Box) -> Box | None:
-    """Return the box with those sides moved outward that a structure comes close to.
+    """Return the box after moving outward the sides that a structure comes close to.
 
     Args:
         labels: (X, Y, Z) uint8 classes found in the box, 0 outside. Not modified.

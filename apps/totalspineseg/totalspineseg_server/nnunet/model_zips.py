@@ -39,7 +39,7 @@ MAX_RECORD_BYTES: Final = 16 << 20
 
 
 def export_version(store: ModelStore, name: str, target: Path) -> Path:
-    """Write a version as a zip that nnU-Net's ``nnUNetv2_install_pretrained_model_from_zip`` can read, too.
+    """Write a version as a zip that nnU-Net's ``nnUNetv2_install_pretrained_model_from_zip`` can read as well.
 
     Args:
         store: The model versions.

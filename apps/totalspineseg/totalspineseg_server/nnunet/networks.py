@@ -43,7 +43,7 @@ class Networks:
         store: The model versions and those in use.
         device: See ``WarmPredictor``.
         tile_step: See ``WarmPredictor``.
-        runtime: What the user chose; see ``runtimes.chosen``.
+        runtime: The user's choice; see ``runtimes.chosen``.
         whole_image: Whether step 1 always gets the whole image, even if a box around the spine was compared with it.
     """
 

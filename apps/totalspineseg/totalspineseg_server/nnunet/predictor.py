@@ -46,8 +46,8 @@ class WarmPredictor:
     Args:
         folder: The model to load.
         device: "auto" (a GPU if there is one), "cuda", "cuda:1", "cpu".
-        tile_step: Distance of neighboring tiles, as a share of a tile, above 0 and at most 1; smaller is slower and
-            smoother.
+        tile_step: Distance between neighboring tiles, as a share of a tile, above 0 and at most 1; smaller is slower
+            and smoother.
         runtime: The runtime; OpenVINO is for the CPU.
         trust: Trust in the network; None for the trust in the folder.
         network: Network that computes instead of the folder's; None to load that.

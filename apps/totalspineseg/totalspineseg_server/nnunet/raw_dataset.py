@@ -40,7 +40,8 @@ TRUE, SIMULATED, FOUND_BY = "true", "simulated", "found by "
 SEED: Final = 20_240_102
 FORMAT: Final = 3
 """Version of the case format. It is raised when the same scan gives different files, so that old cases are written
-anew."""
+again.
+"""
 CHANNELS: Final[dict[Step, dict[str, str]]] = {1: {"0": "MRI"}, 2: {"0": "MRI", "1": "noNorm"}}
 MAX_NAME: Final = 150
 """Largest number of characters in a case's name; file systems allow 255 with endings."""
@@ -52,7 +53,7 @@ class RawOptions:
 
     Attributes:
         steps: Steps to write datasets for.
-        swapped: Whether to write the second variant of each case of dataset 102, too.
+        swapped: Whether to write also the second variant of each case of dataset 102.
         disturbed_share: See ``DISTURBED_SHARE``.
         finder: The loaded step-1 network that finds the discs for ``FOUND_CHANNEL_SHARE`` of the disturbed channels;
             None to simulate all errors.
@@ -93,7 +94,8 @@ def write_raw_datasets(
     Raises:
         StorageError: The disk is full, permission is missing, or a dataset's folder has files that this function did
             not write; these are kept.
-        MemoryShortageError: There is too little memory for the network that finds discs; no case is skipped for that.
+        MemoryShortageError: There is too little memory for the network that finds discs; no case is skipped for this
+            reason.
     """
     options = options or RawOptions()
     folders = {step: RawFolder(raw / dataset_name(step), len(CHANNELS[step])) for step in options.steps}
@@ -122,7 +124,9 @@ def write_raw_datasets(
 
 
 def case_id(name: str) -> str:
-    """Return a case's name for files: letters, digits, "-", "_" and "."; a name with others gets a "+" and a hash."""
+    """Return a case's name for files: letters, digits, "-", "_" and "."; a name with other characters gets a "+" and a
+    hash.
+    """
     plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "-" for c in name)
     if plain == name and len(name) <= MAX_NAME and not name.endswith(SWAPPED_SUFFIX):
         return name

@@ -33,7 +33,7 @@ _TILT_DEG: Final = 7.0
 _BLUR_MM, _NOISE, _GAMMA, _BIAS = (0.0, 1.0), 0.08, 0.35, 0.35
 """Largest blur, noise relative to the image's mean, and spread of exponent and bias field, as in synthetic images."""
 _THICK_ODDS, _THICK_MM = 0.4, (2.0, 5.5)
-"""Share of patches whose sagittal slices become as thick as usual in clinics."""
+"""Share of patches whose sagittal slices get the usual clinical thickness."""
 _FIELD_KNOTS = 4
 
 

@@ -40,7 +40,7 @@ def chosen(asked: AskedRuntime, device: str, model: ModelFiles) -> Runtime:
     compared with the exact ones, such as those that a training has just published.
 
     Args:
-        asked: What the user chose.
+        asked: The user's choice.
         device: "auto", "cpu", "cuda", "cuda:1".
         model: The network's weights; they are read only if a conversion or a comparison may belong to them.
     """
@@ -58,7 +58,7 @@ def chosen_for_all(asked: AskedRuntime, device: str, models: Iterable[ModelFiles
     """Return one runtime for all networks of a run, so that every machine computes with the same.
 
     Args:
-        asked: What the user chose.
+        asked: The user's choice.
         device: "auto", "cpu", "cuda", "cuda:1".
         models: Weights of the steps of the run.
 
@@ -106,7 +106,7 @@ def require(device: str, runtime: AskedRuntime) -> None:
 
     Args:
         device: "auto", "cpu", "cuda", "cuda:1".
-        runtime: What the user chose.
+        runtime: The user's choice.
 
     Raises:
         TotalSpineSegError: The device does not exist or does not fit the runtime.

@@ -20,7 +20,13 @@ from totalspineseg_server.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_C
 from totalspineseg_server.nnunet.real_spines import RealSpine
 from totalspineseg_server.nnunet.starter_batches import samples
 from totalspineseg_server.nnunet.starter_finder import StarterFinder
-from totalspineseg_server.nnunet.starter_model import build_network, export_model, warm_start, write_checkpoint
+from totalspineseg_server.nnunet.starter_model import (
+    build_network,
+    draws_outlines,
+    export_model,
+    warm_start,
+    write_checkpoint,
+)
 from totalspineseg_server.nnunet.starter_plans import CHECKPOINT, GRIDS, STARTER_FOLDERS, STRIDES, regions_of
 from totalspineseg_server.nnunet.starter_settings import StarterSettings
 from totalspineseg_server.nnunet.training import computes_in_half, deep_loss
@@ -49,6 +55,9 @@ class _Run:
     def __init__(self, step: int, settings: StarterSettings) -> None:
         self.step, self.settings, self.device = step, settings, torch.device(settings.device)
         self.network = build_network(step, settings.features, deep_supervision=True).to(self.device)
+        if settings.outlines_only:
+            for name, weight in self.network.named_parameters():
+                weight.requires_grad_(draws_outlines(name))
         self.mean = {k: v.detach().clone() for k, v in self.network.state_dict().items()}
         rate = settings.learning_rate
         self.optimizer = torch.optim.AdamW(self.network.parameters(), rate, weight_decay=WEIGHT_DECAY)
@@ -119,7 +128,7 @@ class _Run:
         grid, was = GRIDS[self.step].spacing_mm, tuple(state.get("spacing_mm", GRIDS[1].spacing_mm))  # older: one grid
         if was != grid:
             raise WeightsError(
-                f"This training is on the grid {grid} mm, but the stored state is on {was} mm. Begin anew in another "
+                f"This training is on the grid {grid} mm, but the stored state is on {was} mm. Start over in another "
                 "folder, with --start-from this one to keep its weights."
             )
         self.network.load_state_dict(state["network"])

@@ -33,8 +33,9 @@ _FIELDS_BESIDE_PEOPLE = {
     Field.LUMBAR: 0.12,
     Field.LOWER_LUMBAR: 0.08,
 }
-"""Share of the fields of synthetic spines beside lumbar scans of people: otherwise necks and whole spines become rare,
-and their names are forgotten."""
+"""Share of each field of view among the synthetic spines if lumbar scans of people are also used: otherwise necks and
+whole spines become rare, and their names are forgotten.
+"""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def odd_discs(rng: np.random.Generator, spine: Spine) -> tuple[tuple[int, ...], 
 
 
 def class_table(step: int, spine: Spine, *, swapped: bool = False) -> NDArray[np.uint8]:
-    """Return a table of 256 from output code to class of a step for this column."""
+    """Return a table with 256 entries, output code -> class of a step, for this column."""
     table = np.zeros(256, np.uint8)
     uneven = is_uneven(spine.vertebrae)
     for code, value in step_table(step, swapped=swapped, uneven_thoracic=uneven).items():
@@ -154,7 +155,9 @@ def draw_sample(
 
 
 def _chosen(table: NDArray[np.integer[Any]], values: Sequence[int]) -> NDArray[np.bool_]:
-    """Return for each code whether its value in a table is among the values; much quicker than asking each voxel."""
+    """Return for each code whether its value in a table is among the values, which is much faster than testing each
+    voxel.
+    """
     return np.isin(table, values)
 
 

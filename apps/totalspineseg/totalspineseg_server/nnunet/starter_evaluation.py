@@ -35,7 +35,7 @@ from totalspineseg_server.synthesis import (
 )
 
 EVALUATION_SEED: Final = 1_000_003
-"""Far from every seed of training, so that these spines are unseen."""
+"""Seed of the evaluation, far from every seed of training, so that its spines are unseen."""
 WIDTH_MM, DEPTH_MM = 80.0, 200.0
 """Extent of the evaluated scans, as of a usual sagittal series; scans of whole columns are as tall as the column."""
 LEVEL_FINDINGS: Final = ("gap", "duplicate", "order", "disc_between", "reach", "wide")

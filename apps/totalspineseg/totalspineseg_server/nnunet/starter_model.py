@@ -1,7 +1,7 @@
 """Build the starter networks as nnU-Net builds them, and write the folder that nnU-Net loads."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
@@ -11,6 +11,11 @@ from totalspineseg_server.files import sha256_of, write_file, write_json, write_
 from totalspineseg_server.nnunet.starter_plans import CHECKPOINT, FEATURES, dataset_json, plans_json, regions_of
 from totalspineseg_server.nnunet.trust_file import TRUST_FILE
 
+OUTLINE_PARTS: Final = (
+    *("encoder.stages.0.", "encoder.stages.1.", "decoder.transpconvs.3."),
+    *("decoder.stages.2.", "decoder.stages.3.", "decoder.seg_layers."),
+)
+"""Parts of the names of weights at the two finest resolutions, which draw borders; the others tell levels apart."""
 HEAD_BIAS = -2.5
 """Initial logit of the heads: most voxels belong to no region."""
 
@@ -30,6 +35,11 @@ def build_network(step: int, features: tuple[int, ...] = FEATURES, *, deep_super
         if "seg_layers" in name and name.endswith("bias"):
             nn.init.constant_(value, HEAD_BIAS)
     return network
+
+
+def draws_outlines(name: str) -> bool:
+    """Return whether the weights of this name are among ``OUTLINE_PARTS``."""
+    return any(part in name for part in OUTLINE_PARTS)
 
 
 def warm_start(target: dict[str, torch.Tensor], source: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -29,6 +29,7 @@ class StarterSettings:
         features: Features by stage.
         patch: Patch on the network's grid, (Z, Y, X); None for the step's default.
         real_share: Share of the patches from scans of people, if there are any.
+        outlines_only: Whether only the layers in ``OUTLINE_PARTS`` change.
     """
 
     iterations: int = 3000
@@ -48,6 +49,7 @@ class StarterSettings:
     features: tuple[int, ...] = FEATURES
     patch: tuple[int, ...] | None = None
     real_share: float = 0.35
+    outlines_only: bool = False
 
     def __post_init__(self) -> None:
         """Check the values.

@@ -12,8 +12,8 @@ class Teacher:
         share: Share of the network's output in a target; the rest is the truth.
 
     Source:
-        Li and Hoiem, Learning without Forgetting, ECCV 2016; here on replayed patches, whose truth is known, too. With
-        the truth alone every outline would shift a little, because a few dozen spines are soon learned by heart.
+        Li and Hoiem, Learning without Forgetting, ECCV 2016; here on replayed patches, whose truth is known as well.
+        With the truth alone every outline would shift a little, because a few dozen spines are soon learned by heart.
     """
 
     def __init__(self, network: nn.Module, share: float) -> None:

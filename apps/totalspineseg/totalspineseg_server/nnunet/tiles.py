@@ -41,7 +41,7 @@ def tile_starts(length: int, tile: int, step: float) -> list[int]:
     Args:
         length: Voxels of the (padded) image, at least ``tile``.
         tile: Voxels of a tile.
-        step: Distance of neighbors, as a share of a tile, above 0 and at most 1.
+        step: Distance between neighbors, as a share of a tile, above 0 and at most 1.
     """
     count = int(np.ceil((length - tile) / (tile * step))) + 1
     if count == 1:
@@ -73,7 +73,7 @@ def sliding_logits(
         image: (C, ...) float32, network's axes, normalized. Not modified.
         patch: Tile size.
         regions: R, number of output channels.
-        step: Distance of neighboring tiles, as a share of a tile.
+        step: Distance between neighboring tiles, as a share of a tile.
         compute: Device of the network.
         sums: Device of the sums: the CPU if they do not fit on the GPU.
         autocast: Whether to compute in half precision where that is safe (on a GPU).

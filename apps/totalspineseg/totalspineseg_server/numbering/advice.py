@@ -24,8 +24,8 @@ _WORDS: Final = ("no", "one", "two", "three", "four", "five", "six")
 
 
 def _ranks() -> Mapping[int, float]:
-    """Return the place of each structure in levels, rising to inferior; an extra vertebra is half a level further
-    down."""
+    """Return the place of each structure in levels, increasing toward inferior; an extra vertebra is half a level
+    further down."""
     normal = column()
     ranks: dict[int, float] = {}
     for level, (vertebra, disc) in enumerate(zip(normal.vertebrae, normal.discs, strict=True)):
@@ -73,7 +73,7 @@ def shift_text(best: Sequence[int], other: Sequence[int]) -> str:
 
 
 def would_settle(codes: Sequence[int], alternatives: Sequence[Sequence[int]]) -> tuple[str, ...]:
-    """Return what would decide between competing numberings.
+    """Return the means that would decide between competing numberings.
 
     Args:
         codes: The best numbering. Not modified.

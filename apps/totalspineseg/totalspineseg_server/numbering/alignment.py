@@ -70,7 +70,7 @@ def _beside_mm(series: Localizer, ruler: Ruler) -> float:
 
 
 def _off_levels(series: Localizer, pieces: Pieces, ruler: Ruler) -> float:
-    """Return the median distance of this scan's discs from the nearest discs of the series, in levels; 0 if there are
+    """Return the median distance from this scan's discs to the nearest discs of the series, in levels; 0 if there are
     too few."""
     its = _disc_places_mm(series, ruler)
     if its.size < MIN_DISCS or len(pieces.discs) < MIN_DISCS:

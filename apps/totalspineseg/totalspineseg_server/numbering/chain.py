@@ -1,6 +1,6 @@
 """Name a column from all evidence at once, with the probability of each name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -38,7 +38,7 @@ from totalspineseg_server.numbering.evidence import (
 )
 from totalspineseg_server.numbering.evidence_weights import CAREFUL, MOSTLY
 from totalspineseg_server.numbering.findings import Finding, found_at
-from totalspineseg_server.numbering.left_out import contradicts, left_out
+from totalspineseg_server.numbering.left_out import below_l5_s, contradicts, left_out
 from totalspineseg_server.numbering.loose import name_loose
 from totalspineseg_server.numbering.moved import moved_landmarks
 from totalspineseg_server.numbering.pins import unmet_finding, with_pins
@@ -209,7 +209,7 @@ def number_chain(
             says so. Not modified.
         pins: Levels that a reader fixed.
         step1: Names of step 1 in this scan, on the same grid. Pins replace the names of a network. Not modified.
-        trust: What is known about the errors of the network that made the map.
+        trust: Measured errors of the network that made the map.
 
     Returns:
         The best numbering; without pieces, an empty numbering that is not certain.
@@ -241,7 +241,11 @@ def number_chain(
     by_reader = step1 is not None and step1.by_reader
     moved = () if by_reader else moved_landmarks(names, pieces, pinned=pinned, missed=numbering.missed)
     findings = (*map(unmet_finding, unmet), *elsewhere, *moved, *numbering.findings)
-    against = bool(moved) and not _outvoted(moved, numbering, trust)
+    # A landmark that both steps put on different discs is lost, if step 1 put it where the names have it.
+    lost = frozenset[int]()
+    if step1 is not None and not by_reader and not _otherwise(numbering, evidence):
+        lost = step1.landmarks
+    against = bool(moved) and not _outvoted(moved, numbering, trust, lost)
     contradicted = numbering.contradicted or bool(unmet) or against
     if not pins and not by_reader:
         failures = trust.contradicted if contradicted else trust.uncontradicted
@@ -295,7 +299,8 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     missed = chain.missed(best, slots)
     out = left_out(best, evidence, naming)
     contradicted = contradicts(out, best, evidence, missed)
-    findings = tuple(_finding(k, evidence, pieces) for k in out)
+    below = below_l5_s(out, best, evidence)
+    findings = tuple(_finding(k, evidence, pieces, below_l5_s=k in below) for k in out)
     return _settled(
         Numbering(
             *(pieces, naming, probability, levels, alternatives, (), missed, findings),
@@ -331,9 +336,10 @@ BELIEVED: Final = 0.75
 """Share of scans in which a landmark class must lie on its own disc to contradict names by itself."""
 
 
-def _outvoted(moved: Sequence[Finding], numbering: Numbering, trust: Trust) -> bool:
-    """Return whether contradicted landmarks are wrong so often that they do not make the names doubtful."""
-    return not any(_is_believed(code, trust) for finding in moved for code in _drawn_as(finding, numbering))
+def _outvoted(moved: Sequence[Finding], numbering: Numbering, trust: Trust, lost: Collection[int]) -> bool:
+    """Return whether contradicted landmarks do not make the names doubtful: they are wrong often, or they are lost."""
+    landmarks = {code for finding in moved for code in _drawn_as(finding, numbering)} - set(lost)
+    return not any(_is_believed(code, trust) for code in landmarks)
 
 
 def _counted_only(numbering: Numbering, trust: Trust) -> bool:
@@ -365,6 +371,7 @@ def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numb
 
     Both maps come from one scan, and from networks that learned from the same examples. If neither is certain by
     itself, their agreement proves nothing more; if both are certain of different names, neither can be relied on.
+    Names that step 1 only counted cannot be relied on either, if step 2 by itself has others.
 
     Args:
         pieces: The pieces.
@@ -383,6 +390,10 @@ def _number_twice(pieces: Pieces, evidence: Evidence, step1: Step1Names) -> Numb
         return _as_sure_as(both, step1)
     differing = tuple(_differs(k, code, both, evidence) for k, code in _otherwise(both, evidence)[:1])
     against = bool(differing) and (alone.certainty != "doubtful" or step1.certainty == "doubtful")
+    if not differing and step1.certainty == "counted":
+        # Step 1 outvotes what step 2 shows, but is not certain itself.
+        differing = tuple(_differs(k, code, alone, evidence) for k, code in _otherwise(alone, evidence)[:1])
+        against = bool(differing)
     both = replace(both, findings=both.findings + differing, contradicted=both.contradicted or against)
     if alone.confident != step1.confident:
         return _settled(both)
@@ -402,7 +413,7 @@ def _as_sure_as(alone: Numbering, step1: Step1Names) -> Numbering:
         return alone
     levels = tuple(replace(v, probability=max(v.probability, step1.probability)) for v in alone.levels)
     probability = max(alone.probability, step1.probability)
-    # What competes shares the rest.
+    # Competing numberings share the rest.
     rest = (1.0 - probability) / (1.0 - alone.probability) if probability > alone.probability else 1.0
     others = tuple(replace(other, probability=rest * other.probability) for other in alone.alternatives)
     return _settled(
@@ -523,9 +534,11 @@ def _level(code: int, item: Item, chances: Mapping[int, float], pieces: int) -> 
     return Level(code, NAME_OF[code], BY_CODE[code].kind, probability, runner_up, others[runner_up], item.index)
 
 
-def _finding(k: int, evidence: Evidence, pieces: Pieces) -> Finding:
+def _finding(k: int, evidence: Evidence, pieces: Pieces, *, below_l5_s: bool) -> Finding:
     item = evidence.items[k]
     piece = (pieces.discs if item.kind is Kind.DISC else pieces.vertebrae)[item.index]
+    if below_l5_s:
+        return found_at(piece, "below_l5_s", UNNAMED, messages.BELOW_L5_S.format(voxels=piece.voxels))
     text = messages.LEFT_OUT.format(kind=messages.A_KIND[item.kind], voxels=piece.voxels)
     return found_at(piece, "left_out", UNNAMED, text)
 

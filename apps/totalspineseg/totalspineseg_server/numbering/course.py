@@ -45,7 +45,7 @@ class Course:
             points_mm: (m, 3) points, voxel index times spacing.
 
         Returns:
-            (m,) mm, rising to inferior.
+            (m,) mm, increasing toward inferior.
         """
         points = np.asarray(points_mm, dtype=np.float64).reshape(-1, 3)
         _, nearest = cKDTree(self.points_mm).query(points)

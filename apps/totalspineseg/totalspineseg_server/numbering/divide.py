@@ -1,7 +1,7 @@
 """Cut pieces that contain two levels: discs that are bridged through a vertebra, or vertebrae joined by a wrong class.
 
-``find_pieces`` joins what touches and what has the same odd/even class, as the reference does. Where a disc lies inside
-such a vertebra, or a disc has two lobes a level apart, the chain would have to give one piece two names.
+``find_pieces`` joins components that touch or have the same odd/even class, as the reference does. Where a disc lies
+inside such a vertebra, or a disc has two lobes a level apart, the chain would have to give one piece two names.
 """
 
 from collections.abc import Callable
@@ -158,7 +158,7 @@ def _holds_disc(numbered: npt.NDArray[np.int32], piece: Piece, index: int, discs
 
 
 def _level_at(place_mm: float, discs_mm: Floats) -> float:
-    """Return the distance of neighboring discs around a place, mm."""
+    """Return the distance between neighboring discs around a place, mm."""
     steps = np.diff(discs_mm)
     if not steps.size:
         return USUAL_LEVEL_MM
@@ -195,12 +195,14 @@ def _disc_cuts(counts: Ints) -> list[int]:
 
 
 def _along(xyz: Ints, seen: _Map) -> Floats:
-    """Return the height of voxels along the canal's direction beside them, mm, rising to inferior from their middle."""
+    """Return the height of voxels along the canal's direction beside them, mm, increasing toward inferior from their
+    middle.
+    """
     return _direction(xyz.mean(axis=0), seen)(xyz)
 
 
 def _direction(center_vox: Floats, seen: _Map) -> Callable[[npt.ArrayLike], Floats]:
-    """Return a function of voxels: their height relative to a center along the canal, mm, rising to inferior."""
+    """Return a function of voxels: their height relative to a center along the canal, mm, larger if inferior."""
     center = center_vox * seen.spacing
     line = seen.course.points_mm
     middle = int(((line - center) ** 2).sum(axis=1).argmin())

@@ -78,6 +78,7 @@ class Step1Names:
         certainty: How certain the names of step 1 are by themselves.
         usual: Probability that all its names are right if the column has the usual count.
         as_usual: Probability that the column has the usual count.
+        landmarks: Codes of the landmark discs on which step 1 found their own class.
     """
 
     discs: Localizer
@@ -85,6 +86,7 @@ class Step1Names:
     certainty: Certainty
     usual: float = 0.0
     as_usual: float = 0.0
+    landmarks: frozenset[int] = frozenset()
 
     @property
     def confident(self) -> bool:
@@ -121,7 +123,7 @@ class Item:
     Attributes:
         kind: Disc, vertebra or sacrum.
         index: Index in ``Pieces.discs`` or ``Pieces.vertebrae``; -1 for C1 of a step-1 map.
-        place_mm: Distance along the canal, rising to inferior.
+        place_mm: Distance along the canal, increasing toward inferior.
         cut: Whether the field of view cuts it off.
         width_mm: Lateral extent.
         volume_mm3: Volume.
@@ -162,7 +164,7 @@ class Evidence:
         pinned_loose: Index of such a piece -> the code that a pin gives it.
         above_mm: Length of the column in view above the first item; 0 if the items themselves show it.
         below_mm: The same below the last item.
-        trust: What is known about the errors of the network that made the map.
+        trust: Measured errors of the network that made the map.
     """
 
     step: Step
@@ -192,7 +194,7 @@ def gather(
         step: 1 or 2.
         ruler: Canal of ``raw``.
         localizers: Other series of the patient on the same grid. Not modified.
-        trust: What is known about the errors of the network that made the map.
+        trust: Measured errors of the network that made the map.
 
     Returns:
         The evidence; it has no items if there are no pieces.

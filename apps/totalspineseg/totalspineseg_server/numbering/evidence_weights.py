@@ -4,6 +4,7 @@ Every weight is a likelihood ratio: how much more probable the evidence is if th
     were a false component.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from types import MappingProxyType
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from totalspineseg_server.anatomy import (
     C1,
+    DISC_C2_C3,
     DISC_L2_L3,
     DISC_L3_L4,
     DISC_L4_L5,
@@ -43,7 +45,7 @@ P_MISSED: Final = 0.02
 """Probability that a disc in view has no component (fused, severely degenerated, missed by the network), or that a
 vertebra has none with a body."""
 P_NEXT_MISSED: Final = 0.3
-"""Probability that the disc after a missed one at the end of the row is missed, too: whatever hides one (metal, a bad
+"""Probability that the disc after a missed one at the end of the row is also missed: whatever hides one (metal, a bad
 coil, the end of the canal) hides its neighbors.
 """
 P_NEXT_MISSED_WITHIN: Final = 0.1
@@ -65,7 +67,8 @@ most people have and which has no name here."""
 REMNANT_BELOW: Final = 3
 """Number of discs above the last one whose median volume is the usual volume."""
 P_C1_CLASS_WRONG: Final = 0.01
-"""Probability that what step 1 labels C1 is not C1; low, because the ring is unlike every other vertebra."""
+"""Probability that the structure labeled C1 by step 1 is not C1; low, because the ring is unlike every other vertebra.
+"""
 LOWER_END: Final = LowerEnd(1.0, thin=0.06, below_thin=0.1, below=0.02, s1=0.1, s1_whole=0.05, shifted=0.05)
 """Shares of scans, for measured networks: the fewer scans were measured, the closer they are to these."""
 P_S1_APART: Final = 0.02
@@ -76,6 +79,23 @@ that size."""
 SHIFTED_BONE: Final = 0.7
 """Probability that the last lumbar vertebra is drawn as part of the sacrum by a network that takes it for S1; its other
 errors follow: L5-S and T12-L1 are expected one disc too high."""
+P_SKULL_BASE: Final = 0.3
+"""Probability that the skull base is drawn as a vertebra, if it is in view."""
+P_DENS_BASE: Final = 0.4
+"""Probability that a disc is drawn at the base of the dens: it is in three of five necks by step 2 and in one by step 1
+of the starter weights."""
+DENS_AS_C2_C3: Final = 0.5
+"""Probability that such a disc has the class of C2-C3."""
+LOST_TO_DENS: Final = 0.35
+"""Probability that C2-C3 then does not have it."""
+DENS_SIZE: Final = -0.6
+DISC_SIZE: Final = -0.15
+"""Logarithm of the volume of such a disc, and of a disc of the neck, relative to the disc below."""
+DENS_SIZE_SPREAD: Final = 0.4
+DISC_SIZE_SPREAD: Final = 0.25
+"""Their standard deviations, as networks draw the discs."""
+MAX_SIZE_AWAY: Final = 2.5
+"""Largest deviation that counts, in standard deviations."""
 P_KIND_WRONG: Final = 0.01
 """Probability that the sacrum is drawn as a vertebra or a vertebra as the sacrum."""
 
@@ -94,7 +114,7 @@ LANDMARK_COUNTED: Final = 0.5
 to count up from the sacrum. Of 24 synthetic lumbar scans with six lumbar vertebrae, six end with L1-L2; in four of
 these it was T12-L1 for both networks (starter weights)."""
 COUNTED_UP: Final = (DISC_T12_L1, DISC_L5_S)
-"""Landmarks that move with the sacrum: networks seem to find T12-L1 by counting, too."""
+"""Landmarks that move with the sacrum: networks seem to find T12-L1 by counting as well."""
 COUNTED_DISCS: Final = 1 + max(LUMBAR_PRIOR, key=lambda count: LUMBAR_PRIOR[count])
 """Number of discs from that disc to L5-S."""
 LANDMARK_FAR: Final = 0.001
@@ -105,7 +125,9 @@ SCALES: Final = np.exp(np.linspace(-0.42, 0.30, 7))
 SCALE_SPREAD: Final = 0.17
 """Standard deviation of the logarithm of the scale over patients of all ages; adults alone vary by 0.08."""
 SPACING_SPREAD: Final = 0.09
-"""Standard deviation of the distance of two pieces, as a share of the expected one: varying levels, inexact centers."""
+"""Standard deviation of the distance between two pieces, as a share of the expected one: varying levels, inexact
+centers.
+"""
 SPACING_MM: Final = 1.5
 """Standard deviation independent of the distance, mm: voxel size and ragged borders."""
 CUT_SPREAD: Final = 0.3
@@ -113,6 +135,8 @@ CUT_SPREAD: Final = 0.3
 center is off by up to half."""
 SACRUM_SPREAD_MM: Final = 10.0
 """Standard deviation that is added for the middle of the sacrum, mm: a third or all of the sacrum may be in view."""
+SKULL_SPREAD_MM: Final = 5.0
+"""Standard deviation that is added for the skull base, mm."""
 SPLIT_SPREAD: Final = 0.12
 """Distance between the parts of one structure, as a share of the level's height."""
 UNIT_MM: Final = 25.0
@@ -180,7 +204,7 @@ def missed_weight(count: npt.ArrayLike, following: float = P_NEXT_MISSED) -> Flo
 
     Args:
         count: Whole numbers; 0 weighs 1. Not modified.
-        following: Probability that the next one is missed, too.
+        following: Probability that the next one is also missed.
     """
     count = np.asarray(count, dtype=np.float64)
     return np.where(count > 0, P_MISSED * following ** np.maximum(count - 1, 0), 1.0)
@@ -201,7 +225,7 @@ def _landmark_fit(
         k: Index of the disc.
         discs: Indices of all discs.
         counted: Whether it is the uppermost and the fifth above L5-S, where a T12-L1 may be counted.
-        trust: What is known about the network's errors.
+        trust: Measured errors of the network.
         shifted: Whether the network takes the last lumbar vertebra for S1.
     """
     tree = _tree()
@@ -227,7 +251,13 @@ def _landmark_fit(
         other = _is_landmark() & (tree.code != landmark)
         of[other] = np.minimum(LANDMARK_OTHER, of[other])
         of[_above(landmark, moved)] = chances.own
+    dens = tree.unnamed & tree.disc
+    table[dens, 1 + LANDMARK_DISCS.index(DISC_C2_C3)] = DENS_AS_C2_C3
     table[:, 0] = np.maximum(LANDMARK_OTHER, 1.0 - table[:, 1:].sum(axis=1))
+    # What happens to C2-C3 itself is part of the same event.
+    share = under.get(DISC_C2_C3, 0.0) if under is not None else 1.0
+    usual = trust.chances(LANDMARK_DISCS.index(DISC_C2_C3), careful=CAREFUL).own
+    table[dens] *= share * (1 - LOST_TO_DENS) / usual + (1 - share) * LOST_TO_DENS / (1 - usual)
     shares = np.array([items[k].landmarks.get(code, 0.0) for code in LANDMARK_DISCS])
     shares = np.concatenate([[max(0.0, 1.0 - shares.sum())], shares])
     return np.where(tree.disc, np.exp(np.log(table + 1e-12) @ shares), 1.0)
@@ -240,7 +270,7 @@ def _is_landmark() -> npt.NDArray[np.bool_]:
 
 @cache
 def _above(landmark: int, levels: int) -> npt.NDArray[np.bool_]:
-    """Return the (slots,) mask of the discs so many levels above a landmark; below it if negative."""
+    """Return the (slots,) mask of the discs this many levels above a landmark; below it if negative."""
     tree = _tree()
     if not levels:
         return np.asarray(tree.code == landmark)
@@ -271,7 +301,7 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
 
     Args:
         items: Pieces, superior to inferior.
-        trust: What is known about the errors of the network that made the map.
+        trust: Measured errors of the network that made the map.
 
     Returns:
         (items, views, slots) likelihoods, see ``view_prior``.
@@ -287,7 +317,7 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
     for k, item in enumerate(items):
         base = np.ones(tree.code.size)
         if item.landmarks:
-            base = base * _steeper_fit(items, k, tree, trust)
+            base = base * _steeper_fit(items, k, tree, trust) * _dens_fit(items, k, tree)
         base = base * _width_fit(item, tree) ** min(1.0, WIDTH_ITEMS / widths)
         # C1 of step 1 has no overlaps, even if there are localizers.
         for overlap, count in zip(item.overlaps, touched, strict=bool(item.overlaps)):
@@ -321,17 +351,19 @@ def view_prior(trust: Trust) -> Floats:
 def _kind_fit(item: Item, tree: States, trust: Trust, *, shifted: bool) -> Floats:
     sacrum = (tree.code == SACRUM) & ~tree.s1
     if item.kind is Kind.DISC:
-        return np.asarray(tree.disc, dtype=np.float64)
+        return np.asarray(np.where(tree.unnamed, P_DENS_BASE, 1.0) * tree.disc, dtype=np.float64)
     if item.is_c1:
         return np.asarray(tree.code == C1, dtype=np.float64)
-    vertebra = ~tree.disc & (tree.code != SACRUM)
+    vertebra = ~tree.disc & (tree.code != SACRUM) & ~tree.unnamed
+    skull = tree.unnamed & ~tree.disc
     right, wrong = 1.0 - P_KIND_WRONG, P_KIND_WRONG
     values = (wrong, right) if item.kind is Kind.SACRUM else (right, wrong)
     apart = P_S1_APART if trust.measured else P_S1_APART_UNMEASURED
     if trust.measured and item.kind is Kind.VERTEBRA:
         end = trust.lower_end.pulled(LOWER_END)
         apart = end.s1_whole if item.volume_mm3 >= LARGE_BONE_MM3 else end.s1
-    chances = np.asarray(vertebra * values[0] + sacrum * values[1] + tree.s1 * apart, dtype=np.float64)
+    named = vertebra * values[0] + sacrum * values[1] + tree.s1 * apart
+    chances = np.asarray(named + skull * values[0] * P_SKULL_BASE, dtype=np.float64)
     if shifted:
         last = SHIFTED_BONE if item.kind is Kind.SACRUM else 1.0 - SHIFTED_BONE
         chances += last_lumbar() * (last - chances)
@@ -340,7 +372,7 @@ def _kind_fit(item: Item, tree: States, trust: Trust, *, shifted: bool) -> Float
 
 @cache
 def last_lumbar() -> Floats:
-    """Return the (slots,) probability that a vertebra is the last lumbar one: L4 is so in few columns, L5 in most."""
+    """Return the (slots,) probability that a vertebra is the last lumbar one: in most columns it is L5, in few L4."""
     tree = _tree()
     result = np.zeros(tree.code.size)
     for k in np.flatnonzero(tree.code == DISC_L5_S):
@@ -370,6 +402,19 @@ def _steeper_fit(items: tuple[Item, ...], k: int, tree: States, trust: Trust) ->
     return np.asarray(np.exp(-0.5 * np.minimum(away**2, MAX_STEEPER**2)))
 
 
+def _dens_fit(items: tuple[Item, ...], k: int, tree: States) -> Floats:
+    """Return how much better the volume of a disc fits the base of the dens than a level."""
+    result = np.ones(tree.code.size)
+    below = next((item for item in items[k + 1 :] if item.kind is Kind.DISC), None)
+    if below is not None and not below.cut and not items[k].cut:
+        size = math.log(items[k].volume_mm3 / below.volume_mm3)
+        dens = min(abs(size - DENS_SIZE) / DENS_SIZE_SPREAD, MAX_SIZE_AWAY)
+        level = min(abs(size - DISC_SIZE) / DISC_SIZE_SPREAD, MAX_SIZE_AWAY)
+        ratio = math.exp((level**2 - dens**2) / 2) * DISC_SIZE_SPREAD / DENS_SIZE_SPREAD
+        result[tree.unnamed & tree.disc] = ratio
+    return result
+
+
 def _localizer_fit(overlap: Overlap, count: int, tree: States) -> Floats:
     """Return the best fit of an overlap over all names that its levels may have.
 
@@ -382,7 +427,7 @@ def _localizer_fit(overlap: Overlap, count: int, tree: States) -> Floats:
         return np.ones(tree.code.size)
     names = {code: overlap.localizer.names.get(code) or {code: 1.0} for code in overlap.shares}
     moves = {ORDER[name] - ORDER[code] for code, chances in names.items() for name in chances}
-    places = np.array([ORDER[int(code)] for code in tree.code])
+    places = np.array([ORDER.get(int(code), -len(ORDER)) for code in tree.code])
     best = np.zeros(tree.code.size)
     exponent = LOCALIZER_ITEMS / (count if overlap.localizer.by_reader else max(count, LOCALIZER_ITEMS))
     for move in moves | {0}:
@@ -403,8 +448,8 @@ def _parity_fit(item: Item, tree: States, wrong: float) -> Floats:
         return np.ones((2, tree.code.size))
     odd_class = wrong + (1 - 2 * wrong) * item.odd
     as_named = np.where(tree.odd, odd_class, 1 - odd_class)
-    sacrum = tree.code == SACRUM
-    return np.stack([np.where(sacrum, 0.5, as_named), np.where(sacrum, 0.5, 1 - as_named)])
+    either = (tree.code == SACRUM) | tree.unnamed
+    return np.stack([np.where(either, 0.5, as_named), np.where(either, 0.5, 1 - as_named)])
 
 
 def _remnant(items: tuple[Item, ...], k: int, trust: Trust) -> tuple[float, float]:

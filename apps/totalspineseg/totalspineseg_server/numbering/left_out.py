@@ -5,9 +5,9 @@ from typing import Final
 
 import numpy as np
 
-from totalspineseg_server.anatomy import BY_CODE, SACRUM, Kind
+from totalspineseg_server.anatomy import BY_CODE, C1, DISC_L5_S, SACRUM, Kind
 from totalspineseg_server.numbering.evidence import Evidence
-from totalspineseg_server.numbering.evidence_weights import ORDER
+from totalspineseg_server.numbering.evidence_weights import ORDER, THIN_DISC
 from totalspineseg_server.numbering.solver import FALSE, Path
 from totalspineseg_server.transforms.labeling import UNNAMED, Naming
 
@@ -44,8 +44,9 @@ def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequ
     """Return whether a piece of the size of a structure was left out where there should be one.
 
     A vertebra or a sacrum of usual size should always have a name. A disc may be false, but not next to a level whose
-    disc is missing. What lies far beside the column (skin, bowel, bladder) contradicts nothing, and neither does a
-    second sacrum that is smaller than the named one.
+    disc is missing, and not below L5-S if it looks like another L5-S. A piece far beside the column (skin, bowel,
+    bladder) contradicts nothing, and neither does the skull base above C1, or a second sacrum that is smaller than the
+    named one.
 
     Args:
         out: From ``left_out``.
@@ -64,9 +65,32 @@ def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequ
             continue
         above = max((ORDER[code] for code in path[:k] if code != FALSE), default=-1)
         below = min((ORDER[code] for code in path[k + 1 :] if code != FALSE), default=len(ORDER))
+        if bone and above < 0 and below == ORDER[C1]:
+            continue
         if bone or any(above < ORDER[code] < below for code in missed if BY_CODE[code].kind is Kind.DISC):
             return True
+    if below_l5_s(out, path, evidence):
+        return True
     return any(_swollen(code, path, evidence) for code in missed if BY_CODE[code].kind is Kind.VERTEBRA)
+
+
+def below_l5_s(out: Sequence[int], path: Path, evidence: Evidence) -> tuple[int, ...]:
+    """Return the discs below the one named L5-S that may be L5-S themselves: one that is not thin, as that between S1
+    and S2 is in most people, or any if the bone between them is drawn as a vertebra.
+
+    Args:
+        out: From ``left_out``.
+        path: Code of each item by the chain.
+        evidence: From ``gather``.
+    """
+    if DISC_L5_S not in path:
+        return ()
+    last = len(path) - 1 - path[::-1].index(DISC_L5_S)
+    named = [i for i, code in zip(evidence.items, path, strict=True) if i.kind is Kind.DISC and code != FALSE]
+    thin = THIN_DISC * float(np.median([item.volume_mm3 for item in named]))
+    below = [k for k in out if k > last and evidence.items[k].kind is Kind.DISC and not evidence.items[k].is_far]
+    bones = [k for k in range(last + 1, len(path)) if evidence.items[k].kind is Kind.VERTEBRA and path[k] == SACRUM]
+    return tuple(k for k in below if bones or evidence.items[k].volume_mm3 >= thin)
 
 
 def _swollen(missed: int, path: Path, evidence: Evidence) -> bool:

@@ -25,8 +25,8 @@ class Links:
         prior: (n,) probability of the step without its length: branches, missed and split structures.
         expected_mm: (n,) distance at scale 1.
         height_mm: (n,) height of the lower slot's level at scale 1.
-        spread_mm: (n,) standard deviation of that distance in addition to the usual one: the sacrum's middle depends on
-            how much of it is in view.
+        spread_mm: (n,) standard deviation of that distance in addition to the usual one: the middles of the sacrum and
+            of the skull base depend on how much of them is in view.
         same: (n,) whether both are the same slot, so that the pieces are parts of one structure.
         lower_slots, lower_starts: The distinct lower slots, and where each begins.
         by_upper: Order of the links by upper slot.
@@ -74,6 +74,7 @@ def links(upper_is_disc: bool, lower_is_disc: bool, step: Step, shifted: bool = 
         bone = (tree.code[lower] == DISC_L5_S) & (jump == 2)
         chance = np.where(sacrum | bone, w.SHIFTED_BONE * tree.path_prior[lower, jump], chance)
         expected = np.where(sacrum, SACRUM_CENTER_MM, expected)
+    skull = tree.unnamed[upper] & ~tree.disc[upper]
     by_upper = np.argsort(upper, kind="stable")
     lower_slots, lower_starts = np.unique(lower, return_index=True)
     upper_slots, upper_starts = np.unique(upper[by_upper], return_index=True)
@@ -83,7 +84,7 @@ def links(upper_is_disc: bool, lower_is_disc: bool, step: Step, shifted: bool = 
         prior=chance,
         expected_mm=expected,
         height_mm=tree.height_mm[lower],
-        spread_mm=np.where(tree.code[lower] == SACRUM, w.SACRUM_SPREAD_MM, 0.0),
+        spread_mm=np.where(tree.code[lower] == SACRUM, w.SACRUM_SPREAD_MM, w.SKULL_SPREAD_MM * skull),
         same=jump == 0,
         lower_slots=lower_slots,
         lower_starts=lower_starts,
@@ -94,7 +95,7 @@ def links(upper_is_disc: bool, lower_is_disc: bool, step: Step, shifted: bool = 
 
 
 def between(upper: Item, lower: Item, step: Step, *, shifted: bool) -> Links:
-    """Return the steps between two items in a map of a network that takes the last lumbar vertebra for S1, or not."""
+    """Return the steps between two items; a network may take the last lumbar vertebra for S1 (``shifted``)."""
     return links(upper.kind is Kind.DISC, lower.kind is Kind.DISC, step, shifted)
 
 

@@ -307,7 +307,7 @@ def _wide(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]
 
 @cache
 def _lengths_mm() -> Mapping[tuple[int, int], float]:
-    """Return neighbors of a kind -> distance of their middles, mm, adult; without C1 and C2, whose middles vary."""
+    """Return neighbors of a kind -> distance between their middles, mm, adult; not C1 and C2, whose middles vary."""
     lengths: dict[tuple[int, int], float] = {}
     for thoracic in (11, 12, 13):
         for lumbar in (4, 5, 6):

@@ -8,6 +8,10 @@ from totalspineseg_server.anatomy import Kind
 # Findings about a numbering
 A_KIND: Final = MappingProxyType({Kind.DISC: "a disc", Kind.VERTEBRA: "a vertebra", Kind.SACRUM: "the sacrum"})
 LEFT_OUT: Final = "A piece segmented as {kind} ({voxels} voxels) fits no level and was left out."
+BELOW_L5_S: Final = (
+    "A disc ({voxels} voxels) was segmented below the one named L5-S. Check whether it is L5-S; then all names are one "
+    "level too low."
+)
 LANDMARK_DIFFERS: Final = (
     "The network segmented this disc as {landmark}, but everything else in view indicates that it is {name}."
 )
@@ -57,6 +61,7 @@ COUNTED_ONLY: Final = "no reliable landmark is in view"
 REASONS: Final = MappingProxyType(
     {
         "pin_unmet": "no structure of its kind is near a pin",
+        "below_l5_s": "a disc below L5-S may be L5-S",
         "steps_differ": "step 1 and step 2 name the discs differently",
     }
 )

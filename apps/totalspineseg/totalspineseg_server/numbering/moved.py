@@ -12,10 +12,10 @@ from totalspineseg_server.transforms.labeling import UNNAMED
 from totalspineseg_server.transforms.pieces import Pieces
 
 NEAR: Final = 6
-"""Largest distance of a landmark that indicates a shift, in places of the column (three levels)."""
+"""Largest distance over which a misplaced landmark indicates a shift, in places of the column (three levels)."""
 OWN_SHARE: Final = 0.25
-"""Share of a disc with the class of the landmark that is its name from which the network saw the landmark there,
-too."""
+"""Share of a disc with the class of the landmark that is its name from which the network also saw the landmark there.
+"""
 
 
 def moved_landmarks(

@@ -72,7 +72,7 @@ def name_map(
 
     ``siblings`` are other series of the patient, with the probabilities of their names (chain only). ``step1`` are the
     names of step 1 in this scan; if a reader gave them, the iterative method follows them before a localizer. ``trust``
-    is what is known about the network's errors (chain only). ``clock`` measures the stages.
+    has the measured errors of the network (chain only). ``clock`` measures the stages.
     """
     if method not in ("chain", "iterative"):
         raise ValueError(f"method must be 'chain' or 'iterative', got {method!r}")

@@ -38,9 +38,9 @@ CORE_SHARE: Final = 0.8
 MAX_BODY_DEPTH_MM: Final = 45.0
 """Largest depth of a body, which is up to 38 mm; a body with its arch is deeper."""
 ARCH_DROP_MM: Final = 40.0
-"""Largest distance of the middle of an arch below its body."""
+"""Largest distance of an arch's middle below its body."""
 ARCH_RISE_MM: Final = 10.0
-"""Largest distance of the middle of an arch above its body."""
+"""Largest distance of an arch's middle above its body."""
 VERTEBRAE_BELOW_C1: Final = frozenset(VERTEBRAE) - {C1}
 
 SPAN_REST: Final = 0.05
@@ -58,7 +58,7 @@ class Part:
         voxels: Number of voxels.
         volume_mm3: Volume.
         center_vox: Center of mass; of a vertebra with a body, that of the body.
-        place_mm: Distance along the canal, rising to inferior.
+        place_mm: Distance along the canal, increasing toward inferior.
         span_mm: Distances along the canal between which nearly all of it lies.
         has_body: Whether it has a body (always true for discs and the sacrum).
         is_cut: Whether the field of view cuts it off.

@@ -40,7 +40,7 @@ class NamedMap:
         labels: Codes of the structures, on the same grid.
         step: 1 or 2.
         step1: Names of step 1 there; only for a step-2 map.
-        trust: What was known about the errors of the network at that time.
+        trust: Errors of the network as they were measured at that time.
     """
 
     raw: Volume

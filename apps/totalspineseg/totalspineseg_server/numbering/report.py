@@ -121,7 +121,7 @@ def _reasons(known: Mapping[str, Any], *, counted_only: bool) -> list[str]:
 
 
 def _unless(variants: Sequence[Mapping[str, Any]]) -> str:
-    """Return what would change counted names, with its share of people; empty if nothing would."""
+    """Return the variants that would change counted names, with their share of people; empty if there are none."""
     found = [messages.VARIANT.format(what=entry["what"], share=_share(entry["share"])) for entry in variants]
     return messages.COUNTED_UNLESS.format(variants=" or ".join(found)) if found else ""
 

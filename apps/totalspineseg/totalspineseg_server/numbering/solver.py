@@ -82,7 +82,7 @@ class Chain:
         for k in range(self.tree.code.size):
             above = int(self.tree.parent[k])
             while above >= 0:
-                if self.tree.disc[above]:
+                if self.tree.disc[above] and not self.tree.unnamed[above]:
                     away = self.tree.depth_mm[k] - self.tree.depth_mm[above] + END_GRACE * self.tree.height_mm[above]
                     if w.SCALES[0] * away > length_mm:
                         break
@@ -213,7 +213,7 @@ class Chain:
         slots.reverse()
         while (below := np.flatnonzero(self.tree.parent == slots[-1])).size:
             slots.append(int(below[self.tree.prior[below].argmax()]))
-        return slots
+        return [slot for slot in slots if not self.tree.unnamed[slot]]
 
     def missed(self, path: Path, slots: list[int]) -> tuple[int, ...]:
         """Return the codes between the first and the last named item that no item has, for the slots of a column."""
@@ -226,13 +226,13 @@ class Chain:
 
 
 def posterior(chain: Chain, forward: list[Floats], backward: list[Floats]) -> list[dict[int, float]]:
-    """Return code -> probability for each item; the probability of a false component is what is missing to 1."""
+    """Return code -> probability for each item; the probability of no level is what is missing to 1."""
     total = chain.total(forward)
     result = []
     for before, after in zip(forward, backward, strict=True):
         per_slot = (before * after).sum(axis=(0, 1)) / total
         codes: dict[int, float] = {}
-        for slot in np.flatnonzero(per_slot > 0):
+        for slot in np.flatnonzero((per_slot > 0) & ~chain.tree.unnamed):
             code = int(chain.tree.code[slot])
             codes[code] = codes.get(code, 0.0) + float(per_slot[slot])
         result.append(codes)

@@ -14,7 +14,19 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from totalspineseg_server.anatomy import C1, CERVICAL, LUMBAR, PARITY, SACRUM, THORACIC, Kind, Parity, column
+from totalspineseg_server.anatomy import (
+    BACKGROUND,
+    C1,
+    C2,
+    CERVICAL,
+    LUMBAR,
+    PARITY,
+    SACRUM,
+    THORACIC,
+    Kind,
+    Parity,
+    column,
+)
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
@@ -48,6 +60,14 @@ S1_CENTER_MM: Final = 15.0
 SACRUM_CENTER_MM: Final = 32.0
 """Distance from the L5-S disc to the middle of the sacrum along the canal, mm; it varies with what is in view."""
 
+NO_LEVEL: Final = BACKGROUND
+"""Code of a slot for something that networks take for a level, but that has no name."""
+SKULL_BASE_MM: Final = 20.0
+"""Distance from the skull base in front of the brainstem (clivus) to the middle of C1 along the canal, mm."""
+DENS_BASE_MM: Final = 19.0
+"""Distance from the base of the dens to the C2-C3 disc, mm. There the dens and the body of C2 grew together around a
+disc, a remnant of which most people keep."""
+
 _WIDTH_CERVICAL_MM = 25.0
 _WIDTH_T1_MM, _WIDTH_T12_MM, _WIDTH_L5_MM = 27.0, 39.0, 46.0
 
@@ -68,6 +88,7 @@ class States:
     Attributes:
         code: Label code of each slot.
         disc: True for disc slots.
+        unnamed: True for the slots without a name: the skull base above C1, and the base of the dens.
         s1: True for the slot of S1, where a piece separate from the rest of the sacrum may be drawn.
         odd: Parity class of vertebra slots (True = odd) under the slot's rule; False for the rest.
         usual: True for the slots of a column with 12 thoracic and 5 lumbar vertebrae.
@@ -83,6 +104,7 @@ class States:
 
     code: Ints
     disc: npt.NDArray[np.bool_]
+    unnamed: npt.NDArray[np.bool_]
     s1: npt.NDArray[np.bool_]
     odd: npt.NDArray[np.bool_]
     usual: npt.NDArray[np.bool_]
@@ -109,15 +131,20 @@ class _Node:
 
 
 def _slots(thoracic: int, lumbar: int, rule: ParityRule) -> list[tuple[int, Kind, bool, float, float]]:
-    """Return (code, kind, odd, depth, height) from C1 to the sacrum, whose first vertebra has a slot of its own."""
+    """Return (code, kind, odd, depth, height) from the skull base to the sacrum, whose first vertebra has a slot of its
+    own."""
     spine = column(thoracic, lumbar)
     rows: list[tuple[int, Kind, bool, float, float]] = []
     top = 0.0
+    middle = HEIGHT_MM[C1] / 2
+    rows.append((NO_LEVEL, Kind.VERTEBRA, False, middle - SKULL_BASE_MM, HEIGHT_MM[C1]))
     for position, (vertebra, disc) in enumerate(zip(spine.vertebrae, spine.discs, strict=True), start=1):
         height = HEIGHT_MM[vertebra]
         odd = bool(position % 2) if rule is ParityRule.POSITION else PARITY[vertebra] is Parity.ODD
         rows.append((vertebra, Kind.VERTEBRA, odd, top + height / 2, height))
         top += height
+        if vertebra == C1:
+            rows.append((NO_LEVEL, Kind.DISC, False, top + HEIGHT_MM[C2] - DENS_BASE_MM, HEIGHT_MM[C2]))
         if disc is not None:
             rows.append((disc, Kind.DISC, False, top, height))
     rows.append((SACRUM, Kind.SACRUM, False, top + S1_CENTER_MM, 2 * S1_CENTER_MM))
@@ -179,12 +206,13 @@ def states(jumps: int) -> States:
             ancestor[k, jump] = above
             path_prior[k, jump] = prior[k] / prior[above]
             between[k, jump] = seen
-            if jump and nodes[above].kind is not Kind.SACRUM:
+            if jump and nodes[above].kind is not Kind.SACRUM and nodes[above].code != NO_LEVEL:
                 seen[0 if disc[above] else 1] += 1
             above = int(parent[above])
     return States(
         code=np.array([n.code for n in nodes]),
         disc=disc,
+        unnamed=np.array([n.code == NO_LEVEL for n in nodes]),
         s1=np.array([n.kind is Kind.SACRUM and n.height == 2 * S1_CENTER_MM for n in nodes]),
         odd=np.array([n.odd for n in nodes]),
         usual=np.array([n.usual for n in nodes]),
@@ -203,7 +231,7 @@ Step = Literal[1, 2]
 
 
 def observable(tree: States, step: Step) -> npt.NDArray[np.bool_]:
-    """Return for which slots a step's map can have a piece: all in step 2, discs and C1 in step 1."""
+    """Return for which slots a step's map can have a piece: all in step 2; discs, the dens and C1 in step 1."""
     if step == 1:
         return np.asarray(tree.disc | (tree.code == C1))
     return np.ones(tree.code.size, dtype=np.bool_)

@@ -8,7 +8,8 @@ import numpy as np
 from totalspineseg_server.anatomy import BACKGROUND, DISCS, Kind
 from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.numbering.chain import Numbering
-from totalspineseg_server.numbering.evidence import Localizer, Step1Names
+from totalspineseg_server.numbering.evidence import Localizer, Step1Names, landmark_shares
+from totalspineseg_server.numbering.evidence_weights import MOSTLY
 
 OTHER_SHARE: Final = 0.01
 """Smallest probability that the right name is one that step 1 did not consider, whatever it saw as a landmark."""
@@ -37,6 +38,11 @@ def step1_names(labels: LabelArray, numbering: Numbering | None) -> Step1Names |
         numbering.certainty,
         numbering.usual,
         numbering.as_usual,
+        frozenset(
+            code
+            for code, piece in zip(numbering.naming.discs, numbering.pieces.discs, strict=True)
+            if landmark_shares(piece).get(code, 0.0) > MOSTLY
+        ),
     )
 
 

@@ -31,7 +31,9 @@ logger = logging.getLogger(__name__)
 SERIES_DIR: Final = "dicom"
 """Folder of the original DICOM files of each series."""
 VOLUME_ENDING: Final = ".nii"
-"""Ending of a series' volume. Not compressed: the same series must give the same bytes whenever it is fetched."""
+"""Ending of a series' volume. It is not compressed, because the same series must give the same bytes whenever it is
+fetched.
+"""
 COUNTED: Final = "instances"
 """Field of a fetched image with the number of instances that the PACS reported at that time."""
 UNSENT: Final = "unsent"
@@ -161,7 +163,7 @@ class PacsDatastore(SpineDatastore):
         except requests.RequestException as error:
             logger.warning("the PACS does not accept the label of series %s yet: %s", image_id, type(error).__name__)
         except TotalSpineSegError as error:
-            # What is wrong with the label itself will not change.
+            # A fault of the label itself will not go away.
             unsent = isinstance(error, PASSING)
             raise
         finally:

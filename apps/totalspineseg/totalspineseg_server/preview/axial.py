@@ -16,7 +16,7 @@ from totalspineseg_server.preview.planes import Course
 WIDTH_MM: Final = 76.0
 """Side of a cut: a lumbar body with its canal and the root of the spinous process."""
 AHEAD_MM: Final = 9.0
-"""Distance of the middle of a cut anterior of the canal."""
+"""Distance from the canal forward to the middle of a cut."""
 LEVELS: Final = (*(code for code in VERTEBRAE if code != SACRUM), *DISCS)
 """Levels that are cut. The sacrum is left out, because its canal cannot be judged in one cut."""
 

@@ -81,7 +81,7 @@ def sheet_svg(
     gray, painted = np.zeros((height, width), np.uint8), np.zeros((height, width, 4), np.uint8)
     inside = (slice(top, top + plane.gray.shape[0]), slice(MARGIN_PX, MARGIN_PX + plane.gray.shape[1]))
     gray[inside], painted[inside] = plane.gray, plane.overlay(labels, doubtful=doubtful)
-    # One window for all cuts, so that a dark one is seen to be dark.
+    # One window for all cuts, so that a dark cut looks dark.
     bright = windowed(np.concatenate([cut.gray for cut in cuts])) if cuts else np.zeros((0, CUT_PX), np.uint8)
     for k, (cut, (x, y)) in enumerate(zip(cuts, places, strict=True)):
         inside = (slice(y, y + CUT_PX), slice(x, x + CUT_PX))

@@ -92,7 +92,7 @@ def read_record(store: ModelStore, name: str) -> dict[str, Any] | None:
     """Return the record of a version, existing or removed, as plain values; None if it is missing or damaged."""
     root = store.starter_dir if name == STARTER else store.versions_dir / name
     record = read_json_or(root / RECORD_FILE, None)
-    # This comes last, because the version may be removed meanwhile.
+    # This comes last, because the version may be removed in the meantime.
     return read_json_or(removed_file(store, name), None) if record is None and not root.is_dir() else record
 
 

@@ -24,7 +24,7 @@ def demo_studies(
         folder: Folder for the images; it is made if it does not exist.
         n: Number of scans.
         seed: Seed; the same seed gives the same scans.
-        labels: Whether to write the true label maps into ``folder / "truth"``, too.
+        labels: Whether to write also the true label maps, into ``folder / "truth"``.
         spacing_mm: Voxel size.
 
     Returns:

@@ -18,7 +18,7 @@ SLICE_AXES = (0, 0, 0, 0, 0, 1, 2, 2)
 """Axes from which the direction across thick slices is chosen: mostly sagittal acquisitions, some axial, few
 coronal."""
 _CLINICAL_ODDS, _CLINICAL_MM = 0.45, (3.2, 5.2)
-"""Share of the scans with slices as thick as usual in clinics, and that thickness; the others have any thickness."""
+"""Share of the scans with slices of the usual clinical thickness, and that thickness; the others have any thickness."""
 _MOTTLE, _STRONG_MOTTLE = 0.08, 0.3
 """Spread of the signal within marrow, usually and in a fifth of people, whose fatty and red marrow form spots."""
 _DARK_MARROW_ODDS, _DARK_MARROW = 0.2, (0.35, 0.85)

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
 
 from totalspineseg_server import anatomy
 from totalspineseg_server.synthesis.column import BentColumn, Vertebra
@@ -38,7 +39,10 @@ _DENS_LINE_MM = (9.0, 13.0)
 _BULGE = {"cervical": 0.7, "thoracic": 0.5, "lumbar": 1.2}
 """Bulge of the discs of each region relative to their common spread. The numbers are ours and follow where discs
 usually bulge."""
-
+_ENDPLATE_MM, _ENDPLATE_SHARE = 1.0, 0.2
+"""Distance of a disc's label from the bones, and its largest share of the disc's height: who labels scans by hand
+leaves out the dark endplates. In 21 of 25 patients of SPIDER, 1.1 to 2.7 mm lie between the masks of a disc and of a
+body, which ends where its marrow does; here it includes the shell, of 0.75 mm on step 2's training grid."""
 
 _DARK_ODDS = {"cervical": 0.5, "thoracic": 0.4, "lumbar": 0.5}
 """Odds that a disc has no bright nucleus; higher for the lowest one. Source: loss of signal in 54 % of people of 40 and
@@ -126,7 +130,8 @@ def draw_dens(rng: np.random.Generator, labels: Codes, tissues: Codes, column: B
 def draw_disc(
     rng: np.random.Generator, labels: Codes, tissues: Codes, vertebra: Vertebra, raster: Raster, jitter: float
 ) -> None:
-    """Draw the disc below a vertebra, between the bones; a degenerate disc has no nucleus."""
+    """Draw the disc below a vertebra, between the bones; a degenerate disc has no nucleus. Its label begins at some
+    distance from the bones."""
     if vertebra.disc is None:
         return
     size = vertebra.size
@@ -139,7 +144,10 @@ def draw_disc(
     local = raster.local(vertebra.disc_frame, box)
     rim = outline(local, width, depth)
     disc = (rim < 1) & (np.abs(local.superior) < half) & (labels[box] == 0)
-    labels[box][disc], tissues[box][disc] = vertebra.disc, Tissue.ANNULUS
+    tissues[box][disc] = Tissue.ANNULUS
+    bone = labels[box] != 0
+    gap = min(_ENDPLATE_MM, _ENDPLATE_SHARE * size.disc_height)
+    labels[box][disc & (distance_transform_edt(~bone, sampling=raster.spacing) > gap)] = vertebra.disc
     dark = _LOWEST_DARK_ODDS if vertebra.disc == anatomy.DISC_L5_S else _DARK_ODDS[vertebra.region]
     if rng.random() > dark * jitter:
         share = rng.uniform(0.35, 0.75)

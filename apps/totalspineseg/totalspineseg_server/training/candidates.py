@@ -93,7 +93,7 @@ class Candidates:
         shutil.rmtree(self.work(step) / PREPROCESSED_DIR, ignore_errors=True)
 
     def lesson(self, step: int) -> Lesson | None:
-        """Return what a trained step was trained on; None if it is not trained yet, or its network is missing."""
+        """Return the cases on which a step was trained; None if it is not trained yet, or its network is missing."""
         try:
             self.open(step)
             content = read_json(self.folder(step, 1) / DONE_FILE)

@@ -12,15 +12,15 @@ from scipy.special import stdtrit
 from totalspineseg_server.agreement import LEVELS, MEASURES, CaseScore
 
 DICE_MARGIN: Final = 0.02
-"""Largest fall of a group's Dice that is allowed: about the difference between two careful readers."""
+"""Largest allowed fall of a group's Dice: about the difference between two careful readers."""
 LEVEL_MARGIN: Final = 0.05
-"""Largest fall of the share of correctly named levels that is allowed: one level in twenty."""
+"""Largest allowed fall of the share of correctly named levels: one level in twenty."""
 MARGINS: Final[Mapping[str, float]] = MappingProxyType(
     {measure: LEVEL_MARGIN if measure == LEVELS else DICE_MARGIN for measure in MEASURES}
 )
 OWN_ANSWER_MARGIN: Final = 0.3
-"""Largest difference in Dice that is allowed between a candidate and the answers of the weights in use. Where readers
-had corrected outlines, a better candidate differed by 0.2 in the structure that changed most."""
+"""Largest allowed difference in Dice between a candidate and the answers of the weights in use. Where readers had
+corrected outlines, a better candidate differed by 0.2 in the structure that changed most."""
 OWN_ANSWER_MARGINS: Final[Mapping[str, float]] = MappingProxyType(
     {measure: LEVEL_MARGIN if measure == LEVELS else OWN_ANSWER_MARGIN for measure in MEASURES}
 )
@@ -41,7 +41,7 @@ LEVEL_FALLING, LEVEL_RISING = 0.995, 0.72
 """Level of the t quantile at the largest skewness that a sample of this size can show: if few subjects fall far, and if
 few rise far. In between, the quantile follows the skewness linearly."""
 SINCE_BEGINNING: Final[Mapping[str, float]] = MappingProxyType({measure: 2 * MARGINS[measure] for measure in MARGINS})
-"""Largest fall that is allowed over all trainings of a site together, so that small falls do not add up."""
+"""Largest allowed fall over all trainings of a site together, so that small falls do not add up."""
 MIN_SUBJECTS: Final = 3
 """Smallest number of subjects from which anything can be concluded about other subjects."""
 
@@ -71,7 +71,7 @@ class Comparison:
         candidate: Mean over subjects.
         change: Mean of the differences over subjects.
         lower: One-sided lower bound of the change; see ``lower_bound``.
-        margin: Largest fall that is allowed.
+        margin: Largest allowed fall.
         subjects: Number of subjects to whom the measure applies.
     """
 
@@ -94,7 +94,7 @@ def compare(subjects: Sequence[SubjectScores], *, margins: Mapping[str, float] =
 
     Args:
         subjects: Scores of both models. Not modified.
-        margins: Measure -> largest fall that is allowed. Not modified.
+        margins: Measure -> largest allowed fall. Not modified.
 
     Returns:
         One comparison per measure, in the order of ``MEASURES``; with 0 subjects if a measure never applies.

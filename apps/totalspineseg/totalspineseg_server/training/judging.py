@@ -20,7 +20,7 @@ from totalspineseg_server.training.scoring import JudgedCase, Model, score_model
 from totalspineseg_server.training.verdict import Beginning, judge
 
 Known = tuple[dict[str, CaseScore], dict[str, CaseScore]]
-"""Scores by case: of the reference set, and of the hold-out."""
+"""Scores by case, for the reference set and for the hold-out."""
 
 
 class Contender(Protocol):

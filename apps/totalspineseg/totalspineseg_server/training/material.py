@@ -170,8 +170,7 @@ def _reason(draft: Correction) -> str:
 
 
 def _has_newer_final(newest: Mapping[tuple[str, int], Correction], earlier: Correction) -> bool:
-    """Return whether a finished label follows a step-1 map. It is used for step 1, too, so the older map adds
-    nothing."""
+    """Return whether a finished label follows a step-1 map. It also serves step 1, so the older map adds nothing."""
     final = newest.get((earlier.image, 2))
     return final is not None and final.id > earlier.id
 
@@ -218,7 +217,7 @@ def _read(site: Site, correction: Correction, name: str, left: Left) -> LabeledS
 
 
 def _reviewed(scan: LabeledScan) -> Volume:
-    """Return the truth of a scan, with what nobody checked marked as unreviewed."""
+    """Return the true labels of a scan, with unchecked structures marked as unreviewed."""
     codes = np.where(np.isin(scan.codes.data, sorted(scan.unreviewed)), UNREVIEWED, scan.codes.data)
     return Volume(codes.astype(np.uint8), scan.codes.affine)
 

@@ -259,7 +259,7 @@ class _Retraining:
         return lesson
 
     def _trust(self, step: int) -> Trust:
-        """Return how far a network is trusted. Its corrections count, too: they are measured with the network before
+        """Return how far a network is trusted. Its corrections also count: they are measured with the network before
         it, which was not trained on them."""
         parent = self.parents[step]
         if self._measured is None:

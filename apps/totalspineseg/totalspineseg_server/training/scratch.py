@@ -165,7 +165,7 @@ class _Scratch:
                 known = known if others else {}
             elif self._begun and any(value != digest for value in known.values()):
                 raise TrainingError(
-                    f"The cases have changed since the training of {self.dataset} began. Train it anew with --restart, "
+                    f"The cases have changed since the training of {self.dataset} began. Start over with --restart, "
                     "or write the new cases to another folder."
                 )
             if known.get(self.settings.plans) != digest:
@@ -215,7 +215,7 @@ class _Scratch:
     def train(self) -> Path:
         """Run nnU-Net's training, from the start or continued, and its validation."""
         if (self.folder / DONE_FILE).is_file():
-            self.tell(f"{self.dataset}, fold {self.fold}: already trained; use --restart to train it anew")
+            self.tell(f"{self.dataset}, fold {self.fold}: already trained; use --restart to train it again")
             return self.model
         begun = self._begun
         self._require_same_settings(begun)
@@ -245,7 +245,7 @@ class _Scratch:
         if begun and known and known != wanted:
             raise TrainingError(
                 f"This training began with other settings ({_listed(known)}) than the present ones ({_listed(wanted)})."
-                " Repeat the first ones, or begin anew with --restart."
+                " Use the first settings again, or start over with --restart."
             )
         write_json(file, wanted)
 

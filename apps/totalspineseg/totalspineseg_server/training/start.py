@@ -27,7 +27,7 @@ class Start:
 
 
 def start_of(site: Site, settings: RetrainSettings) -> Start:
-    """Return what a training begins with, after checking the device.
+    """Return the weights, corrections and steps of a training, after checking the device.
 
     Args:
         site: Studies, corrections and models.

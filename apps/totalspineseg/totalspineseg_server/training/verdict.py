@@ -1,4 +1,4 @@
-"""Decide about a candidate, and write the report that is stored with it."""
+"""Decide on a candidate, and write the report that is stored with it."""
 
 import math
 from collections.abc import Mapping, Sequence

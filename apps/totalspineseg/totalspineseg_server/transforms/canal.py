@@ -21,7 +21,7 @@ length."""
 CANAL_GAP_VOX: Final = 150
 """Largest number of slices between two pieces of canal: metal hides up to five levels."""
 CORD_PART_VOX: Final = 1000
-"""The same for the cord: 1 to 2 cm of its length, more than what is mistaken for cord among the roots below it."""
+"""The same for the cord: 1 to 2 cm of its length, more than the length of roots that are mistaken for cord below it."""
 CORD_GAP_VOX: Final = 15
 """The same for the cord, which continues directly below a compressed level."""
 

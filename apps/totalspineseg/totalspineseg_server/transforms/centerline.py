@@ -83,7 +83,7 @@ def smooth_centerline(canal: Mask, slice_mm: float) -> npt.NDArray[np.float64]:
 
     Args:
         canal: bool (X, Y, Z) RAS, canal or cord. Not modified.
-        slice_mm: Distance of axial slices, mm.
+        slice_mm: Distance between axial slices, mm.
 
     Returns:
         (n, 3) voxel coordinates, one point per slice from the first to the last slice with canal,

@@ -13,7 +13,7 @@ class Place:
     Attributes:
         is_disc: Whether it is a disc.
         index: Its index among the discs, or among the vertebrae.
-        height: Its height (voxel index along z, rising to superior).
+        height: Its height (voxel index along z, increasing toward superior).
     """
 
     is_disc: bool

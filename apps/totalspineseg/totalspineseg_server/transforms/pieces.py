@@ -35,9 +35,9 @@ class Piece:
         centroid_vox: Center of mass of all voxels (x, y, z), voxel indices of the map.
         body_voxels: Voxels anterior to the canal and within its width; for a disc, all of them.
         body_centroid_vox: Center of mass of the body; None if no body is in view.
-        z_order: Height by which pieces are ordered (voxel index, rising to superior): z of the centerline voxel nearest
-            to the body, or to the whole piece if no body is in view. A vertebra whose body lies above the image is
-            placed above its upper end, because its process hangs down to the bodies below.
+        z_order: Height by which pieces are ordered (voxel index, increasing toward superior): z of the centerline voxel
+            nearest to the body, or to the whole piece if no body is in view. A vertebra whose body lies above the image
+            is placed above its upper end, because its process hangs down to the bodies below.
         box: Smallest box that holds the piece.
         class_voxels: Network class -> number of its voxels in this piece (landmark classes of a disc; odd, even and
             remnant of a vertebra).

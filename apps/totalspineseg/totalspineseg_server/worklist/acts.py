@@ -204,7 +204,7 @@ def reader(user: str, client: str) -> Sender:
 
 
 def submitted_text(correction: Correction) -> str:
-    """Return what a reader is told about an accepted label."""
+    """Return the sentences for the reader of an accepted label."""
     return "Accepted as it is." if correction.unchanged else message_of(correction)
 
 

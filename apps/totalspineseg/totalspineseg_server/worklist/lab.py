@@ -86,7 +86,7 @@ class Lab:
         return corrected(self.corrections)
 
     def history(self, image_id: str) -> list[dict[str, Any]]:
-        """Return the submissions for an image, newest first: when, by whom, and what became of them."""
+        """Return the submissions for an image, newest first, each with its time, its sender and its outcome."""
         withdrawn = self.corrections.withdrawals.of_image(image_id)
         sent = self.corrections.of_image(image_id)
         reader_of = {one.id: one.reader for one in sent}

@@ -35,7 +35,7 @@ class Query:
         status: Only these; empty for all.
         certainty: Only this one; empty for all.
         user: Only this user's; empty for all.
-        sort: What the rows are sorted by; equal ones are sorted by id.
+        sort: Key by which the rows are sorted; equal rows are sorted by id.
         descending: Whether the largest value comes first.
         page: Number of the page, from 0.
         size: Rows on a page.

@@ -1,4 +1,4 @@
-"""Make a row of the worklist: how far a scan is on its way from new to finished."""
+"""Make a row of the worklist: the state of a scan between new and finished."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass

@@ -84,7 +84,7 @@ class Thumbnails:
 
 
 def picture_of(view: View) -> Picture:
-    """Return the mid-sagittal picture of a scan with the names of its levels, in the size in which it is shown."""
+    """Return the mid-sagittal picture of a scan with the names of its levels, in its displayed size."""
     label = view.label
     numbering = (label.record.numbering if label.record else None) or {}
     volume = Volume(view.image.data, view.image.affine)

@@ -44,7 +44,7 @@ class Studies(Protocol):
         """Return the ids of images with a finished label that counts."""
 
     def get_image_info(self, image_id: str) -> Mapping[str, Any]:
-        """Return what is known about an image, including when it was offered."""
+        """Return the information about an image, including when it was offered."""
 
     def study_of(self, image_id: str) -> str:
         """Return the UID of an image's study in the PACS; "" for a folder."""

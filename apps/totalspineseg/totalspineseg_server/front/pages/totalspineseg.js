@@ -291,7 +291,7 @@
   });
 
   // The picture must be there before segments can be laid over it.
-  function shown(panel) {
+  function isLoaded(panel) {
     try {
       const services = panel.props.servicesManager.services;
       const { viewport, displaySet } = panel.getActiveViewportInfo();
@@ -403,7 +403,7 @@
 
     async ready(panel) {
       known.panel = panel;
-      while (!shown(panel)) {
+      while (!isLoaded(panel)) {
         await new Promise(resolve => setTimeout(resolve, READY_MS));
       }
     },

@@ -91,7 +91,7 @@ export async function show(view) {
     if (isLeft) {
       return;
     }
-    const shown = months.slice(-MONTHS);
+    const latest = months.slice(-MONTHS);
     const head = texts => element('thead', {}, element('tr', {}, texts.map((text, k) => element('th', { scope: 'col', class: k ? 'number' : '' }, text))));
     const line = (name, cells) => element('tr', {}, element('th', { scope: 'row' }, name), cells.map(text => element('td', { class: 'number' }, text)));
     const table = (label, texts, lines) =>
@@ -106,7 +106,7 @@ export async function show(view) {
           readers.map(one => line(one.reader, [one.labels, one.unchanged, `${one.corrected} of ${one.structures}`, one.dice === null ? '-' : one.dice.toFixed(2), one.parked, one.withdrawn, day(one.last)].map(String))))
         : '',
       ...(structures.length
-        ? [element('h3', {}, 'By structure'), table('Corrections by structure', ['Structure', ...shown], structures.map(one => line(one.name, shown.map(month => cell(one.months[month])))))]
+        ? [element('h3', {}, 'By structure'), table('Corrections by structure', ['Structure', ...latest], structures.map(one => line(one.name, latest.map(month => cell(one.months[month])))))]
         : []),
     );
   }

@@ -8,7 +8,7 @@ import * as worklist from '/lab/worklist.js';
 
 const VIEWS = { worklist, review, learning };
 const TITLES = { worklist: 'Worklist', review: 'Review', learning: 'Learning' };
-let shown = null;
+let current = null;
 
 function place() {
   const [, name, ...rest] = location.hash.split('/');
@@ -17,7 +17,7 @@ function place() {
 
 async function show() {
   const { name, argument } = place();
-  shown?.leave?.();
+  current?.leave?.();
   for (const link of document.querySelectorAll('nav a[data-view]')) {
     link.toggleAttribute('aria-current', link.dataset.view === name);
     if (link.dataset.view === name) {
@@ -30,10 +30,10 @@ async function show() {
   const view = element('div', { class: 'view' });
   document.getElementById('view').replaceChildren(view);
   const running = { leave: null };
-  shown = running;
+  current = running;
   try {
     running.leave = await VIEWS[name].show(view, argument);
-    if (shown !== running) {
+    if (current !== running) {
       running.leave?.();
     } else {
       document.getElementById('view').focus();
