@@ -79,7 +79,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
     Args:
         app_dir: The app folder; its models are in ``model``.
         studies: Folder of images, or a DICOMweb address.
-        conf: ``weights`` (what to run: "starter", an installed version, or a folder), ``device``, ``runtime``.
+        conf: ``weights`` ("starter", an installed version, or a folder), ``device``, ``runtime``.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
@@ -473,7 +473,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         """Take back the labels of an image under a tag; see ``Inbox.withdraw``.
 
         Raises:
-            UnknownLabelError: There is no such label, and there was none.
+            UnknownLabelError: There is no such label now, and there never was.
             StorageError: The withdrawal could not be stored.
         """
         if not (is_usable_id(image_id) and is_safe_tag(tag)):

@@ -1,4 +1,5 @@
-"""Learn from the corrections of a studies folder, without a server: train further, compare, publish what passes.
+"""Learn from the corrections of a studies folder, without a server: train further, compare, and publish the version if
+    it passes.
 
 Interrupt it at any moment; the next call with the same corrections and settings continues.
 """

@@ -85,7 +85,7 @@ async def finish_submissions(seconds: float) -> None:
     """Wait at most ``seconds`` for submissions that have arrived completely, although their senders get no answer
     now."""
     if not await app_instance().submissions.finish(seconds):
-        logger.error("A submission was not finished within %g s of the server's end. Submit it again.", seconds)
+        logger.error("A submission was not finished %g s after the server was stopped. Submit it again.", seconds)
 
 
 def allowed_origins() -> Collection[str]:

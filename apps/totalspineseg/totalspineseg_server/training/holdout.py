@@ -100,7 +100,7 @@ def foreseen_split(path: Path, subjects: Iterable[str]) -> Split:
 def update_split(path: Path, subjects: Iterable[str]) -> Split:
     """Read the split, give new subjects a role, and store it atomically before it is used.
 
-    A training and ``prepare`` may run this at the same time: each sees what the other stored.
+    A training and ``prepare`` may run this at the same time: each sees the roles that the other stored.
 
     Raises:
         StorageError: The split is damaged, or cannot be written.

@@ -63,7 +63,7 @@ OWN_AT_MOST: Final = 24
 official size."""
 WITHOUT_DOUBT: Final[tuple[Certainty, ...]] = ("certain", "counted")
 """Certainty that the names of an own answer must have. *Counted* is enough, because a site may have lumbar scans only.
-If a rare column of six lumbar vertebrae is counted as five, that is still what these weights answer."""
+If a rare column of six lumbar vertebrae is counted as five, that is still the answer of these weights."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from totalspineseg_server.training.site import Site
 logger = logging.getLogger(__name__)
 
 DESCRIPTION: Final = (
-    "Fine-tunes {what} on the submitted corrections, mixed with synthetic cases so that nothing it knew is forgotten. "
+    "Fine-tunes {what} on the submitted corrections, mixed with synthetic cases to prevent forgetting. "
     "The new version is put into use only if nothing became worse on the reference set and on the site's hold-out."
 )
 
