@@ -87,4 +87,4 @@ def test_a_result_accepted_unchanged_never_judges_and_does_not_say_who_does(
     monkeypatch.setattr(material, "drawn_out", lambda subject: True)
     held = corrections(tmp_path / "other", monkeypatch, (*FINAL, {"unchanged": True}))
     assert (held.training, held.holdout) == ((), ())
-    assert "used for neither" in held.skipped[0].reason
+    assert "neither" in held.skipped[0].reason
