@@ -96,8 +96,9 @@ release-check: setup ## Run what is long or downloads packages
 # Figures of the package's lines and branches, the server's processes among them.
 coverage: setup ## Print the share of lines and branches that the tests run
 	$(BIN)/coverage erase
-	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=json
-	$(BIN)/python tools/coverage_table.py coverage.json
+	@# The table comes after failures, too.
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=json; code=$$?; \
+	  $(BIN)/python tools/coverage_table.py coverage.json && exit $$code
 
 check: setup ## Check style and types
 	$(BIN)/ruff check .

@@ -121,7 +121,7 @@ def test_what_a_rename_did_is_the_first_sentence() -> None:
         **fields,
     )
     message = message_of(correction)
-    assert message.startswith("You renamed L5 to L6; the other levels follow. Submitted")
+    assert message.startswith("You renamed L5 to L6")
     assert message.endswith("Please check: L3 is missing.")
     assert "finished label" in message
     unfinished = message_of(replace(correction, tag="original"))

@@ -113,7 +113,7 @@ class Failures:
         return Failures(self.scans + other.scans, self.wrong + other.wrong, self.expected + other.expected)
 
     def chance(self, careful: float) -> float:
-        """Return the chance that names are wrong beyond what their probabilities say, pulled toward a careful one."""
+        """Return the chance that names are wrong for reasons outside their probabilities, pulled toward ``careful``."""
         more = self.wrong - self.expected + PRIOR_SCANS * careful
         return max(0.0, more / (self.scans + PRIOR_SCANS))
 

@@ -28,7 +28,7 @@ comparing models."""
 INDEX_FILE: Final = "datastore_v2.json"
 """MONAI Label's name for the index of studies."""
 NOTED: Final = "strategy"
-"""Field of an image's record: strategy -> when it last offered the image, and to whom."""
+"""Field of an image's record: strategy -> the time and client of its last offer of the image."""
 
 
 @dataclass(frozen=True)

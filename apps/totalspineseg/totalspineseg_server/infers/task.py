@@ -204,7 +204,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         )
 
     def reviewed(self, request: Mapping[str, Any]) -> str:
-        """Return the id of the prediction that this model looks at again; empty for a model that predicts."""
+        """Return the id of the prediction that this model reviews; empty for a model that predicts."""
         return ""
 
     def _earlier(self, image_id: str, sha256: str) -> Iterator[PredictionRecord]:

@@ -67,9 +67,9 @@ WORTH_NAMING: Final = 0.005
 """Smallest probability of a competing numbering that is reported."""
 MAX_ALTERNATIVES: Final = 5
 OFTEN: Final = 0.15
-"""Names are doubtful from this share of scans that are wrong beyond what their probabilities say."""
+"""Names are doubtful if their chance of being wrong for reasons outside their probabilities is greater than this."""
 CONTRADICTED_WRONG: Final = 0.3
-"""Chance that names are wrong, beyond what their probabilities say, where a large piece or a landmark contradicts them;
+"""Chance that names are wrong for reasons outside their probabilities if a large piece or a landmark contradicts them;
 for networks that nobody has measured."""
 CONTRADICTED: Final = 0.5
 """Highest probability of a numbering that another map of the same scan contradicts, if each is certain by itself."""
@@ -300,7 +300,7 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     out = left_out(best, evidence, naming)
     contradicted = contradicts(out, best, evidence, missed)
     below = below_l5_s(out, best, evidence)
-    findings = tuple(_finding(k, evidence, pieces, below_l5_s=k in below) for k in out)
+    findings = tuple(_finding(k, evidence, pieces, below_l5_s=k == below) for k in out)
     return _settled(
         Numbering(
             *(pieces, naming, probability, levels, alternatives, (), missed, findings),
@@ -337,7 +337,7 @@ BELIEVED: Final = 0.75
 
 
 def _outvoted(moved: Sequence[Finding], numbering: Numbering, trust: Trust, lost: Collection[int]) -> bool:
-    """Return whether contradicted landmarks do not make the names doubtful: they are wrong often, or they are lost."""
+    """Return whether names stay certain in spite of contradicted landmarks: these are often wrong, or lost."""
     landmarks = {code for finding in moved for code in _drawn_as(finding, numbering)} - set(lost)
     return not any(_is_believed(code, trust) for code in landmarks)
 

@@ -66,7 +66,7 @@ SKULL_BASE_MM: Final = 20.0
 """Distance from the skull base in front of the brainstem (clivus) to the middle of C1 along the canal, mm."""
 DENS_BASE_MM: Final = 19.0
 """Distance from the base of the dens to the C2-C3 disc, mm. There the dens and the body of C2 grew together around a
-disc, a remnant of which most people keep."""
+disc, and most people keep a remnant of it."""
 
 _WIDTH_CERVICAL_MM = 25.0
 _WIDTH_T1_MM, _WIDTH_T12_MM, _WIDTH_L5_MM = 27.0, 39.0, 46.0
