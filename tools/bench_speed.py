@@ -55,7 +55,7 @@ from totalspineseg_server.numbering.linter import lint
 from totalspineseg_server.numbering.step1_names import step1_names
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.processes import unwind_on_signals
-from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.model_store import STARTER, ModelStore
 from totalspineseg_server.synthesis import (
     Field,
     RenderOptions,
@@ -96,7 +96,6 @@ MEASURED: Final = {
     ("air", "int8"): 1,
 }
 """Rows of the official shape that run from end to end without ``--full``, and how often."""
-STARTER: Final = local_server.APP / "model" / "starter"
 
 
 def main() -> int:
@@ -149,19 +148,19 @@ def measure(arguments: argparse.Namespace) -> None:
         found["minutes"] = round((time.perf_counter() - start) / 60, 1)
         write_json(arguments.folder / "speed.json", found)
 
+    counted = {scan: alone(arguments, "count", scan) for scan in SCANS}
     done("tiles", {name: alone(arguments, "tiles", name) for name in ("starter1", "starter2", "official1")})
     seconds = found["tiles"]["official1"]["seconds"]
     faster = min(("torch", "openvino"), key=seconds.__getitem__)
     starter_faster = min(("torch", "openvino"), key=found["tiles"]["starter1"]["seconds"].__getitem__)
     done("runtime", faster)
     for scan in SCANS:
-        counted = alone(arguments, "count", scan)
         for way in WAYS:
             repeats = 1 if arguments.full and (scan, way) not in MEASURED else MEASURED.get((scan, way), 0)
             if repeats:
                 row = alone(arguments, "row", "official", scan, way, faster, str(repeats))
             else:
-                row = dict(counted["air" if way in ("runtime", "int8") else way])
+                row = dict(counted[scan]["air" if way in ("runtime", "int8") else way])
                 a_tile = seconds[runtime_of(way, faster, stock="stock")]
                 row["seconds"] = row["rest"] + a_tile * sum(row["tiles"])
             done("rows", [{"weights": "official", "scan": scan, "way": way, **row}])
@@ -188,7 +187,10 @@ def alone(arguments: argparse.Namespace, *words: str) -> Any:
 
 
 def make_scans(folder: Path, _: int) -> None:
-    """Write image and true classes of each scan, once."""
+    """Write image and true classes of each scan, and copy the starter weights, once."""
+    if not (folder / "app").is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        local_server.own_app(folder / "app", STARTER)
     for name, (field, shape) in SCANS.items():
         file = folder / f"{name}.npz"
         if file.is_file():
@@ -203,7 +205,6 @@ def make_scans(folder: Path, _: int) -> None:
             noise = rng.standard_normal((2, *labels.shape), np.float32) * NOISE * np.percentile(image, 99)
             image = np.hypot(np.pad(image, AIR_MM) + noise[0], noise[1])
         image = np.rint(image * (BRIGHTEST / np.percentile(image, 99))).astype(np.int16)
-        folder.mkdir(parents=True, exist_ok=True)
         write_volume(folder / f"{name}.nii.gz", image, Volume(image, np.eye(4)).grid)
         np.savez(file, step1=step1_classes(labels), step2=step2_classes(labels))
 
@@ -213,7 +214,7 @@ def make_network(folder: Path, _: int, step: str) -> None:
     target = folder / f"step{step}"
     if (target / "plans.json").is_file():
         return
-    model = official_shape(target, ModelFolder.open(STARTER, step=int(step)), STEP1_PATCH)
+    model = official_shape(target, model_of(folder, STARTER, int(step)), STEP1_PATCH)
     checkpoint = torch.load(model.checkpoint, weights_only=False)
     for name, value in checkpoint["network_weights"].items():
         if "seg_layers" in name and name.endswith("bias"):
@@ -292,7 +293,7 @@ def run(
     with np.load(folder / f"{scan}.npz") as stored:
         classes = {step: stored[f"step{step}"] for step in (1, 2)}
     clocks = {step: Clocked(network_of(models[step], runtime, count_only)) for step in models}
-    look = coarse_look(ModelStore(local_server.APP / "model"), "cpu") if way not in ("stock", "ours") else None
+    look = coarse_look(starter_store(folder), "cpu") if way not in ("stock", "ours") else None
     rows = []
     if way == "stock":
         scan_iso, part = part_of(file, classes)
@@ -444,7 +445,13 @@ def noise_tile(model: ModelFolder) -> torch.Tensor:
 
 def model_of(folder: Path, weights: str, step: int) -> ModelFolder:
     """Return a model of the benchmark."""
-    return ModelFolder.open(STARTER if weights == "starter" else folder / f"step{step}", step=step)
+    place = starter_store(folder).named(STARTER).root if weights == STARTER else folder / f"step{step}"
+    return ModelFolder.open(place, step=step)
+
+
+def starter_store(folder: Path) -> ModelStore:
+    """Return the copy of the starter weights."""
+    return ModelStore(folder / "app" / "model")
 
 
 def cpu_name() -> str:
