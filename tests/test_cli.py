@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -313,7 +314,7 @@ def test_run_over_a_folder_with_networks(tmp_path: Path, models: Path, capsys: p
     assert main(words) == 1
     out, err = capsys.readouterr()
     assert "2 done, 0 finished before, 1 failed" in out
-    assert "sub-01_T2w: The image has values far from all others, such as 32000" in out
+    assert re.search("sub-01_T2w: .*32000", out)
     assert "is not a readable NIfTI" in err
     for folder in FOLDERS:
         assert len(list((tmp_path / "out" / folder).glob("sub-02_ses-a_T2w*"))) == (13 if folder == "preview" else 1)
@@ -415,7 +416,7 @@ def test_weights_are_listed_installed_and_chosen(
         archives.append(shutil.make_archive(str(tmp_path / folder.name), "zip", models, folder.name))
     data_dir = ["--data-dir", str(tmp_path / "installed")]
     assert main(["weights", "list", *data_dir]) == 0
-    assert "to install them: totalspineseg weights install" in capsys.readouterr().out
+    assert "totalspineseg weights install" in capsys.readouterr().out
     assert main(["weights", "install", *data_dir, "--zip", *archives, "--sha256", "00", "00"]) == 2
     assert "instead of 00" in capsys.readouterr().err
     assert main(["weights", "install", *data_dir, "--zip", *archives]) == 0

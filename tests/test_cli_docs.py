@@ -26,22 +26,28 @@ LINES = [
 ]
 
 
-@pytest.fixture
-def beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the files that the page's commands use."""
-    golden = ROOT / "tests" / "golden" / "lower_lumbar_clean"
-    shutil.copy(golden / "step2_raw.nii.gz", tmp_path)
-    shutil.copy(golden / "step2_output.nii.gz", tmp_path / "labels.nii.gz")
-    (tmp_path / "folder_of_maps").mkdir()
-    for folder in ("studies", "bids", "STUDIES", "OUT"):
-        (tmp_path / folder).mkdir()
+    golden, folder = ROOT / "tests" / "golden" / "lower_lumbar_clean", tmp_path_factory.mktemp("page")
+    shutil.copy(golden / "step2_raw.nii.gz", folder)
+    shutil.copy(golden / "step2_output.nii.gz", folder / "labels.nii.gz")
+    for name in ("folder_of_maps", "studies", "bids", "STUDIES", "OUT"):
+        (folder / name).mkdir()
     labels = read_labels(golden / "step2_output.nii.gz")
-    upward = {code: number for number, code in NUMBER_TABLES["totalsegmentator-mr"].codes.items()}
-    vertebrae = np.vectorize(lambda code: upward.get(code, 0), otypes=[np.uint8])(labels.data)
-    write_volume(tmp_path / "vertebrae.nii.gz", vertebrae, labels.grid)
-    shutil.copy(golden / "step2_raw.nii.gz", tmp_path / "folder_of_maps" / "a.nii.gz")
+    numbers = np.zeros(256, np.uint8)
+    for number, code in NUMBER_TABLES["totalsegmentator-mr"].codes.items():
+        numbers[code] = number
+    write_volume(folder / "vertebrae.nii.gz", numbers[labels.data], labels.grid)
+    shutil.copy(golden / "step2_raw.nii.gz", folder / "folder_of_maps" / "a.nii.gz")
+    return folder
+
+
+@pytest.fixture
+def beside(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in a copy of the folder with the files that the page's commands use."""
+    shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_the_page_has_commands() -> None:

@@ -83,7 +83,7 @@ def test_the_series_of_a_study_show_the_same_place(study: DemoStudy) -> None:
 
 def test_the_localizer_is_refused_and_shows_the_spine(study: DemoStudy) -> None:
     localizer = study.series[2]
-    with pytest.raises(ImageError, match=r"3 orientations \(3 \w+, 3 \w+, 3 \w+; perhaps a three-plane localizer\)"):
+    with pytest.raises(ImageError, match=r"3 orientations \(3 \w+, 3 \w+, 3 \w+; .*localizer"):
         read_image(localizer.folder)
     assert localizer.truth is None
     items = [pydicom.dcmread(path) for path in localizer.files]

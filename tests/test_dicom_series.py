@@ -342,9 +342,9 @@ REFUSED = {
     "pixels that end early": (cut_and_flat, "damaged"),
     "localizer in three planes": (
         three_planes,
-        r"3 orientations \(3 \w+, 3 \w+, 3 \w+; perhaps a three-plane localizer\)",
+        r"3 orientations \(3 \w+, 3 \w+, 3 \w+; .*localizer",
     ),
-    "two orientations": (two_stacks, r"2 orientations \(5 sagittal, 5 axial; perhaps two stacks in one series\)"),
+    "two orientations": (two_stacks, r"2 orientations \(5 sagittal, 5 axial; .*two stacks"),
     "missing slice": (lambda f: save(f, [s for k, s in enumerate(slices()) if k != 2]), "gaps from 3.30 to 6.60 mm"),
     "two echoes": (echoes, "10 images at 5 positions"),
     "one slice at the place of another": (lambda f: save(f, slices(), doubled), "5 images at 4 positions"),

@@ -242,12 +242,12 @@ def test_no_text_depends_on_the_locale(folder: str) -> None:
     assert lacks_encoding(ast.parse("subprocess.run(words, text=True)", mode="eval").body)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("name", "home"), [("fsync", "files"), ("mkdtemp", "files"), ("flock", "locks")])
-def test_there_is_one_way_to_write_and_one_to_lock(name: str, home: str) -> None:
+def test_there_is_one_way_to_write_and_one_to_lock() -> None:
+    homes = {"fsync": "files.py", "mkdtemp": "files.py", "flock": "locks.py"}
     users = {
-        str(path.relative_to(APP / "totalspineseg_server"))
+        (call.func.attr, str(path.relative_to(APP / "totalspineseg_server")))
         for path in (APP / "totalspineseg_server").rglob("*.py")
         for call in calls_of(path)
-        if isinstance(call.func, ast.Attribute) and call.func.attr == name
+        if isinstance(call.func, ast.Attribute) and call.func.attr in homes
     }
-    assert users == {f"{home}.py"}
+    assert users == set(homes.items())

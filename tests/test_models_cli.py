@@ -30,8 +30,8 @@ from totalspineseg_server.registry.handled import measured_once
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.records import VersionRecord, read_record, trained_on, write_record
 from totalspineseg_server.registry.removal import remove_versions
-from totalspineseg_server.trainers import judging, retraining
-from totalspineseg_server.trainers.retrain_settings import client_config
+from totalspineseg_server.training import judging, retraining
+from totalspineseg_server.training.retrain_settings import client_config
 from totalspineseg_server.volume_io import read_labels, write_volume
 from training_site import make_site, tiny_reference, tiny_replay, tiny_scan
 
@@ -246,7 +246,7 @@ def test_no_zip_takes_the_name_of_the_official_weights(
     other = ModelStore(tmp_path / "elsewhere", weights="official")
     code, _, error = run(other, capsys, "import", str(archive), *(["--name", given] if given else []))
     assert (code, "another name" in error, other.versions()) == (2, True, ()), error
-    with pytest.raises(WeightsError, match="official weights are not installed"):
+    with pytest.raises(WeightsError, match="not installed"):
         other.resolve(1)
 
 

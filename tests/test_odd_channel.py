@@ -9,7 +9,7 @@ from totalspineseg_server.nnunet.odd_channel import marked_discs, training_varia
 from totalspineseg_server.nnunet.targets import step_target
 
 VARIANTS = {"usual": (12, 5), "T11": (11, 5), "T13": (13, 5), "L4": (12, 4), "L6": (12, 6), "T11+L4": (11, 4)}
-FUSED = {"none": (), "neck": ("C5-C6",), "chest": ("T9-T10",), "loin": ("L3-L4",), "two": ("C5-C6", "C6-C7", "L2-L3")}
+FUSED = {"none": (), "chest": ("T9-T10",), "three": ("C5-C6", "C6-C7", "L2-L3")}
 
 
 @pytest.mark.parametrize("swapped", [False, True], ids=["plain", "swapped"])

@@ -1,6 +1,7 @@
 """Tests that nothing uses what Windows or macOS lack, on a machine that has it."""
 
 import ast
+import functools
 import importlib.util
 import pickle
 import sys
@@ -60,13 +61,12 @@ def names(body: list[ast.stmt], platform: str) -> set[str]:
     return found
 
 
-def lacking(module: str, platform: str, known: dict[tuple[str, str], set[str]]) -> set[str]:
+@functools.cache
+def lacking(module: str, platform: str) -> set[str]:
     """Return what a module of Python has on Linux and not on a platform."""
-    if (module, platform) not in known:
-        file = stub(module)
-        body = ast.parse(file.read_text(encoding="utf-8")).body if file else []
-        known[module, platform] = names(body, "linux") - names(body, platform)
-    return known[module, platform]
+    file = stub(module)
+    body = ast.parse(file.read_text(encoding="utf-8")).body if file else []
+    return names(body, "linux") - names(body, platform)
 
 
 def guarded(node: ast.AST) -> bool:
@@ -101,8 +101,7 @@ def used(tree: ast.AST) -> set[tuple[str, str]]:
 
 
 def missing(tree: ast.AST, platform: str) -> set[str]:
-    known: dict[tuple[str, str], set[str]] = {}
-    return {f"{module}.{name}" for module, name in used(tree) if name in lacking(module, platform, known)}
+    return {f"{module}.{name}" for module, name in used(tree) if name in lacking(module, platform)}
 
 
 @pytest.mark.parametrize("platform", OTHERS)

@@ -1,5 +1,6 @@
 """Tests of trainings on a running server that is killed or asked twice at once, with the client module of 3D Slicer."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -20,7 +21,7 @@ from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.nnunet.networks import Networks
 from totalspineseg_server.registry.model_store import STARTER
-from totalspineseg_server.trainers.runs import is_running, newest_run, only_one, state_of
+from totalspineseg_server.training.runs import is_running, newest_run, only_one, state_of
 from totalspineseg_server.volume_io import write_volume
 from training_site import SPACING_MM, tiny_scan
 
@@ -34,13 +35,24 @@ pytestmark = [
 ]
 
 
+def able_to_train(folder: Path) -> Path:
+    """Fill a folder with what a server needs to train: an image to correct, and tiny networks."""
+    (folder / "studies").mkdir()
+    write_volume(folder / "studies" / f"{IMAGE}.nii.gz", image_of(lumbar_codes()), RAS)
+    write_models(folder / "app" / "model" / "starter", spacing=SPACING_MM)
+    return folder
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder in which a server can train: an image to correct, and tiny networks."""
-    (tmp_path / "studies").mkdir()
-    write_volume(tmp_path / "studies" / f"{IMAGE}.nii.gz", image_of(lumbar_codes()), RAS)
-    write_models(tmp_path / "app" / "model" / "starter", spacing=SPACING_MM)
-    return tmp_path
+    return able_to_train(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that has not trained; the first test refuses all trainings, and only the second one begins some."""
+    with running_server(able_to_train(tmp_path_factory.mktemp("idle"))) as running:
+        yield running
 
 
 def client_of(server: Server) -> MONAILabelClient:
@@ -87,45 +99,44 @@ def test_the_successor_of_a_killed_server_goes_on_with_its_training(folder: Path
     assert CorrectionStore(folder / "studies" / ".totalspineseg").latest_accepted(IMAGE) is not None
 
 
-def test_the_second_of_two_trainings_at_once_is_refused_and_frees_nothing(folder: Path) -> None:
-    """Two trainings that were requested at once both started, and a refused one had released the networks."""
-    with running_server(folder) as server:
-        correct(server)
-
-        def post(model: str) -> requests.Response:
-            return requests.post(f"{server.url}/train/{model}", json=ENDLESS, timeout=60)
-
-        def times_freed() -> int:
-            freed = server.signals / "freed"
-            return len(freed.read_text(encoding="utf-8").splitlines()) if freed.exists() else 0
-
-        # Another program trains on the same studies.
-        with only_one(training_dir(server)):
-            refused = post("totalspineseg")
-        assert (refused.status_code, times_freed()) == (429, 0)
-        assert "already running" in refused.json()["detail"]
-        (server.signals / "slow-free").write_text("1", encoding="utf-8")
-        with ThreadPoolExecutor(2) as pool:
-            answers = list(pool.map(post, ("totalspineseg", "totalspineseg_step1")))
-        assert sorted(answer.status_code for answer in answers) == [200, 429]
-        assert post("totalspineseg_step2").status_code == 429
-        assert times_freed() == 1
-        every = requests.get(f"{server.url}/train/?all=true", timeout=60).json()
-        started = next(answer.json() for answer in answers if answer.status_code == 200)
-        assert [(task["id"], task["status"]) for task in every] == [(started["id"], "RUNNING")]
-        client_of(server).train_stop()
-        assert post("totalspineseg").status_code == 200, "after a stop the next one starts"
-
-
-def test_a_training_that_cannot_begin_is_refused_with_the_reason(folder: Path) -> None:
+def test_a_training_that_cannot_begin_is_refused_with_the_reason(idle: Server) -> None:
     """The training was accepted, ended within a second, and clients still showed how the previous one had ended."""
     facts = {"correction": {}, "replay_share": {"replay_share": "1"}, "cuda:77": {"device": "cuda:77"}}
-    with running_server(folder) as server:
-        for fact, settings in facts.items():
-            with pytest.raises(MONAILabelClientException, match="422") as refused:
-                client_of(server).train_start("totalspineseg_step1", settings)
-            assert fact in refused.value.msg
-        assert requests.get(f"{server.url}/train/", timeout=60).status_code == 404, "no task was begun"
+    for fact, settings in facts.items():
+        with pytest.raises(MONAILabelClientException, match="422") as refused:
+            client_of(idle).train_start("totalspineseg_step1", settings)
+        assert fact in refused.value.msg
+    assert requests.get(f"{idle.url}/train/", timeout=60).status_code == 404, "no task was begun"
+
+
+def test_the_second_of_two_trainings_at_once_is_refused_and_frees_nothing(idle: Server) -> None:
+    """Two trainings that were requested at once both started, and a refused one had released the networks."""
+    correct(idle)
+
+    def post(model: str) -> requests.Response:
+        return requests.post(f"{idle.url}/train/{model}", json=ENDLESS, timeout=60)
+
+    def times_freed() -> int:
+        freed = idle.signals / "freed"
+        return len(freed.read_text(encoding="utf-8").splitlines()) if freed.exists() else 0
+
+    # Another program trains on the same studies.
+    with only_one(training_dir(idle)):
+        refused = post("totalspineseg")
+    assert (refused.status_code, times_freed()) == (429, 0)
+    assert "already running" in refused.json()["detail"]
+    (idle.signals / "slow-free").write_text("1", encoding="utf-8")
+    with ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(post, ("totalspineseg", "totalspineseg_step1")))
+    assert sorted(answer.status_code for answer in answers) == [200, 429]
+    assert post("totalspineseg_step2").status_code == 429
+    assert times_freed() == 1
+    every = requests.get(f"{idle.url}/train/?all=true", timeout=60).json()
+    started = next(answer.json() for answer in answers if answer.status_code == 200)
+    assert [(task["id"], task["status"]) for task in every] == [(started["id"], "RUNNING")]
+    client_of(idle).train_stop()
+    assert post("totalspineseg").status_code == 200, "after a stop the next one starts"
+    client_of(idle).train_stop()
 
 
 def test_a_client_starts_watches_and_stops_a_training(folder: Path) -> None:

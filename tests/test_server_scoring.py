@@ -155,7 +155,7 @@ def test_a_batch_goes_on_where_it_was_stopped(
         time.sleep(0.2)
     second = requests.post(f"{server.url}/batch/infer/totalspineseg", json={"images": list(NAMES)}, timeout=60)
     assert second.status_code == 429
-    assert second.json()["detail"].startswith("A batch inference is already running"), "it was a line of the host's log"
+    assert second.json()["detail"].startswith("A batch inference"), "it was a line of the host's log"
     assert requests.delete(f"{server.url}/batch/infer", timeout=60).json()["status"] == "STOPPED"
     slow.unlink()
     started(server, "/batch/infer/totalspineseg")

@@ -407,6 +407,18 @@ def test_step_1_of_the_source_marks_discs_unless_one_stands_beside(
     assert f"the discs that {expected} finds" in capsys.readouterr().out
 
 
+def test_a_spine_gives_about_twenty_examples(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+    spine = SimpleNamespace(labels=np.array([anatomy.DISC_L5_S]))
+    monkeypatch.setattr(starter_batches, "random_spine", lambda *_: drawn.append(1) or spine)
+    monkeypatch.setattr(starter_batches, "draw_sample", lambda *_, **__: None)
+    stream = samples(1, 0, PATCH)
+    for _ in range(100_000):
+        next(stream)
+    # Behind each new spine chance may bring the next one at once, which makes it one less.
+    assert 100_000 / len(drawn) == pytest.approx(20 - 1, abs=0.5)
+
+
 def test_dataset_lists_regions_in_channel_order() -> None:
     labels = dataset_json(2)["labels"]
     assert list(labels)[1:] == list(anatomy.STEP2_REGIONS)

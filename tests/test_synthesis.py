@@ -8,7 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation, label
+from scipy.ndimage import binary_dilation, binary_fill_holes, label
 
 from totalspineseg_server import anatomy
 from totalspineseg_server.synthesis import (
@@ -194,6 +194,26 @@ def test_belly_has_a_kidney_and_a_psoas_on_either_side_and_the_liver_on_the_righ
     middle = int(np.median(np.nonzero(spine.labels == anatomy.THORACIC[11])[0]))
     right, left = ((half == Tissue.ORGAN_A).mean() for half in (before[middle + 20 :], before[: middle - 20]))
     assert right > 2 * left
+
+
+def test_lungs_lie_on_both_sides_of_the_column_and_none_in_the_middle() -> None:
+    size = {"width_mm": 300.0, "depth_mm": 260.0, "spacing_mm": (3.5, 3.5, 3.5)}
+    for seed in range(2):
+        spine = make(seed, field=Field.THORACIC, **size)
+        lungs, canal = spine.tissues == Tissue.LUNG, np.isin(spine.labels, (anatomy.CORD, anatomy.CANAL))
+        for z in np.flatnonzero(lungs.any(axis=(0, 1)) & canal.any(axis=(0, 1))):
+            beside_mm = 3.5 * (np.nonzero(lungs[:, :, z])[0] - np.nonzero(canal[:, :, z])[0].mean())
+            assert (beside_mm < 0).mean() == pytest.approx(0.5, abs=0.2), "a side has no lung"
+            assert np.abs(beside_mm).min() > 9
+
+
+def test_the_windpipe_is_a_tube_as_wide_as_a_finger() -> None:
+    size = {"width_mm": 300.0, "depth_mm": 260.0, "spacing_mm": (3.5, 3.5, 3.5)}
+    for seed in range(3):
+        spine = make(seed, field=Field.CERVICOTHORACIC, **size)
+        for z in np.flatnonzero((spine.tissues == Tissue.LUNG).any(axis=(0, 1)))[-9:]:
+            air = spine.tissues[:, :, z] == Tissue.AIR
+            assert 3.5**2 * (air & binary_fill_holes(~air)).sum() == pytest.approx(170, abs=40), "mm2"
 
 
 def test_ribs_leave_every_thoracic_vertebra_and_the_last_ones_are_short() -> None:

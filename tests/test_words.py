@@ -8,10 +8,6 @@ from pathlib import Path
 import pytest
 
 LIB = Path(__file__).parents[1] / "apps" / "totalspineseg" / "totalspineseg_server"
-NOT_CLEANED: tuple[str, ...] = ()
-"""Rooms that still have old patterns. Remove a room from the list once it has none; never add one."""
-STILL_USED = {}
-"""Private words in names of files, and in names that several rooms use. Remove them when they are renamed."""
 REQUIRED = re.compile(r"\b(is|are) required\b|\brequired, got\b|\bmust be required\b")
 """A limit or a state that is worded like a wrong argument."""
 NO_SENTENCE = re.compile(r"(Of|So|By|Nor|And|Which|What|Where|Whose|Told|Else|From so|As so)\b")
@@ -54,14 +50,6 @@ PAGES = [
 SCRIPT_NAME = re.compile(r"\b(?:const|let|function)\s+(\w+)")
 """A name that a script defines."""
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-
-
-def place(path: Path) -> Path:
-    return path.relative_to(LIB if path.is_relative_to(LIB) else LIB.parent)
-
-
-def room(path: Path) -> str:
-    return place(path).parts[0]
 
 
 def docstrings(tree: ast.AST) -> Iterator[tuple[ast.AST, ast.Constant]]:
@@ -158,16 +146,20 @@ def test_plain_words_pass(source: str) -> None:
     assert faults(source) == []
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if room(f) not in NOT_CLEANED], ids=lambda f: str(place(f)))
-def test_a_cleaned_room_has_no_old_pattern(path: Path) -> None:
-    allowed = STILL_USED.get(place(path).as_posix(), set())
-    old = [fault for fault in faults(path.read_text(encoding="utf-8")) if fault.split(": ")[-1] not in allowed]
-    assert old == []
+def test_no_file_of_the_app_the_tools_or_the_tests_support_has_an_old_pattern() -> None:
+    found = {str(file.relative_to(ROOT)): faults(file.read_text(encoding="utf-8")) for file in [*FILES, *SUPPORT]}
+    assert {file: old for file, old in found.items() if old} == {}
 
 
-@pytest.mark.parametrize("path", SUPPORT, ids=lambda f: str(f.relative_to(ROOT)))
-def test_a_tool_or_support_module_has_no_old_pattern(path: Path) -> None:
-    assert faults(path.read_text(encoding="utf-8")) == []
+def test_a_test_module_begins_with_what_it_tests() -> None:
+    begins = {file.stem: ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "" for file in TESTS}
+    assert {
+        name for name, text in begins.items() if not text or NO_SENTENCE.match(text) or NO_VERB.match(text)
+    } == set()
+
+
+def test_names_of_files_are_no_private_words() -> None:
+    assert {file.name for file in FILES if file.stem in PRIVATE_WORDS} == set()
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda f: str(f.relative_to(ROOT)))
@@ -175,29 +167,3 @@ def test_a_page_or_script_has_no_old_pattern(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert [found[0] for found in UNPLAIN.finditer(" ".join(text.split()))] == []
     assert path.suffix != ".js" or {name for name in SCRIPT_NAME.findall(text) if name in PRIVATE_WORDS} == set()
-
-
-@pytest.mark.parametrize("path", TESTS, ids=lambda f: f.stem)
-def test_a_test_module_begins_with_what_it_tests(path: Path) -> None:
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    assert docstring
-    assert not NO_SENTENCE.match(docstring)
-    assert not NO_VERB.match(docstring)
-
-
-@pytest.mark.parametrize("name", NOT_CLEANED)
-def test_a_room_without_old_patterns_is_called_clean(name: str) -> None:
-    """A clean room that stays on the list would fill with old patterns again."""
-    assert any(faults(path.read_text(encoding="utf-8")) for path in (LIB / name).rglob("*.py"))
-
-
-@pytest.mark.parametrize("name", STILL_USED)
-def test_exceptions_are_still_needed(name: str) -> None:
-    defined = {word for _, word in names(ast.parse((LIB / name).read_text(encoding="utf-8")))} | {Path(name).stem}
-    assert STILL_USED[name] <= defined
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda f: str(place(f)))
-def test_names_of_files_are_no_private_words(path: Path) -> None:
-    known = STILL_USED.get(place(path).as_posix(), set())
-    assert room(path) in NOT_CLEANED or path.stem not in PRIVATE_WORDS - known

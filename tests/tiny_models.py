@@ -1,7 +1,9 @@
 """Write nnU-Net model folders of the official shape with tiny networks and random weights, for tests."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,14 @@ def checkpoint_dict(
     }
 
 
+@lru_cache(maxsize=64)
+def _checkpoint_file(step: int, plans: str, seed: int, dtype: torch.dtype, trainer: str) -> bytes:
+    """Return the content of a checkpoint; tests ask for the same ones again and again."""
+    file = io.BytesIO()
+    torch.save(checkpoint_dict(step, json.loads(plans), seed, dtype, trainer), file)
+    return file.getvalue()
+
+
 def write_model_folder(
     path: Path,
     step: int,
@@ -175,9 +185,10 @@ def write_model_folder(
     plans = plans_json(step, features=features, patch=patch, spacing=spacing, arch=arch)
     folder = path / DATASETS[step] / f"{trainer}__{plans['plans_name']}__{CONFIGURATION}" if nested else path
     (folder / "fold_0").mkdir(parents=True)
-    (folder / "plans.json").write_text(json.dumps(plans), encoding="utf-8")
+    text = json.dumps(plans)
+    (folder / "plans.json").write_text(text, encoding="utf-8")
     (folder / "dataset.json").write_text(json.dumps(dataset_json(step)), encoding="utf-8")
-    torch.save(checkpoint_dict(step, plans, seed, dtype, trainer), folder / "fold_0" / checkpoint)
+    (folder / "fold_0" / checkpoint).write_bytes(_checkpoint_file(step, text, seed, dtype, trainer))
     return folder
 
 

@@ -6,6 +6,7 @@ Downloads about 4 GB into ``wheelhouse/`` first, as `make wheelhouse` does. Exit
 scan, and so did the wheel, by its command and from Python; and the wheel serves.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -40,6 +41,7 @@ SCAN = Path("tests") / "real" / "cervical_t2" / "t2.nii.gz"
 
 def main() -> int:
     """Install, and label a scan."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     subprocess.run(["make", "wheelhouse"], cwd=ROOT, check=True)
     with tempfile.TemporaryDirectory(prefix="totalspineseg-offline-") as name:
         clone = Path(name) / "clone"

@@ -21,6 +21,7 @@ from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Scores
 from totalspineseg_server.activelearning.selection import FinishedLevels, counts_of, rarity
 from totalspineseg_server.activelearning.strategies import DoubtfulFirst, First, Last, MostToLearn, Random, SurestFirst
 from totalspineseg_server.anatomy import NAME_OF
+from totalspineseg_server.bids import subject_of
 from totalspineseg_server.corrections.attribution import Uploads
 from totalspineseg_server.corrections.checks import check
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
@@ -44,7 +45,6 @@ from totalspineseg_server.errors import (
     WeightsError,
 )
 from totalspineseg_server.files import sha256_of
-from totalspineseg_server.gate.holdout import read_split, subject_of
 from totalspineseg_server.infers.http import NOT_FOUND, UnknownLabelError
 from totalspineseg_server.infers.listed import ALWAYS_LISTED
 from totalspineseg_server.infers.published import FullTask, Step1Task, Step2Task
@@ -55,9 +55,10 @@ from totalspineseg_server.infers.settings import doubtful_names_of, result_tag
 from totalspineseg_server.processes import end_with_parent
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.releases import warning_of, weights_text
-from totalspineseg_server.trainers.runs import is_running
-from totalspineseg_server.trainers.site import Site
-from totalspineseg_server.trainers.train_task import SpineTrainTask
+from totalspineseg_server.training.holdout import read_split
+from totalspineseg_server.training.runs import is_running
+from totalspineseg_server.training.site import Site
+from totalspineseg_server.training.train_task import SpineTrainTask
 from totalspineseg_server.version import VERSION
 from totalspineseg_server.worklist.lab import open_lab
 

@@ -152,7 +152,7 @@ def _corrections(studies: Path) -> "tuple[tuple[ScanSource, ...], tuple[Skipped,
     from totalspineseg_server.cli.common import MODEL_DIR
     from totalspineseg_server.cli.site_folder import site_of
     from totalspineseg_server.registry.model_store import ModelStore
-    from totalspineseg_server.trainers.material import site_material
+    from totalspineseg_server.training.material import site_material
 
     material = site_material(site_of(studies, ModelStore(MODEL_DIR)))
     return material.training, material.skipped

@@ -38,6 +38,8 @@ DoubtfulNames = Literal["marked", "plain"]
 DOUBTFUL_NAMES: Final[tuple[DoubtfulNames, ...]] = get_args(DoubtfulNames)
 """How a reply names doubtful levels: "L4 ?", or like all others. The first is the default."""
 TEXTS: Final = ("localizer", "pin")
+DISPLAYED: Final = ("output_grid", "codes")
+"""Settings in a record that change what a reply shows, and not what is computed."""
 EXTENSIONS: Final = (".nrrd", ".nii.gz", ".nii")
 DEFAULT_EXTENSION: Final = ".nrrd"
 """File ending that 3D Slicer asks for."""

@@ -285,7 +285,7 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     along = chain.forward_along(best)
     slots = chain.column_through(best, along)
     probability = min(1.0, chain.total(along) / total)
-    usual, as_usual = chain.as_usual(best)
+    usual, as_usual = chain.as_usual(best, total)
     depths = {int(chain.tree.code[k]): float(chain.tree.depth_mm[k]) for k in slots}
     naming = name_loose(naming, pieces, evidence, best, depths)
     levels = _levels(best, evidence, chances, naming)
@@ -300,7 +300,7 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     out = left_out(best, evidence, naming)
     contradicted = contradicts(out, best, evidence, missed)
     below = below_l5_s(out, best, evidence)
-    findings = tuple(_finding(k, evidence, pieces, below_l5_s=k in below) for k in out)
+    findings = tuple(_finding(k, evidence, pieces, below_l5_s=k == below) for k in out)
     return _settled(
         Numbering(
             *(pieces, naming, probability, levels, alternatives, (), missed, findings),

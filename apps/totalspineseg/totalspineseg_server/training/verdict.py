@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
-from totalspineseg_server.gate.compare import (
+from totalspineseg_server.training.compare import (
     CONFIDENCE,
     MARGINS,
     MIN_SUBJECTS,
