@@ -74,8 +74,8 @@ LOWER_END: Final = LowerEnd(1.0, thin=0.06, below_thin=0.1, below=0.02, s1=0.1, 
 P_S1_APART: Final = 0.02
 """Probability that S1 is drawn as a separate piece of the sacrum, by measured networks."""
 P_S1_APART_UNMEASURED: Final = 0.0005
-"""The same, or that it is drawn as a vertebra, for networks that nobody has measured: as low as for a false vertebra of
-that size."""
+"""Probability that S1 is drawn separately or as a vertebra, by networks that nobody has measured. It is as low as that
+of a false vertebra of this size."""
 SHIFTED_BONE: Final = 0.7
 """Probability that the last lumbar vertebra is drawn as part of the sacrum by a network that takes it for S1; its other
 errors follow: L5-S and T12-L1 are expected one disc too high."""
