@@ -364,31 +364,33 @@ def _seen_landmarks(case: Case) -> list[tuple[int, int]]:
     return [(value, code) for value, code in LANDMARK_CLASS.items() if code in present(case, DISCS)]
 
 
-def moved_landmark(case: Case, rng: np.random.Generator) -> bool:
+def _landmark_and_neighbor(case: Case, rng: np.random.Generator) -> tuple[int, int, int] | None:
+    """Return class and code of a landmark disc, and the code of a disc beside it that is none."""
     seen = _seen_landmarks(case)
     if not seen:
-        return False
+        return None
     value, code = seen[int(rng.integers(len(seen)))]
     codes = [c for level in case.levels if (c := level.code) in present(case, DISCS)]
     near = [k for k in (codes.index(code) - 1, codes.index(code) + 1) if 0 <= k < len(codes)]
     other = codes[int(rng.choice(near))]
-    if other in LANDMARK_CLASS.values():
+    return None if other in LANDMARK_CLASS.values() else (value, code, other)
+
+
+def moved_landmark(case: Case, rng: np.random.Generator) -> bool:
+    chosen = _landmark_and_neighbor(case, rng)
+    if chosen is None:
         return False
+    value, code, other = chosen
     case.raw[(case.truth == code) & np.isin(case.raw, DISC_CLASSES)] = 1
     case.raw[(case.truth == other) & np.isin(case.raw, DISC_CLASSES)] = value
     return True
 
 
 def spread_landmark(case: Case, rng: np.random.Generator) -> bool:
-    seen = _seen_landmarks(case)
-    if not seen:
+    chosen = _landmark_and_neighbor(case, rng)
+    if chosen is None:
         return False
-    value, code = seen[int(rng.integers(len(seen)))]
-    codes = [c for level in case.levels if (c := level.code) in present(case, DISCS)]
-    near = [k for k in (codes.index(code) - 1, codes.index(code) + 1) if 0 <= k < len(codes)]
-    other = codes[int(rng.choice(near))]
-    if other in LANDMARK_CLASS.values():
-        return False
+    value, code, other = chosen
     share = rng.uniform(0.25, 0.6)
     for which, give, fraction in ((code, 1, share), (other, value, rng.uniform(0.3, 0.7))):
         mask = (case.truth == which) & np.isin(case.raw, DISC_CLASSES)

@@ -1,6 +1,5 @@
 """Tests that later records count as later, even if the clock was wrong for the earlier ones."""
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta, tzinfo
@@ -15,8 +14,8 @@ from test_corrections_store import Desk
 from totalspineseg_server.corrections import history
 from totalspineseg_server.corrections.predictions import KEPT_PER_IMAGE, DrawnMaps, PredictionStore
 from totalspineseg_server.files import sha256_of
-from totalspineseg_server.infers.inference_progress import Progress
 from totalspineseg_server.infers.published import FullTask
+from totalspineseg_server.infers.services import Services
 from totalspineseg_server.training import runs
 from totalspineseg_server.volume_io import write_volume
 
@@ -51,16 +50,9 @@ def test_a_correction_after_the_clock_was_set_back_is_of_the_prediction_on_the_s
     """Corrections were compared with an older prediction, and the maps of the new one were removed at once."""
     image = tmp_path / "a.nii.gz"
     write_volume(image, image_of(lumbar_codes()), RAS)
-    services: Any = SimpleNamespace(
-        networks=SimpleNamespace(get=CodeReader),
-        predictions=PredictionStore(tmp_path),
-        maps=DrawnMaps(tmp_path),
-        studies=SimpleNamespace(siblings=lambda image_id: ()),
-        lock=threading.Lock(),
-        weights_text=lambda: "",
-        doubtful_names="marked",
-        progress=Progress(),
-    )
+    networks: Any = SimpleNamespace(get=CodeReader)
+    alone: Any = SimpleNamespace(siblings=lambda image_id: ())
+    services = Services(networks, PredictionStore(tmp_path), DrawnMaps(tmp_path), alone, lambda: "")
 
     def predict() -> str:
         file, report = FullTask(services)({"image": str(image), "image_id": "a", "model": "totalspineseg"})

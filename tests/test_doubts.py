@@ -1,6 +1,5 @@
 """Tests that a submission with doubtful levels, or with an odd rename of certain ones, is answered with a finding."""
 
-import threading
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +23,8 @@ from totalspineseg_server.corrections.receipts import Receipts, Sender
 from totalspineseg_server.corrections.renames import compare
 from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
-from totalspineseg_server.infers.inference_progress import Progress
 from totalspineseg_server.infers.published import FullTask
+from totalspineseg_server.infers.services import Services
 from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.segments import Segment, Submission
@@ -139,16 +138,9 @@ def test_other_structures_or_another_grid_need_no_network(tmp_path: Path) -> Non
             runs.append(1)
             return replace(super().predict(channels, soft=soft), mirror_difference=0.25)
 
-    services: Any = SimpleNamespace(
-        networks=SimpleNamespace(get=Counted),
-        predictions=PredictionStore(tmp_path),
-        maps=DrawnMaps(tmp_path),
-        studies=SimpleNamespace(siblings=lambda image_id: ()),
-        lock=threading.Lock(),
-        weights_text=lambda: "",
-        doubtful_names="marked",
-        progress=Progress(),
-    )
+    networks: Any = SimpleNamespace(get=Counted)
+    alone: Any = SimpleNamespace(siblings=lambda image_id: ())
+    services = Services(networks, PredictionStore(tmp_path), DrawnMaps(tmp_path), alone, lambda: "")
 
     def asked(**settings: str) -> tuple[Volume, Mapping[str, Any], int]:
         before = len(runs)
@@ -181,16 +173,9 @@ def test_a_doubtful_result_is_known_again_when_it_is_submitted_as_it_came(tmp_pa
     codes = np.where(np.isin(lumbar_codes(), middle), lumbar_codes(), 0).astype(np.uint8)
     image = tmp_path / "a.nii.gz"
     write_volume(image, image_of(codes), RAS)
-    services: Any = SimpleNamespace(
-        networks=SimpleNamespace(get=CodeReader),
-        predictions=PredictionStore(tmp_path),
-        maps=DrawnMaps(tmp_path),
-        studies=SimpleNamespace(siblings=lambda image_id: ()),
-        lock=threading.Lock(),
-        weights_text=lambda: "",
-        doubtful_names="marked",
-        progress=Progress(),
-    )
+    networks: Any = SimpleNamespace(get=CodeReader)
+    alone: Any = SimpleNamespace(siblings=lambda image_id: ())
+    services = Services(networks, PredictionStore(tmp_path), DrawnMaps(tmp_path), alone, lambda: "")
     request = {"image": str(image), "image_id": "a", "model": "totalspineseg", "result_extension": ".nii.gz"}
     result, report = FullTask(services)(request)
     assert report["numbering"]["confident"] is False
