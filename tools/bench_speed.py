@@ -4,7 +4,7 @@
 
 Networks: the starter weights, and random weights of the official shape (256 x 256 x 48 voxels, 141 million parameters).
 Random networks find nothing, so every answer is replaced by the true classes of a synthetic scan; the work is done all
-the same. Three scans at 1 mm: lumbar, whole spine, and the whole spine with 60 mm of air around.
+the same. Three scans of an average body at 1 mm: lumbar, whole spine, and the whole spine with 60 mm of air around.
 
 - "stock": nnUNetPredictor, PyTorch in float32, no mirroring, tiles that overlap by half, networks alone;
 - "ours": from the file of the image to the file of the labels, with everything between and after the networks;
@@ -196,7 +196,7 @@ def make_scans(folder: Path, _: int) -> None:
         if file.is_file():
             continue
         rng = np.random.default_rng(SEED)
-        options = SpineOptions(field=field, thoracic=12, lumbar=5, width_mm=shape[0], depth_mm=shape[1])
+        options = SpineOptions(field=field, thoracic=12, lumbar=5, width_mm=shape[0], depth_mm=shape[1], jitter=0)
         spine = random_spine(rng, options)
         image = fit(render(rng, spine, RenderOptions(contrast="T2", strength=0.5)), spine.labels, shape)
         labels = fit(spine.labels, spine.labels, shape)
