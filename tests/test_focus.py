@@ -78,6 +78,16 @@ def test_a_spine_inside_the_box_is_drawn_as_from_the_whole_image() -> None:
         assert axis.start <= max(0, spine.start - margin) and axis.stop >= min(length, spine.stop + margin)
 
 
+def test_specks_far_from_the_spine_do_not_widen_the_box() -> None:
+    """In noisy air the coarse look found specks, and the network got the whole image."""
+    fine, found = Fine(drawn(SPINE)), drawn(SPINE)
+    found[0, 0, 0] = found[-1, -1, -1] = 1
+    assert (focused(fine, found).labels == fine.truth).all()
+    clean = Fine(drawn(SPINE))
+    focused(clean, drawn(SPINE))
+    assert fine.seen == clean.seen
+
+
 @pytest.mark.parametrize(
     "found",
     [drawn((SPINE[0], SPINE[1], slice(200, 270))), drawn((slice(50, 54), slice(60, 64), slice(100, 104)))],

@@ -19,6 +19,7 @@ from totalspineseg_server.nnunet.preprocessing import Box, FloatArray
 from totalspineseg_server.nnunet.tiles import tile_starts
 from totalspineseg_server.prediction import Prediction, Predictor
 from totalspineseg_server.transforms.components import foreground_box
+from totalspineseg_server.transforms.one_spine import one_spine
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ class FocusedPredictor:
             Labels (X, Y, Z) and a probability map per name in ``soft``, all 0 outside the box.
         """
         shape = channels.shape[1:]
-        found = foreground_box(self._look.predict(channels).labels)
+        # The coarse network also finds specks in noise and far from the spine.
+        found = foreground_box(one_spine(self._look.predict(channels).labels, 1))
         if found is None:
             logger.info("The coarse look found no spine; step 1 gets the whole image")
             return self.fine.predict(channels, soft=soft)
