@@ -159,6 +159,14 @@ def test_air_around_the_spine_costs_no_tile() -> None:
     assert (focused(blank, drawn(SPINE), np.full(SHAPE, 3, np.float32)).labels == blank.truth).all()
 
 
+def test_step_two_gets_no_air_in_its_crop() -> None:
+    """The margin of the crop reached into the air beside a slab, which took a fifth row of tiles."""
+    fine, slab = Fine(drawn(SPINE)), (slice(40, 88), slice(50, 120), slice(20, 280))
+    image = np.stack([noisy_slab(slab, SHAPE), fine.truth.astype(np.float32)])
+    predictor = FocusedPredictor(fine, None)  # type: ignore[arg-type]
+    assert (predictor.predict(image).labels == fine.truth).all() and fine.seen == [slab]
+
+
 @dataclass
 class Seen:
     """A network that finds bright voxels, and remembers which tiles it got."""
