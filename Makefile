@@ -27,7 +27,7 @@ NODE_VERSION := 24.19.0
 SLICER := .venv-slicer
 
 .PHONY: help setup serve serve-ohif test test-fast test-browser test-ohif test-slicer release-check coverage check demo bench \
-  bench-numbering bench-real bench-selection bench-cli bench-runtimes bench-starter bench-retrain bench-retrain-real bench-official fuzz lock audit wheel wheelhouse clean
+  bench-numbering bench-real bench-selection bench-cli bench-speed bench-starter bench-retrain bench-retrain-real bench-official fuzz lock audit wheel wheelhouse clean
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-19s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -126,8 +126,9 @@ bench-selection: setup ## Measure what the orders of scans are worth (REAL=, SPI
 bench-cli: setup ## Measure the command and the warm server
 	$(BIN)/python tools/bench_cli.py
 
-bench-runtimes: setup ## Measure PyTorch against OpenVINO
-	$(BIN)/python tools/bench_runtimes.py
+# Without other work: 15 minutes, 10 more at first; OPTIONS=--full runs every row from end to end, an hour. 6 GB of disk.
+bench-speed: setup ## Measure nnU-Net's predictor beside ours, way by way (OPTIONS=)
+	$(BIN)/python tools/bench_speed.py $(OPTIONS)
 
 # CASES=synthetic spines, REAL=folder of real scans with labels, PICTURES=folder for their results; each may be left out.
 bench-starter: setup ## Measure the starter weights (CASES=, REAL=, PICTURES=)

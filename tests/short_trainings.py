@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from totalspineseg_server.agreement import GROUPS, CaseScore
-from totalspineseg_server.gate.compare import SubjectScores
+from totalspineseg_server.training.compare import SubjectScores
 
 BEFORE = 0.8
 """Dice of the weights in use."""
@@ -17,8 +17,8 @@ def shorten_trainings(after: float) -> None:
         after: Dice of the new weights on all of them.
     """
     from totalspineseg_server.nnunet.training_log import TrainingLog
-    from totalspineseg_server.trainers import judging
-    from totalspineseg_server.trainers import retraining as retrain
+    from totalspineseg_server.training import judging
+    from totalspineseg_server.training import retraining as retrain
 
     def scored(cases: Iterable[Any], **_: Any) -> tuple[SubjectScores, ...]:
         old, new = (CaseScore(dict.fromkeys(GROUPS, dice), 10, 9, 9) for dice in (BEFORE, after))

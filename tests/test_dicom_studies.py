@@ -14,7 +14,7 @@ from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.trainers.site import folder_site
+from totalspineseg_server.training.site import folder_site
 from totalspineseg_server.volume_io import read_image, write_volume
 
 T2, T1, OTHER = "P1/st/a 5 T2 sag", "P1/st/b 6 T1", "P2 1 T2"

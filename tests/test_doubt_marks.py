@@ -25,7 +25,7 @@ from totalspineseg_server.numbering.evidence import Pin
 from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.segments import Segment, Submission
 from totalspineseg_server.spellings import code_of_name, renamed_level, similar_name, with_mark, without_mark
-from totalspineseg_server.trainers.material import site_material
+from totalspineseg_server.training.material import site_material
 from training_site import make_site
 
 TRUTH = block_spine("T11")

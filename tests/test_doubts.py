@@ -1,5 +1,6 @@
 """Tests that a submission with doubtful levels, or with an odd rename of certain ones, is answered with a finding."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.infers.published import FullTask
 from totalspineseg_server.infers.services import Services
 from totalspineseg_server.numbering.renumber import NamedMap
+from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.segments import Segment, Submission
 from totalspineseg_server.volume_io import read_labels, write_volume
 
@@ -123,6 +125,46 @@ def test_what_a_rename_did_is_the_first_sentence() -> None:
     assert "finished label" in message
     unfinished = message_of(replace(correction, tag="original"))
     assert "not count" in unfinished and "finished label" not in unfinished
+
+
+def test_other_structures_or_another_grid_need_no_network(tmp_path: Path) -> None:
+    """A reader who asked for the discs alone waited for both networks again."""
+    image, runs = tmp_path / "a.nii.gz", list[int]()
+    turned = image_of(lumbar_codes()).transpose(2, 0, 1)
+    write_volume(image, turned, Volume(turned, RAS.affine[:, [2, 0, 1, 3]]).grid)
+
+    class Counted(CodeReader):
+        def predict(self, channels: np.ndarray, *, soft: Collection[str] = ()) -> Prediction:
+            runs.append(1)
+            return replace(super().predict(channels, soft=soft), mirror_difference=0.25)
+
+    networks: Any = SimpleNamespace(get=Counted)
+    alone: Any = SimpleNamespace(siblings=lambda image_id: ())
+    services = Services(networks, PredictionStore(tmp_path), DrawnMaps(tmp_path), alone, lambda: "")
+
+    def asked(**settings: str) -> tuple[Volume, Mapping[str, Any], int]:
+        before = len(runs)
+        request = {"image": str(image), "image_id": "a", "model": "totalspineseg", "result_extension": ".nii.gz"}
+        file, report = FullTask(services)({**request, **settings})
+        labels = read_labels(Path(file))
+        Path(file).unlink()
+        return labels, report, len(runs) - before
+
+    first, report, ran = asked()
+    assert ran == 2
+    discs, other, ran = asked(structures="discs")
+    assert ran == 0 and 0 < np.count_nonzero(discs.data) < np.count_nonzero(first.data)
+    assert other["numbering"] == report["numbering"]
+    records = services.predictions.of_image("a")
+    assert records[0].disagreement == records[1].disagreement and "mirror" in records[0].disagreement
+    whole, _, ran = asked(output_grid="iso")
+    assert ran == 0 and whole.data.shape != first.data.shape
+    again, _, ran = asked()
+    assert ran == 0 and (again.data == first.data).all()
+    for settings in ({"numbering": "iterative"}, {"structures": "discs"}):
+        assert asked(**settings)[2] == 2
+    write_volume(image, image_of(lumbar_codes()) + 1, RAS)
+    assert asked()[2] == 2
 
 
 def test_a_doubtful_result_is_known_again_when_it_is_submitted_as_it_came(tmp_path: Path) -> None:

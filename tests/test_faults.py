@@ -19,7 +19,6 @@ import torch
 from test_trainers import scores_of
 from totalspineseg_server.corrections.correction_store import Correction
 from totalspineseg_server.errors import StorageError, TrainingError
-from totalspineseg_server.gate.compare import SubjectScores
 from totalspineseg_server.nnunet import predictor, preprocessed
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.patches import Sample
@@ -27,11 +26,12 @@ from totalspineseg_server.nnunet.plugin.spine_finetuner import SpineFinetuner
 from totalspineseg_server.nnunet.training_log import TrainingLog
 from totalspineseg_server.registry import model_store as registry_store
 from totalspineseg_server.registry.model_store import STARTER
-from totalspineseg_server.trainers import candidates, judging, publication, retraining
-from totalspineseg_server.trainers.reporter import Reporter
-from totalspineseg_server.trainers.retraining import Retrained, retrain
-from totalspineseg_server.trainers.runs import is_running, only_one, state_of
-from totalspineseg_server.trainers.site import Site
+from totalspineseg_server.training import candidates, judging, publication, retraining
+from totalspineseg_server.training.compare import SubjectScores
+from totalspineseg_server.training.reporter import Reporter
+from totalspineseg_server.training.retraining import Retrained, retrain
+from totalspineseg_server.training.runs import is_running, only_one, state_of
+from totalspineseg_server.training.site import Site
 from training_site import correct, make_site, tiny_reference, tiny_replay, tiny_settings
 
 pytestmark = pytest.mark.slow

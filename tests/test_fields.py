@@ -14,7 +14,7 @@ from totalspineseg_server.files import from_fields
 from totalspineseg_server.infers.settings import pins_from_json
 from totalspineseg_server.registry.judgments import Judgment, judgments, keep_judgment
 from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.trainers.runs import PROGRESS_FILE, RUN_FILE, state_of
+from totalspineseg_server.training.runs import PROGRESS_FILE, RUN_FILE, state_of
 
 RECORD = PredictionRecord("p1", "img", "totalspineseg", {"step1": "a"}, {"total": 1.0}, {}, None, "ada", "ab")
 CONTENT = asdict(RECORD)

@@ -86,7 +86,7 @@ from totalspineseg_server.nnunet.teacher import Teacher
 from totalspineseg_server.nnunet.training import deep_loss, learning_rate, region_hits, region_loss, usual_rate
 from totalspineseg_server.nnunet.training_log import TrainingLog, dice_text
 from totalspineseg_server.prediction import Prediction
-from totalspineseg_server.trainers.candidates import Candidates, Lesson
+from totalspineseg_server.training.candidates import Candidates, Lesson
 from totalspineseg_server.trust import UNMEASURED, Trust
 from training_site import SPACING_MM, tiny_scan
 

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from tiny_models import write_model_folder
 from totalspineseg_server.nnunet.focus import EDGE_MM, MARGIN_MM, FocusedPredictor, is_worth_a_look, span, widened
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import WarmPredictor
-from totalspineseg_server.nnunet.tiles import tile_starts
+from totalspineseg_server.nnunet.tiles import sliding_logits, tile_starts
 from totalspineseg_server.prediction import Prediction
 
 SHAPE = (120, 160, 300)
@@ -38,7 +39,12 @@ class Fine:
     )
 
     def predict(
-        self, channels: np.ndarray, *, soft: Collection[str] = (), within: tuple[slice, ...] | None = None
+        self,
+        channels: np.ndarray,
+        *,
+        soft: Collection[str] = (),
+        within: tuple[slice, ...] | None = None,
+        skip_air: bool = False,
     ) -> Prediction:
         self.seen.append(within)
         labels = np.zeros_like(self.truth)
@@ -55,10 +61,11 @@ class Look:
         return Prediction(self.found)
 
 
-def focused(fine: Fine, found: np.ndarray) -> Prediction:
+def focused(fine: Fine, found: np.ndarray, image: np.ndarray | None = None) -> Prediction:
     predictor = FocusedPredictor(fine, Look(found))  # type: ignore[arg-type]
     assert predictor.version == "fine-1"
-    return predictor.predict(np.ones((1, *SHAPE), np.float32), soft=("cord",))
+    channels = np.ones((1, *SHAPE), np.float32) if image is None else image[None]
+    return predictor.predict(channels, soft=("cord",))
 
 
 def test_a_spine_inside_the_box_is_drawn_as_from_the_whole_image() -> None:
@@ -94,7 +101,7 @@ def test_the_whole_image_is_searched_where_a_look_finds_nothing() -> None:
 @pytest.mark.parametrize(("start", "stop"), [(40, 90), (0, 30), (100, 120), (3, 118)])
 @pytest.mark.parametrize("tile", [32, 48, 256])
 def test_a_box_is_as_wide_as_its_tiles_allow(start: int, stop: int, tile: int) -> None:
-    part = span(slice(start, stop), 15, tile, 120, step=0.5)
+    part = span(slice(start, stop), 15, tile, slice(0, 120), step=0.5)
     least = (max(0, start - 15), min(120, stop + 15))
     assert 0 <= part.start <= least[0] and least[1] <= part.stop <= 120
     width = max(least[1] - least[0], tile)
@@ -106,10 +113,90 @@ def test_a_box_is_as_wide_as_its_tiles_allow(start: int, stop: int, tile: int) -
 
 def test_only_a_side_inside_the_image_is_moved() -> None:
     box = (slice(20, 100), slice(0, 160), slice(50, 250))
-    assert widened(drawn((slice(40, 60), slice(0, 160), slice(60, 240))), box) == box
-    close = widened(drawn((slice(20 + EDGE_MM - 1, 60), slice(0, 160), slice(60, 250))), box)
+    assert widened(drawn((slice(40, 60), slice(0, 160), slice(60, 240))), box, WHOLE) == box
+    close = widened(drawn((slice(20 + EDGE_MM - 1, 60), slice(0, 160), slice(60, 250))), box, WHOLE)
     assert close == (slice(0, 100), slice(0, 160), slice(50, 300))
-    assert widened(drawn((slice(0, 0),) * 3), box) is None
+    assert widened(drawn((slice(0, 0),) * 3), box, WHOLE) is None
+    # Beyond the limits there is only air.
+    reached = drawn((slice(20, 60), slice(0, 160), slice(60, 250)))
+    assert widened(reached, box, (slice(10, 110), slice(0, 160), slice(50, 250))) == (slice(10, 100), *box[1:])
+
+
+SMALL = (64, 80, 144)
+
+
+def noisy_slab(tissue: tuple[slice, ...], shape: tuple[int, ...] = SMALL) -> np.ndarray:
+    """Return a body of bright and dark tissue in noise."""
+    rng = np.random.default_rng(0)
+    body = rng.choice(np.float32([150, 400, 900]), [-(-n // 8) for n in shape])
+    image = np.zeros(shape, np.float32)
+    image[tissue] = np.kron(body, np.ones((8, 8, 8), np.float32))[tuple(slice(0, n) for n in shape)][tissue]
+    noise = rng.standard_normal((2, *shape), np.float32) * 20
+    return np.hypot(image + noise[0], noise[1])
+
+
+def test_air_around_the_spine_costs_no_tile() -> None:
+    """A scan with 60 mm of air on each side took more than five times as long."""
+    slab = (slice(40, 88), slice(50, 120), slice(20, 280))
+    fine = Fine(drawn((slice(44, 84), slice(60, 110), slice(20, 280))))
+    assert (focused(fine, fine.truth, noisy_slab(slab, SHAPE)).labels == fine.truth).all()
+    # The structure that reaches the last slice of the slab is no reason to look into the air.
+    (box,) = fine.seen
+    assert box is not None
+    for axis, body in zip(box, slab, strict=True):
+        assert body.start <= axis.start and axis.stop <= body.stop
+    blank = Fine(drawn(SPINE))
+    assert (focused(blank, drawn(SPINE), np.full(SHAPE, 3, np.float32)).labels == blank.truth).all()
+
+
+@dataclass
+class Seen:
+    """A network that finds bright voxels, and remembers which tiles it got."""
+
+    tiles: list[torch.Tensor] = field(default_factory=list)
+    bright: float = 300.0
+
+    def __call__(self, tile: torch.Tensor) -> torch.Tensor:
+        self.tiles.append(tile)
+        return tile - self.bright
+
+
+def sums(image: np.ndarray, *, skip_air: bool, bright: float = 300.0) -> tuple[torch.Tensor, int]:
+    network, cpu = Seen(bright=bright), torch.device("cpu")
+    logits = sliding_logits(
+        network,
+        torch.from_numpy(image)[None],
+        (32, 32, 32),
+        1,
+        step=0.5,
+        compute=cpu,
+        sums=cpu,
+        autocast=False,
+        skip_air=skip_air,
+    )
+    return logits, len(network.tiles)
+
+
+def test_tiles_of_air_are_left_out_and_no_voxel_changes() -> None:
+    # Above the neck, the image beside it is air: no box leaves that out.
+    image = np.maximum(
+        noisy_slab((slice(0, 64), slice(10, 70), slice(0, 40))),
+        noisy_slab((slice(0, 12), slice(10, 70), slice(0, 144))),
+    )
+    (exact, every), (fast, few) = sums(image, skip_air=False), sums(image, skip_air=True)
+    assert few < 0.7 * every
+    assert ((exact > 0) == (fast > 0)).all() and bool((exact > 0).any())
+    assert bool(torch.isfinite(fast).all())
+    same, all_alike = sums(np.full(SMALL, 400, np.float32), skip_air=True)
+    assert all_alike == every and bool((same > 0).all())
+
+
+def test_a_structure_that_reaches_into_air_is_not_cut_off() -> None:
+    """An implant or a saturation band takes the signal from a part of the spine."""
+    image = noisy_slab((slice(0, 64), slice(0, 80), slice(0, 60)))
+    (exact, every), (fast, few) = sums(image, skip_air=False, bright=1.0), sums(image, skip_air=True, bright=1.0)
+    assert few == every
+    torch.testing.assert_close(fast, exact, atol=1e-3, rtol=1e-4)
 
 
 def test_a_network_sees_the_box_normalized_like_the_whole_image(tmp_path) -> None:

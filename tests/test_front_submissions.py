@@ -22,7 +22,7 @@ from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.front import failures as errors
 from totalspineseg_server.front import saved, studies
 from totalspineseg_server.infers.listed import LISTED
-from totalspineseg_server.trainers.site import folder_site
+from totalspineseg_server.training.site import folder_site
 from totalspineseg_server.volume_io import write_volume
 
 APP_DIR = Path(__file__).resolve().parents[1] / "apps" / "totalspineseg"

@@ -12,9 +12,12 @@ import pytest
 
 from phantom import RAS, CodeReader, image_of, lumbar_codes
 from totalspineseg_server.agreement import GROUPS, CaseScore
+from totalspineseg_server.bids import subject_of
 from totalspineseg_server.errors import StorageError
-from totalspineseg_server.gate import holdout
-from totalspineseg_server.gate.compare import (
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.training import holdout
+from totalspineseg_server.training.compare import (
     CONFIDENCE,
     DICE_MARGIN,
     MARGINS,
@@ -24,11 +27,9 @@ from totalspineseg_server.gate.compare import (
     compare,
     lower_bound,
 )
-from totalspineseg_server.gate.reference import reference_cases
-from totalspineseg_server.gate.scoring import JudgedCase, Model, predict_codes, score_models
-from totalspineseg_server.gate.verdict import HOLDOUT, REFERENCE, Beginning, GateReport, Verdict, judge
-from totalspineseg_server.geometry import Volume
-from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.training.reference import reference_cases
+from totalspineseg_server.training.scoring import JudgedCase, Model, predict_codes, score_models
+from totalspineseg_server.training.verdict import HOLDOUT, REFERENCE, Beginning, GateReport, Verdict, judge
 
 
 def scores(value: float, levels: int = 10) -> CaseScore:
@@ -241,8 +242,8 @@ def test_two_that_ask_at_once_lose_no_subject(tmp_path: Path, monkeypatch: pytes
 
 
 def test_all_scans_of_a_subject_share_its_role() -> None:
-    assert holdout.subject_of("sub-07_ses-2_T1w") == holdout.subject_of("sub-07_T2w") == "sub-07"
-    assert holdout.subject_of("scan 12") == "scan 12"
+    assert subject_of("sub-07_ses-2_T1w") == subject_of("sub-07_T2w") == "sub-07"
+    assert subject_of("scan 12") == "scan 12"
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"role": {"a": "both"}, "salt": ""}', '{"role": 3}'])

@@ -10,14 +10,13 @@ import pytest
 from test_trainers import scores_of
 from tiny_models import write_model_folder
 from totalspineseg_server.cli import main
-from totalspineseg_server.gate import holdout, reference
-from totalspineseg_server.gate.compare import SubjectScores
-from totalspineseg_server.gate.scoring import JudgedCase, score_models
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.records import VersionRecord, images_trained_on, read_record, write_record
-from totalspineseg_server.trainers import judged_version, judging
-from totalspineseg_server.trainers.material import site_material
-from totalspineseg_server.trainers.site import Site
+from totalspineseg_server.training import holdout, judged_version, judging, reference
+from totalspineseg_server.training.compare import SubjectScores
+from totalspineseg_server.training.material import site_material
+from totalspineseg_server.training.scoring import JudgedCase, score_models
+from totalspineseg_server.training.site import Site
 from training_site import SPACING_MM, make_site, tiny_reference
 
 pytestmark = pytest.mark.slow

@@ -19,8 +19,8 @@ from totalspineseg_server.anatomy import CODE_OF
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.trainers.material import site_material
-from totalspineseg_server.trainers.site import Site
+from totalspineseg_server.training.material import site_material
+from totalspineseg_server.training.site import Site
 from totalspineseg_server.volume_io import read_labels, write_volume
 
 CODES = lumbar_codes()

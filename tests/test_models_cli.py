@@ -30,8 +30,8 @@ from totalspineseg_server.registry.handled import measured_once
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.records import VersionRecord, read_record, trained_on, write_record
 from totalspineseg_server.registry.removal import remove_versions
-from totalspineseg_server.trainers import judging, retraining
-from totalspineseg_server.trainers.retrain_settings import client_config
+from totalspineseg_server.training import judging, retraining
+from totalspineseg_server.training.retrain_settings import client_config
 from totalspineseg_server.volume_io import read_labels, write_volume
 from training_site import make_site, tiny_reference, tiny_replay, tiny_scan
 

@@ -847,7 +847,7 @@ def test_what_may_be_l5_s_below_the_disc_named_so_is_a_doubt(size: float, bone: 
     path = (93, 94, 95, DISC_L5_S, SACRUM, 0, SACRUM)
     evidence = Evidence(2, items, (), {}, 0.0, 0.0)
     assert contradicts((5,), path, evidence, ()) is doubt
-    assert below_l5_s((5,), path, evidence) == ((5,) if doubt else ())
+    assert below_l5_s((5,), path, evidence) == (5 if doubt else None)
 
 
 def test_a_map_of_noise_is_named_with_doubt() -> None:

@@ -25,8 +25,8 @@ from totalspineseg_server.dicom.seg_reader import read_seg
 from totalspineseg_server.dicom.seg_writer import seg_bytes, write_seg
 from totalspineseg_server.geometry import Volume, to_ras
 from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.trainers.material import site_material
-from totalspineseg_server.trainers.site import Site
+from totalspineseg_server.training.material import site_material
+from totalspineseg_server.training.site import Site
 from totalspineseg_server.volume_io import read_labels
 
 pytestmark = [

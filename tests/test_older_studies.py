@@ -17,8 +17,8 @@ from totalspineseg_server.anatomy import WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.trainers.material import site_material
-from totalspineseg_server.trainers.site import Site
+from totalspineseg_server.training.material import site_material
+from totalspineseg_server.training.site import Site
 from totalspineseg_server.volume_io import read_labels, write_volume
 
 ARCHIVE = Path(__file__).parent / "older" / "studies-2026-11-29.tar.xz"

@@ -34,7 +34,7 @@ from totalspineseg_server.pacs.found_series import find_series
 from totalspineseg_server.pacs.listing import Listing
 from totalspineseg_server.pacs.pacs_datastore import PacsDatastore
 from totalspineseg_server.pacs.stored_series import StoredSeries
-from totalspineseg_server.trainers.material import site_material
+from totalspineseg_server.training.material import site_material
 from totalspineseg_server.volume_io import read_image, write_volume
 
 pytestmark = pytest.mark.slow

@@ -17,19 +17,19 @@ from totalspineseg_server.agreement import CaseScore
 from totalspineseg_server.anatomy import DISCS
 from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.files import sha256_of
-from totalspineseg_server.gate.compare import OWN_ANSWER_MARGINS, SubjectScores
-from totalspineseg_server.gate.scoring import Model
-from totalspineseg_server.gate.verdict import HOLDOUT, OWN_ANSWERS, REFERENCE, judge
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.nnunet.cases import Origin, ScanSource
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.registry.handled import HANDLED_FILE, recorded
-from totalspineseg_server.trainers import judged_version, judging, remembered
-from totalspineseg_server.trainers.judged_version import judge_version
-from totalspineseg_server.trainers.remembered import as_in_truth, handled_share, own_answers, replay_of
-from totalspineseg_server.trainers.site import Site
+from totalspineseg_server.training import judged_version, judging, remembered
+from totalspineseg_server.training.compare import OWN_ANSWER_MARGINS, SubjectScores
+from totalspineseg_server.training.judged_version import judge_version
+from totalspineseg_server.training.remembered import as_in_truth, handled_share, own_answers, replay_of
+from totalspineseg_server.training.scoring import Model
+from totalspineseg_server.training.site import Site
+from totalspineseg_server.training.verdict import HOLDOUT, OWN_ANSWERS, REFERENCE, judge
 from totalspineseg_server.volume_io import write_volume
 from training_site import SPACING_MM, correct, make_site, tiny_reference, tiny_replay
 

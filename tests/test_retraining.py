@@ -18,8 +18,6 @@ from tiny_models import write_model_folder
 from totalspineseg_server.anatomy import DISCS, UNREVIEWED
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.errors import ImageError
-from totalspineseg_server.gate import holdout, reference
-from totalspineseg_server.gate.compare import SubjectScores
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource
 from totalspineseg_server.nnunet.finetune import Stopped
@@ -32,12 +30,13 @@ from totalspineseg_server.registry.manage import list_versions, require_served, 
 from totalspineseg_server.registry.model_store import STARTER, ModelStore
 from totalspineseg_server.registry.records import VersionRecord, removed_versions, write_record
 from totalspineseg_server.registry.removal import remove_versions
-from totalspineseg_server.trainers import judging, remembered
-from totalspineseg_server.trainers.material import site_material
-from totalspineseg_server.trainers.retraining import Retrained, retrain
-from totalspineseg_server.trainers.runs import RunState, state_of
-from totalspineseg_server.trainers.site import Site
-from totalspineseg_server.trainers.train_task import SpineTrainTask
+from totalspineseg_server.training import holdout, judging, reference, remembered
+from totalspineseg_server.training.compare import SubjectScores
+from totalspineseg_server.training.material import site_material
+from totalspineseg_server.training.retraining import Retrained, retrain
+from totalspineseg_server.training.runs import RunState, state_of
+from totalspineseg_server.training.site import Site
+from totalspineseg_server.training.train_task import SpineTrainTask
 from training_site import correct, make_site, tiny_reference, tiny_replay, tiny_scan, tiny_settings
 
 pytestmark = pytest.mark.slow

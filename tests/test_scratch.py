@@ -32,9 +32,9 @@ from totalspineseg_server.nnunet.splits import split_by_subject, subjects_of
 from totalspineseg_server.nnunet.targets import IGNORE_CLASS, REGIONS, step_target
 from totalspineseg_server.nnunet.training_log import TrainingLog
 from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.trainers import scratch
-from totalspineseg_server.trainers.runs import only_one
-from totalspineseg_server.trainers.scratch import ScratchSettings, train_from_scratch
+from totalspineseg_server.training import scratch
+from totalspineseg_server.training.runs import only_one
+from totalspineseg_server.training.scratch import ScratchSettings, train_from_scratch
 
 TINY = ScratchSettings(epochs=2, iterations=1, device="cpu", workers=0)
 

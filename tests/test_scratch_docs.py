@@ -20,7 +20,7 @@ from totalspineseg_server.nnunet.raw_dataset import FOUND_BY, dataset_name
 from totalspineseg_server.nnunet.raw_folder import read_cases
 from totalspineseg_server.nnunet.targets import IGNORE_CLASS
 from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.trainers import scratch
+from totalspineseg_server.training import scratch
 from totalspineseg_server.volume_io import read_labels, write_volume
 from training_site import SPACING_MM, tiny_scan
 

@@ -13,9 +13,6 @@ import torch
 from totalspineseg_server.agreement import GROUPS, CaseScore
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.errors import SettingError, TrainingError, WeightsError
-from totalspineseg_server.gate import holdout
-from totalspineseg_server.gate import reference as gate_reference
-from totalspineseg_server.gate.compare import SubjectScores
 from totalspineseg_server.nnunet import cases as training_cases
 from totalspineseg_server.nnunet.cases import Origin
 from totalspineseg_server.nnunet.checkpoint import float32_weights, load_checkpoint
@@ -25,13 +22,15 @@ from totalspineseg_server.nnunet.training_log import TrainingLog
 from totalspineseg_server.registry.manage import list_versions, require_served, show_version
 from totalspineseg_server.registry.model_store import STARTER, ModelStore
 from totalspineseg_server.registry.records import holder, trained_on
-from totalspineseg_server.trainers import judging, material, retraining
-from totalspineseg_server.trainers.material import site_material
-from totalspineseg_server.trainers.retrain_settings import RetrainSettings, client_config, read_settings
-from totalspineseg_server.trainers.retraining import Retrained, retrain
-from totalspineseg_server.trainers.runs import state_of
-from totalspineseg_server.trainers.site import Site
-from totalspineseg_server.trainers.train_task import SpineTrainTask
+from totalspineseg_server.training import holdout, judging, material, retraining
+from totalspineseg_server.training import reference as gate_reference
+from totalspineseg_server.training.compare import SubjectScores
+from totalspineseg_server.training.material import site_material
+from totalspineseg_server.training.retrain_settings import RetrainSettings, client_config, read_settings
+from totalspineseg_server.training.retraining import Retrained, retrain
+from totalspineseg_server.training.runs import state_of
+from totalspineseg_server.training.site import Site
+from totalspineseg_server.training.train_task import SpineTrainTask
 from training_site import correct, make_site, tiny_reference, tiny_replay, tiny_settings
 
 pytestmark = pytest.mark.slow

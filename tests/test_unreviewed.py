@@ -42,7 +42,7 @@ from totalspineseg_server.nnunet.targets import IGNORE_CLASS, step_target, thora
 from totalspineseg_server.nnunet.training import region_loss
 from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.segments import Segment, Submission
-from totalspineseg_server.trainers.material import judged_cases, site_material
+from totalspineseg_server.training.material import judged_cases, site_material
 from totalspineseg_server.volume_io import read_labels
 from training_site import SPACING_MM, correct, make_site, tiny_scan
 

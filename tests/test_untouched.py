@@ -23,8 +23,6 @@ from totalspineseg_server.corrections.submission import Mapped, map_names
 from totalspineseg_server.corrections.unreviewed import with_untouched
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.files import sha256_of
-from totalspineseg_server.gate.compare import SubjectScores
-from totalspineseg_server.gate.verdict import GateReport, judge
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.nnunet.cases import prepare_case
 from totalspineseg_server.nnunet.content_version import parts_of
@@ -40,8 +38,10 @@ from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.registry.model_store import STARTER
 from totalspineseg_server.registry.records import VersionRecord, write_record
 from totalspineseg_server.segments import Segment, Submission
-from totalspineseg_server.trainers.material import is_of_line, judged_cases, line_of, site_material
-from totalspineseg_server.trainers.start import start_of
+from totalspineseg_server.training.compare import SubjectScores
+from totalspineseg_server.training.material import is_of_line, judged_cases, line_of, site_material
+from totalspineseg_server.training.start import start_of
+from totalspineseg_server.training.verdict import GateReport, judge
 from totalspineseg_server.volume_io import write_volume
 from training_site import SPACING_MM, correct, make_site, tiny_settings
 

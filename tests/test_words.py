@@ -45,7 +45,7 @@ PAGES = [
     ),
     *(LIB / "front" / "pages").rglob("*.js"),
     *(LIB / "front" / "pages").rglob("*.html"),
-    *(LIB / "run_report").glob("*.js"),
+    *(LIB / "cohort").glob("*.js"),
 ]
 SCRIPT_NAME = re.compile(r"\b(?:const|let|function)\s+(\w+)")
 """A name that a script defines."""

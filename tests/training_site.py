@@ -12,14 +12,14 @@ from totalspineseg_server.corrections.predictions import PredictionRecord
 from totalspineseg_server.corrections.receipts import Claims, Receipts, Sender
 from totalspineseg_server.corrections.submission import Mapped
 from totalspineseg_server.files import sha256_of
-from totalspineseg_server.gate.scoring import JudgedCase
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource
 from totalspineseg_server.nnunet.finetune_settings import FinetuneSettings
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
-from totalspineseg_server.trainers.retrain_settings import RetrainSettings
-from totalspineseg_server.trainers.site import Site, folder_site
+from totalspineseg_server.training.retrain_settings import RetrainSettings
+from totalspineseg_server.training.scoring import JudgedCase
+from totalspineseg_server.training.site import Site, folder_site
 from totalspineseg_server.volume_io import write_volume
 
 SPACING_MM = (6.0, 6.0, 6.0)

@@ -76,9 +76,9 @@ def ragged(classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.where(noise > 0.12, moved, classes)
 
 
-def fit(labels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    """Crop or pad each axis, centered on the labels, to the shape of the benchmark."""
-    result = np.zeros(shape, labels.dtype)
+def fit(values: np.ndarray, labels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
+    """Crop or pad each axis of an image or a map, centered on the labels, to the shape of the benchmark."""
+    result = np.zeros(shape, values.dtype)
     source, target = [], []
     for axis, (have, want) in enumerate(zip(labels.shape, shape, strict=True)):
         middle = int(np.nonzero(labels)[axis].mean()) if have > want else have // 2
@@ -87,7 +87,7 @@ def fit(labels: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
         offset = (want - n) // 2
         source.append(slice(start, start + n))
         target.append(slice(offset, offset + n))
-    result[tuple(target)] = labels[tuple(source)]
+    result[tuple(target)] = values[tuple(source)]
     return result
 
 
@@ -128,7 +128,7 @@ def main() -> int:
     arguments = parser.parse_args()
     rng = np.random.default_rng(7)
     spine = random_spine(rng, SpineOptions(field=Field.WHOLE, thoracic=12, lumbar=5))
-    labels = fit(spine.labels, SHAPE)
+    labels = fit(spine.labels, spine.labels, SHAPE)
     soft = {"canal": rng.random(SHAPE, np.float32), "cord": rng.random(SHAPE, np.float32)}
     networks = Prepared(ragged(step1_classes(labels), rng), soft), Prepared(ragged(step2_classes(labels), rng), {})
     native = tuple(round(n / NATIVE_MM) for n in SHAPE)

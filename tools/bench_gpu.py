@@ -41,7 +41,7 @@ from totalspineseg_server.nnunet.targets import REGIONS  # noqa: E402
 from totalspineseg_server.nnunet.training import region_hits  # noqa: E402
 from totalspineseg_server.nnunet.training_log import dice_text  # noqa: E402
 from totalspineseg_server.synthesis import Field  # noqa: E402
-from totalspineseg_server.trainers.remembered import replay_sources  # noqa: E402
+from totalspineseg_server.training.remembered import replay_sources  # noqa: E402
 
 RESERVE_S: Final = 60.0
 """Part of the time that is reserved for the last measurement and for writing, seconds."""

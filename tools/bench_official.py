@@ -51,8 +51,8 @@ from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.records import VersionRecord
 from totalspineseg_server.registry.releases import NEWEST
 from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
-from totalspineseg_server.trainers.candidates import Candidates, Lesson
-from totalspineseg_server.trainers.publication import publish
+from totalspineseg_server.training.candidates import Candidates, Lesson
+from totalspineseg_server.training.publication import publish
 from totalspineseg_server.volume_io import write_volume
 
 FEATURES: Final = [32, 64, 128, 256, 320, 320, 320]

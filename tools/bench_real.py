@@ -79,7 +79,7 @@ MOVES: dict[str, tuple[Callable[[Volume], Volume], Callable[[Volume], Volume]]] 
     "shifted": (by_half_a_voxel, lambda labels: labels),
     "mirrored": (mirrored, mirrored),
 }
-"""Move -> what it does to an image, and to its labels."""
+"""Move -> its functions for an image and for its labels."""
 
 
 @dataclass

@@ -119,7 +119,7 @@ CHECKS = (
     ),
     Check("bench-retrain", ("make", "bench-retrain")),
     Check("bench-cli", ("make", "bench-cli")),
-    Check("bench-runtimes", ("make", "bench-runtimes")),
+    Check("bench-speed", ("make", "bench-speed")),
 )
 """The checks in the order in which they run; short ones that find most come first."""
 

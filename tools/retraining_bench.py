@@ -20,7 +20,7 @@ from totalspineseg_server.geometry import LabelArray, Volume
 from totalspineseg_server.nnunet.finetune_settings import OPTIMIZERS
 from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.trainers.retrain_settings import RetrainSettings
+from totalspineseg_server.training.retrain_settings import RetrainSettings
 from totalspineseg_server.volume_io import read_labels, write_volume
 
 HALVED: Final = 0.5

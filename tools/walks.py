@@ -152,7 +152,7 @@ def _served(folder: Path, recorder: Recorder) -> dict[str, Walk]:
 
 def _trained(folder: Path, recorder: Recorder) -> Walk:
     """Train once in this process; MONAI Label uses a process of its own."""
-    from totalspineseg_server.trainers.retraining import retrain
+    from totalspineseg_server.training.retraining import retrain
     from training_site import make_site, tiny_reference, tiny_replay, tiny_settings
 
     site = make_site(folder)

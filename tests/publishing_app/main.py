@@ -14,7 +14,7 @@ class MONAILabelApp(RealApp):  # type: ignore[misc]
 
     def train(self, request: dict[str, Any]) -> Any:
         from totalspineseg_server.registry import model_store as store
-        from totalspineseg_server.trainers import publication
+        from totalspineseg_server.training import publication
 
         shorten_trainings(BEFORE)
         self._hold("copying", publication.shutil, "copytree", call=2)

@@ -166,7 +166,7 @@ def named_apart(one: LabelArray, other: LabelArray) -> dict[int, int]:
         other: The same shape. Not modified.
 
     Returns:
-        Code in the first map -> code of what lies there in the other map (see ``LEVEL_OVERLAP``).
+        Code in the first map -> code of the structure there in the other map (see ``LEVEL_OVERLAP``).
 
     Raises:
         GridError: The shapes differ.

@@ -128,7 +128,7 @@ class SpineSegmentation:
 
         Raises:
             SettingError: The image was not read from a series, and none is named.
-            GridError: The labels are on another grid than the series.
+            GridError: The labels are not on the grid of the series.
             EmptySegmentationError: No structure was found.
             StorageError: The file cannot be written.
         """
@@ -301,8 +301,8 @@ def measure(labels: Any, affine: npt.ArrayLike | None = None) -> list[dict[str, 
         affine: (4, 4), voxel index -> RAS mm, of an array.
 
     Returns:
-        One row for each level, superior to inferior, then sacrum, canal and cord, and one for the whole column;
-        lengths in mm, areas in mm2, angles in degrees; None for what cannot be measured, and for the intensities of the
+        One row for each level, superior to inferior, then sacrum, canal and cord, and one for the whole column; lengths
+        in mm, areas in mm2, angles in degrees; None for values that cannot be measured, and for the intensities of the
         image. ``names`` says how sure the name of a level is, if that is known. Without a canal there are only volumes
         and places.
 

@@ -21,6 +21,7 @@ from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Scores
 from totalspineseg_server.activelearning.selection import FinishedLevels, counts_of, rarity
 from totalspineseg_server.activelearning.strategies import DoubtfulFirst, First, Last, MostToLearn, Random, SurestFirst
 from totalspineseg_server.anatomy import NAME_OF
+from totalspineseg_server.bids import subject_of
 from totalspineseg_server.corrections.attribution import Uploads
 from totalspineseg_server.corrections.checks import check
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
@@ -44,7 +45,6 @@ from totalspineseg_server.errors import (
     WeightsError,
 )
 from totalspineseg_server.files import sha256_of
-from totalspineseg_server.gate.holdout import read_split, subject_of
 from totalspineseg_server.infers.http import NOT_FOUND, UnknownLabelError
 from totalspineseg_server.infers.listed import ALWAYS_LISTED
 from totalspineseg_server.infers.published import FullTask, Step1Task, Step2Task
@@ -55,9 +55,10 @@ from totalspineseg_server.infers.settings import doubtful_names_of, result_tag
 from totalspineseg_server.processes import end_with_parent
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.releases import warning_of, weights_text
-from totalspineseg_server.trainers.runs import is_running
-from totalspineseg_server.trainers.site import Site
-from totalspineseg_server.trainers.train_task import SpineTrainTask
+from totalspineseg_server.training.holdout import read_split
+from totalspineseg_server.training.runs import is_running
+from totalspineseg_server.training.site import Site
+from totalspineseg_server.training.train_task import SpineTrainTask
 from totalspineseg_server.version import VERSION
 from totalspineseg_server.worklist.lab import open_lab
 
@@ -78,7 +79,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
     Args:
         app_dir: The app folder; its models are in ``model``.
         studies: Folder of images, or a DICOMweb address.
-        conf: ``weights`` (what to run: "starter", an installed version, or a folder), ``device``, ``runtime``.
+        conf: ``weights`` ("starter", an installed version, or a folder), ``device``, ``runtime``.
     """
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
@@ -472,7 +473,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         """Take back the labels of an image under a tag; see ``Inbox.withdraw``.
 
         Raises:
-            UnknownLabelError: There is no such label, and there was none.
+            UnknownLabelError: There is no such label now, and there never was.
             StorageError: The withdrawal could not be stored.
         """
         if not (is_usable_id(image_id) and is_safe_tag(tag)):

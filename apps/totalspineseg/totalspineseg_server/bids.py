@@ -21,11 +21,18 @@ IMAGE_NAME: Final = re.compile(
     r"_(?P<suffix>[A-Za-z][A-Za-z0-9]*)"
 )
 """Name of an image, without its ending."""
+SUBJECT: Final = re.compile(r"sub-[A-Za-z0-9]+")
 LABEL_NAME: Final = re.compile(rf"(?P<entities>sub-.+)_seg-{FINISHED}_desc-(?P<suffix>[A-Za-z0-9]+)_dseg")
 """Name of a finished label map, without its ending."""
 LABEL_SUFFIX: Final = "_label-spine_dseg"
 """Ending of the names of labels, beside BIDS's own name, in many data sets of the spine."""
 HASH_DIGITS: Final = 6
+
+
+def subject_of(image: str) -> str:
+    """Return the subject that an image id belongs to: its BIDS subject, or else the id itself."""
+    match = SUBJECT.search(image)
+    return match[0] if match else image
 
 
 def label_path(image_name: str, segmentation: str, *, iso: bool = False) -> PurePosixPath:

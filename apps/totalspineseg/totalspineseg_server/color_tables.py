@@ -38,7 +38,7 @@ def itksnap_table() -> str:
 
 
 def fsleyes_table() -> str:
-    """Return a lookup table for FSLeyes: number, color as shares, and name."""
+    """Return a lookup table for FSLeyes: number, color as fractions of 1, and name."""
     return _lines(*(f"{s.code} {' '.join(f'{c / OPAQUE:.4f}' for c in s.color)} {s.name}" for s in STRUCTURES))
 
 

@@ -5,7 +5,7 @@ Every message says what happened, then what the reader can do.
 
 
 class TotalSpineSegError(ValueError):
-    """A request cannot be carried out because of what was sent; the message is for the user."""
+    """A request cannot be carried out because of its content; the message is for the user."""
 
 
 class ImageError(TotalSpineSegError):

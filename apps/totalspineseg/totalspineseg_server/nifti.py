@@ -46,7 +46,7 @@ EXPORT_AGAIN: Final = (
     "name and use that file."
 )
 SILENT: Final = logging.Logger("nifti", level=logging.CRITICAL + 1)
-"""Swallows what nibabel logs about headers that it corrects."""
+"""Suppresses nibabel's log about headers that it corrects."""
 
 
 def read_nifti(path: Path) -> tuple[AnyArray, Affine]:

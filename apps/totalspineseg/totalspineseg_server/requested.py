@@ -31,7 +31,7 @@ def text(request: Mapping[str, Any], name: str) -> str:
     """
     value = request.get(name) or ""
     if not isinstance(value, str):
-        raise SettingError(f"The setting {name!r} must be a text (empty for none), got {value!r}.")
+        raise SettingError(f"The setting {name!r} must be text (empty for none), got {value!r}.")
     return value.strip()
 
 

@@ -63,6 +63,7 @@ def create_app(
     """
     from totalspineseg_server.front import (
         auth,
+        background_routes,
         description,
         host,
         infer,
@@ -75,10 +76,8 @@ def create_app(
         versions,
     )
     from totalspineseg_server.front import failures as errors
-    from totalspineseg_server.front import progress_routes as rounds
     from totalspineseg_server.front import scan_routes as scans
     from totalspineseg_server.front import start_page as start
-    from totalspineseg_server.front import training_routes as train
     from totalspineseg_server.front.guard import Guard
 
     behind = host.host_application()
@@ -103,8 +102,7 @@ def create_app(
         infer.router(executor),
         studies.router(limit),
         saved.router(),
-        train.router(),
-        rounds.router(),
+        background_routes.router(),
         samples.router(),
         scans.router(),
         versions.router(),

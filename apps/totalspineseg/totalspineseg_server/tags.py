@@ -19,7 +19,7 @@ PADDING_PX: Final = 5
 LEADER_PX: Final = 14
 """Length of the line from a tag to the edge of the image."""
 LEADER_ALPHA: Final = 130
-"""Opacity of the line inside the image, 0-255, so that what lies below it, such as the cord, stays visible."""
+"""Opacity of the line inside the image, 0-255, so that structures below it, such as the cord, stay visible."""
 BACKGROUND: Final = (14, 17, 22)
 DOUBTFUL_COLOR: Final = (255, 176, 0)
 """Color of doubtful levels: amber, which is used for nothing else."""

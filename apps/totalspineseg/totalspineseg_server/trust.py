@@ -64,7 +64,7 @@ class LowerEnd:
     Attributes:
         scans: Number of such scans.
         thin: Those in which L5-S is drawn with less than a quarter of the usual volume of a disc, or not at all.
-        below_thin: Those in which a disc as thin is drawn below L5-S: the remnant between S1 and S2.
+        below_thin: Those in which an equally thin disc is drawn below L5-S: the remnant between S1 and S2.
         below: Those in which a larger disc is drawn there.
         s1: Those in which S1, or a part of it, is drawn as a vertebra.
         s1_whole: Those in which that vertebra is large.
@@ -113,7 +113,7 @@ class Failures:
         return Failures(self.scans + other.scans, self.wrong + other.wrong, self.expected + other.expected)
 
     def chance(self, careful: float) -> float:
-        """Return the chance that names are wrong beyond what their probabilities say, pulled toward a careful one."""
+        """Return the chance that names are wrong for reasons outside their probabilities, pulled toward ``careful``."""
         more = self.wrong - self.expected + PRIOR_SCANS * careful
         return max(0.0, more / (self.scans + PRIOR_SCANS))
 

@@ -235,7 +235,7 @@ def as_codes(volume: Volume, name: str, hint: str = "") -> Volume:
     Args:
         volume: uint8. Not modified.
         name: How to name it in a message.
-        hint: What else can be done, for the message.
+        hint: Another remedy, for the message.
 
     Raises:
         ImageError: See ``read_codes``.

@@ -61,7 +61,7 @@ def is_result_of(info: Mapping[str, Any], request: Mapping[str, Any], versions: 
     """Return whether a stored label is what a request would produce.
 
     Args:
-        info: What is known about the label. Not modified.
+        info: Information about the label. Not modified.
         request: ``model`` and the settings. Not modified.
         versions: Weights in use, by step. Not modified.
     """

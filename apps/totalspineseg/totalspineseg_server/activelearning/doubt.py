@@ -1,4 +1,4 @@
-"""Estimate how doubtful a result is: one number, from what is known without a reader."""
+"""Estimate how doubtful a result is, as one number, without the help of a reader."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -53,7 +53,7 @@ class Parts:
 
 
 def parts_of(numbering: Mapping[str, Any] | None, disagreement: Mapping[str, float]) -> Parts:
-    """Return the parts of the doubt from what is recorded with a prediction.
+    """Return the parts of the doubt from the record of a prediction.
 
     Args:
         numbering: The prediction's report, see ``numbering.report``; None if there is none. Not modified.

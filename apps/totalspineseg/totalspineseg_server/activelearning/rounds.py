@@ -73,7 +73,7 @@ class ImageScoring(ScoringMethod):  # type: ignore[misc]
     """A scoring method of MONAI Label that scores the images without a score.
 
     Args:
-        description: What the score is based on.
+        description: The basis of the score, for clients.
         fill: ``fill(image_id)`` scores one image; an image that has a score keeps it.
     """
 

@@ -151,7 +151,7 @@ class Scorer:
         return {"doubt": score.doubt}
 
     def fill_scale(self, image_id: str) -> dict[str, Any]:
-        """Score an image, and measure how much its result changes if the image is taken for that of a smaller person.
+        """Score an image, and measure how much its result changes if the image is scaled like that of a smaller person.
 
         Returns:
             ``{"skipped": True}`` if that is known, else ``{"doubt": ..}``.

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="files of settings to add, such as .env or a profile of a cluster; passwords in them are in the backup",
     )
     parser.add_argument(
-        "--images", action="store_true", help="add the images, too; the backup then has patients' scans"
+        "--images", action="store_true", help="also add the images; the backup then contains patients' scans"
     )
     parser.add_argument("--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder")
 

@@ -1,6 +1,6 @@
 """Import the labeled images of a BIDS data set, such as one of export-bids, as studies with finished labels.
 
-The labels are used like those of local readers. What was imported before is left as it is.
+The labels are used like those of local readers. Images that were imported before are left as they are.
 """
 
 import argparse

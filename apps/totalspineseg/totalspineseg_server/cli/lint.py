@@ -1,6 +1,6 @@
 """Check label maps for errors: gaps, duplicates, wrong order, fragments, strange values.
 
-Prints which levels the numbers mean, and one line for each finding and for what could not be checked; the exit code
+Prints which levels the numbers mean, and one line for each finding and each check that was not possible; the exit code
 is 1 if there is any finding.
 """
 
@@ -41,8 +41,9 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _maps_in(path: Path) -> tuple[Path, ...]:
-    """Return the label maps of a folder, after printing what is not read; a file or a DICOM series is returned as it
-    is."""
+    """Return the label maps of a folder, after printing which files are not read; a file or a DICOM series is returned
+    unchanged.
+    """
     from totalspineseg_server.volume_io import images_in, is_other_name, not_read_sentence
 
     if not path.is_dir():

@@ -27,8 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--image",
         type=existing_path,
         metavar="IMAGE",
-        help="image on the voxels of the map, whose intensities are measured; a folder of images of the same names if "
-        "LABELS is one",
+        help="image on the voxels of the map, whose intensities are measured; a folder of images with the same names "
+        "if LABELS is a folder",
     )
     add_numbers_argument(parser, "each map")
 

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = "list|show|judge|activate|rollback|export|import|remove"
     actions = parser.add_subparsers(dest="action", required=True, metavar=names)
     listing = actions.add_parser("list", help="list versions; * marks the ones in use")
-    listing.add_argument("--removed", action="store_true", help="list versions whose weights were removed, too")
+    listing.add_argument("--removed", action="store_true", help="also list versions whose weights were removed")
     show = actions.add_parser("show", help="print parent, labels, settings and gate report of a version")
     judging = actions.add_parser(
         "judge",
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=existing_path,
         metavar="STUDIES",
-        help="studies whose hold-out is used for the comparison, too (default: none)",
+        help="studies whose hold-out is also used for the comparison (default: none)",
     )
     judging.add_argument(
         "--device", default="auto", metavar="cuda|cpu", help="device to run on (default: a GPU if there is one)"
@@ -96,9 +96,9 @@ def _show(store: "ModelStore", arguments: argparse.Namespace) -> None:
 
 def _judge(store: "ModelStore", arguments: argparse.Namespace) -> int:
     from totalspineseg_server.cli.site_folder import site_of
-    from totalspineseg_server.gate.verdict import NUMBERS, GateReport
     from totalspineseg_server.nnunet.runtimes import require
-    from totalspineseg_server.trainers.judged_version import judge_version
+    from totalspineseg_server.training.judged_version import judge_version
+    from totalspineseg_server.training.verdict import NUMBERS, GateReport
 
     def tell(text: str) -> None:
         print(text, file=sys.stderr)

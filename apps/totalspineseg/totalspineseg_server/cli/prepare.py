@@ -101,7 +101,7 @@ def execute(arguments: argparse.Namespace) -> int:
         if channels:
             print(f"discs of the second channel: {', '.join(f'{n} {discs}' for discs, n in channels.most_common())}")
         if written.removed:
-            print(f"removed {len(written.removed)} cases of an earlier call: {', '.join(written.removed)}")
+            print(f"removed {len(written.removed)} cases of an earlier run: {', '.join(written.removed)}")
     return 1 if skipped else 0
 
 
@@ -152,7 +152,7 @@ def _corrections(studies: Path) -> "tuple[tuple[ScanSource, ...], tuple[Skipped,
     from totalspineseg_server.cli.common import MODEL_DIR
     from totalspineseg_server.cli.site_folder import site_of
     from totalspineseg_server.registry.model_store import ModelStore
-    from totalspineseg_server.trainers.material import site_material
+    from totalspineseg_server.training.material import site_material
 
     material = site_material(site_of(studies, ModelStore(MODEL_DIR)))
     return material.training, material.skipped

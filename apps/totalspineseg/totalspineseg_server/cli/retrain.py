@@ -1,4 +1,5 @@
-"""Learn from the corrections of a studies folder, without a server: train further, compare, publish what passes.
+"""Learn from the corrections of a studies folder, without a server: train further, compare, and publish the version if
+    it passes.
 
 Interrupt it at any moment; the next call with the same corrections and settings continues.
 """
@@ -69,8 +70,8 @@ def execute(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code: 1 if the new version is not put into use."""
     from totalspineseg_server.cli.site_folder import site_of
     from totalspineseg_server.registry.model_store import ModelStore
-    from totalspineseg_server.trainers.retrain_settings import read_settings
-    from totalspineseg_server.trainers.retraining import retrain
+    from totalspineseg_server.training.retrain_settings import read_settings
+    from totalspineseg_server.training.retraining import retrain
 
     request = {name: getattr(arguments, name) for name in SETTINGS} | {"resume": not arguments.restart}
     steps = tuple(sorted(set(arguments.step or (1, 2))))

@@ -7,7 +7,7 @@ from totalspineseg_server.corrections.history import HISTORY_DIR, PACS_DIR, STUD
 from totalspineseg_server.corrections.image_records import images_folder
 from totalspineseg_server.pacs.stored_series import StoredSeries
 from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.trainers.site import Site, folder_site
+from totalspineseg_server.training.site import Site, folder_site
 
 
 def has_corrections(folder: Path) -> bool:

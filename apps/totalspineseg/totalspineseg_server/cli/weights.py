@@ -2,7 +2,7 @@
 
 quantize tries two faster ways of computing on a CPU: INT8 (whole numbers of eight bits), and a box around the spine
 instead of the whole image. It compares their results with the exact ones, prints a table and stores it beside the
-weights. The box is used from then on if it passed; INT8 only where --runtime openvino-int8 asks for it."""
+weights. If the box passed, it is used from then on; INT8 is used only with --runtime openvino-int8."""
 
 import argparse
 import sys

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from totalspineseg_server.bids import subject_of
 from totalspineseg_server.certainty import proves_nothing
 from totalspineseg_server.cohort.record import read_record
 from totalspineseg_server.errors import ImageError
-from totalspineseg_server.gate.holdout import subject_of
 from totalspineseg_server.volume_io import (
     IMAGE_SUFFIXES,
     image_named,

@@ -123,7 +123,7 @@ def _seg(output: Path, case: Case, record: Mapping[str, Any]) -> "Dataset":
 
 
 def _is_doubtful_level(row: Mapping[str, Any]) -> bool:
-    """Return whether a row of measurements is that of a level with a doubtful name, not that of the whole column."""
+    """Return whether a row of measurements is about a level with a doubtful name, not about the whole column."""
     return row.get("names") == "doubtful" and row["level"] in CODE_OF
 
 

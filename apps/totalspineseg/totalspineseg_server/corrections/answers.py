@@ -14,7 +14,7 @@ FOLLOWERS_LISTED: Final = 3
 
 
 def submitted(step: int | None, structures: int, *, renumbered: str, findings: Sequence[str], is_finished: bool) -> str:
-    """Confirm a label: the answer begins with what a rename did, and ends with what to check."""
+    """Confirm a label: the answer begins with the effect of a rename, and ends with the places to check."""
     kind = "corrected step-1 label" if step == 1 else "finished label"
     unfinished = ""
     if not is_finished:
@@ -103,7 +103,7 @@ IMAGE_REPLACED: Final = (
 
 
 def incomplete(missing: Sequence[str], unreviewed: str) -> str:
-    """Say that a label shows only a part of what is in view."""
+    """Say that a label shows only some of the structures in view."""
     return (
         f"There is no {' and no '.join(missing)} in this label, so it is not used to train or to compare models. Add "
         f"everything in view, or mark what nobody checked with a segment named {unreviewed!r}, and submit it again."
@@ -171,7 +171,7 @@ ONE_VALUE_TWICE: Final = "The file has one value for two segments. Save the segm
 
 def no_such_layer(layers: int) -> str:
     """Say that a segment is in a layer that the file does not have."""
-    return f"A segment refers to a layer that the file, with {layers}, does not have. Save the segmentation again."
+    return f"A segment refers to a layer that is not in the file, which has {layers}. Save the segmentation again."
 
 
 def no_names(label_info: object) -> str:

@@ -102,7 +102,7 @@ def resolve_image(image_id: str, claims: Claims, exists: Callable[[str], bool], 
     """Return the image to which a label belongs.
 
     A label is filed under another image than the one it was sent for only if this client's upload was refused under
-    that name, and if the label is on the grid of what the client uploaded instead.
+    that name, and if the label is on the grid of the volume that the client uploaded instead.
 
     Args:
         image_id: The image it was sent for.

@@ -20,7 +20,7 @@ from totalspineseg_server.plausible import missing_kinds, without_regions
 from totalspineseg_server.spellings import DOUBT_MARK, with_mark
 
 INCOMPLETE: Final = "incomplete"
-"""Kind of the finding for a label that shows only a part of what is in view."""
+"""Kind of the finding for a label that shows only some of the structures in view."""
 
 
 def check(codes: LabelArray, grid: Grid) -> tuple[Mapping[str, Any], ...]:

@@ -99,7 +99,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     @abstractmethod
     def study_of(self, image_id: str) -> str:
-        """Return the UID of an image's study in the PACS; "" for another image."""
+        """Return the UID of an image's study in the PACS; "" for other images."""
 
     @abstractmethod
     def same_space(self, one: str, other: str) -> bool:

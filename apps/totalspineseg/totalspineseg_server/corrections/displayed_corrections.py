@@ -112,7 +112,7 @@ def info_of(correction: Correction, more: Mapping[str, Any] | None = None) -> di
 
 
 def message_of(correction: Correction) -> str:
-    """Return the message for the author of an accepted label: what a rename did first, findings last."""
+    """Return the message for the author of an accepted label: first the effect of a rename, findings last."""
     found = [str(finding.get("message", "")) for finding in correction.findings]
     renumbered = str(correction.renumbered.get("message", "")) if correction.renumbered else ""
     is_finished = correction.tag in READER_TAGS

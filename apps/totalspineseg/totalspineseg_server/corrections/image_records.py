@@ -28,7 +28,7 @@ comparing models."""
 INDEX_FILE: Final = "datastore_v2.json"
 """MONAI Label's name for the index of studies."""
 NOTED: Final = "strategy"
-"""Field of an image's record: strategy -> when it last offered the image, and to whom."""
+"""Field of an image's record: strategy -> the time and client of its last offer of the image."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class OlderIndex:
     """The index that an earlier version of this software wrote.
 
     Attributes:
-        objects: Image id -> what is known about it and its labels.
+        objects: Image id -> information about it and its labels.
         changed_ns: Time of its last change, ns.
     """
 
@@ -99,7 +99,7 @@ class ImageRecords:
 
     Args:
         folder: Folder of the records; it is made when the first one is written.
-        older: What an earlier version knew.
+        older: The information of an earlier version.
     """
 
     def __init__(self, folder: Path, older: OlderIndex) -> None:
@@ -113,7 +113,7 @@ class ImageRecords:
         return dict(self._remembered.value(image_id, [file], lambda: self._read(image_id, file)))
 
     def write(self, image_id: str, info: Mapping[str, Any]) -> None:
-        """Replace what is known about an image.
+        """Replace the information about an image.
 
         Raises:
             StorageError: It could not be written; the old record is still there.

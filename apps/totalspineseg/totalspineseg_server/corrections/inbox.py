@@ -212,7 +212,7 @@ class Inbox:
         """Read the submissions that could not be read when they were sent.
 
         Args:
-            again: Whether to try those again that failed before; a submission that ended the server may end it again.
+            again: Whether to try again those that failed before; a submission that ended the server may end it again.
 
         Returns:
             The submissions that still wait.

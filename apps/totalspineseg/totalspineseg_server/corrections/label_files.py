@@ -1,6 +1,6 @@
 """Store the label maps that clients see: ``labels/<tag>/<image><ending>``, each with a hidden note beside it.
 
-The note says what is known about the map. Both may be deleted together: a reader's label is written again from the
+The note has the information about the map. Both may be deleted together: a reader's label is written again from the
 corrections, and a prediction can be computed again. A map without a note was copied there by somebody else.
 """
 
@@ -32,7 +32,7 @@ class DisplayedLabel:
 
     Attributes:
         file: The map; None if it has yet to be written.
-        info: What is known about it; without ``DRAWN_ON``, this server did not make it.
+        info: Information about it; without ``DRAWN_ON``, this server did not make it.
     """
 
     file: Path | None
@@ -99,7 +99,7 @@ class LabelFiles:
             image_id: Image to which it belongs.
             tag: Its tag.
             source: The map. Copied.
-            info: What is known about it, with ``DRAWN_ON``. Not modified.
+            info: Information about it, with ``DRAWN_ON``. Not modified.
 
         Raises:
             StorageError: It could not be written; the previous label is still there.

@@ -74,7 +74,7 @@ def _reason_of_folder(folder: Path) -> str:
         if is_image_name(path) and (missing := missing_content(path)):
             return f"holds {way!r}, which {missing}"
         if is_image_name(path) or is_other_name(path):
-            return f"holds files of images ({way!r}); {LOOSE_IMAGES}"
+            return f"contains image files ({way!r}); {LOOSE_IMAGES}"
         if _is_dicom(path):
             return f"holds DICOM files ({way!r}); {DICOM}"
     return ""

@@ -25,7 +25,7 @@ class Followed:
     Attributes:
         submission: The submission with the new names, or as it was sent.
         names: Name as sent -> new name, for the levels that followed; empty if none did.
-        report: What was done, as plain JSON values for the reply and the record.
+        report: The changes, as plain JSON values for the reply and the record.
     """
 
     submission: Submission

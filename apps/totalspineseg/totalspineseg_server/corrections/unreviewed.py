@@ -1,8 +1,8 @@
 """Read which structures a reader did not check, and find those that were left as predicted.
 
 Regions below a segment "unreviewed", and listed structures, count neither in a training nor in the gate. A region hides
-what lies below it. Listed structures keep their voxels, because the odd discs of step 2 need every disc. A structure
-that was left as predicted says more about the model than about the reader.
+the structures below it. Listed structures keep their voxels, because the odd discs of step 2 need every disc. A
+structure that was left as predicted says more about the model than about the reader.
 """
 
 from collections.abc import Collection, Sequence

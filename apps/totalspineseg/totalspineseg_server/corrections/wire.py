@@ -19,7 +19,7 @@ from totalspineseg_server.spellings import without_mark
 VERTEBRAE_NAME: Final = "vertebrae"
 """Name of the structure that contains all vertebrae and the sacrum in step 1."""
 REVIEW_PREFIX: Final = "review"
-"""Beginning of the names of segments that only mark what a reader should look at."""
+"""Beginning of the names of segments that only mark places for a reader to look at."""
 STEP1_WIRE_LABELS: Final[Mapping[str, int]] = MappingProxyType(
     {VERTEBRAE_NAME if name == NAME_OF[SACRUM] else name: wire_id for name, wire_id in WIRE_LABELS.items()}
 )

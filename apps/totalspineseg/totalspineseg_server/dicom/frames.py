@@ -108,7 +108,7 @@ def _frame(header: Dataset, places: list[Dataset], number: int | None) -> Frame:
     axes = np.array(orientation).reshape(2, 3)
     if np.abs(axes @ axes.T - np.eye(2)).max() > _AXES_TOLERANCE:
         raise ImageError(
-            f"The orientation of some DICOM slices ({', '.join(f'{value:g}' for value in orientation)}) is not that of "
+            f"The orientation of some DICOM slices ({', '.join(f'{value:g}' for value in orientation)}) does not have "
             "two perpendicular directions. Export the series again."
         )
     if spacing is None or min(spacing) <= 0:

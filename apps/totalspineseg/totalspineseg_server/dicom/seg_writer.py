@@ -103,7 +103,7 @@ def write_seg(
 
     Raises:
         EmptySegmentationError: No voxel is marked; a SEG object needs a segment.
-        GridError: The labels have another grid than the series.
+        GridError: The labels are not on the grid of the series.
         ImageError: The series is not one stack of slices.
         ValueError: A value is not a code of ``names``.
     """

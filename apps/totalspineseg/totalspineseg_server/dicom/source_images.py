@@ -1,7 +1,7 @@
 """Let a segmentation refer to its source images.
 
-highdicom requires complete single-frame images, or one multi-frame image. Series are not always either: required tags
-are missing, or frames are spread over several multi-frame objects. Therefore it gets one complete substitute header for
+highdicom requires complete single-frame images, or one multi-frame image. Many series are neither: required tags are
+missing, or frames are spread over several multi-frame objects. Therefore it gets one complete substitute header for
 each slice, and the references to the substitutes are then replaced by references to the originals.
 """
 

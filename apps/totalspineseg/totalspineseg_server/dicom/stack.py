@@ -22,7 +22,7 @@ SPACING_TOLERANCE_MM: Final = 1e-3
 SAME_PLACE_MM: Final = 0.01
 """Distance below which slices are at the same position: the precision of headers."""
 MISSING_RATIO: Final = 1.5
-"""Ratio of measured to stated slice distance from which slices are missing; if every second one is missing, it is 2."""
+"""If a measured distance is larger than the stated one by this ratio, slices are missing: 2 if every second one is."""
 WHOLE_SLICE: Final = 0.9
 """Share of the thickness below which a stated slice distance is not plausible: the slices would overlap."""
 LPS_TO_RAS: Final = np.diag([-1.0, -1.0, 1.0, 1.0])

@@ -51,7 +51,7 @@ def write_backup(
 
     Raises:
         StorageError: ``target`` exists, two files of settings have one name, something cannot be read or written, or
-            the archive differs from what was read. No file is left.
+            the archive differs from the files that were read. No file is left.
     """
     if target.exists():
         raise StorageError(f"{str(target)!r} exists already. Choose another name for the backup.")

@@ -143,7 +143,7 @@ def read_bundle(folder: Path) -> Bundle:
         counts = {name: count for name, content in scripts.items() if (count := content.count(old))}
         if sum(counts.values()) != 1:
             logger.error(
-                "OHIF cannot %s: its bundle in %s is another version than this server changes (text found %d "
+                "OHIF cannot %s: its bundle in %s is not the version that this server knows (text found %d "
                 "times, expected once)",
                 change.purpose,
                 folder,

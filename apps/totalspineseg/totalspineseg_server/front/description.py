@@ -41,7 +41,7 @@ def install(app: FastAPI, known: Callable[[], Known]) -> None:
 
     Args:
         app: Application whose routes are in place at the first request.
-        known: Called for each request; returns what the running app offers.
+        known: Called for each request; returns the names of everything that the running app offers.
     """
 
     def openapi() -> dict[str, Any]:
@@ -55,7 +55,7 @@ def described(document: Mapping[str, Any], known: Known) -> dict[str, Any]:
 
     Args:
         document: The framework's description of the routes. Not modified.
-        known: What the running app offers.
+        known: The names of everything that the running app offers.
 
     Returns:
         The description without the operations that have nothing to offer on this server.

@@ -99,7 +99,7 @@ class Guard:
 
     Args:
         app: Application to protect.
-        known: Called for each request; returns what the running app offers.
+        known: Called for each request; returns the names of everything that the running app offers.
         origins: Web origins that may use the server besides its own pages.
         max_upload_bytes: Largest request body.
         names: Names of the server, besides its IP addresses.

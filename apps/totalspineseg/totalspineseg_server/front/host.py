@@ -33,8 +33,8 @@ UNFINISHED: Final = ("SUBMITTED", "RUNNING")
 
 
 def host_application() -> FastAPI:
-    """Return MONAI Label's application, without its permission for web pages of any origin and with our answers to
-    failures."""
+    """Return MONAI Label's application, without its permission for web pages of any origin. Failures get our
+    answers."""
     from monailabel import app as module
 
     app: FastAPI = module.app
@@ -85,7 +85,7 @@ async def finish_submissions(seconds: float) -> None:
     """Wait at most ``seconds`` for submissions that have arrived completely, although their senders get no answer
     now."""
     if not await app_instance().submissions.finish(seconds):
-        logger.error("A submission was not finished within %g s of the server's end. Submit it again.", seconds)
+        logger.error("A submission was not finished %g s after the server was stopped. Submit it again.", seconds)
 
 
 def allowed_origins() -> Collection[str]:

@@ -1,4 +1,4 @@
-"""Serve ``GET /logs/``, the end of the log, and ``GET /logs/gpu``, what the driver of the GPU reports.
+"""Serve ``GET /logs/``, the end of the log, and ``GET /logs/gpu``, the report of the GPU's driver.
 
 MONAI Label's own page of the log runs scripts of other servers. The driver has a time limit, because it may hang.
 """

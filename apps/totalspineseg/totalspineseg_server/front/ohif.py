@@ -31,7 +31,7 @@ ORDER_MARK: Final = "/*ORDER*/[]"
 HEAD_END: Final = "</head>"
 BODY: Final = "<body>"
 UNKNOWN_VIEWER: Final = (
-    "This viewer cannot {missing}: it is another version than this server expects. Use it only to look at images, "
+    "This viewer cannot {missing}: it is not the version that this server expects. Use it only to look at images, "
     "and install the pinned requirements."
 )
 

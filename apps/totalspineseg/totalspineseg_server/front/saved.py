@@ -146,14 +146,14 @@ def write_as_listed(file: Path, target: Path, report: Mapping[str, Any]) -> None
     Args:
         file: Label map in published ids.
         target: File to write; may be ``file``.
-        report: ``label_names`` says what is published, ``LISTED`` what is listed.
+        report: ``label_names`` has the published names, ``LISTED`` the listed ones.
     """
     wire = read_labels(file)
     write_volume(target, as_listed(wire.data, report["label_names"], report[LISTED]), wire.grid)
 
 
 def report_as_sent(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a report whose ``label_names`` are what it lists, with the values of ``write_as_listed``."""
+    """Return a report whose ``label_names`` are the listed names, with the values of ``write_as_listed``."""
     names = {name: value for value, name in enumerate(report[LISTED], start=1)}
     return {**without_listed(report), "label_names": names}
 

@@ -27,8 +27,7 @@ PIECE_BYTES: Final = 1 << 20
 """Size of the pieces that are written; bodies arrive in far smaller ones."""
 HEADER_END: Final = b"\r\n\r\n"
 CLIENT: Final = "ohif"
-FAILED: Final = "Not counted: an internal server error happened with this segmentation. Details are in the "
-"server's log."
+FAILED: Final = "Not counted: the server failed to process this segmentation. Details are in the server's log."
 """Reason that is shown if no better one is found."""
 
 

@@ -79,7 +79,7 @@ def router() -> APIRouter:
         """Return the newest training: its state, the time left, and its curves."""
         from dataclasses import asdict
 
-        from totalspineseg_server.trainers.runs import curves_of, seconds_left, state_of
+        from totalspineseg_server.training.runs import curves_of, seconds_left, state_of
 
         folder = app_instance().training_dir
         running = running_task("train") is not None

@@ -43,7 +43,7 @@ def disagreement_of(step1: Step1Names | None, labels: LabelArray, mirrors: Seque
 
 
 def scale_difference(image: Volume, labels: LabelArray, iso: Grid, step1: Predictor, step2: Predictor) -> float:
-    """Return the share of levels that change when the image is treated as if it showed a smaller person.
+    """Return the share of levels that change if the image is scaled like that of a smaller person.
 
     Args:
         image: The image. Not modified.

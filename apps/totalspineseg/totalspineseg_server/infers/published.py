@@ -30,7 +30,8 @@ PREDICTED_TAG = "original"
 class FullTask(SpineTask):
     """Both steps: every vertebra, disc, cord, canal and the sacrum by name.
 
-    A request that pins a level is answered from the earlier maps of the networks, if they are still stored.
+    A request that pins a level, or only asks for other structures or another grid than the one before, is answered from
+    the earlier maps of the networks, if they are still stored.
     """
 
     reuses_maps = False
@@ -48,7 +49,12 @@ class FullTask(SpineTask):
         step1, step2 = pair_in_use(self.services.networks)
         versions = {"step1": step1.version, "step2": step2.version}
         options = self.options(settings, request, versions)
-        maps = self.earlier_maps(scan, 2, request, versions) if settings.pins or self.reuses_maps else None
+        earlier = None
+        if settings.pins or self.reuses_maps:
+            maps = self.earlier_maps(scan, 2, request, versions)
+        else:
+            earlier = self.same_but_shown_otherwise(settings, request, options, versions)
+            maps = self.maps_of(scan, 2, earlier)
         mirrors: tuple[float | None, ...] = ()
         if maps is not None:
             output, versions = maps.output, dict(maps.versions)
@@ -62,6 +68,8 @@ class FullTask(SpineTask):
         require_met(found.numbering)
         output = _maps_of(found, 2)
         apart = disagreement_of(found.step1, output.labels, mirrors)
+        if maps is not None and earlier is not None:
+            apart = dict(earlier.disagreement)
         return Outcome(scan, found.labels, found.numbering, versions, output=output, disagreement=apart)
 
 
@@ -83,7 +91,10 @@ class Step1Task(SpineTask):
         step1 = self.services.networks.get(1)
         versions = {"step1": step1.version}
         options = self.options(settings, request, versions)
-        maps = self.earlier_maps(scan, 1, request, versions) if settings.pins else None
+        if settings.pins:
+            maps = self.earlier_maps(scan, 1, request, versions)
+        else:
+            maps = self.maps_of(scan, 1, self.same_but_shown_otherwise(settings, request, options, versions))
         if maps is not None:
             found = pipeline.rename(
                 scan, maps.output.raw.data, maps.box, 1, options, trust=maps.output.trust, clock=clock

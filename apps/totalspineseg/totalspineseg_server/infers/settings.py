@@ -38,6 +38,8 @@ DoubtfulNames = Literal["marked", "plain"]
 DOUBTFUL_NAMES: Final[tuple[DoubtfulNames, ...]] = get_args(DoubtfulNames)
 """How a reply names doubtful levels: "L4 ?", or like all others. The first is the default."""
 TEXTS: Final = ("localizer", "pin")
+DISPLAYED: Final = ("output_grid", "codes")
+"""Settings in a record that change what a reply shows, and not what is computed."""
 EXTENSIONS: Final = (".nrrd", ".nii.gz", ".nii")
 DEFAULT_EXTENSION: Final = ".nrrd"
 """File ending that 3D Slicer asks for."""
@@ -254,7 +256,7 @@ def result_tag(request: Mapping[str, Any], part: str) -> str:
         The tag; empty if nothing is to be saved.
 
     Raises:
-        SettingError: The tag is not a word, is too long with what is added to it, or belongs to readers.
+        SettingError: The tag is not a word, is too long with its additions, or belongs to readers.
     """
     if not saves_label(request):
         return ""

@@ -20,8 +20,8 @@ def level_chances(numbering: Numbering | None) -> Mapping[int, Mapping[int, floa
 
     Returns:
         Each name with at most ``CONFIDENT_PROBABILITY``, and the neighboring levels with the rest; empty unless the
-        prediction was confident. A doubtful prediction mostly repeats what is usual (five lumbar vertebrae), and two
-        series that confirm this to each other would become certain without reason.
+        prediction was confident. A doubtful prediction mostly repeats the usual numbers (five lumbar vertebrae), and
+        two series that confirm this to each other would become certain without reason.
     """
     if numbering is None or not numbering.confident:
         return {}

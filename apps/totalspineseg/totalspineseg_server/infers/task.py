@@ -27,7 +27,14 @@ from totalspineseg_server.files import sha256_of, storage_errors
 from totalspineseg_server.geometry import LabelArray, Volume, same_grid
 from totalspineseg_server.infers.listed import LISTED, listed_names, names_with_marks
 from totalspineseg_server.infers.services import Services
-from totalspineseg_server.infers.settings import Rename, Settings, client_config, read_settings, renames_from_json
+from totalspineseg_server.infers.settings import (
+    DISPLAYED,
+    Rename,
+    Settings,
+    client_config,
+    read_settings,
+    renames_from_json,
+)
 from totalspineseg_server.infers.siblings import level_chances, siblings_of
 from totalspineseg_server.numbering.chain import Numbering, Pin
 from totalspineseg_server.numbering.findings import Finding
@@ -197,7 +204,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         )
 
     def reviewed(self, request: Mapping[str, Any]) -> str:
-        """Return the id of the prediction that this model looks at again; empty for a model that predicts."""
+        """Return the id of the prediction that this model reviews; empty for a model that predicts."""
         return ""
 
     def _earlier(self, image_id: str, sha256: str) -> Iterator[PredictionRecord]:
@@ -235,6 +242,22 @@ class SpineTask(InferTask):  # type: ignore[misc]
         """Return the newest result of this model for the image as it is now; None if there is none."""
         image_id, sha256 = str(request.get("image_id") or ""), str(request["image_sha256"])
         return next((one for one in self._earlier(image_id, sha256) if one.model == request.get("model")), None)
+
+    def same_but_shown_otherwise(
+        self, settings: Settings, request: Mapping[str, Any], options: Options, versions: Mapping[str, str]
+    ) -> PredictionRecord | None:
+        """Return the result on the screen if the request asks for the same result of the same weights with other
+        structures or on another grid; None if a network has to run.
+
+        If other series count, they may have changed since, and step 2 with them.
+        """
+        if options.siblings or options.localizer is not None or "image_sha256" not in request:
+            return None
+        earlier, asked = self.result_on_screen(request), settings.as_json()
+        if earlier is None or dict(earlier.versions) != dict(versions):
+            return None
+        changed = {name for name in {*asked, *earlier.settings} if asked.get(name) != earlier.settings.get(name)}
+        return earlier if changed and changed <= set(DISPLAYED) else None
 
     def _record(self, record: PredictionRecord, outcome: Outcome) -> str:
         """Store the data that a correction needs. If that fails, return a warning: the result itself is good."""
@@ -312,6 +335,12 @@ class SpineTask(InferTask):  # type: ignore[misc]
         """Return the maps that these weights made of this image before; None if none are stored."""
         found = self.services.maps.latest(str(request["image_sha256"]), step, versions)
         return found if found is not None and same_grid(found.iso, scan.iso.grid) else None
+
+    def maps_of(self, scan: Scan, step: int, result: PredictionRecord | None) -> KeptMaps | None:
+        """Return the maps of a result; None if they are not stored or there is no result."""
+        found = None if result is None else self.services.maps.of_prediction(result.image_sha256, result.id)
+        is_of_step = found is not None and found.output.step == step
+        return found if found is not None and is_of_step and same_grid(found.iso, scan.iso.grid) else None
 
     def _localizer(self, image_id: str, wanted_for: str) -> Volume:
         if self.services.studies.image_file(image_id) is None:

@@ -77,8 +77,8 @@ def measure(
         certainty: How sure the other names are, for "names"; None if nothing is known.
 
     Returns:
-        One row for each vertebra and disc, superior to inferior, then one for the whole column; keys are
-        ``COLUMNS``, values rounded to 0.01, None for what is not in view, and in ``EXTENT``. Empty without canal.
+        One row for each vertebra and disc, superior to inferior, then one for the whole column; keys are ``COLUMNS``,
+        values rounded to 0.01, None for values that are not in view, and in ``EXTENT``. Empty without canal.
     """
     spine = Spine(labels, spacing)
     present = [code for code in (*VERTEBRAE, *DISCS) if len(spine.voxels(code))]

@@ -1,4 +1,4 @@
-"""Let step 1 see only the part of an image where a coarse network finds the spine.
+"""Let step 1 see only the part of an image where a coarse network finds the spine, and no air.
 
 Step 1 of the official size spends minutes of a CPU on air, belly and muscle. The coarse network, step 1 of the starter
 weights, looks at the whole image in a second. What it finds decides where the fine network looks, and nothing else.
@@ -10,7 +10,9 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
+from totalspineseg_server.nnunet.air import tissue_box
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.nnunet.preprocessing import Box, FloatArray
@@ -42,10 +44,11 @@ class FocusedPredictor:
     Args:
         fine: Step 1.
         look: A fast step 1, of whose result only the position is used.
+        skip_air: Whether the box ends where the image holds nothing but air beyond it, and tiles of air are left out.
     """
 
-    def __init__(self, fine: WarmPredictor, look: Predictor) -> None:
-        self.fine, self._look = fine, look
+    def __init__(self, fine: WarmPredictor, look: Predictor, *, skip_air: bool = True) -> None:
+        self.fine, self._look, self._skip_air = fine, look, skip_air
 
     @property
     def version(self) -> str:
@@ -55,8 +58,8 @@ class FocusedPredictor:
     def predict(self, channels: FloatArray, *, soft: Collection[str] = ()) -> Prediction:
         """Segment one image; see ``WarmPredictor.predict``.
 
-        If a structure reaches a side of the box, the box is widened and the network looks again. If the coarse or the
-        fine network finds nothing, the fine one gets the whole image.
+        If a structure reaches a side of the box, the box is widened and the network looks again, unless there is only
+        air beyond. If the coarse or the fine network finds nothing, the fine one gets the whole image.
 
         Args:
             channels: (1, X, Y, Z) float32, 1 mm isotropic, RAS. Not modified.
@@ -70,12 +73,14 @@ class FocusedPredictor:
         if found is None:
             logger.info("The coarse look found no spine; step 1 gets the whole image")
             return self.fine.predict(channels, soft=soft)
-        box = self._box(found, shape)
+        whole: Box = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
+        limits = tissue_box(torch.from_numpy(np.ascontiguousarray(channels[0]))) if self._skip_air else whole
+        box = self._box(found, limits)
         for _ in range(LOOKS):
-            if all(axis.stop - axis.start == length for axis, length in zip(box, shape, strict=True)):
+            if box == whole and not self._skip_air:
                 break
-            prediction = self.fine.predict(channels, soft=soft, within=box)
-            wider = widened(prediction.labels, box)
+            prediction = self.fine.predict(channels, soft=soft, within=box, skip_air=self._skip_air)
+            wider = widened(prediction.labels, box, limits)
             if wider == box:
                 return prediction
             if wider is None:
@@ -94,55 +99,58 @@ class FocusedPredictor:
         """Release GPU memory for good; see ``WarmPredictor.retire``."""
         self.fine.retire()
 
-    def _box(self, found: Box, shape: tuple[int, ...]) -> Box:
-        """Return the box around the structures that the coarse look found: the largest one with the fewest tiles."""
+    def _box(self, found: Box, limits: Box) -> Box:
+        """Return the box around the structures that the coarse look found: the largest one within the limits with the
+        fewest tiles."""
         order = [self.fine.folder.transpose.index(2 - axis) for axis in range(3)]
         tiles = [round(self.fine.folder.patch[k] * self.fine.folder.spacing_mm[k]) for k in order]
         spans = (
-            span(axis, margin, tile, length, step=self.fine.tile_step)
-            for axis, margin, tile, length in zip(found, MARGIN_MM, tiles, shape, strict=True)
+            span(axis, margin, tile, limit, step=self.fine.tile_step)
+            for axis, margin, tile, limit in zip(found, MARGIN_MM, tiles, limits, strict=True)
         )
         x, y, z = spans
         return x, y, z
 
 
-def span(found: slice, margin: int, tile: int, length: int, *, step: float) -> slice:
+def span(found: slice, margin: int, tile: int, limits: slice, *, step: float) -> slice:
     """Return the part of one axis that a network looks at: as wide as the fewest tiles allow.
 
     Args:
         found: The part with the spine.
-        margin: Smallest distance to its ends, voxels, as far as the image goes.
+        margin: Smallest distance to its ends, voxels, as far as the limits allow.
         tile: Voxels of a tile.
-        length: Voxels of the image.
+        limits: The part of the axis that may be looked at: the image, or what of it is not air.
         step: Distance between neighboring tiles, as a share of a tile.
     """
-    start, stop = max(0, found.start - margin), min(length, found.stop + margin)
+    start = min(max(limits.start, found.start - margin), limits.stop)
+    stop = max(start, min(limits.stop, found.stop + margin))
     count = len(tile_starts(max(stop - start, tile), tile, step))
-    width = min(length, tile + int((count - 1) * tile * step))
-    start = min(max(0, start - (width - (stop - start)) // 2), length - width)
+    width = min(limits.stop - limits.start, tile + int((count - 1) * tile * step))
+    start = min(max(limits.start, start - (width - (stop - start)) // 2), limits.stop - width)
     return slice(start, start + width)
 
 
-def widened(labels: npt.NDArray[np.uint8], box: Box) -> Box | None:
+def widened(labels: npt.NDArray[np.uint8], box: Box, limits: Box) -> Box | None:
     """Return the box after moving outward the sides that a structure comes close to.
 
     Args:
         labels: (X, Y, Z) uint8 classes found in the box, 0 outside. Not modified.
         box: Where the network looked, voxels of 1 mm.
+        limits: The part of the image that may be looked at.
 
     Returns:
-        The same box if no structure comes close to a side inside the image; None if there is no structure.
+        The same box if no structure comes close to a side inside the limits; None if there is no structure.
     """
     found = foreground_box(labels)
     if found is None:
         return None
     sides = []
-    for inside, around, length in zip(found, box, labels.shape, strict=True):
+    for inside, around, limit in zip(found, box, limits, strict=True):
         start, stop = around.start, around.stop
-        if start > 0 and inside.start - start < EDGE_MM:
-            start = max(0, start - WIDEN_MM)
-        if stop < length and stop - inside.stop < EDGE_MM:
-            stop = min(length, stop + WIDEN_MM)
+        if start > limit.start and inside.start - start < EDGE_MM:
+            start = max(limit.start, start - WIDEN_MM)
+        if stop < limit.stop and stop - inside.stop < EDGE_MM:
+            stop = min(limit.stop, stop + WIDEN_MM)
         sides.append(slice(start, stop))
     return sides[0], sides[1], sides[2]
 

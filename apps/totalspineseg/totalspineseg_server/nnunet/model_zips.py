@@ -171,7 +171,7 @@ def _restored(store: ModelStore, name: str, digests: Mapping[str, str]) -> dict[
 
 
 def _imported(store: ModelStore, name: str, origin: dict[str, Any], digests: Mapping[str, str]) -> VersionRecord:
-    """Return the record of imported weights, with what is known here if a version has or had the same weights."""
+    """Return the record of imported weights, with the history here if a version has or had the same weights."""
     holders = {step: known for step, digest in digests.items() if (known := holder(store, int(step), digest))}
     records = [read_record(store, known) or {} for known in set(holders.values())]
     own = next((record for record in records if record.get("digests") == digests), None)

@@ -30,8 +30,8 @@ def rim_of(spacing_mm: Sequence[float]) -> Rim:
 def region_weights(classes: torch.Tensor, untouched: torch.Tensor, step: Step, rim: Rim) -> torch.Tensor:
     """Return the weight of each voxel for each region.
 
-    An untouched structure has less weight in its own voxels, for every region (because its name is also the
-    prediction's), and for its own regions also around it. Around a structure of the same region that a reader drew, the
+    An untouched structure has less weight in its own voxels, for every region (because its name, too, is only
+    predicted), and for its own regions also around it. Around a structure of the same region that a reader drew, the
     weight is full: the border of a drawn canal is known, even if the cord inside is untouched.
 
     Args:

@@ -1,10 +1,11 @@
 """Resample linearly between the 1 mm grid and the plans' spacing: whole arrays, or only the part that matters.
 
 Both grids cover the same box; the first and last voxels are extended outward. Each axis is multiplied by a matrix with
-two weights in each column, which is mostly zeros but still four times faster than gathering neighbors.
+two weights in each column, strip by strip, which is faster than gathering neighbors.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from totalspineseg_server.geometry import LabelArray
 
 Box = tuple[slice, slice, slice]
 Shape = tuple[int, int, int]
+
+STRIP: Final = 32
+"""Number of voxels along an axis that a CPU computes at a time: their matrix has few zeros."""
 
 
 def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> Shape:
@@ -110,6 +114,17 @@ def _resample_box(image: torch.Tensor, shape: Shape, box: Box) -> torch.Tensor:
 def _along(image: torch.Tensor, axis: int, after: int, part: slice) -> torch.Tensor:
     """Resample one axis (-1, -2 or -3) to ``after`` voxels, and return ``part`` of them."""
     lower, upper, weight = (values[part] for values in _neighbors(image.shape[axis], after))
+    # A GPU computes the whole matrix at once faster than its strips.
+    strip = STRIP if image.device.type == "cpu" else len(lower)
+    strips = (slice(start, start + strip) for start in range(0, len(lower), strip))
+    made = [_strip_along(image, axis, lower[s], upper[s], weight[s]) for s in strips]
+    return made[0] if len(made) == 1 else torch.cat(made, dim=axis)
+
+
+def _strip_along(
+    image: torch.Tensor, axis: int, lower: torch.Tensor, upper: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """Return some voxels along an axis from their neighbors, see ``_neighbors``."""
     first, last = int(lower[0]), int(upper[-1])
     matrix = torch.zeros(last + 1 - first, len(lower))
     columns = torch.arange(len(lower))

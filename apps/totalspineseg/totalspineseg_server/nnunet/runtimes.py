@@ -1,4 +1,4 @@
-"""Choose what runs the networks: PyTorch, or OpenVINO on machines without a GPU."""
+"""Choose the software that runs the networks: PyTorch, or OpenVINO on machines without a GPU."""
 
 from collections.abc import Iterable
 from pathlib import Path

@@ -129,7 +129,7 @@ class _Run:
         if was != grid:
             raise WeightsError(
                 f"This training is on the grid {grid} mm, but the stored state is on {was} mm. Start over in another "
-                "folder, with --start-from this one to keep its weights."
+                "folder. To keep these weights, name this folder with --start-from."
             )
         self.network.load_state_dict(state["network"])
         self.mean = {k: v.to(self.device) for k, v in state["mean"].items()}

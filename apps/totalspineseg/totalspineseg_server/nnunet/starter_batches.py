@@ -80,7 +80,7 @@ def class_table(step: int, spine: Spine, *, swapped: bool = False) -> NDArray[np
 
 
 def _window(rng: np.random.Generator, spine: Spine, size: tuple[int, ...], step: int) -> tuple[slice, ...]:
-    """Return the position of a patch, (X, Y, Z): for step 2 in the column's box; half of them at landmark discs."""
+    """Return the position of a patch, (X, Y, Z), in step 2 in the column's box; half of them are at landmark discs."""
     low, high = np.zeros(3, int), np.array(spine.labels.shape)
     codes = spine.possible if isinstance(spine, RealSpine) else spine.labels
     spots = np.flatnonzero(codes)

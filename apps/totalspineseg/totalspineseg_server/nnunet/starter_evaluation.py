@@ -87,7 +87,7 @@ class Report:
         return tuple(s for s in scores if not math.isnan(s))
 
     def seconds(self, view: Field | None = None) -> float:
-        """Return the mean time for a scan, s, of one field of view or of all; NaN without such a scan."""
+        """Return the mean seconds for a scan, of one field of view or of all; NaN if there is no such scan."""
         return _mean(c.seconds for c in self.cases if view is None or c.field == view.value)
 
     def table(self) -> str:

@@ -14,13 +14,18 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from totalspineseg_server.nnunet.air import is_in_tile, tissue
+
 Shape = tuple[int, int, int]
 Network = Callable[[torch.Tensor], torch.Tensor]
+Tile = tuple[slice, ...]
 
 SIGMA_SCALE: Final = 1 / 8
 """Standard deviation of the Gaussian as a share of the tile (nnU-Net's value)."""
 PEAK: Final = 10.0
 """Weight at a tile's center, which suits the range of half precision (nnU-Net's value)."""
+AIR_LOGIT: Final = -20.0
+"""Logit of voxels that no tile has computed: no structure."""
 
 
 @lru_cache(maxsize=4)
@@ -65,8 +70,12 @@ def sliding_logits(
     compute: torch.device,
     sums: torch.device,
     autocast: bool,
+    skip_air: bool = False,
 ) -> torch.Tensor:
     """Run the network over the whole image.
+
+    If air is skipped, a tile that holds nothing else is computed only if a structure, as its neighbors see it, reaches
+    into it. Where no tile was computed, there is no structure.
 
     Args:
         network: (1, C, *patch) -> (1, R, *patch) logits, on ``compute``.
@@ -77,6 +86,7 @@ def sliding_logits(
         compute: Device of the network.
         sums: Device of the sums: the CPU if they do not fit on the GPU.
         autocast: Whether to compute in half precision where that is safe (on a GPU).
+        skip_air: Whether to leave out tiles that hold only air, in the first channel, or padding.
 
     Returns:
         (R, ...) float32 logits on ``sums``, same spatial shape as the image.
@@ -88,11 +98,40 @@ def sliding_logits(
     total = torch.zeros((regions, *data.shape[1:]), device=sums)
     weight = torch.zeros(data.shape[1:], device=sums)
     starts = [tile_starts(n, tile, step) for n, tile in zip(data.shape[1:], patch, strict=True)]
+    tiles = [
+        tuple(slice(start, start + tile) for start, tile in zip(corner, patch, strict=True))
+        for corner in itertools.product(*starts)
+    ]
+    skipped = _air_tiles(image[0], tiles, [before for before, _ in pads]) if skip_air else []
+    due = [tile for tile in tiles if tile not in skipped]
     with torch.inference_mode(), torch.autocast(compute.type, enabled=autocast):
-        for corner in itertools.product(*starts):
-            where = tuple(slice(start, start + tile) for start, tile in zip(corner, patch, strict=True))
-            tile_logits = network(data[(slice(None), *where)][None].to(compute).contiguous())[0]
-            total[(slice(None), *where)].addcmul_(tile_logits.to(device=sums, dtype=torch.float32), weights)
-            weight[where] += weights
+        while due:
+            for where in due:
+                tile_logits = network(data[(slice(None), *where)][None].to(compute).contiguous())[0]
+                total[(slice(None), *where)].addcmul_(tile_logits.to(device=sums, dtype=torch.float32), weights)
+                weight[where] += weights
+            due = [where for where in skipped if bool((total[(slice(None), *where)] > 0).any())]
+            skipped = [where for where in skipped if where not in due]
     inner = tuple(slice(before, n - after) for (before, after), n in zip(pads, data.shape[1:], strict=True))
+    if skipped:
+        total.masked_fill_(weight == 0, AIR_LOGIT)
+        weight.masked_fill_(weight == 0, 1)
     return total[(slice(None), *inner)].div_(weight[inner])
+
+
+def _air_tiles(image: torch.Tensor, tiles: Sequence[Tile], before: Sequence[int]) -> list[Tile]:
+    """Return the tiles that hold only air or padding; none if all do.
+
+    Args:
+        image: (A, B, C) without padding.
+        tiles: Tiles of the padded image.
+        before: Voxels of padding before each axis.
+    """
+    cubes = tissue(image)
+
+    def is_air(tile: Tile) -> bool:
+        x, y, z = (slice(axis.start - n, axis.stop - n) for axis, n in zip(tile, before, strict=True))
+        return not is_in_tile(cubes, (x, y, z))
+
+    air = [tile for tile in tiles if is_air(tile)]
+    return air if len(air) < len(tiles) else []

@@ -1,4 +1,4 @@
-"""Compute what all trainings share: the loss over regions, pseudo Dice, the learning rate."""
+"""Compute the parts that all trainings share: the loss over regions, pseudo Dice, the learning rate."""
 
 import math
 from collections.abc import Sequence

@@ -30,7 +30,7 @@ class DrawnScan:
         box: The part that step 2 saw.
         maps: Step -> classes (X, Y, Z) of that step, packed.
         codes: The label on the whole grid, packed.
-        counts: Step -> what was counted in this scan.
+        counts: Step -> the counts in this scan.
     """
 
     subject: str

@@ -67,9 +67,9 @@ WORTH_NAMING: Final = 0.005
 """Smallest probability of a competing numbering that is reported."""
 MAX_ALTERNATIVES: Final = 5
 OFTEN: Final = 0.15
-"""Names are doubtful from this share of scans that are wrong beyond what their probabilities say."""
+"""Names are doubtful if their chance of being wrong for reasons outside their probabilities is greater than this."""
 CONTRADICTED_WRONG: Final = 0.3
-"""Chance that names are wrong, beyond what their probabilities say, where a large piece or a landmark contradicts them;
+"""Chance that names are wrong for reasons outside their probabilities if a large piece or a landmark contradicts them;
 for networks that nobody has measured."""
 CONTRADICTED: Final = 0.5
 """Highest probability of a numbering that another map of the same scan contradicts, if each is certain by itself."""
@@ -121,7 +121,7 @@ class Alternative:
 
 @dataclass(frozen=True)
 class Numbering:
-    """The names of a column, with what is known about them.
+    """The names of a column, with their certainty and findings.
 
     Attributes:
         pieces: The named pieces; a piece that contained two levels has been cut.
@@ -129,9 +129,9 @@ class Numbering:
         probability: Probability that all names are right.
         levels: Named levels, superior to inferior; one for each structure, even if it is split.
         alternatives: Competing numberings, the most probable first.
-        would_settle: What would decide between the alternatives; empty when certain.
+        would_settle: Means that would decide between the alternatives; empty if the names are certain.
         missed: Codes of structures in view that have no piece.
-        findings: Pieces without a name, and what else a reader should check.
+        findings: Pieces without a name, and other places for a reader to check.
         series_used: Named series of the patient whose levels overlap this scan.
         unmet: Codes of pins that meet no structure.
         contradicted: Whether a large piece, a landmark, a pin or the other step contradicts the names, which makes all
@@ -285,7 +285,7 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     along = chain.forward_along(best)
     slots = chain.column_through(best, along)
     probability = min(1.0, chain.total(along) / total)
-    usual, as_usual = chain.as_usual(best)
+    usual, as_usual = chain.as_usual(best, total)
     depths = {int(chain.tree.code[k]): float(chain.tree.depth_mm[k]) for k in slots}
     naming = name_loose(naming, pieces, evidence, best, depths)
     levels = _levels(best, evidence, chances, naming)
@@ -300,7 +300,7 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     out = left_out(best, evidence, naming)
     contradicted = contradicts(out, best, evidence, missed)
     below = below_l5_s(out, best, evidence)
-    findings = tuple(_finding(k, evidence, pieces, below_l5_s=k in below) for k in out)
+    findings = tuple(_finding(k, evidence, pieces, below_l5_s=k == below) for k in out)
     return _settled(
         Numbering(
             *(pieces, naming, probability, levels, alternatives, (), missed, findings),
@@ -326,7 +326,7 @@ def _less_probable(numbering: Numbering, failure: float) -> Numbering:
 
 
 def _settled(numbering: Numbering) -> Numbering:
-    """Return a numbering with what would make it certain, unless it is certain already."""
+    """Return a numbering with the means that would make it certain, unless it is certain already."""
     levels, others = numbering.levels, numbering.alternatives
     settle = () if numbering.confident else would_settle(tuple(v.code for v in levels), tuple(a.codes for a in others))
     return replace(numbering, would_settle=settle)
@@ -337,7 +337,7 @@ BELIEVED: Final = 0.75
 
 
 def _outvoted(moved: Sequence[Finding], numbering: Numbering, trust: Trust, lost: Collection[int]) -> bool:
-    """Return whether contradicted landmarks do not make the names doubtful: they are wrong often, or they are lost."""
+    """Return whether names stay certain in spite of contradicted landmarks: these are often wrong, or lost."""
     landmarks = {code for finding in moved for code in _drawn_as(finding, numbering)} - set(lost)
     return not any(_is_believed(code, trust) for code in landmarks)
 

@@ -1,6 +1,7 @@
 """Measure distances along the canal, the ruler for everything else."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -38,6 +39,11 @@ class Course:
     points_mm: Floats
     distance_mm: Floats
 
+    @cached_property
+    def _tree(self) -> cKDTree:
+        """The points, for searching the nearest one."""
+        return cKDTree(self.points_mm)
+
     def locate(self, points_mm: npt.ArrayLike) -> Floats:
         """Return the distance along the line of the place nearest to each point.
 
@@ -48,7 +54,7 @@ class Course:
             (m,) mm, increasing toward inferior.
         """
         points = np.asarray(points_mm, dtype=np.float64).reshape(-1, 3)
-        _, nearest = cKDTree(self.points_mm).query(points)
+        _, nearest = self._tree.query(points)
         before, after = np.maximum(nearest - 1, 0), np.minimum(nearest + 1, len(self.points_mm) - 1)
         tangent = self.points_mm[after] - self.points_mm[before]
         length = np.linalg.norm(tangent, axis=1)

@@ -74,8 +74,8 @@ LOWER_END: Final = LowerEnd(1.0, thin=0.06, below_thin=0.1, below=0.02, s1=0.1, 
 P_S1_APART: Final = 0.02
 """Probability that S1 is drawn as a separate piece of the sacrum, by measured networks."""
 P_S1_APART_UNMEASURED: Final = 0.0005
-"""The same, or that it is drawn as a vertebra, for networks that nobody has measured: as low as for a false vertebra of
-that size."""
+"""Probability that S1 is drawn separately or as a vertebra, by networks that nobody has measured. It is as low as that
+of a false vertebra of this size."""
 SHIFTED_BONE: Final = 0.7
 """Probability that the last lumbar vertebra is drawn as part of the sacrum by a network that takes it for S1; its other
 errors follow: L5-S and T12-L1 are expected one disc too high."""
@@ -110,9 +110,9 @@ LANDMARK_ALONE: Final = 1 / 3
 """Factor for a neighbor of a landmark whose own disc would be beyond the outermost disc in view, compared with a
 landmark that moves within the view (own class lost, neighbor's present): the network must invent it."""
 LANDMARK_COUNTED: Final = 0.5
-"""The same for T12-L1 one level too low, on the uppermost disc in view, if that is the fifth above L5-S: networks seem
-to count up from the sacrum. Of 24 synthetic lumbar scans with six lumbar vertebrae, six end with L1-L2; in four of
-these it was T12-L1 for both networks (starter weights)."""
+"""The same factor if the class is that of T12-L1, one level too low, on the uppermost disc in view, if that is the
+fifth above L5-S: networks seem to count up from the sacrum. Of 24 synthetic lumbar scans with six lumbar vertebrae, six
+end with L1-L2; in four of these it was T12-L1 for both networks (starter weights)."""
 COUNTED_UP: Final = (DISC_T12_L1, DISC_L5_S)
 """Landmarks that move with the sacrum: networks seem to find T12-L1 by counting as well."""
 COUNTED_DISCS: Final = 1 + max(LUMBAR_PRIOR, key=lambda count: LUMBAR_PRIOR[count])
@@ -153,9 +153,9 @@ WIDTH_SPREAD: Final = 0.16
 WIDTH_ITEMS: Final = 2.0
 """Number of independent widths that all widths of a patient count as, because their errors are correlated."""
 SMALL: Final = 0.45
-"""A component with less than this share of its neighbors' lateral width is more likely false."""
+"""A component with less than this share of its neighbors' lateral width is more likely to be false."""
 FALSE_IF_SMALL: Final = 12.0
-"""Factor by which it is more likely false."""
+"""Factor by which such a component is more likely to be false."""
 FALSE_IF_TINY: Final = 60.0
 """The same factor below ``TINY`` of the neighbors' width: a speck."""
 TINY: Final = 0.25

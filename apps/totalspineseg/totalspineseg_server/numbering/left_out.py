@@ -69,14 +69,14 @@ def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequ
             continue
         if bone or any(above < ORDER[code] < below for code in missed if BY_CODE[code].kind is Kind.DISC):
             return True
-    if below_l5_s(out, path, evidence):
+    if below_l5_s(out, path, evidence) is not None:
         return True
     return any(_swollen(code, path, evidence) for code in missed if BY_CODE[code].kind is Kind.VERTEBRA)
 
 
-def below_l5_s(out: Sequence[int], path: Path, evidence: Evidence) -> tuple[int, ...]:
-    """Return the discs below the one named L5-S that may be L5-S themselves: one that is not thin, as that between S1
-    and S2 is in most people, or any if the bone between them is drawn as a vertebra.
+def below_l5_s(out: Sequence[int], path: Path, evidence: Evidence) -> int | None:
+    """Return the largest disc below the one named L5-S if it may be L5-S itself: if it is not thin, as that between S1
+    and S2 is in most people, or if the bone between them is drawn as a vertebra. None if there is none.
 
     Args:
         out: From ``left_out``.
@@ -84,13 +84,17 @@ def below_l5_s(out: Sequence[int], path: Path, evidence: Evidence) -> tuple[int,
         evidence: From ``gather``.
     """
     if DISC_L5_S not in path:
-        return ()
+        return None
     last = len(path) - 1 - path[::-1].index(DISC_L5_S)
-    named = [i for i, code in zip(evidence.items, path, strict=True) if i.kind is Kind.DISC and code != FALSE]
-    thin = THIN_DISC * float(np.median([item.volume_mm3 for item in named]))
-    below = [k for k in out if k > last and evidence.items[k].kind is Kind.DISC and not evidence.items[k].is_far]
-    bones = [k for k in range(last + 1, len(path)) if evidence.items[k].kind is Kind.VERTEBRA and path[k] == SACRUM]
-    return tuple(k for k in below if bones or evidence.items[k].volume_mm3 >= thin)
+    items = evidence.items
+    below = [k for k in out if k > last and items[k].kind is Kind.DISC and not items[k].is_far]
+    if not below:
+        return None
+    largest = max(below, key=lambda k: items[k].volume_mm3)
+    named = [i.volume_mm3 for i, code in zip(items, path, strict=True) if i.kind is Kind.DISC and code != FALSE]
+    is_thin = items[largest].volume_mm3 < THIN_DISC * float(np.median(named))
+    bones = any(items[k].kind is Kind.VERTEBRA and path[k] == SACRUM for k in range(last + 1, largest))
+    return largest if bones or not is_thin else None
 
 
 def _swollen(missed: int, path: Path, evidence: Evidence) -> bool:

@@ -1,4 +1,4 @@
-"""Name vertebrae of which only processes are in view; their order along the canal is misleading."""
+"""Name vertebrae with only processes in view; their order along the canal is misleading."""
 
 from collections.abc import Mapping
 from typing import Final

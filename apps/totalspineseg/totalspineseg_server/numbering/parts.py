@@ -82,7 +82,8 @@ def levels_in(labels: npt.NDArray[np.integer[Any]], spacing_mm: Floats) -> Mappi
     """Measure the parts of every disc, vertebra and the sacrum along the canal or, without one, along their bodies.
 
     Args:
-        labels: Codes (X, Y, Z) nearest RAS; what touches the outer faces is cut off by the field of view. Not modified.
+        labels: Codes (X, Y, Z) nearest RAS; structures that touch the outer faces are cut off by the field of view. Not
+            modified.
         spacing_mm: (3,) voxel size.
 
     Returns:
@@ -95,7 +96,8 @@ def levels_in(labels: npt.NDArray[np.integer[Any]], spacing_mm: Floats) -> Mappi
     codes = levels[np.clip(labels, 0, 255)] * (labels <= 255)
     groups = {code: _joined(found, labels.shape) for code, found in _groups(codes).items()}
     voxels = {
-        code: [np.stack(np.unravel_index(group, labels.shape), axis=1) for group in found]
+        # Each coordinate is contiguous, because most work is done along them.
+        code: [np.stack(np.unravel_index(group, labels.shape)).T for group in found]
         for code, found in groups.items()
     }
     canal = (labels == CORD) | (labels == CANAL)

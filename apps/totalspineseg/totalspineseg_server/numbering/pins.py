@@ -28,7 +28,7 @@ BORDERS: Final = 0.85
 """Largest distance along the canal from a point in a vertebra to a disc that borders it, as a share of its height. From
 its middle, the next disc is half a height away, and the one after that one and a half."""
 BORDERS_SACRUM_MM: Final = 40.0
-"""The same from a point in the sacrum, mm."""
+"""The same limit for a point in the sacrum, mm."""
 
 
 def with_pins(

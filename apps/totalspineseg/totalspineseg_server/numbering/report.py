@@ -32,7 +32,7 @@ def report(
         ``certainty`` (certain, counted or doubtful; None if nothing is known), ``confident`` (whether it is certain),
         ``contradicted`` (whether something contradicts the names), ``counted_only`` (whether no reliable landmark is in
         view), ``counted_from``, ``probability``, ``probability_if_usual`` (of names that are right if the column has
-        the usual count), ``variants`` (what would change counted names, with its share of people), ``levels``,
+        the usual count), ``variants`` (those that would change counted names, with their share of people), ``levels``,
         ``alternatives``, ``findings``, ``would_settle``, ``missed`` (codes of structures without a piece) and
         ``helped_by`` (series of the patient that were used).
     """

@@ -145,17 +145,18 @@ class Chain:
         """Return the forward sums over all numberings that agree with a path."""
         return self.forward("sum", np.asarray(self.fit * self._allowed(path)[:, None, :]))
 
-    def as_usual(self, path: Path) -> tuple[float, float]:
+    def as_usual(self, path: Path, every: float) -> tuple[float, float]:
         """Return how probable a path is in a column of the usual count, and how probable such a column is.
 
         Args:
             path: Code of each item.
+            every: ``total`` of all numberings.
 
         Returns:
             The probability of the path if the column has 12 thoracic and 5 lumbar vertebrae, and that it has them.
         """
         usual = np.asarray(self.fit * self.tree.usual)
-        every, of_usual = self.total(self.forward("sum")), self.total(self.forward("sum", usual))
+        of_usual = self.total(self.forward("sum", usual))
         agreeing = self.total(self.forward("sum", np.asarray(usual * self._allowed(path)[:, None, :])))
         return (agreeing / of_usual if of_usual else 0.0), of_usual / every
 
@@ -226,7 +227,7 @@ class Chain:
 
 
 def posterior(chain: Chain, forward: list[Floats], backward: list[Floats]) -> list[dict[int, float]]:
-    """Return code -> probability for each item; the probability of no level is what is missing to 1."""
+    """Return code -> probability for each item; the probability of no level is the difference to 1."""
     total = chain.total(forward)
     result = []
     for before, after in zip(forward, backward, strict=True):

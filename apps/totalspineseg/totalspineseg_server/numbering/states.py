@@ -58,7 +58,7 @@ project's synthetic columns. A scale per scan (``SCALES``) accounts for body siz
 S1_CENTER_MM: Final = 15.0
 """Distance from the L5-S disc to the middle of the body of S1 along the canal, mm."""
 SACRUM_CENTER_MM: Final = 32.0
-"""Distance from the L5-S disc to the middle of the sacrum along the canal, mm; it varies with what is in view."""
+"""Distance from the L5-S disc to the middle of the sacrum along the canal, mm; it varies with the part in view."""
 
 NO_LEVEL: Final = BACKGROUND
 """Code of a slot for something that networks take for a level, but that has no name."""
@@ -66,7 +66,7 @@ SKULL_BASE_MM: Final = 20.0
 """Distance from the skull base in front of the brainstem (clivus) to the middle of C1 along the canal, mm."""
 DENS_BASE_MM: Final = 19.0
 """Distance from the base of the dens to the C2-C3 disc, mm. There the dens and the body of C2 grew together around a
-disc, a remnant of which most people keep."""
+disc, and most people keep a remnant of it."""
 
 _WIDTH_CERVICAL_MM = 25.0
 _WIDTH_T1_MM, _WIDTH_T12_MM, _WIDTH_L5_MM = 27.0, 39.0, 46.0
@@ -97,7 +97,7 @@ class States:
         depth_mm: Place of the slot's center along the column of scale 1, mm below the top of C1.
         height_mm: Height of the level around the slot, mm at scale 1.
         width_mm: Lateral width of the disc or body, mm.
-        ancestor: (n, jumps) slot ``k`` steps above, ``n`` (one past the end) where there is none.
+        ancestor: (n, jumps) slot ``k`` steps above, ``n`` (one past the end) if there is none.
         path_prior: (n, jumps) probability of getting from that ancestor to the slot: product of the branches.
         between: (n, jumps, 2) number of discs and of vertebrae strictly between them.
     """
@@ -231,7 +231,7 @@ Step = Literal[1, 2]
 
 
 def observable(tree: States, step: Step) -> npt.NDArray[np.bool_]:
-    """Return for which slots a step's map can have a piece: all in step 2; discs, the dens and C1 in step 1."""
+    """Return the slots for which a step's map can have a piece: all in step 2; discs, the dens and C1 in step 1."""
     if step == 1:
         return np.asarray(tree.disc | (tree.code == C1))
     return np.ones(tree.code.size, dtype=np.bool_)

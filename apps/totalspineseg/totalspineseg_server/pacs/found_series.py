@@ -141,7 +141,7 @@ def downloaded(client: DICOMwebClient, series: Series, below: Path) -> Iterator[
 
 
 def _write(instance: Dataset, path: Path) -> None:
-    """Write one instance; pydicom raises errors of many types if it lacks what every file needs."""
+    """Write one instance; pydicom raises errors of many types if it lacks attributes that every file needs."""
     try:
         instance.save_as(path, write_like_original=False)
     except (OSError, MemoryError):

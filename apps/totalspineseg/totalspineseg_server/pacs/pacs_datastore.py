@@ -394,7 +394,7 @@ class PacsDatastore(SpineDatastore):
         return self._place / f"{image_id}{VOLUME_ENDING}"
 
     def _forget(self, image_id: str) -> None:
-        """Remove an incomplete series and its labels in use; the history keeps what was submitted."""
+        """Remove an incomplete series and its labels in use; the history keeps all submissions."""
         with self._turn():
             is_known = bool(self._records.of(image_id))
             # Remove also a volume without a record, as after a kill: it would not be replaced.

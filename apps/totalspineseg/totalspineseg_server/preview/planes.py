@@ -11,7 +11,7 @@ from totalspineseg_server.anatomy import BACKGROUND, CANAL, CORD, DISCS
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, to_ras
 
 MARGIN_MM: Final = 50.0
-"""Margin in front of, behind and beside the spine: the picture shows what a reader needs, and shows it large."""
+"""Margin in front of, behind and beside the spine: the picture shows the parts that a reader needs, enlarged."""
 SMOOTHING_MM: Final = 8.0
 """Standard deviation of the plane's smoothing: less than a vertebra, more than the steps between voxels."""
 

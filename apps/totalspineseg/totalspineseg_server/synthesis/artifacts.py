@@ -83,7 +83,7 @@ def wrap(image: Image, axis: int, share: float, level: float) -> Image:
         image: Signal, float32 (X, Y, Z). Not modified.
         axis: Phase direction.
         share: Share of the side that is folded in.
-        level: Strength of what is folded in.
+        level: Strength of the folded part.
 
     Returns:
         A new image.

@@ -58,8 +58,8 @@ class CanalCurve:
         depth: Depth of the dural sac, front to back, in the axial plane.
         cord_x: Middle of the cord, right to left.
         cord_y: Middle of the cord, front to back.
-        cord_width: Width of the cord, right to left; 0 where there is none.
-        cord_depth: Depth of the cord, front to back; 0 where there is none.
+        cord_width: Width of the cord, right to left; 0 if there is none.
+        cord_depth: Depth of the cord, front to back; 0 if there is none.
         top: Height of the upper end of the labeled canal.
         bottom: Height of the lower end of the dural sac.
         pads: Share of the fat pads behind the sac and in front of it.

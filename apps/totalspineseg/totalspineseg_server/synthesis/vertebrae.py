@@ -40,8 +40,8 @@ _BULGE = {"cervical": 0.7, "thoracic": 0.5, "lumbar": 1.2}
 """Bulge of the discs of each region relative to their common spread. The numbers are ours and follow where discs
 usually bulge."""
 _ENDPLATE_MM, _ENDPLATE_SHARE = 1.0, 0.2
-"""Distance of a disc's label from the bones, and its largest share of the disc's height: who labels scans by hand
-leaves out the dark endplates. In 21 of 25 patients of SPIDER, 1.1 to 2.7 mm lie between the masks of a disc and of a
+"""Distance of a disc's label from the bones, and its largest share of the disc's height: labels made by hand
+leave out the dark endplates. In 21 of 25 patients of SPIDER, 1.1 to 2.7 mm lie between the masks of a disc and of a
 body, which ends where its marrow does; here it includes the shell, of 0.75 mm on step 2's training grid."""
 
 _DARK_ODDS = {"cervical": 0.5, "thoracic": 0.4, "lumbar": 0.5}

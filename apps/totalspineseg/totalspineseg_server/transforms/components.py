@@ -97,7 +97,7 @@ def labels_present(labels: Labels) -> Mask:
         labels: uint8 (X, Y, Z). Not modified.
 
     Returns:
-        256 bools; that of the background is always False.
+        256 bools; the background's is always False.
     """
     return np.asarray(np.bincount(labels[labels != 0], minlength=256) > 0)
 

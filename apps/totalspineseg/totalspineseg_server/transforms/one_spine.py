@@ -37,7 +37,7 @@ def one_spine(raw: Labels, step: Step) -> Labels:
 
     Source:
         The reference keeps only the largest component, and so loses half of the spine behind metal that hides bone,
-        discs and canal. Here another part must have canal and disc, must not have canal at the same height as what was
+        discs and canal. Here another part must have canal and disc, must not have canal at the same height as the parts
         found before, and must begin near the end of that canal.
     """
     spine = np.zeros(raw.shape, dtype=np.uint8)

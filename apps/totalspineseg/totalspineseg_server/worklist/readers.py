@@ -28,7 +28,7 @@ def agreements(corrections: CorrectionStore, image_id: str) -> list[dict[str, An
     Returns:
         A dictionary for each other reader, newest first: ``reader``, ``date``, ``correction`` (its id), ``beside``
         (that of the finished label), ``dice`` (name of each structure of either label -> 0..1, from top to bottom),
-        ``mean`` of these, and ``named`` (name in the finished label -> that reader's name for what lies there). A
+        ``mean`` of these, and ``named`` (name in the finished label -> that reader's name for the structure there). A
         chosen label belongs to no reader and is compared with those of all readers. Empty if only one reader finished
         the scan, or the others saw another image.
     """

@@ -1,4 +1,4 @@
-"""Prepare a scan for the review: the image, the label on its voxels, and what is known about each level."""
+"""Prepare a scan for the review: the image, the label on its voxels, and a description of each level."""
 
 import threading
 from collections import OrderedDict

@@ -341,7 +341,7 @@ class SpineFinetuner(SpineTrainer):
     def on_train_end(self) -> None:
         """Log how much of the time the device waited."""
         super().on_train_end()
-        self._say(f"ended; {self.waited:.0%} of the time it waited for patches", waited=self.waited)
+        self._say(f"ended; it waited for patches {self.waited:.0%} of the time", waited=self.waited)
 
     def on_epoch_start(self) -> None:
         """End an epoch where it would have ended without interruption, and the last one with the last iteration."""

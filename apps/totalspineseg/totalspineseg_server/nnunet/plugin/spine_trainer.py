@@ -128,7 +128,7 @@ class SpineTrainer(nnUNetTrainer):  # type: ignore[misc]
             TrainingLog(Path(self.output_folder)).say(text, epoch=self.current_epoch)
 
     def on_state_loaded(self) -> None:
-        """Let a subclass restore what it has stored beside nnU-Net's state."""
+        """Let a subclass restore the values that it has stored beside nnU-Net's state."""
 
 
 def with_scanners(transforms: list[BasicTransform], regions: int) -> list[BasicTransform]:

@@ -7,8 +7,8 @@ from typing import Any
 
 from totalspineseg_server.nnunet.finetune_job import Progress
 from totalspineseg_server.nnunet.training_log import TrainingLog
-from totalspineseg_server.trainers.retrain_settings import RetrainSettings
-from totalspineseg_server.trainers.runs import ProgressFile, RunState, Status
+from totalspineseg_server.training.retrain_settings import RetrainSettings
+from totalspineseg_server.training.runs import ProgressFile, RunState, Status
 
 logger = logging.getLogger(__name__)
 

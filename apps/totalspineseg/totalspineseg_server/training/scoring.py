@@ -9,10 +9,10 @@ import numpy as np
 from totalspineseg_server.agreement import NOTHING_LEFT, CaseScore, Left, score_case
 from totalspineseg_server.certainty import Certainty
 from totalspineseg_server.errors import GridError, ImageError, NoSpineError
-from totalspineseg_server.gate.compare import SubjectScores
 from totalspineseg_server.geometry import LabelArray, Volume, on_grid
 from totalspineseg_server.pipeline import Options, finish, locate, prepare
 from totalspineseg_server.prediction import Predictor
+from totalspineseg_server.training.compare import SubjectScores
 
 
 @dataclass(frozen=True)

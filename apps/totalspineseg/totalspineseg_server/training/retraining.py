@@ -9,9 +9,6 @@ from typing import Any, Final, cast
 
 from totalspineseg_server.errors import MemoryShortageError, TrainingError
 from totalspineseg_server.files import content_key, storage_errors, write_json
-from totalspineseg_server.gate.reference import reference_cases
-from totalspineseg_server.gate.scoring import JudgedCase, Model
-from totalspineseg_server.gate.verdict import GateReport
 from totalspineseg_server.nnunet.calibration import STEPS, calibrate, joined
 from totalspineseg_server.nnunet.cases import Origin, ScanSource, Skipped, prepare_cases
 from totalspineseg_server.nnunet.draws import draws_of, in_order_of_choice
@@ -22,10 +19,10 @@ from totalspineseg_server.nnunet.preprocessed import store_cases
 from totalspineseg_server.registry.model_store import Choice
 from totalspineseg_server.registry.records import VersionRecord, images_trained_on, removed_versions
 from totalspineseg_server.registry.releases import release_of
-from totalspineseg_server.trainers.candidates import Candidates, Lesson, clear
-from totalspineseg_server.trainers.judging import Judging, never_seen
-from totalspineseg_server.trainers.material import Material, judged_cases
-from totalspineseg_server.trainers.publication import (
+from totalspineseg_server.training.candidates import Candidates, Lesson, clear
+from totalspineseg_server.training.judging import Judging, never_seen
+from totalspineseg_server.training.material import Material, judged_cases
+from totalspineseg_server.training.publication import (
     PREFIX,
     Judged,
     not_served,
@@ -34,12 +31,15 @@ from totalspineseg_server.trainers.publication import (
     refused_since,
     taken_back,
 )
-from totalspineseg_server.trainers.remembered import own_answers, replay_of
-from totalspineseg_server.trainers.reporter import Reporter
-from totalspineseg_server.trainers.retrain_settings import RetrainSettings
-from totalspineseg_server.trainers.runs import begin, only_one
-from totalspineseg_server.trainers.site import Site
-from totalspineseg_server.trainers.start import start_of
+from totalspineseg_server.training.reference import reference_cases
+from totalspineseg_server.training.remembered import own_answers, replay_of
+from totalspineseg_server.training.reporter import Reporter
+from totalspineseg_server.training.retrain_settings import RetrainSettings
+from totalspineseg_server.training.runs import begin, only_one
+from totalspineseg_server.training.scoring import JudgedCase, Model
+from totalspineseg_server.training.site import Site
+from totalspineseg_server.training.start import start_of
+from totalspineseg_server.training.verdict import GateReport
 from totalspineseg_server.trust import Trust
 
 GATE_FILE: Final = "gate.json"

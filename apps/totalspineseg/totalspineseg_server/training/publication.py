@@ -7,13 +7,13 @@ from typing import Any, Final
 
 from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.files import storage_errors
-from totalspineseg_server.gate.verdict import GateReport
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.manage import require_served
 from totalspineseg_server.registry.model_store import Choice, ModelStore
 from totalspineseg_server.registry.records import VersionRecord, read_record, write_record
-from totalspineseg_server.trainers.candidates import DONE_FILE, Candidates
+from totalspineseg_server.training.candidates import DONE_FILE, Candidates
+from totalspineseg_server.training.verdict import GateReport
 
 PREFIX: Final = "trained-"
 """Beginning of a version's name; the run's id follows."""

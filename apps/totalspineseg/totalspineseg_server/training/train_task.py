@@ -7,14 +7,14 @@ from typing import Any, Final
 from monailabel.interfaces.tasks.train import TrainTask
 
 from totalspineseg_server.processes import parent_is_gone
-from totalspineseg_server.trainers.retrain_settings import client_config, read_settings
-from totalspineseg_server.trainers.runs import state_of
-from totalspineseg_server.trainers.site import Site
+from totalspineseg_server.training.retrain_settings import client_config, read_settings
+from totalspineseg_server.training.runs import state_of
+from totalspineseg_server.training.site import Site
 
 logger = logging.getLogger(__name__)
 
 DESCRIPTION: Final = (
-    "Fine-tunes {what} on the submitted corrections, mixed with synthetic cases so that nothing it knew is forgotten. "
+    "Fine-tunes {what} on the submitted corrections, mixed with synthetic cases to prevent forgetting. "
     "The new version is put into use only if nothing became worse on the reference set and on the site's hold-out."
 )
 
@@ -68,7 +68,7 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
             WeightsError: There are no weights to begin with.
             StorageError: The hold-out list is damaged or cannot be written.
         """
-        from totalspineseg_server.trainers.start import start_of
+        from totalspineseg_server.training.start import start_of
 
         start_of(self._site, read_settings(request, self._steps))
 
@@ -87,7 +87,7 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
             StorageError: The disk is full, or permission is missing.
             Stopped: The server has ended; the state is stored.
         """
-        from totalspineseg_server.trainers.retraining import (
+        from totalspineseg_server.training.retraining import (
             retrain,  # Import PyTorch and nnU-Net only here, so that a server that lists its tasks starts quickly.
         )
 

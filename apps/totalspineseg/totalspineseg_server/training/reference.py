@@ -6,9 +6,9 @@ from typing import Final
 import numpy as np
 
 from totalspineseg_server.agreement import GROUPS, LEVELS
-from totalspineseg_server.gate.scoring import JudgedCase
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
+from totalspineseg_server.training.scoring import JudgedCase
 
 SEED: Final = 40_417
 """First part of every reference scan's seed; no other synthetic set of the project uses it."""

@@ -5,7 +5,6 @@ while one or two training subjects help. Later, a hash of the subject decides, w
 """
 
 import hashlib
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,6 @@ HOLDOUT_PERCENT: Final = 25
 """Percentage of the later subjects that are held out."""
 SALT: Final = "totalspineseg hold-out 1"
 """Part of the hash. It never changes, because another salt would hold out other subjects."""
-SUBJECT_PATTERN: Final = re.compile(r"(sub-[A-Za-z0-9]+)")
-"""A subject's name in a BIDS file name."""
 TRAIN, HOLD = "train", "hold-out"
 
 
@@ -44,12 +41,6 @@ class Split:
             KeyError: The subject was never assigned.
         """
         return self.role[subject] == HOLD
-
-
-def subject_of(image: str) -> str:
-    """Return the subject that an image id belongs to: its BIDS subject, or else the id itself."""
-    match = SUBJECT_PATTERN.search(image)
-    return match[1] if match else image
 
 
 def drawn_out(subject: str) -> bool:
@@ -109,7 +100,7 @@ def foreseen_split(path: Path, subjects: Iterable[str]) -> Split:
 def update_split(path: Path, subjects: Iterable[str]) -> Split:
     """Read the split, give new subjects a role, and store it atomically before it is used.
 
-    A training and ``prepare`` may run this at the same time: each sees what the other stored.
+    A training and ``prepare`` may run this at the same time: each sees the roles that the other stored.
 
     Raises:
         StorageError: The split is damaged, or cannot be written.

@@ -1,4 +1,7 @@
-"""Serve ``POST /train``: one training at a time, with the memory of the server's networks free for it."""
+"""Serve what MONAI Label runs in the background: trainings, scorings and batch inferences.
+
+One training runs at a time, with the memory of the server's networks free for it. The others say how far they are.
+"""
 
 import threading
 import time
@@ -8,6 +11,7 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Body, Depends, HTTPException
 from monailabel.config import settings
+from monailabel.endpoints import batch_infer, scoring
 from monailabel.endpoints.train import run, run_model
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
@@ -18,12 +22,17 @@ from totalspineseg_server.infers.http import BUSY
 KILLED_SECONDS: Final = 2.0
 """Longest time that a stopped training may take to end."""
 LOOK_SECONDS: Final = 0.1
+PROGRESS: Final = "progress"
+"""Field for the progress as stored. It is needed because the end of a task's output may be lost, and a stopped task
+prints nothing.
+"""
 
 
 def router() -> APIRouter:
-    """Return the routes; MONAI Label starts the training and answers."""
+    """Return the routes; MONAI Label starts the task and answers, with 404 until one was started."""
     routes = APIRouter()
     admin = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))
+    reader = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
     starting = threading.Lock()
 
     # This is not async, so that waiting for an inference to end blocks no other request.
@@ -47,6 +56,16 @@ def router() -> APIRouter:
         """Run all trainers, one after the other."""
         with _start(starting, waits=True):
             return run(params, run_sync)
+
+    @routes.get("/scoring/")
+    def scoring_status(user: Annotated[User, reader], all: bool = False, check_if_running: bool = False) -> Any:
+        """Return the last scoring, and how many images have a score by the weights in use."""
+        return _with_progress(scoring.status(all, check_if_running))
+
+    @routes.get("/batch/infer")
+    def batch_status(user: Annotated[User, reader], all: bool = False, check_if_running: bool = False) -> Any:
+        """Return the last batch inference, and how many images have a score by the weights in use."""
+        return _with_progress(batch_infer.status(all, check_if_running))
 
     return routes
 
@@ -87,3 +106,7 @@ def _trains() -> bool:
 
 def _busy() -> HTTPException:
     return HTTPException(BUSY, "A training is already running on these studies. Wait for it to finish, or stop it.")
+
+
+def _with_progress(task: Any) -> Any:
+    return {**task, PROGRESS: app_instance().scoring_progress()} if isinstance(task, dict) else task

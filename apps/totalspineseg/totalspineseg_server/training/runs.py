@@ -166,7 +166,7 @@ class ProgressFile:
 
 
 MAX_POINTS: Final = 400
-"""Largest number of points of a curve that are sent: more than a picture has pixels to show."""
+"""Largest number of points of a curve that are sent: more than the pixels of a picture."""
 
 
 def curves_of(training_dir: Path) -> dict[str, dict[str, Any]]:
@@ -192,7 +192,7 @@ def curves_of(training_dir: Path) -> dict[str, dict[str, Any]]:
 
 
 def seconds_left(state: RunState) -> float | None:
-    """Return the seconds left in a running training, if every report takes equally long; None if unknown."""
+    """Return the seconds left in a running training, if all reports take the same time; None if unknown."""
     if state.status != "running" or not state.epoch:
         return None
     return round(state.seconds * (state.total_epochs - state.epoch) / state.epoch)

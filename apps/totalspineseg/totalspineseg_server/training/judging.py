@@ -6,18 +6,18 @@ from typing import Protocol
 
 from totalspineseg_server.agreement import MEASURES, CaseScore
 from totalspineseg_server.errors import WeightsError
-from totalspineseg_server.gate.compare import SubjectScores
-from totalspineseg_server.gate.reference import handles
-from totalspineseg_server.gate.scoring import JudgedCase, Model, score_models, score_prediction
-from totalspineseg_server.gate.verdict import Beginning, judge
 from totalspineseg_server.nnunet.cases import ScanSource, Skipped
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.records import images_trained_on, lineage
-from totalspineseg_server.trainers.publication import Judged
-from totalspineseg_server.trainers.remembered import as_in_truth
-from totalspineseg_server.trainers.retrain_settings import RetrainSettings
+from totalspineseg_server.training.compare import SubjectScores
+from totalspineseg_server.training.publication import Judged
+from totalspineseg_server.training.reference import handles
+from totalspineseg_server.training.remembered import as_in_truth
+from totalspineseg_server.training.retrain_settings import RetrainSettings
+from totalspineseg_server.training.scoring import JudgedCase, Model, score_models, score_prediction
+from totalspineseg_server.training.verdict import Beginning, judge
 
 Known = tuple[dict[str, CaseScore], dict[str, CaseScore]]
 """Scores by case, for the reference set and for the hold-out."""

@@ -17,16 +17,16 @@ from totalspineseg_server.certainty import Certainty, certainty_of
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.errors import GridError, ImageError, StorageError
 from totalspineseg_server.files import sha256_of
-from totalspineseg_server.gate.holdout import drawn_out, read_split
-from totalspineseg_server.gate.reference import handles
-from totalspineseg_server.gate.scoring import JudgedCase, Model, predict_named
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource
 from totalspineseg_server.registry.handled import Measured, measured_once
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
-from totalspineseg_server.trainers.retrain_settings import REPLAY_CASES
-from totalspineseg_server.trainers.site import Site
+from totalspineseg_server.training.holdout import drawn_out, read_split
+from totalspineseg_server.training.reference import handles
+from totalspineseg_server.training.retrain_settings import REPLAY_CASES
+from totalspineseg_server.training.scoring import JudgedCase, Model, predict_named
+from totalspineseg_server.training.site import Site
 from totalspineseg_server.volume_io import read_image
 
 SEED: Final = 71_993
@@ -63,7 +63,7 @@ OWN_AT_MOST: Final = 24
 official size."""
 WITHOUT_DOUBT: Final[tuple[Certainty, ...]] = ("certain", "counted")
 """Certainty that the names of an own answer must have. *Counted* is enough, because a site may have lumbar scans only.
-If a rare column of six lumbar vertebrae is counted as five, that is still what these weights answer."""
+If a rare column of six lumbar vertebrae is counted as five, that is still the answer of these weights."""
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,19 @@ from datetime import datetime, timezone
 from typing import Any
 
 from totalspineseg_server.errors import WeightsError
-from totalspineseg_server.gate.holdout import foreseen_split
-from totalspineseg_server.gate.reference import reference_cases
-from totalspineseg_server.gate.scoring import JudgedCase, Model
 from totalspineseg_server.nnunet.finetune_settings import FinetuneSettings
 from totalspineseg_server.nnunet.model_folder import ModelFolder, models_of
 from totalspineseg_server.registry.judgments import Judgment, keep_judgment
 from totalspineseg_server.registry.model_store import Choice, ModelStore
 from totalspineseg_server.registry.records import images_trained_on
-from totalspineseg_server.trainers.judging import Judging, never_seen
-from totalspineseg_server.trainers.material import judged_cases, line_of, site_material
-from totalspineseg_server.trainers.remembered import own_answers
-from totalspineseg_server.trainers.retrain_settings import RetrainSettings
-from totalspineseg_server.trainers.site import Site
+from totalspineseg_server.training.holdout import foreseen_split
+from totalspineseg_server.training.judging import Judging, never_seen
+from totalspineseg_server.training.material import judged_cases, line_of, site_material
+from totalspineseg_server.training.reference import reference_cases
+from totalspineseg_server.training.remembered import own_answers
+from totalspineseg_server.training.retrain_settings import RetrainSettings
+from totalspineseg_server.training.scoring import JudgedCase, Model
+from totalspineseg_server.training.site import Site
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from totalspineseg_server.errors import TrainingError
 from totalspineseg_server.nnunet.runtimes import resolve_device
 from totalspineseg_server.registry.model_store import Choice
 from totalspineseg_server.registry.records import trained_on
-from totalspineseg_server.trainers.material import Material, line_of, site_material
-from totalspineseg_server.trainers.retrain_settings import RetrainSettings
-from totalspineseg_server.trainers.site import Site
+from totalspineseg_server.training.material import Material, line_of, site_material
+from totalspineseg_server.training.retrain_settings import RetrainSettings
+from totalspineseg_server.training.site import Site
 
 
 @dataclass(frozen=True)

@@ -15,15 +15,15 @@ from totalspineseg_server.corrections.correction_store import CODES_FILE, Correc
 from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, STEP1_TAG
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.files import sha256_of
-from totalspineseg_server.gate.holdout import Split, drawn_out, update_split
-from totalspineseg_server.gate.scoring import JudgedCase
 from totalspineseg_server.geometry import Volume, to_ras
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
 from totalspineseg_server.nnunet.content_version import parts_of
 from totalspineseg_server.plausible import require_plausible
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.records import lineage, read_record
-from totalspineseg_server.trainers.site import Site
+from totalspineseg_server.training.holdout import Split, drawn_out, update_split
+from totalspineseg_server.training.scoring import JudgedCase
+from totalspineseg_server.training.site import Site
 from totalspineseg_server.volume_io import read_image, read_labels
 
 logger = logging.getLogger(__name__)
@@ -33,8 +33,8 @@ FINISHED_TAGS: Final = {1: (FINAL_TAG, STEP1_TAG), 2: (FINAL_TAG,)}
 
 
 NEVER_JUDGES: Final = (
-    "The result was accepted unchanged, and its subject is held out for comparing models, so it is used neither for "
-    "that nor for training. Correct the scan to use it."
+    "The result was accepted unchanged, and its subject is held out for comparing models, so it is used for "
+    "neither. Correct the scan to use it."
 )
 TRAINS_TOO: Final = (
     "this image is also used for training under another name, so it cannot be used for comparing models. Give the "
@@ -206,7 +206,7 @@ def _as_earlier(source: ScanSource) -> ScanSource:
 def _read(site: Site, correction: Correction, name: str, left: Left) -> LabeledScan:
     path = site.image_file(correction.image)
     if path is None:
-        raise ImageError(f"There is no image {correction.image!r} anymore. Restore it.")
+        raise ImageError(f"The image {correction.image!r} is no longer there. Restore it.")
     _require_same_image(path, correction)
     image = read_image(path)
     codes = read_labels(site.corrections.path(correction) / CODES_FILE)

@@ -28,7 +28,7 @@ from totalspineseg_server.nnunet.splits import require_fold, subjects_of, write_
 from totalspineseg_server.nnunet.training_log import TEXT_FILE
 from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.model_store import DATASET_OF_STEP
-from totalspineseg_server.trainers.runs import is_running, only_one
+from totalspineseg_server.training.runs import is_running, only_one
 
 PLUGIN_DIR: Final = Path(__file__).resolve().parents[1] / "nnunet" / "plugin"
 CONFIGURATION: Final = "3d_fullres"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
-from totalspineseg_server.gate.compare import (
+from totalspineseg_server.training.compare import (
     CONFIDENCE,
     MARGINS,
     MIN_SUBJECTS,
@@ -185,7 +185,7 @@ def judge(
         reason = f"{reason}; {len(left_out)} of the scans could not be used"
     if untouched:
         reason = (
-            f"{reason}; {untouched} structures of the hold-out were not counted, because their readers left them as "
+            f"{reason}; {untouched} structures of the hold-out were not counted, because readers left them as "
             "the weights in use or earlier ones predicted them"
         )
     judged_by = {name: sum(len(entry.active) for entry in subjects) for name, subjects in scans.items()}

@@ -1,0 +1,1 @@
+"""Train on corrections: from their collection to a gate that decides whether the new model may be put into use."""

@@ -1,0 +1,515 @@
+"""`make bench-speed`: nnU-Net's own predictor beside ours, with one faster way after the other switched on.
+
+    .venv/bin/python tools/bench_speed.py [FOLDER] [--full] [--threads 2] [--repeats 3]
+
+Networks: the starter weights, and random weights of the official shape (256 x 256 x 48 voxels, 141 million parameters).
+Random networks find nothing, so every answer is replaced by the true classes of a synthetic scan; the work is done all
+the same. Three scans at 1 mm: lumbar, whole spine, and the whole spine with 60 mm of air around.
+
+- "stock": nnUNetPredictor, PyTorch in float32, no mirroring, tiles that overlap by half, networks alone;
+- "ours": from the file of the image to the file of the labels, with everything between and after the networks;
+- "box", "air", "runtime", "INT8": ours with the box around the spine, then without air, then with the faster of PyTorch
+  and OpenVINO, then with whole numbers.
+
+A stock tile takes 16 seconds, so only some rows run from end to end; the others count their tiles (with networks that
+do nothing) and multiply them by the median seconds of a tile. Tiles of all runtimes are timed alternately. ``--full``
+runs every row (about an hour). Each row is a process of its own, whose largest memory is measured. FOLDER keeps
+networks, conversions and scans for the next run (6 GB; the first run takes ten minutes longer), and the figures
+(speed.json). Run it without other work.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import local_server
+import numpy as np
+import torch
+from bench import fit
+from bench_official import official_shape
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from totalspineseg_server import pipeline
+from totalspineseg_server.files import read_json, write_json
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
+from totalspineseg_server.nnunet.fast_ways import INT8
+from totalspineseg_server.nnunet.focus import FocusedPredictor
+from totalspineseg_server.nnunet.installation import STEP1_PATCH
+from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.networks import coarse_look
+from totalspineseg_server.nnunet.openvino_network import keep_int8, load_openvino
+from totalspineseg_server.nnunet.predictor import TILE_STEP, WarmPredictor
+from totalspineseg_server.nnunet.preprocessing import Box, FloatArray
+from totalspineseg_server.numbering.linter import lint
+from totalspineseg_server.numbering.step1_names import step1_names
+from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.processes import unwind_on_signals
+from totalspineseg_server.registry.model_store import STARTER, ModelStore
+from totalspineseg_server.synthesis import (
+    Field,
+    RenderOptions,
+    SpineOptions,
+    random_spine,
+    render,
+    step1_classes,
+    step2_classes,
+)
+from totalspineseg_server.volume_io import read_image, write_volume
+
+SEED: Final = 11
+AIR_MM: Final = 60
+NOISE: Final = 0.02
+"""Noise in air, as a share of the brightest tissue."""
+BRIGHTEST: Final = 1000
+"""Value of the brightest tissue in the files."""
+SCANS: Final[Mapping[str, tuple[Field, tuple[int, int, int]]]] = {
+    "lumbar": (Field.LUMBAR, (80, 220, 220)),
+    "whole": (Field.WHOLE, (120, 180, 560)),
+    "air": (Field.WHOLE, (120, 180, 560)),
+}
+TITLES: Final = {
+    "lumbar": "lumbar, 80 x 220 x 220 mm",
+    "whole": "whole spine, 120 x 180 x 560 mm",
+    "air": f"the same with {AIR_MM} mm of air around",
+}
+WAYS: Final = ("stock", "ours", "box", "air", "runtime", "int8")
+STARTER_WAYS: Final = ("stock", "ours", "runtime")
+RUNTIMES: Final = ("stock", "torch", "openvino", "openvino-int8")
+NOTHING: Final = -100.0
+"""Logit of the random networks: they find nothing."""
+MEASURED: Final = {
+    ("lumbar", "stock"): 1,
+    ("lumbar", "ours"): 1,
+    ("lumbar", "int8"): 3,
+    ("whole", "int8"): 2,
+    ("air", "int8"): 1,
+}
+"""Rows of the official shape that run from end to end without ``--full``, and how often."""
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=local_server.ROOT / "bench" / "speed", metavar="FOLDER")
+    parser.add_argument("--full", action="store_true", help="run every row from end to end")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3, help="how often a tile is timed")
+    parser.add_argument("--prepare", action="store_true", help="make networks, conversions and scans, and stop")
+    parser.add_argument("--show", action="store_true", help="print the tables of the last run")
+    parser.add_argument("--alone", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder
+    if arguments.alone:
+        torch.set_num_threads(arguments.threads)
+        torch.manual_seed(SEED)
+        task, *words = arguments.alone
+        print(json.dumps(TASKS[task](folder, arguments.repeats, *words)))
+        return 0
+    if not arguments.show:
+        for words in (("scans",), *((task, step) for step in "12" for task in ("network", "convert", "quantize"))):
+            alone(arguments, *words)
+        if arguments.prepare:
+            return 0
+        measure(arguments)
+    show(read_json(folder / "speed.json"))
+    return 0
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Run all rows, and write the figures; what is done already is on disk after an interruption."""
+    start = time.perf_counter()
+    found: dict[str, Any] = {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": arguments.threads,
+        "repeats": arguments.repeats,
+        "nnunet": metadata.version("nnunetv2"),
+        "load_at_start": os.getloadavg()[0],
+        "tiles": {},
+        "rows": [],
+    }
+
+    def done(key: str, value: Any) -> None:
+        if key == "rows":
+            found["rows"].extend(value)
+        else:
+            found[key] = value
+        found["minutes"] = round((time.perf_counter() - start) / 60, 1)
+        write_json(arguments.folder / "speed.json", found)
+
+    counted = {scan: alone(arguments, "count", scan) for scan in SCANS}
+    done("tiles", {name: alone(arguments, "tiles", name) for name in ("starter1", "starter2", "official1")})
+    seconds = found["tiles"]["official1"]["seconds"]
+    faster = min(("torch", "openvino"), key=seconds.__getitem__)
+    starter_faster = min(("torch", "openvino"), key=found["tiles"]["starter1"]["seconds"].__getitem__)
+    done("runtime", faster)
+    for scan in SCANS:
+        for way in WAYS:
+            repeats = 1 if arguments.full and (scan, way) not in MEASURED else MEASURED.get((scan, way), 0)
+            if repeats:
+                row = alone(arguments, "row", "official", scan, way, faster, str(repeats))
+            else:
+                row = dict(counted[scan]["air" if way in ("runtime", "int8") else way])
+                a_tile = seconds[runtime_of(way, faster, stock="stock")]
+                row["seconds"] = row["rest"] + a_tile * sum(row["tiles"])
+            done("rows", [{"weights": "official", "scan": scan, "way": way, **row}])
+    for scan in ("lumbar", "whole"):
+        for way in STARTER_WAYS:
+            row = alone(arguments, "row", "starter", scan, way, starter_faster, "2")
+            done("rows", [{"weights": "starter", "scan": scan, "way": way, **row}])
+    done("load_at_end", os.getloadavg()[0])
+
+
+def alone(arguments: argparse.Namespace, *words: str) -> Any:
+    """Run a task in a process of its own, and return what it printed last."""
+    print(f"{time.strftime('%H:%M:%S')} {' '.join(words)}", file=sys.stderr, flush=True)
+    options = ["--threads", str(arguments.threads), "--repeats", str(arguments.repeats), "--alone", *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
+    command = [sys.executable, __file__, str(arguments.folder), *options]
+    result = subprocess.run(command, stdout=subprocess.PIPE, encoding="utf-8", check=False, env=environment)
+    if result.returncode:
+        sys.exit(f"'{' '.join(words)}' failed with exit code {result.returncode}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+# What follows runs in a process of its own.
+
+
+def make_scans(folder: Path, _: int) -> None:
+    """Write image and true classes of each scan, and copy the starter weights, once."""
+    if not (folder / "app").is_dir():
+        folder.mkdir(parents=True, exist_ok=True)
+        local_server.own_app(folder / "app", STARTER)
+    for name, (field, shape) in SCANS.items():
+        file = folder / f"{name}.npz"
+        if file.is_file():
+            continue
+        rng = np.random.default_rng(SEED)
+        options = SpineOptions(field=field, thoracic=12, lumbar=5, width_mm=shape[0], depth_mm=shape[1])
+        spine = random_spine(rng, options)
+        image = fit(render(rng, spine, RenderOptions(contrast="T2", strength=0.5)), spine.labels, shape)
+        labels = fit(spine.labels, spine.labels, shape)
+        if name == "air":
+            labels = np.pad(labels, AIR_MM)
+            noise = rng.standard_normal((2, *labels.shape), np.float32) * NOISE * np.percentile(image, 99)
+            image = np.hypot(np.pad(image, AIR_MM) + noise[0], noise[1])
+        image = np.rint(image * (BRIGHTEST / np.percentile(image, 99))).astype(np.int16)
+        write_volume(folder / f"{name}.nii.gz", image, Volume(image, np.eye(4)).grid)
+        np.savez(file, step1=step1_classes(labels), step2=step2_classes(labels))
+
+
+def make_network(folder: Path, _: int, step: str) -> None:
+    """Write a network of the official shape that finds nothing, once."""
+    target = folder / f"step{step}"
+    if (target / "plans.json").is_file():
+        return
+    model = official_shape(target, model_of(folder, STARTER, int(step)), STEP1_PATCH)
+    checkpoint = torch.load(model.checkpoint, weights_only=False)
+    for name, value in checkpoint["network_weights"].items():
+        if "seg_layers" in name and name.endswith("bias"):
+            value.fill_(NOTHING)
+    torch.save(checkpoint, model.checkpoint)
+
+
+def convert(folder: Path, _: int, step: str) -> None:
+    """Convert a network for OpenVINO, once."""
+    if not list((folder / f"step{step}" / "openvino").glob("*[0-9]")):
+        load_openvino(model_of(folder, "official", int(step)))
+
+
+def quantize(folder: Path, _: int, step: str) -> None:
+    """Convert a network to whole numbers, calibrated with one tile of noise, once."""
+    model = model_of(folder, "official", int(step))
+    if not list((folder / f"step{step}" / "openvino").glob("*-int8")):
+        keep_int8(model, [noise_tile(model)])
+
+
+def time_tiles(folder: Path, repeats: int, name: str) -> dict[str, Any]:
+    """Return the median seconds of a tile for each runtime, all timed alternately; and CPU seconds."""
+    model = model_of(folder, name[:-1], int(name[-1]))
+    tile = noise_tile(model)
+    predictor = stock_predictor(model)
+    networks: dict[str, Callable[[], Any]] = {
+        "stock": lambda: predictor.predict_sliding_window_return_logits(tile[0]),
+        "torch": bound(model.load_network(), tile),
+        "openvino": bound(load_openvino(model), tile),
+    }
+    if name.startswith("official"):
+        networks[INT8] = bound(load_openvino(model, int8=True), tile)
+    times: dict[str, list[tuple[float, float]]] = {runtime: [] for runtime in networks}
+    with torch.inference_mode():
+        signs = {runtime: networks[runtime]() > 0 for runtime in ("torch", "openvino")}
+        for _ in range(repeats):
+            for runtime, work in networks.items():
+                wall, cpu = time.perf_counter(), time.process_time()
+                work()
+                times[runtime].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {
+        "seconds": {runtime: statistics.median(wall for wall, _ in rows) for runtime, rows in times.items()},
+        "cpu_seconds": {runtime: statistics.median(cpu for _, cpu in rows) for runtime, rows in times.items()},
+        "all": times,
+        "other_signs": float((signs["torch"] != signs["openvino"]).float().mean()),
+    }
+
+
+def count(folder: Path, _: int, scan: str) -> dict[str, Any]:
+    """Return for each layout of tiles their number in each step, and the seconds of everything but the networks."""
+    return {way: run(folder, "official", scan, way, "torch", 1, count_only=True) for way in WAYS[:4]}
+
+
+def run_row(folder: Path, _: int, weights: str, scan: str, way: str, faster: str, repeats: str) -> dict[str, Any]:
+    """Run a row from end to end, so often; return medians, and the largest memory of the process."""
+    row = run(folder, weights, scan, way, runtime_of(way, faster), int(repeats))
+    return {**row, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, "runs": int(repeats)}
+
+
+def run(
+    folder: Path, weights: str, scan: str, way: str, runtime: str, repeats: int, *, count_only: bool = False
+) -> dict[str, Any]:
+    """Do the work of a request; return tiles, seconds, and the seconds outside the networks.
+
+    Args:
+        folder: The benchmark's folder.
+        weights: "official" or "starter".
+        scan: One of ``SCANS``.
+        way: One of ``WAYS``.
+        runtime: Runtime of the networks.
+        repeats: How often.
+        count_only: Whether networks do nothing but count.
+    """
+    models = {step: model_of(folder, weights, step) for step in (1, 2)}
+    file = folder / f"{scan}.nii.gz"
+    with np.load(folder / f"{scan}.npz") as stored:
+        classes = {step: stored[f"step{step}"] for step in (1, 2)}
+    clocks = {step: Clocked(network_of(models[step], runtime, count_only)) for step in models}
+    look = coarse_look(starter_store(folder), "cpu") if way not in ("stock", "ours") else None
+    rows = []
+    if way == "stock":
+        scan_iso, part = part_of(file, classes)
+        predictors = {step: stock_predictor(models[step], clocks[step]) for step in models}
+
+        def request() -> None:
+            for step, channels in ((1, scan_iso.iso.data[np.newaxis]), (2, part.channels)):
+                turned = np.ascontiguousarray(channels.transpose(0, 3, 2, 1))
+                predictors[step].predict_single_npy_array(turned, {"spacing": [1.0, 1.0, 1.0]})
+    else:
+        warm = {step: WarmPredictor(models[step], device="cpu", network=clocks[step]) for step in models}
+        step1: Any = Known(warm[1], classes[1])
+        if look is not None and weights == "official":
+            step1 = FocusedPredictor(step1, look, skip_air=way != "box")
+
+        def request() -> None:
+            prepared = pipeline.prepare(read_image(file))
+            located = pipeline.locate(prepared, step1)
+            names = step1_names(located.labels, located.numbering)
+            part = pipeline.step2_input(prepared, located.labels, names)
+            found = pipeline.segment(part, Known(warm[2], classes[2][part.box]))
+            lint(found.labels, prepared.iso.spacing)
+            write_volume(folder / "result.nrrd", prepared.labels_to_input(found.labels), prepared.grid)
+
+    for _ in range(repeats):
+        for clock in clocks.values():
+            clock.tiles, clock.seconds = 0, 0.0
+        start = time.perf_counter()
+        request()
+        seconds = time.perf_counter() - start
+        inside = sum(clock.seconds for clock in clocks.values())
+        rows.append((seconds, seconds - inside, [clocks[1].tiles, clocks[2].tiles]))
+    result = {"tiles": rows[0][2], "rest": statistics.median(rest for _, rest, _ in rows)}
+    return result if count_only else {**result, "seconds": statistics.median(seconds for seconds, _, _ in rows)}
+
+
+class Clocked(torch.nn.Module):  # type: ignore[misc]
+    """A network that counts its tiles and their seconds.
+
+    Args:
+        network: The network.
+    """
+
+    def __init__(self, network: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.network = network
+        self.tiles, self.seconds = 0, 0.0
+
+    def forward(self, tile: torch.Tensor) -> torch.Tensor:
+        """Return the network's logits."""
+        start = time.perf_counter()
+        logits = self.network(tile)
+        self.tiles, self.seconds = self.tiles + 1, self.seconds + time.perf_counter() - start
+        return logits
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *_: Any, **__: Any) -> Any:
+        """Load weights as nnU-Net does before every image; a network that only counts has none."""
+        if isinstance(self.network, torch.nn.Module):
+            return self.network.load_state_dict(state_dict)
+        return None
+
+
+class Known:
+    """A predictor that does all the work of a network, and returns known classes.
+
+    Args:
+        work: The network.
+        classes: Its answer.
+    """
+
+    def __init__(self, work: WarmPredictor, classes: np.ndarray) -> None:
+        self.work, self.classes = work, classes
+        self.folder, self.tile_step, self.version = work.folder, work.tile_step, work.version
+
+    def predict(
+        self, channels: FloatArray, *, soft: Collection[str] = (), within: Box | None = None, skip_air: bool = False
+    ) -> Prediction:
+        """Return the classes inside ``within``; see ``WarmPredictor.predict``."""
+        self.work.predict(channels, soft=soft, within=within, skip_air=skip_air)
+        part = within or tuple(slice(0, n) for n in self.classes.shape)
+        labels = np.zeros_like(self.classes)
+        labels[part] = self.classes[part]
+        return Prediction(labels, {name: (labels > 0).astype(np.float32) for name in soft})
+
+
+def part_of(file: Path, classes: Mapping[int, np.ndarray]) -> tuple[pipeline.Scan, pipeline.Step2Input]:
+    """Return the scan and the crop for step 2, so that nnU-Net's own predictor gets the same."""
+    scan = pipeline.prepare(read_image(file))
+
+    class Answer:
+        version = "known"
+
+        def predict(self, channels: FloatArray, *, soft: Collection[str] = ()) -> Prediction:
+            return Prediction(classes[1], {name: (classes[1] > 0).astype(np.float32) for name in soft})
+
+    return scan, pipeline.step2_input(scan, pipeline.locate(scan, Answer()).labels)
+
+
+def network_of(model: ModelFolder, runtime: str, count_only: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return a network; if it only counts, one whose answer is always the same."""
+    if count_only:
+        nothing = torch.full((1, len(model.regions), *model.patch), NOTHING)
+        # nnU-Net multiplies the answer in place.
+        return lambda tile: nothing.clone()
+    return model.load_network() if runtime == "torch" else load_openvino(model, int8=runtime == INT8)
+
+
+def runtime_of(way: str, faster: str, stock: str = "torch") -> str:
+    """Return the runtime of a way."""
+    return {"int8": INT8, "runtime": faster, "stock": stock}.get(way, "torch")
+
+
+def stock_predictor(model: ModelFolder, network: torch.nn.Module | None = None) -> nnUNetPredictor:
+    """Return nnU-Net's own predictor with a model's network, as its command would make it for a CPU."""
+    predictor = nnUNetPredictor(
+        tile_step_size=TILE_STEP,
+        use_gaussian=True,
+        use_mirroring=False,
+        perform_everything_on_device=False,
+        device=torch.device("cpu"),
+        allow_tqdm=False,
+    )
+    plans = PlansManager(read_json(model.path / "plans.json"))
+    network = model.load_network() if network is None else network
+    weights = getattr(network, "network", network)
+    state = weights.state_dict() if isinstance(weights, torch.nn.Module) else {}
+    predictor.manual_initialization(
+        network,
+        plans,
+        plans.get_configuration("3d_fullres"),
+        [{name: value.clone() for name, value in state.items()}],
+        read_json(model.path / "dataset.json"),
+        "nnUNetTrainer",
+        None,
+    )
+    return predictor
+
+
+def bound(network: Callable[[torch.Tensor], torch.Tensor], tile: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """Return a call that computes one tile."""
+    return lambda: network(tile)
+
+
+def noise_tile(model: ModelFolder) -> torch.Tensor:
+    """Return a tile of noise for a network."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(1, STEP_CHANNELS[model.step], *model.patch, generator=generator)
+
+
+def model_of(folder: Path, weights: str, step: int) -> ModelFolder:
+    """Return a model of the benchmark."""
+    place = starter_store(folder).named(STARTER).root if weights == STARTER else folder / f"step{step}"
+    return ModelFolder.open(place, step=step)
+
+
+def starter_store(folder: Path) -> ModelStore:
+    """Return the copy of the starter weights."""
+    return ModelStore(folder / "app" / "model")
+
+
+def cpu_name() -> str:
+    """Return the name of the processor; "" if the system does not tell."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+
+
+TASKS: Final[Mapping[str, Callable[..., Any]]] = {
+    "scans": make_scans,
+    "network": make_network,
+    "convert": convert,
+    "quantize": quantize,
+    "tiles": time_tiles,
+    "count": count,
+    "row": run_row,
+}
+
+
+def show(found: Mapping[str, Any]) -> None:
+    """Print the figures as tables in Markdown."""
+    print(
+        f"{found['cpu']}, {found['cores']} cores, {found['threads']} threads, nnU-Net {found['nnunet']}; load of the "
+        f"machine {found['load_at_start']:.1f} at the start; {found['minutes']:g} minutes\n"
+    )
+    print("| one tile, seconds | nnU-Net | PyTorch | OpenVINO | INT8 | signs that differ |\n|---|---|---|---|---|---|")
+    for name, row in found["tiles"].items():
+        cells = [f"{row['seconds'][r]:.2f}" if r in row["seconds"] else "" for r in RUNTIMES]
+        print(f"| {name} | {' | '.join(cells)} | {row['other_signs']:.4%} |")
+    for weights in ("official", "starter"):
+        for scan, title in TITLES.items():
+            rows = [row for row in found["rows"] if (row["weights"], row["scan"]) == (weights, scan)]
+            if rows:
+                print(f"\n{weights}, {title}\n")
+                print("| way | tiles | seconds | not networks | faster than before | peak, MiB | how |")
+                print("|---|---|---|---|---|---|---|")
+            before = None
+            for row in rows:
+                factor = f"{before / row['seconds']:.2f}" if before else ""
+                before = row["seconds"]
+                name = f"{row['way']} ({found['runtime']})" if row["way"] == "runtime" else row["way"]
+                how = f"end to end, {row['runs']}x" if "runs" in row else "tiles x seconds"
+                cells = [
+                    name,
+                    "{} + {}".format(*row["tiles"]),
+                    f"{before:.1f}",
+                    f"{row['rest']:.2f}",
+                    factor,
+                    row.get("peak_mib", ""),
+                    how,
+                ]
+                print(f"| {' | '.join(map(str, cells))} |")
+
+
+if __name__ == "__main__":
+    unwind_on_signals()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.exit(main())
