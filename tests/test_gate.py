@@ -5,6 +5,7 @@ import math
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from totalspineseg_server.training.compare import (
     compare,
     lower_bound,
 )
-from totalspineseg_server.training.reference import reference_cases
+from totalspineseg_server.training.reference import handled, named, reference_cases
 from totalspineseg_server.training.scoring import JudgedCase, Model, predict_codes, score_models
 from totalspineseg_server.training.verdict import HOLDOUT, REFERENCE, Beginning, GateReport, Verdict, judge
 
@@ -263,6 +264,31 @@ class Blind:
     def predict(self, channels: np.ndarray, *, soft: object = ()) -> Prediction:
         shape = channels.shape[1:]
         return Prediction(np.zeros(shape, np.uint8), {name: np.zeros(shape, np.float32) for name in soft})  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("doubts", "publish"), [((True, True), True), ((True, False), False), ((False, True), False)], ids=str
+)
+def test_names_that_both_versions_doubt_do_not_judge(doubts: tuple[bool, bool], publish: bool) -> None:
+    """One spine of twelve, whose names were a guess of both versions, kept better weights out of use."""
+    lost = SubjectScores(
+        "guess", (replace(scores(0.8), is_doubtful=doubts[0]),), (replace(scores(0.6, 0), is_doubtful=doubts[1]),)
+    )
+    reference = [*many(0.01, 11), lost]
+    judging = named(handled(reference))
+    report = judge("a", "c", reference=judging, holdout=[], doubted=len(reference) - len(judging))
+    assert report.publish is publish, report.reason
+    assert ("doubtful" in report.reason) is publish
+
+
+@pytest.mark.parametrize(("active", "publish"), [(0.45, True), (0.55, False)], ids=str)
+def test_a_structure_on_which_the_weights_in_use_fail_does_not_judge(active: float, publish: bool) -> None:
+    """The tip of a cord, of which the weights in use found little, kept better weights out of use."""
+    first, second = (replace(scores(0.8), dice=scores(0.8).dice | {"cord": value}) for value in (active, 0.2))
+    report = judge(
+        "a", "c", reference=handled([*many(0.01, 11), SubjectScores("tip", (first,), (second,))]), holdout=[]
+    )
+    assert report.publish is publish, report.reason
 
 
 def test_both_models_see_every_scan() -> None:

@@ -100,16 +100,20 @@ def used(tree: ast.AST) -> set[tuple[str, str]]:
     return found
 
 
-def missing(tree: ast.AST, platform: str) -> set[str]:
-    return {f"{module}.{name}" for module, name in used(tree) if name in lacking(module, platform)}
+def missing(tree: ast.AST, *platforms: str) -> set[str]:
+    found = used(tree)
+    return {f"{module}.{name}" for module, name in found if any(name in lacking(module, one) for one in platforms)}
 
 
-@pytest.mark.parametrize("platform", OTHERS)
-def test_no_module_uses_what_another_system_lacks(platform: str) -> None:
+@pytest.fixture(scope="module")
+def trees() -> dict[str, ast.AST]:
+    """The syntax of each file of the package."""
+    return {str(file.relative_to(LIB)): ast.parse(file.read_text(encoding="utf-8")) for file in FILES}
+
+
+def test_no_module_uses_what_another_system_lacks(trees: dict[str, ast.AST]) -> None:
     """On Windows ``import fcntl`` and ``signal.SIGHUP`` ended every command at once."""
-    found = {
-        str(file.relative_to(LIB)): missing(ast.parse(file.read_text(encoding="utf-8")), platform) for file in FILES
-    }
+    found = {file: missing(tree, *OTHERS) for file, tree in trees.items()}
     assert {file: bad for file, bad in found.items() if bad} == {}
 
 
@@ -127,12 +131,12 @@ def test_the_check_finds_what_windows_lacks(line: str, expected: set[str]) -> No
     assert missing(ast.parse(line), "win32") == expected
 
 
-def test_nothing_makes_links() -> None:
+def test_nothing_makes_links(trees: dict[str, ast.AST]) -> None:
     """Windows lets only administrators make links."""
     calls = {
-        f"{file.relative_to(LIB)}: {node.attr}"
-        for file in FILES
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        f"{file}: {node.attr}"
+        for file, tree in trees.items()
+        for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in LINKS
     }
     assert calls == set()

@@ -63,12 +63,14 @@ class CaseScore:
         levels: Number of vertebrae and discs of the truth in view (see ``MIN_MM3``).
         levels_found: Number of these named as some level of their kind (see ``LEVEL_OVERLAP``).
         levels_right: Number of the found levels that have their own name more than any other of their kind.
+        is_doubtful: Whether the prediction itself calls its names doubtful.
     """
 
     dice: Mapping[str, float]
     levels: int
     levels_found: int
     levels_right: int
+    is_doubtful: bool = False
 
     def value(self, measure: str) -> float:
         """Return one of ``MEASURES`` as a number 0..1; nan if it does not apply."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from totalspineseg_server.agreement import MEASURES, CaseScore
+from totalspineseg_server.agreement import CaseScore
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.nnunet.cases import ScanSource, Skipped
 from totalspineseg_server.nnunet.model_folder import ModelFolder
@@ -13,7 +13,7 @@ from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.records import images_trained_on, lineage
 from totalspineseg_server.training.compare import SubjectScores
 from totalspineseg_server.training.publication import Judged
-from totalspineseg_server.training.reference import handles
+from totalspineseg_server.training.reference import handled, named
 from totalspineseg_server.training.remembered import as_in_truth
 from totalspineseg_server.training.retrain_settings import RetrainSettings
 from totalspineseg_server.training.scoring import JudgedCase, Model, score_models, score_prediction
@@ -111,22 +111,24 @@ class Judging:
             trained = {step: self._candidates.open(step, share) for step in steps}
             candidate = self._rated({**self._parents, **trained})
             on_reference, on_holdout = self._scores(active, candidate, (reference(), holdout), skip)
-            handled = _handled(on_reference)
+            judging = handled(on_reference)
+            sure = named(judging)
             if own is None:
-                unhandled = len(on_reference) - len(handled)
+                unhandled = len(on_reference) - len(judging)
                 own = own_answers(active.model, unhandled) if unhandled else ()
             since = None
             if beginnings:
                 name = "+".join(sorted({folder.name for folder in beginnings.values()}))
                 since_reference, since_holdout = self._scores(first, candidate, (reference(), holdout), skip)
-                since = Beginning(name, _handled(since_reference), since_holdout)
+                since = Beginning(name, named(handled(since_reference)), since_holdout)
             report = judge(
                 served,
                 self._candidates.name,
-                reference=handled,
+                reference=sure,
                 holdout=on_holdout,
                 own_answers=self._beside_own(own, active, candidate, skip),
-                unhandled=len(on_reference) - len(handled),
+                unhandled=len(on_reference) - len(judging),
+                doubted=len(judging) - len(sure),
                 beginning=since,
                 left_out=[f"{name}: {reason}" for name, reason in left_out.items()],
                 untouched=sum(case.left.count for case in holdout if case.name not in left_out),
@@ -193,15 +195,6 @@ class Judging:
     def _rated(self, folders: Mapping[int, ModelFolder]) -> _Rated:
         step1, step2 = (WarmPredictor(folders[step], device=self._settings.finetune.device) for step in (1, 2))
         return _Rated(Model(step1, step2))
-
-
-def _handled(reference: Sequence[SubjectScores]) -> list[SubjectScores]:
-    """Return the spines of the reference set that the first scored model handles."""
-    return [
-        entry
-        for entry in reference
-        if all(handles({measure: score.value(measure) for measure in MEASURES}) for score in entry.active)
-    ]
 
 
 def never_seen(

@@ -108,7 +108,7 @@ def score_models(
             case = replace(case, truth=on_grid(case.truth, case.image.grid))
             for model, scores_of in ((active, known), (candidate, rated)):
                 if case.name not in scores_of:
-                    scores_of[case.name] = score_prediction(case, predict_codes(case.image, model))
+                    scores_of[case.name] = score_prediction(case, *predict_named(case.image, model))
         except (ImageError, GridError) as error:
             on_left_out(case.name, str(error))
             continue
@@ -119,11 +119,13 @@ def score_models(
     )
 
 
-def score_prediction(case: JudgedCase, codes: LabelArray) -> CaseScore:
+def score_prediction(case: JudgedCase, codes: LabelArray, certainty: Certainty | None = None) -> CaseScore:
     """Return the score of a model's answer to a scan.
 
     Args:
         case: The scan, with its truth on the grid of the image.
         codes: The answer on that grid. Not modified.
+        certainty: Certainty of the names in the answer; None if it is not known.
     """
-    return score_case(case.truth.data, codes, voxel_mm3=math.prod(case.truth.spacing), left=case.left)
+    score = score_case(case.truth.data, codes, voxel_mm3=math.prod(case.truth.spacing), left=case.left)
+    return replace(score, is_doubtful=certainty == "doubtful")

@@ -142,6 +142,7 @@ def judge(
     holdout: Sequence[SubjectScores],
     own_answers: Sequence[SubjectScores] = (),
     unhandled: int = 0,
+    doubted: int = 0,
     beginning: Beginning | None = None,
     left_out: Sequence[str] = (),
     untouched: int = 0,
@@ -155,6 +156,7 @@ def judge(
         holdout: Scores on the site's own subjects that are never used for training.
         own_answers: Scores against the answers of the version in use, on scans that it names without doubt.
         unhandled: Number of scans of the reference set that the version in use does not handle; they are not counted.
+        doubted: Number of scans of the reference set whose names both versions call doubtful; they are not counted.
         beginning: Comparison with the weights that the first training began with; None if these are ``active``.
         left_out: Scans that could not be used, each with the reason, for the report.
         untouched: Number of hold-out structures that the readers left as predicted, for the report.
@@ -181,6 +183,10 @@ def judge(
     publish, reason = _decide(sets, since)
     if unhandled:
         reason = f"{reason}; {unhandled} synthetic spines were not counted, because the weights in use fail on them"
+    if doubted:
+        reason = (
+            f"{reason}; {doubted} synthetic spines were not counted, because both versions call their names doubtful"
+        )
     if left_out:
         reason = f"{reason}; {len(left_out)} of the scans could not be used"
     if untouched:
