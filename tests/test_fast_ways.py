@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,7 +191,8 @@ def test_every_way_is_compared_on_the_same_scans(tmp_path: Path) -> None:
     }
     image = np.random.default_rng(0).normal(100, 30, (24, 24, 24)).astype(np.float32)
     scan = pipeline.prepare(Volume(image, np.eye(4)))
-    found = compare_ways(models, [lambda: scan] * 2, Shifted(np.ones((24, 24, 24), np.uint8)))
+    look: Any = Shifted(np.ones((24, 24, 24), np.uint8))
+    found = compare_ways(models, [lambda: scan] * 2, look)
     assert [(one.way, one.scans) for one in found] == [(BOX, 2), (INT8, 2)]
     assert found[0].voxels_differ == 0
 

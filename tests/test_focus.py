@@ -57,8 +57,10 @@ class Fine:
 class Look:
     found: np.ndarray
 
-    def predict(self, channels: np.ndarray) -> Prediction:
-        return Prediction(self.found)
+    def predict(self, channels: np.ndarray, *, within: tuple[slice, ...]) -> Prediction:
+        labels = np.zeros_like(self.found)
+        labels[within] = self.found[within]
+        return Prediction(labels)
 
 
 def focused(fine: Fine, found: np.ndarray, image: np.ndarray | None = None) -> Prediction:

@@ -47,7 +47,7 @@ class _Rated:
 def compare_ways(
     models: Mapping[int, ModelFolder],
     scans: Sequence[Callable[[], pipeline.Scan]],
-    look: Predictor | None,
+    look: WarmPredictor | None,
     *,
     tell: Callable[[str], None] = lambda _: None,
 ) -> tuple[Comparison, ...]:

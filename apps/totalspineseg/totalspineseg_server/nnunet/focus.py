@@ -17,7 +17,7 @@ from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.nnunet.preprocessing import Box, FloatArray
 from totalspineseg_server.nnunet.tiles import tile_starts
-from totalspineseg_server.prediction import Prediction, Predictor
+from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.transforms.components import foreground_box
 from totalspineseg_server.transforms.one_spine import one_spine
 
@@ -49,7 +49,7 @@ class FocusedPredictor:
         skip_air: Whether the box ends where the image holds nothing but air beyond it, and tiles of air are left out.
     """
 
-    def __init__(self, fine: WarmPredictor, look: Predictor | None, *, skip_air: bool = True) -> None:
+    def __init__(self, fine: WarmPredictor, look: WarmPredictor | None, *, skip_air: bool = True) -> None:
         self.fine, self._look, self._skip_air = fine, look, skip_air
 
     @property
@@ -76,7 +76,7 @@ class FocusedPredictor:
         box = limits
         if self._look is not None:
             # The coarse network also finds specks in noise and far from the spine.
-            found = foreground_box(one_spine(self._look.predict(channels[:1]).labels, 1))
+            found = foreground_box(one_spine(self._look.predict(channels, within=limits).labels, 1))
             if found is None:
                 logger.info("The coarse look found no spine; step 1 gets the whole image")
                 return self.fine.predict(channels, soft=soft)

@@ -1,4 +1,4 @@
-"""Run a network with OpenVINO, which is 1.6 to 1.8 times faster than PyTorch on the CPU, also in float32.
+"""Run a network with OpenVINO, which is up to twice as fast as PyTorch on the CPU, also in float32.
 
 The conversion calls OpenVINO's PyTorch front end directly, because the package's ``convert_model`` reports its use over
 the internet by default.
