@@ -121,6 +121,10 @@ def test_the_box_is_used_once_it_has_passed(tmp_path: Path) -> None:
     assert type(plain).__name__ == "WarmPredictor" and type(boxed).__name__ == "FocusedPredictor"
     assert boxed.version == plain.version == networks.version(1)
     assert type(Networks(store, device="cpu", whole_image=True).get(1)).__name__ == "WarmPredictor"
+    # Step 2 gets its crop without air by the same comparison.
+    assert type(networks.get(2)).__name__ == "WarmPredictor"
+    keep_comparison(ModelFolder.open(store.resolve(2).root, step=2), compared(BOX, release=""))
+    assert type(networks.get(2)).__name__ == "FocusedPredictor"
 
 
 def test_tiles_of_every_scan_teach_the_range_of_values() -> None:

@@ -78,6 +78,16 @@ def test_a_spine_inside_the_box_is_drawn_as_from_the_whole_image() -> None:
         assert axis.start <= max(0, spine.start - margin) and axis.stop >= min(length, spine.stop + margin)
 
 
+def test_specks_far_from_the_spine_do_not_widen_the_box() -> None:
+    """In noisy air the coarse look found specks, and the network got the whole image."""
+    fine, found = Fine(drawn(SPINE)), drawn(SPINE)
+    found[0, 0, 0] = found[-1, -1, -1] = 1
+    assert (focused(fine, found).labels == fine.truth).all()
+    clean = Fine(drawn(SPINE))
+    focused(clean, drawn(SPINE))
+    assert fine.seen == clean.seen
+
+
 @pytest.mark.parametrize(
     "found",
     [drawn((SPINE[0], SPINE[1], slice(200, 270))), drawn((slice(50, 54), slice(60, 64), slice(100, 104)))],
@@ -147,6 +157,14 @@ def test_air_around_the_spine_costs_no_tile() -> None:
         assert body.start <= axis.start and axis.stop <= body.stop
     blank = Fine(drawn(SPINE))
     assert (focused(blank, drawn(SPINE), np.full(SHAPE, 3, np.float32)).labels == blank.truth).all()
+
+
+def test_step_two_gets_no_air_in_its_crop() -> None:
+    """The margin of the crop reached into the air beside a slab, which took a fifth row of tiles."""
+    fine, slab = Fine(drawn(SPINE)), (slice(40, 88), slice(50, 120), slice(20, 280))
+    image = np.stack([noisy_slab(slab, SHAPE), fine.truth.astype(np.float32)])
+    predictor = FocusedPredictor(fine, None)  # type: ignore[arg-type]
+    assert (predictor.predict(image).labels == fine.truth).all() and fine.seen == [slab]
 
 
 @dataclass

@@ -316,7 +316,10 @@ def run(
             located = pipeline.locate(prepared, step1)
             names = step1_names(located.labels, located.numbering)
             part = pipeline.step2_input(prepared, located.labels, names)
-            found = pipeline.segment(part, Known(warm[2], classes[2][part.box]))
+            step2: Any = Known(warm[2], classes[2][part.box])
+            if isinstance(step1, FocusedPredictor):
+                step2 = FocusedPredictor(step2, None, skip_air=way != "box")
+            found = pipeline.segment(part, step2)
             lint(found.labels, prepared.iso.spacing)
             write_volume(folder / "result.nrrd", prepared.labels_to_input(found.labels), prepared.grid)
 

@@ -135,7 +135,7 @@ def _time_runtimes(store: "ModelStore") -> None:
 def _quantize(arguments: argparse.Namespace) -> int:
     """Compare the faster ways; return 1 if one of them did not pass."""
     from totalspineseg_server.nnunet.fast_comparison import compare_ways
-    from totalspineseg_server.nnunet.fast_ways import BOX, keep_comparison
+    from totalspineseg_server.nnunet.fast_ways import keep_comparison
     from totalspineseg_server.nnunet.focus import is_worth_a_look
     from totalspineseg_server.nnunet.model_folder import models_in_use
     from totalspineseg_server.nnunet.networks import coarse_look
@@ -150,7 +150,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
     print(f"{len(scans)} scans, weights {models[1].version} and {models[2].version}; exact: PyTorch, the whole image\n")
     print(_table(found))
     for one in found:
-        for model in models.values() if one.way != BOX else (models[1],):
+        for model in models.values():
             keep_comparison(model, one)
     return 0 if all(one.passed for one in found) else 1
 

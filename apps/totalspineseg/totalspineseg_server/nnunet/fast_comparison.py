@@ -76,7 +76,7 @@ def compare_ways(
         truths.append(Packed.of(labels))
     ways: dict[Way, Callable[[], tuple[Predictor, Predictor]]] = {}
     if look is not None:
-        ways[BOX] = lambda: (FocusedPredictor(exact[1], look), exact[2])
+        ways[BOX] = lambda: (FocusedPredictor(exact[1], look), FocusedPredictor(exact[2], None))
     ways[INT8] = lambda: _int8(models, recorded, tell)
     return tuple(_compared(way, make(), scans, truths, taken.seconds / len(scans), tell) for way, make in ways.items())
 

@@ -19,6 +19,7 @@ from totalspineseg_server.nnunet.preprocessing import Box, FloatArray
 from totalspineseg_server.nnunet.tiles import tile_starts
 from totalspineseg_server.prediction import Prediction, Predictor
 from totalspineseg_server.transforms.components import foreground_box
+from totalspineseg_server.transforms.one_spine import one_spine
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +44,12 @@ class FocusedPredictor:
 
     Args:
         fine: Step 1.
-        look: A fast step 1, of whose result only the position is used.
+        look: A fast step 1, of whose result only the position is used; None for the whole image but air, as in step 2,
+            which gets only the crop around the spine.
         skip_air: Whether the box ends where the image holds nothing but air beyond it, and tiles of air are left out.
     """
 
-    def __init__(self, fine: WarmPredictor, look: Predictor, *, skip_air: bool = True) -> None:
+    def __init__(self, fine: WarmPredictor, look: Predictor | None, *, skip_air: bool = True) -> None:
         self.fine, self._look, self._skip_air = fine, look, skip_air
 
     @property
@@ -62,20 +64,23 @@ class FocusedPredictor:
         air beyond. If the coarse or the fine network finds nothing, the fine one gets the whole image.
 
         Args:
-            channels: (1, X, Y, Z) float32, 1 mm isotropic, RAS. Not modified.
+            channels: (C, X, Y, Z) float32, 1 mm isotropic, RAS. Not modified.
             soft: Region names whose probabilities are returned.
 
         Returns:
             Labels (X, Y, Z) and a probability map per name in ``soft``, all 0 outside the box.
         """
         shape = channels.shape[1:]
-        found = foreground_box(self._look.predict(channels).labels)
-        if found is None:
-            logger.info("The coarse look found no spine; step 1 gets the whole image")
-            return self.fine.predict(channels, soft=soft)
         whole: Box = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
         limits = tissue_box(torch.from_numpy(np.ascontiguousarray(channels[0]))) if self._skip_air else whole
-        box = self._box(found, limits)
+        box = limits
+        if self._look is not None:
+            # The coarse network also finds specks in noise and far from the spine.
+            found = foreground_box(one_spine(self._look.predict(channels[:1]).labels, 1))
+            if found is None:
+                logger.info("The coarse look found no spine; step 1 gets the whole image")
+                return self.fine.predict(channels, soft=soft)
+            box = self._box(found, limits)
         for _ in range(LOOKS):
             if box == whole and not self._skip_air:
                 break

@@ -114,7 +114,8 @@ class Networks:
             if predictor is not None:
                 return predictor
             fine = WarmPredictor(opened.folder, device=self._device, tile_step=self._tile_step, runtime=opened.runtime)
-            predictor = FocusedPredictor(fine, coarse_look(self.store, self._device)) if opened.in_box else fine
+            look = coarse_look(self.store, self._device) if opened.in_box and step == 1 else None
+            predictor = FocusedPredictor(fine, look) if opened.in_box else fine
             with self._lock:
                 self._warm[step] = opened, predictor
                 self._loads[step] = self._loads.get(step, 0) + 1
@@ -162,14 +163,14 @@ class Networks:
             require_one_release(self.store, self.store.active())
         folder = ModelFolder.open(choice.root, step=step, name=choice.name)
         runtime = chosen(self._asked, self._device, folder)
-        in_box = not self._whole_image and step == 1 and may_use_box(folder)
+        in_box = not self._whole_image and may_use_box(folder)
         opened = _Opened(folder, (choice.name, choice.root, _stamp(folder)), runtime, in_box)
         self._opened[step] = opened
         return opened
 
 
 def may_use_box(folder: ModelFolder) -> bool:
-    """Return whether a box around the spine was compared with the whole image for this step 1, and is worth it."""
+    """Return whether a box around the spine, without air, was compared with the whole image, and is worth it."""
     return is_worth_a_look(folder) and is_allowed(folder, BOX)
 
 
