@@ -1,7 +1,7 @@
 """Define the constants of the model, and compute how well each piece fits each slot.
 
 Every weight is a likelihood ratio: how much more probable the evidence is if the piece belongs in the slot than if it
-    were a false component.
+were a false component.
 """
 
 import math
