@@ -126,7 +126,7 @@ bench-selection: setup ## Measure what the orders of scans are worth (REAL=, SPI
 bench-cli: setup ## Measure the command and the warm server
 	$(BIN)/python tools/bench_cli.py
 
-# Without other work: 15 minutes, 10 more at first; OPTIONS=--full runs every row from end to end, an hour. 6 GB of disk.
+# Without other work: 15 minutes, 10 more at first; OPTIONS=--full runs every row from end to end, an hour. 3 GB of disk.
 bench-speed: setup ## Measure nnU-Net's predictor beside ours, way by way (OPTIONS=)
 	$(BIN)/python tools/bench_speed.py $(OPTIONS)
 

@@ -15,7 +15,7 @@ A stock tile takes 13 seconds, so only some rows run from end to end; the others
 do nothing) and multiply them by the seconds of a tile of the lumbar scan with the same runtime, which runs from end to
 end with each. Besides, tiles of all runtimes are timed alternately in one process. ``--full`` runs every row (about an
 hour). Each row is a process of its own, whose largest memory is measured. FOLDER keeps networks, conversions and scans
-for the next run (6 GB; the first run takes ten minutes longer), and the figures (speed.json). Run it without other
+for the next run (3 GB; the first run takes ten minutes longer), and the figures (speed.json). Run it without other
 work.
 """
 
