@@ -37,7 +37,7 @@ from totalspineseg_server.cohort.work import Work
 from totalspineseg_server.cohort.worker import REFUSAL, ScanWorker, job_json
 from totalspineseg_server.errors import ClusterError
 from totalspineseg_server.geometry import Grid
-from totalspineseg_server.nnunet.content_version import version_in_use
+from totalspineseg_server.nnunet.content_version import files_in_use
 from totalspineseg_server.nnunet.networks import Networks
 from totalspineseg_server.numbering.evidence import Pin
 from totalspineseg_server.registry.model_store import ModelStore
@@ -66,7 +66,7 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def work_in(output: Path, store: ModelStore) -> Work:
-    return Work(output, RunOptions(), {f"step{step}": version_in_use(store, step) for step in (1, 2)})
+    return Work(output, RunOptions(), {f"step{step}": files_in_use(store, step).version for step in (1, 2)})
 
 
 def contents(output: Path) -> dict[str, bytes]:

@@ -213,5 +213,5 @@ def test_the_weights_are_not_read_before_they_are_needed(tmp_path: Path, monkeyp
     models = [files_in_use(store, step) for step in (1, 2)]
     assert chosen_for_all("auto", "cpu", models) == "torch"
     assert read == []
-    assert [model.version for model in models] == [content_version.version_in_use(store, step) for step in (1, 2)]
+    assert [model.version for model in models] == [files_in_use(store, step).version for step in (1, 2)]
     assert [model.version for model in models] and len(read) == 4

@@ -29,7 +29,7 @@ from totalspineseg_server.training.compare import (
     lower_bound,
 )
 from totalspineseg_server.training.reference import handled, named, reference_cases
-from totalspineseg_server.training.scoring import JudgedCase, Model, predict_codes, score_models
+from totalspineseg_server.training.scoring import JudgedCase, Model, predict_named, score_models
 from totalspineseg_server.training.verdict import HOLDOUT, REFERENCE, Beginning, GateReport, Verdict, judge
 
 
@@ -303,7 +303,7 @@ def test_both_models_see_every_scan() -> None:
     assert scored.active[0].value("discs") > 0.9
     assert scored.active[0].levels_right == scored.active[0].levels > 5
     assert scored.candidate[0].value("discs") == 0.0
-    assert not predict_codes(image, blind).any()
+    assert not predict_named(image, blind)[0].any()
 
 
 def test_a_second_candidate_costs_its_own_scans_alone() -> None:

@@ -85,19 +85,6 @@ class ModelFiles:
         return version_name(self.name, answer_digest(self.path, self.digest))
 
 
-def version_in_use(store: ModelStore, step: int) -> str:
-    """Return the version that is in use for a step, without opening the model.
-
-    Args:
-        store: The model versions and those in use.
-        step: 1 or 2.
-
-    Raises:
-        WeightsError: There is no model folder of that step.
-    """
-    return files_in_use(store, step).version
-
-
 def files_in_use(store: ModelStore, step: int) -> ModelFiles:
     """Return the files of the model that a step would run with.
 

@@ -43,11 +43,6 @@ class JudgedCase:
     left: Left = NOTHING_LEFT
 
 
-def predict_codes(image: Volume, model: Model) -> LabelArray:
-    """Return a model's segmentation of a scan, as ``predict_named`` does, without the certainty of its names."""
-    return predict_named(image, model)[0]
-
-
 def predict_named(image: Volume, model: Model) -> tuple[LabelArray, Certainty | None]:
     """Run the full pipeline on one scan.
 
