@@ -44,7 +44,7 @@ from totalspineseg_server import pipeline
 from totalspineseg_server.files import read_json, write_json
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
-from totalspineseg_server.nnunet.fast_ways import INT8
+from totalspineseg_server.nnunet.fast_ways import INT8, processor
 from totalspineseg_server.nnunet.focus import FocusedPredictor
 from totalspineseg_server.nnunet.installation import STEP1_PATCH
 from totalspineseg_server.nnunet.model_folder import ModelFolder
@@ -133,7 +133,7 @@ def measure(arguments: argparse.Namespace) -> None:
     """Run all rows, and write the figures; what is done already is on disk after an interruption."""
     start = time.perf_counter()
     found: dict[str, Any] = {
-        "cpu": cpu_name(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": arguments.threads,
         "repeats": arguments.repeats,
@@ -461,15 +461,6 @@ def model_of(folder: Path, weights: str, step: int) -> ModelFolder:
 def starter_store(folder: Path) -> ModelStore:
     """Return the copy of the starter weights."""
     return ModelStore(folder / "app" / "model")
-
-
-def cpu_name() -> str:
-    """Return the name of the processor; "" if the system does not tell."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
 
 
 TASKS: Final[Mapping[str, Callable[..., Any]]] = {

@@ -124,10 +124,11 @@ def _read(model: ModelFiles) -> dict[str, Any]:
 def _machine(folder: Path) -> str:
     """Return the facts that decide which runtime is faster: processor, cores, release, plans."""
     plans = sha256_of(folder / "plans.json")[:16]
-    return f"{_processor()}, {os.cpu_count()} threads, OpenVINO {openvino_release()}, plans {plans}"
+    return f"{processor()}, {os.cpu_count()} threads, OpenVINO {openvino_release()}, plans {plans}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return the name of the processor, or its architecture if the system does not tell."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
