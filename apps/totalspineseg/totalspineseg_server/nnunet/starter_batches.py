@@ -269,8 +269,7 @@ def samples(
             continue
         if len(pool) < pool_size or rng.random() < 1 / uses_per_spine:
             zoom = float(rng.uniform(0.9, 1.12))
-            fields, chances = list(_FIELDS_BESIDE_PEOPLE), list(_FIELDS_BESIDE_PEOPLE.values())
-            field = fields[int(rng.choice(len(fields), p=chances))] if real else None
+            field = _field_beside_people(rng) if real else None
             options = SpineOptions(field=field, spacing_mm=(spacing[0] * zoom, spacing[1] * zoom, spacing[2] * zoom))
             spine = random_spine(rng, options)
             if np.isin(spine.labels, anatomy.DISCS).any():
