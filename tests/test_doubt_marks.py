@@ -16,14 +16,13 @@ from totalspineseg_server.corrections.predictions import KeptMaps
 from totalspineseg_server.corrections.renames import compare, follow_rename
 from totalspineseg_server.corrections.submission import Mapped, map_names
 from totalspineseg_server.corrections.unreviewed import with_untouched
-from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import LabelError, SettingError
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.infers.listed import as_listed, names_with_marks
 from totalspineseg_server.infers.settings import Rename, client_config, doubtful_names_of, read_pins, read_settings
 from totalspineseg_server.numbering.evidence import Pin
 from totalspineseg_server.numbering.renumber import NamedMap
-from totalspineseg_server.segments import Segment, Submission
+from totalspineseg_server.segments import Segment, Submission, to_wire
 from totalspineseg_server.spellings import code_of_name, renamed_level, similar_name, with_mark, without_mark
 from totalspineseg_server.training.material import site_material
 from training_site import make_site

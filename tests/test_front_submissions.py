@@ -18,10 +18,10 @@ from phantom import RAS, image_of, lumbar_codes
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.receipts import Claims, Receipts, Sender
-from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.front import failures as errors
 from totalspineseg_server.front import saved, studies
 from totalspineseg_server.infers.listed import LISTED
+from totalspineseg_server.segments import to_wire
 from totalspineseg_server.training.site import folder_site
 from totalspineseg_server.volume_io import write_volume
 

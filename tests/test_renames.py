@@ -14,10 +14,9 @@ from totalspineseg_server.corrections import renames
 from totalspineseg_server.corrections.predictions import KeptMaps
 from totalspineseg_server.corrections.renames import Followed, compare, follow_rename
 from totalspineseg_server.corrections.submission import map_names
-from totalspineseg_server.corrections.wire import VERTEBRAE_NAME, to_wire
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.numbering.renumber import NamedMap, renumber
-from totalspineseg_server.segments import Segment, Submission
+from totalspineseg_server.segments import VERTEBRAE_NAME, Segment, Submission, to_wire
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))

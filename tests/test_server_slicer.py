@@ -12,8 +12,8 @@ from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
 from test_server import accepted
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
-from totalspineseg_server.corrections.wire import from_names, from_wire
 from totalspineseg_server.geometry import Grid
+from totalspineseg_server.segments import from_names, from_wire
 from totalspineseg_server.volume_io import read_labels, write_volume
 
 CODES = lumbar_codes()

@@ -32,7 +32,6 @@ from totalspineseg_server.corrections.image_ids import is_usable_id
 from totalspineseg_server.corrections.image_records import noted_for
 from totalspineseg_server.corrections.inbox import Inbox, Studies
 from totalspineseg_server.corrections.label_files import DRAWN_ON
-from totalspineseg_server.corrections.outcomes import Outcome, Outcomes
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender, Waiting
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
@@ -52,6 +51,7 @@ from totalspineseg_server.infers.review import ReviewTask
 from totalspineseg_server.infers.services import Networks, Services
 from totalspineseg_server.infers.sessions import TrustedPath, remove_expired
 from totalspineseg_server.infers.settings import doubtful_names_of, result_tag
+from totalspineseg_server.pacs.outcomes import Outcome, Outcomes
 from totalspineseg_server.processes import end_with_parent
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.releases import warning_of, weights_text

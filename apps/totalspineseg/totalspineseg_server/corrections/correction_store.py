@@ -1,15 +1,18 @@
-"""Store all corrections, append-only: each with the file as it was sent, its codes, and a record.
+"""Store what readers decided about images, append-only: corrections, their withdrawals, and rejections of results.
 
 ``<history>/corrections/<image>/<UTC time>-<random>/`` holds ``raw<ending>``, ``received.json`` (see
 ``corrections.receipts``), ``codes.nii.gz`` (if accepted) and ``record.json``. An entry appears complete or not at all,
 and is never changed.
+
+``<history>/rejections/<image>/<id>/record.json`` rejects a result with a reason, so that the scan must be drawn,
+or takes the previous rejection back.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from totalspineseg_server.corrections import history
 from totalspineseg_server.corrections.predictions import PredictionRecord
@@ -335,3 +338,68 @@ def _ids(value: object) -> tuple[str, ...]:
 
 def _log(image: str, error: StorageError) -> None:
     logger.warning("A correction of %s cannot be read and is skipped: %s", image, error)
+
+
+MAX_REASON: Final = 500
+"""Largest number of characters in a reason: a sentence or two."""
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A reader's statement that a result is no use.
+
+    Attributes:
+        id: Sorts by time, among corrections too.
+        image: Image id.
+        reason: The reason in the reader's words; empty if this takes the previous rejection back.
+        user: See ``Sender``.
+        client: See ``Sender``.
+        prediction: Id of the rejected prediction; empty if there was none.
+        received: UTC, ISO 8601.
+    """
+
+    id: str
+    image: str
+    reason: str
+    user: str
+    client: str
+    prediction: str
+    received: str
+
+    @property
+    def reader(self) -> str:
+        """Who rejected it, under the name that other readers see."""
+        return self.client or self.user
+
+
+class Rejections:
+    """The rejections below a history folder; append-only."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root / "rejections"
+
+    def add(self, image_id: str, reason: str, sender: Sender, prediction: str = "") -> Rejection:
+        """Record a rejection; without a reason, take the previous one back.
+
+        Raises:
+            StorageError: It could not be written.
+        """
+        folder = self._root / history.folder_name(image_id)
+        entry_id = history.new_id(history.names(folder))
+        record = Rejection(
+            entry_id, image_id, reason[:MAX_REASON], sender.user, sender.client, prediction, history.now_text()
+        )
+        with staged_folder(folder / entry_id) as entry:
+            write_json(entry / RECORD_FILE, asdict(record))
+        return record
+
+    def latest(self, image_id: str) -> Rejection | None:
+        """Return the latest rejection; None if there is none, or if it was taken back."""
+        for entry in reversed(history.entries(self._root / history.folder_name(image_id))):
+            try:
+                found = from_fields(Rejection, read_json(entry / RECORD_FILE), f"of rejection {entry.name}")
+            except StorageError as error:
+                logger.warning("A rejection cannot be read and is skipped: %s", error)
+                continue
+            return found if found.reason else None
+        return None

@@ -9,8 +9,8 @@ from totalspineseg_server.corrections import answers, history
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.file_contents import Remembered
 from totalspineseg_server.corrections.label_files import DRAWN_ON
-from totalspineseg_server.corrections.wire import STEP1_WIRE_LABELS, to_wire
 from totalspineseg_server.plausible import without_regions
+from totalspineseg_server.segments import STEP1_WIRE_LABELS, to_wire
 from totalspineseg_server.volume_io import write_volume
 
 FINAL_TAG: Final = "final"

@@ -10,10 +10,9 @@ from totalspineseg_server.anatomy import BY_CODE, NAME_OF, Kind
 from totalspineseg_server.certainty import Certainty
 from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.predictions import KeptMaps
-from totalspineseg_server.corrections.wire import is_vertebrae
 from totalspineseg_server.geometry import Grid, LabelArray, iso_grid, labels_from_iso, same_grid
 from totalspineseg_server.numbering.renumber import Recognized, recognize, renumber
-from totalspineseg_server.segments import Segment, Submission
+from totalspineseg_server.segments import Segment, Submission, is_vertebrae
 from totalspineseg_server.spellings import code_of_name, is_marked, with_mark, without_mark
 from totalspineseg_server.transforms.components import labels_present
 

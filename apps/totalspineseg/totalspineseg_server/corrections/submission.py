@@ -23,10 +23,9 @@ from totalspineseg_server.anatomy import (
     Kind,
 )
 from totalspineseg_server.corrections import answers
-from totalspineseg_server.corrections.wire import REVIEW_PREFIX, VERTEBRAE_NAME, is_vertebrae
 from totalspineseg_server.errors import ImageError, LabelError
 from totalspineseg_server.geometry import AnyArray, Grid, LabelArray, Volume
-from totalspineseg_server.segments import MAX_SEGMENTS, Segment, Submission
+from totalspineseg_server.segments import MAX_SEGMENTS, REVIEW_PREFIX, VERTEBRAE_NAME, Segment, Submission, is_vertebrae
 from totalspineseg_server.spellings import code_of_name, is_marked, similar_name
 from totalspineseg_server.volume_io import open_itk, read_labels
 

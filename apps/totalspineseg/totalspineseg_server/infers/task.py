@@ -21,7 +21,6 @@ from totalspineseg_server.clock import Stopwatch
 from totalspineseg_server.corrections import history
 from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, UNCONFIRMED
 from totalspineseg_server.corrections.predictions import KeptMaps, PredictionRecord
-from totalspineseg_server.corrections.wire import from_wire, to_wire
 from totalspineseg_server.errors import SettingError, StorageError, UnknownImageError
 from totalspineseg_server.files import sha256_of, storage_errors
 from totalspineseg_server.geometry import LabelArray, Volume, same_grid
@@ -42,6 +41,7 @@ from totalspineseg_server.numbering.linter import lint
 from totalspineseg_server.numbering.renumber import NamedMap, pin_of
 from totalspineseg_server.numbering.report import NAMED, doubtful_codes, report, sentence
 from totalspineseg_server.pipeline import Options, Scan, Sibling
+from totalspineseg_server.segments import from_wire, to_wire
 from totalspineseg_server.spellings import DOUBT_MARK
 from totalspineseg_server.transforms.components import labels_present
 from totalspineseg_server.volume_io import read_image, read_labels, write_volume

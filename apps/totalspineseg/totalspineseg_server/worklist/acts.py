@@ -10,18 +10,17 @@ import numpy as np
 
 from totalspineseg_server.anatomy import BY_CODE, NAME_OF, WIRE_LABELS, Kind
 from totalspineseg_server.certainty import certainty_of, is_doubtful
-from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Rejection, Rejections
 from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, message_of
 from totalspineseg_server.corrections.inbox import UNCHANGED_PARAMETER
 from totalspineseg_server.corrections.receipts import Sender
-from totalspineseg_server.corrections.rejections import Rejection, Rejections
 from totalspineseg_server.corrections.unreviewed import ACCEPTED_NAMES, ALL
-from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import labels_from_iso
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.renumber import renumber
 from totalspineseg_server.numbering.report import report, sentence
+from totalspineseg_server.segments import to_wire
 from totalspineseg_server.spellings import code_of_name
 from totalspineseg_server.transforms.components import labels_present
 from totalspineseg_server.volume_io import write_volume
