@@ -9,7 +9,7 @@ import pytest
 
 from block_spines import block_spine, classes_of
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF
-from totalspineseg_server.corrections import history
+from totalspineseg_server.corrections import ids
 from totalspineseg_server.corrections.attribution import Attribution
 from totalspineseg_server.corrections.correction_store import Received
 from totalspineseg_server.corrections.predictions import (
@@ -153,8 +153,8 @@ def test_a_prediction_in_a_session_costs_no_look_through_all_others(
     """After 20000 predictions of images in sessions, each request first listed all of them, for 0.6 s."""
     for number in range(5):
         predictions.add(f"{number}", TRUTH, image="", content=f"{number}" * 64)
-    listed, entries = [], history.entries
-    monkeypatch.setattr(history, "entries", lambda folder: listed.append(folder.name) or entries(folder))
+    listed, entries = [], ids.entries
+    monkeypatch.setattr(ids, "entries", lambda folder: listed.append(folder.name) or entries(folder))
     assert predictions.store.ids("", "3" * 64) == ("3",)
     assert predictions.store.find("", "3", "3" * 64) is not None
     assert [record.id for record in predictions.store.newest_first("", "4" * 64)] == ["4"]

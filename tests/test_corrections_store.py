@@ -17,7 +17,7 @@ import pytest
 
 from pacs_serving import wait_for
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
-from totalspineseg_server.corrections import datastore, history
+from totalspineseg_server.corrections import datastore, ids
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.datastore import is_safe_tag
 from totalspineseg_server.corrections.displayed_corrections import STEP1_TAG
@@ -186,7 +186,7 @@ def test_a_full_disk_leaves_nothing_under_a_final_name(desk: Desk, call: int, mo
 
 
 def prediction(image: str, client: str) -> PredictionRecord:
-    return PredictionRecord(history.new_id(), image, "totalspineseg", {"step1": "a"}, {"total": 1.0}, {}, None, client)
+    return PredictionRecord(ids.new_id(), image, "totalspineseg", {"step1": "a"}, {"total": 1.0}, {}, None, client)
 
 
 def test_a_correction_knows_the_prediction_it_corrects(desk: Desk) -> None:
@@ -292,18 +292,18 @@ def test_who_takes_no_ones_place_is_not_told_so(desk: Desk, first: str, second: 
 def test_image_ids_become_one_harmless_folder_name(image_id: str) -> None:
     if not image_id:
         with pytest.raises(ValueError, match="image id"):
-            history.folder_name(image_id)
+            ids.folder_name(image_id)
         return
-    name = history.folder_name(image_id)
+    name = ids.folder_name(image_id)
     assert "/" not in name
     assert "\x00" not in name
     assert not name.startswith(".")
-    assert len(name.encode()) <= history.MAX_FOLDER_NAME
+    assert len(name.encode()) <= ids.MAX_FOLDER_NAME
 
 
 def test_different_ids_have_different_folders() -> None:
-    ids = ["a/b", "a%2Fb", "a_b", "a b", "a", "A", "x" * 400, "x" * 401, ".a", "%2Ea"]
-    assert len({history.folder_name(i) for i in ids}) == len(ids)
+    images = ["a/b", "a%2Fb", "a_b", "a b", "a", "A", "x" * 400, "x" * 401, ".a", "%2Ea"]
+    assert len({ids.folder_name(image) for image in images}) == len(images)
 
 
 def test_a_damaged_record_is_named(desk: Desk) -> None:

@@ -27,8 +27,7 @@ from totalspineseg_server.corrections.checks import check
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.datastore import SpineDatastore, is_safe_tag
 from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
-from totalspineseg_server.corrections.history import HISTORY_DIR, STUDIES_DIR
-from totalspineseg_server.corrections.image_ids import is_usable_id
+from totalspineseg_server.corrections.ids import HISTORY_DIR, STUDIES_DIR, is_usable_id
 from totalspineseg_server.corrections.image_records import noted_for
 from totalspineseg_server.corrections.inbox import Inbox, Studies
 from totalspineseg_server.corrections.label_files import DRAWN_ON

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from totalspineseg_server.corrections import history
+from totalspineseg_server.corrections import ids
 from totalspineseg_server.corrections.predictions import PredictionRecord
 from totalspineseg_server.corrections.receipts import Receipt, Sender
 from totalspineseg_server.corrections.submission import Mapped
@@ -50,17 +50,17 @@ class Withdrawals:
         Raises:
             StorageError: It could not be written; the correction still counts.
         """
-        record = {"image": image_id, "correction": correction_id, "user": user, "received": history.now_text()}
+        record = {"image": image_id, "correction": correction_id, "user": user, "received": ids.now_text()}
         with staged_folder(self.folder(image_id) / correction_id) as entry:
             write_json(entry / RECORD_FILE, record)
 
     def of_image(self, image_id: str) -> frozenset[str]:
         """Return the ids of the corrections of an image that were withdrawn."""
-        return frozenset(history.names(self.folder(image_id)))
+        return frozenset(ids.names(self.folder(image_id)))
 
     def folder(self, image_id: str) -> Path:
         """Return the folder that changes with the withdrawals of an image; it may not exist."""
-        return self._root / history.folder_name(image_id)
+        return self._root / ids.folder_name(image_id)
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class CorrectionStore:
 
     def ids(self, image_id: str) -> tuple[str, ...]:
         """Return the ids of all corrections of an image, oldest first."""
-        return history.names(self._folder(image_id))
+        return ids.names(self._folder(image_id))
 
     def of_image(self, image_id: str) -> tuple[Correction, ...]:
         """Return all corrections of an image, parked ones too, oldest first; those that cannot be read are logged."""
@@ -231,7 +231,7 @@ class CorrectionStore:
 
     def any_of(self, image_id: str) -> bool:
         """Return whether an image has a correction, even a parked or damaged one."""
-        return bool(history.entries(self._folder(image_id)))
+        return bool(ids.entries(self._folder(image_id)))
 
     def all(self) -> Iterator[Correction]:
         """Yield all corrections of all images; those that cannot be read are logged."""
@@ -239,7 +239,7 @@ class CorrectionStore:
 
     def readable(self, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
         """Yield all corrections; a damaged record is reported (image folder and reason) and skipped."""
-        for folder in history.entries(self.root):
+        for folder in ids.entries(self.root):
             yield from _readable(folder, on_damaged)
 
     def in_force(self, image_id: str) -> tuple[Correction, ...]:
@@ -276,7 +276,7 @@ class CorrectionStore:
         return self._folder(correction.image) / correction.id
 
     def _folder(self, image_id: str) -> Path:
-        return self.root / history.folder_name(image_id)
+        return self.root / ids.folder_name(image_id)
 
     def _record(
         self,
@@ -318,7 +318,7 @@ class CorrectionStore:
 
 def _readable(folder: Path, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
     """Yield the corrections in the folder of an image; a damaged record is reported and skipped."""
-    for entry in history.entries(folder):
+    for entry in ids.entries(folder):
         try:
             correction = _read(entry)
         except StorageError as error:
@@ -384,10 +384,10 @@ class Rejections:
         Raises:
             StorageError: It could not be written.
         """
-        folder = self._root / history.folder_name(image_id)
-        entry_id = history.new_id(history.names(folder))
+        folder = self._root / ids.folder_name(image_id)
+        entry_id = ids.new_id(ids.names(folder))
         record = Rejection(
-            entry_id, image_id, reason[:MAX_REASON], sender.user, sender.client, prediction, history.now_text()
+            entry_id, image_id, reason[:MAX_REASON], sender.user, sender.client, prediction, ids.now_text()
         )
         with staged_folder(folder / entry_id) as entry:
             write_json(entry / RECORD_FILE, asdict(record))
@@ -395,7 +395,7 @@ class Rejections:
 
     def latest(self, image_id: str) -> Rejection | None:
         """Return the latest rejection; None if there is none, or if it was taken back."""
-        for entry in reversed(history.entries(self._root / history.folder_name(image_id))):
+        for entry in reversed(ids.entries(self._root / ids.folder_name(image_id))):
             try:
                 found = from_fields(Rejection, read_json(entry / RECORD_FILE), f"of rejection {entry.name}")
             except StorageError as error:

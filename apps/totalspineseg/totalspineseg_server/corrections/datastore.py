@@ -25,7 +25,7 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 
 from totalspineseg_server.corrections.displayed_corrections import CORRECTION, FINAL_TAG, DisplayedCorrections, info_of
 from totalspineseg_server.corrections.file_contents import ContentHashes
-from totalspineseg_server.corrections.image_ids import OFFERED_ENDINGS, split_name
+from totalspineseg_server.corrections.ids import OFFERED_ENDINGS, split_name
 from totalspineseg_server.corrections.image_records import IMAGES_DIR, ImageRecords, older_index
 from totalspineseg_server.corrections.label_files import DRAWN_ON, LABELS_DIR, DisplayedLabel, LabelFiles
 from totalspineseg_server.errors import StorageError

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.anatomy import NAME_OF, WIRE_LABELS
-from totalspineseg_server.corrections import answers, history
+from totalspineseg_server.corrections import answers, ids
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.file_contents import Remembered
 from totalspineseg_server.corrections.label_files import DRAWN_ON
@@ -49,8 +49,8 @@ class DisplayedCorrections:
 
     def any_of(self) -> Callable[[str], bool]:
         """Return a function that says whether an image has corrections, even damaged ones, without reading the disk."""
-        folders = frozenset(history.names(self._store.root))
-        return lambda image_id: history.folder_name(image_id) in folders
+        folders = frozenset(ids.names(self._store.root))
+        return lambda image_id: ids.folder_name(image_id) in folders
 
     def of(self, image_id: str) -> dict[str, Correction]:
         """Return tag -> the correction of an image that is shown under it."""

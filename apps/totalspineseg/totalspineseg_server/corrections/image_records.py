@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from totalspineseg_server.corrections import history
+from totalspineseg_server.corrections import ids
 from totalspineseg_server.corrections.file_contents import Remembered
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import read_json, read_json_or, storage_errors, write_json
@@ -137,7 +137,7 @@ class ImageRecords:
             file.unlink(missing_ok=True)
 
     def _file(self, image_id: str) -> Path:
-        return self._folder / f"{history.folder_name(image_id)}.json"
+        return self._folder / f"{ids.folder_name(image_id)}.json"
 
     def _read(self, image_id: str, file: Path) -> dict[str, Any]:
         if not file.is_file():

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from totalspineseg_server.certainty import certainty_of
-from totalspineseg_server.corrections import history
+from totalspineseg_server.corrections import ids
 from totalspineseg_server.errors import ImageError, StorageError, WeightsError
 from totalspineseg_server.files import from_fields, read_json, staged_folder, write_json
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
@@ -128,15 +128,15 @@ class DrawnMaps:
                     "by_reader": output.step1.by_reader,
                 }
             write_json(entry / RECORD_FILE, record)
-        images = sorted(history.entries(self._root), key=_changed)
+        images = sorted(ids.entries(self._root), key=_changed)
         expiry = time.time() - KEPT_DAYS * 24 * 3600
         expired = [image for image in images[-KEPT_IMAGES:] if _changed(image) < expiry]
-        for old in (*history.entries(folder)[:-KEPT_PER_IMAGE], *images[:-KEPT_IMAGES], *expired):
+        for old in (*ids.entries(folder)[:-KEPT_PER_IMAGE], *images[:-KEPT_IMAGES], *expired):
             shutil.rmtree(old, ignore_errors=True)
 
     def images(self) -> Iterator[tuple[str, str]]:
         """Yield the hash and the latest name of each image with maps, ordered by hash; skip images without a name."""
-        for folder in history.entries(self._root):
+        for folder in ids.entries(self._root):
             for entry in reversed(self._entries(folder.name)):
                 try:
                     image = read_json(entry / RECORD_FILE).get("image")
@@ -148,7 +148,7 @@ class DrawnMaps:
 
     def ids(self, image_sha256: str) -> tuple[str, ...]:
         """Return the ids of the predictions whose maps are kept, oldest first."""
-        return history.names(self._root / image_sha256)
+        return ids.names(self._root / image_sha256)
 
     def of_prediction(self, image_sha256: str, prediction: str) -> KeptMaps | None:
         """Return the maps of one prediction, or None."""
@@ -186,7 +186,7 @@ class DrawnMaps:
         return None
 
     def _entries(self, image_sha256: str) -> tuple[Path, ...]:
-        return history.entries(self._root / image_sha256)
+        return ids.entries(self._root / image_sha256)
 
 
 def _changed(folder: Path) -> float:
@@ -280,7 +280,7 @@ class PredictionRecord:
     numbering: Mapping[str, Any] | None
     client: str
     image_sha256: str = ""
-    created: str = field(default_factory=history.now_text)
+    created: str = field(default_factory=ids.now_text)
     disagreement: Mapping[str, float] = field(default_factory=dict)
     marked: tuple[int, ...] = ()
     reviewed: str = ""
@@ -307,7 +307,7 @@ class PredictionStore:
     def ids(self, image_id: str, image_sha256: str = "") -> tuple[str, ...]:
         """Return the ids of all predictions for an image, oldest first; for an image outside the studies its hash is
         needed."""
-        return history.names(self._folder(image_id, image_sha256))
+        return ids.names(self._folder(image_id, image_sha256))
 
     def of_image(self, image_id: str) -> tuple[PredictionRecord, ...]:
         """Return all predictions for an image, oldest first."""
@@ -315,7 +315,7 @@ class PredictionStore:
 
     def newest_first(self, image_id: str, image_sha256: str = "") -> Iterator[PredictionRecord]:
         """Yield all predictions for an image, newest first; each is read only when it is needed. See ``ids``."""
-        return _readable(reversed(history.entries(self._folder(image_id, image_sha256))))
+        return _readable(reversed(ids.entries(self._folder(image_id, image_sha256))))
 
     def latest(self, image_id: str, *clients: str) -> PredictionRecord | None:
         """Return the newest prediction for an image, preferably one for ``clients``; None if there is none."""
@@ -333,7 +333,7 @@ class PredictionStore:
 
     def anywhere(self, prediction_id: str) -> PredictionRecord | None:
         """Return the prediction with this id, whatever the name of its image, or None."""
-        return self._in_one_of(history.entries(self._root), prediction_id)
+        return self._in_one_of(ids.entries(self._root), prediction_id)
 
     def _in_one_of(self, folders: Iterable[Path], prediction_id: str) -> PredictionRecord | None:
         if not ID.fullmatch(prediction_id):
@@ -344,7 +344,7 @@ class PredictionStore:
     def _folder(self, image_id: str, image_sha256: str = "") -> Path:
         # Image folders have a prefix of their own, so that no image id equals the name of another folder.
         if image_id:
-            return self._root / f"image-{history.folder_name(image_id)}"
+            return self._root / f"image-{ids.folder_name(image_id)}"
         return self._root / (f"{UNLISTED}-{image_sha256}" if image_sha256 else UNLISTED)
 
 

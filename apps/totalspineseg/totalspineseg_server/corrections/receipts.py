@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from totalspineseg_server.corrections import answers, history
+from totalspineseg_server.corrections import answers, ids
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import copy_file, from_fields, move_folder, read_json, staged_folder, write_json
 
@@ -137,7 +137,7 @@ class Receipts:
 
     def new_id(self, earlier: Iterable[str]) -> str:
         """Return an id that sorts after those of all waiting submissions and after ``earlier``."""
-        return history.new_id((*history.names(self._root), *earlier))
+        return ids.new_id((*ids.names(self._root), *earlier))
 
     def keep(
         self,
@@ -165,7 +165,7 @@ class Receipts:
             **asdict(sender),
             raw=f"raw{label_suffix(file.name)}",
             raw_sha256=raw_sha256,
-            received=history.now_text(),
+            received=ids.now_text(),
             params=params,
             info=info,
             **asdict(claims),
@@ -208,16 +208,16 @@ class Receipts:
         """
         _write_reason(self.folder(receipt), reason)
         move_folder(self.folder(receipt), self._unfiled / receipt.id)
-        for old in history.entries(self._unfiled)[:-MAX_UNFILED]:
+        for old in ids.entries(self._unfiled)[:-MAX_UNFILED]:
             shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_reason(folder: Path, reason: str) -> None:
-    write_json(folder / FAILURE_FILE, {"reason": reason, "time": history.now_text()})
+    write_json(folder / FAILURE_FILE, {"reason": reason, "time": ids.now_text()})
 
 
 def _listed(folder: Path, reason: str) -> Iterator[Waiting]:
-    for entry in history.entries(folder):
+    for entry in ids.entries(folder):
         try:
             receipt = from_fields(Receipt, read_json(entry / RECEIPT_FILE), f"of submission {entry.name}")
             failure = read_json(entry / FAILURE_FILE) if (entry / FAILURE_FILE).exists() else {}

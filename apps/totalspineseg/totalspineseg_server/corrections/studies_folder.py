@@ -15,22 +15,26 @@ from typing import Any, Final
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from totalspineseg_server.corrections.datastore import SpineDatastore
-from totalspineseg_server.corrections.dicom_folders import VOLUMES_DIR, DicomFolder, DicomFolders
 from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
-from totalspineseg_server.corrections.history import HISTORY_DIR
-from totalspineseg_server.corrections.image_ids import (
-    OFFERED_ENDINGS,
+from totalspineseg_server.corrections.folder_contents import (
+    VOLUMES_DIR,
+    DicomFolder,
+    DicomFolders,
     by_image,
-    file_stem,
     image_in_studies,
+    not_offered,
+    studies_files,
+)
+from totalspineseg_server.corrections.ids import (
+    HISTORY_DIR,
+    OFFERED_ENDINGS,
+    file_stem,
     is_usable_id,
     same_examination,
     split_name,
-    studies_files,
 )
 from totalspineseg_server.corrections.image_records import IMAGES_FILE, PATIENT, anonymous, images_folder
 from totalspineseg_server.corrections.label_files import remove_file
-from totalspineseg_server.corrections.not_offered import not_offered
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.files import (
     PARTIAL_PREFIX,

@@ -12,7 +12,7 @@ from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, OWN_NUMBERS, UNREV
 from totalspineseg_server.corrections.checks import check
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, DisplayedCorrections
-from totalspineseg_server.corrections.history import HISTORY_DIR, STUDIES_DIR
+from totalspineseg_server.corrections.ids import HISTORY_DIR, STUDIES_DIR
 from totalspineseg_server.corrections.inbox import Inbox, Studies
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender

@@ -17,7 +17,7 @@ from starlette.responses import FileResponse
 
 from totalspineseg_server.corrections.correction_store import Correction
 from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, RENUMBERED, UNCONFIRMED, message_of
-from totalspineseg_server.corrections.image_ids import is_usable_id
+from totalspineseg_server.corrections.ids import is_usable_id
 from totalspineseg_server.corrections.image_records import NOTED, PATIENT, anonymous
 from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.receipts import Receipt, Sender

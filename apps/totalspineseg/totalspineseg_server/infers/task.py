@@ -18,7 +18,7 @@ from totalspineseg_server import pipeline
 from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, DISCS, NAME_OF, WIRE_ID, WIRE_LABELS
 from totalspineseg_server.certainty import proves_nothing
 from totalspineseg_server.clock import Stopwatch
-from totalspineseg_server.corrections import history
+from totalspineseg_server.corrections import ids
 from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, UNCONFIRMED
 from totalspineseg_server.corrections.predictions import KeptMaps, PredictionRecord
 from totalspineseg_server.errors import SettingError, StorageError, UnknownImageError
@@ -166,7 +166,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         file, present = self._write(outcome, settings, clock)
         image_id = str(request.get("image_id") or "")
         record = PredictionRecord(
-            id=history.new_id((*self.services.predictions.ids(image_id, sha256), *self.services.maps.ids(sha256))),
+            id=ids.new_id((*self.services.predictions.ids(image_id, sha256), *self.services.maps.ids(sha256))),
             image=image_id,
             model=str(request.get("model") or ""),
             versions=dict(outcome.versions),

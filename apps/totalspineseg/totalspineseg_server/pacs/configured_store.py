@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from totalspineseg_server.anatomy import CODE_OF
 from totalspineseg_server.corrections.displayed_corrections import UNCONFIRMED, DisplayedCorrections
-from totalspineseg_server.corrections.history import PACS_DIR
+from totalspineseg_server.corrections.ids import PACS_DIR
 from totalspineseg_server.dicom.seg_writer import write_seg
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.pacs.address import configured_client, configured_filter

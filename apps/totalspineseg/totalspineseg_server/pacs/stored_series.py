@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from totalspineseg_server.corrections.history import PACS_DIR
-from totalspineseg_server.corrections.image_ids import is_plain_stem
+from totalspineseg_server.corrections.ids import PACS_DIR, is_plain_stem
 from totalspineseg_server.corrections.image_records import IMAGES_DIR, ImageRecords, older_index
 from totalspineseg_server.pacs.found_series import patient_of
 

@@ -1,20 +1,30 @@
-"""Convert image ids, the names that clients use, to names of files and back, and list the image files of a folder."""
+"""Make ids, and the names of files and folders that belong to an id; list the entries of a folder by their ids."""
 
+import hashlib
 import re
+import secrets
 from collections.abc import Iterable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from stat import S_ISREG
 from typing import Final
 from urllib.parse import quote, unquote
 
-from totalspineseg_server.unpacking import MAX_POINTER_BYTES, missing_content
-from totalspineseg_server.volume_io import WRITTEN_SUFFIXES, image_named, stem
+from totalspineseg_server.volume_io import WRITTEN_SUFFIXES
 
+HISTORY_DIR: Final = ".totalspineseg"
+"""Folder inside the studies folder; hidden, so that the datastore does not list its files as images."""
+PACS_DIR: Final = "pacs"
+"""Folder for a PACS, below the history: fetched series and the labels shown to clients."""
+STUDIES_DIR: Final = "studies"
+"""Folder for images that are only read, below the history: the index and the labels shown to clients."""
+MAX_FOLDER_NAME: Final = 200
+"""Largest length of a folder name, bytes; file systems allow 255, and endings need some room."""
+ID_TIME: Final = re.compile(r"(\d{4}[01]\d[0-3]\dT[0-2]\d[0-5]\d[0-5]\d)(\.\d{6})?Z-[0-9a-f]+")
+"""Pattern of ids; ids of trainings, which people type, have no fraction of a second."""
 OFFERED_ENDINGS: Final = WRITTEN_SUFFIXES
 """Endings, in any case, of files that are offered as images."""
 EXAMINATION: Final = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?_")
 """Beginning of a BIDS name. Series of one session share the scanner's coordinates; those of two sessions do not."""
-BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
 MAX_STEM_CHARACTERS: Final = 200
 """Longest name that can be read at a glance."""
 MAX_STEM_BYTES: Final = 240
@@ -22,6 +32,67 @@ MAX_STEM_BYTES: Final = 240
 SPECIAL: Final = re.compile(r'[/\\:*?"<>|]')
 """Characters that some systems do not allow in names of files."""
 CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+
+
+def new_id(earlier: Iterable[str] = ()) -> str:
+    """Return an id that sorts by time and never repeats: ``20260131T120000.123456Z-1a2b3c4d``.
+
+    Args:
+        earlier: Existing ids, perhaps among other names. The new id sorts after these ids, even if the clock was ahead
+            when they were made.
+    """
+    return f"{time_after(earlier, timedelta(microseconds=1)):%Y%m%dT%H%M%S.%fZ}-{secrets.token_hex(4)}"
+
+
+def time_after(earlier: Iterable[str], step: timedelta) -> datetime:
+    """Return the time in UTC; if it is not later than the latest earlier id, return that id's time plus a step.
+
+    Args:
+        earlier: Ids, perhaps among other names, which are ignored.
+        step: Smallest difference between two ids of a format.
+    """
+    now = datetime.now(timezone.utc)
+    latest = max((match.groups(".0") for match in map(ID_TIME.fullmatch, earlier) if match), default=None)
+    if latest is None:
+        return now
+    return max(now, datetime.strptime("".join(latest), "%Y%m%dT%H%M%S.%f").replace(tzinfo=timezone.utc) + step)
+
+
+def now_text() -> str:
+    """Return the time in UTC, ISO 8601."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def text_of_time(seconds: float) -> str:
+    """Return a time in the form of ``now_text``: UTC, ISO 8601."""
+    return datetime.fromtimestamp(seconds, timezone.utc).isoformat(timespec="milliseconds")
+
+
+def folder_name(image_id: str) -> str:
+    """Return a safe and unique folder name for an image id, whatever characters the id has.
+
+    Raises:
+        ValueError: The id is empty.
+    """
+    if not image_id:
+        raise ValueError("expected an image id, got ''")
+    name = quote(image_id, safe=" ,+=@()")
+    name = name.replace(".", "%2E", 1) if name.startswith(".") else name
+    if len(name) > MAX_FOLDER_NAME:
+        name = f"{name[: MAX_FOLDER_NAME - 17]}-{hashlib.sha256(image_id.encode()).hexdigest()[:16]}"
+    return name
+
+
+def names(parent: Path) -> tuple[str, ...]:
+    """Return the names of the entries of a folder, oldest first."""
+    return tuple(entry.name for entry in entries(parent))
+
+
+def entries(parent: Path) -> tuple[Path, ...]:
+    """Return the complete entries of a folder, oldest first; empty if there is no folder."""
+    if not parent.is_dir():
+        return ()
+    return tuple(sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".")))
 
 
 def is_usable_id(image_id: str) -> bool:
@@ -54,18 +125,6 @@ def id_of_stem(stem: str) -> str:
     return unquote(stem) if _is_code(stem) else stem
 
 
-def is_offered(path: Path) -> bool:
-    """Return whether a file of the studies folder is offered as an image: by its name, and if its content is here."""
-    if not path.name.lower().endswith(OFFERED_ENDINGS) or not is_plain_stem(stem(path)):
-        return False
-    try:
-        stat = path.stat()
-        # Ask once of each file: thousands are listed, perhaps over a network.
-        return S_ISREG(stat.st_mode) and (stat.st_size > MAX_POINTER_BYTES or not missing_content(path))
-    except (OSError, ValueError):
-        return False
-
-
 def split_name(name: str) -> tuple[str, str]:
     """Return the image id that a file's name stands for, and the file's ending."""
     for ending in OFFERED_ENDINGS:
@@ -73,18 +132,6 @@ def split_name(name: str) -> tuple[str, str]:
             return id_of_stem(name[: -len(ending)]), name[-len(ending) :]
     path = Path(name)
     return id_of_stem(path.stem), path.suffix
-
-
-def image_files(folder: Path) -> list[str]:
-    """Return the names of the image files of a folder, in the order of their endings in ``OFFERED_ENDINGS``.
-
-    Files that are being written and files without a plain name are skipped.
-
-    Raises:
-        OSError: The folder cannot be read.
-    """
-    plain = [file.name for file in folder.iterdir() if is_offered(file)]
-    return sorted(plain, key=lambda name: (OFFERED_ENDINGS.index(split_name(name)[1].lower()), name))
 
 
 def bids_folder(image_id: str) -> Path | None:
@@ -97,37 +144,6 @@ def same_examination(one: str, other: str) -> bool:
     """Return whether two image ids belong to one examination: they begin with the same BIDS ``sub-`` and ``ses-``."""
     first, second = (EXAMINATION.match(image_id) for image_id in (one, other))
     return first is not None and second is not None and first.groups() == second.groups()
-
-
-def studies_files(folder: Path) -> list[str]:
-    """Return the image files of a studies folder: those directly in it, and those of a BIDS tree in their folders.
-
-    Returns:
-        Their paths below the folder, in the order of ``image_files``, those of a BIDS tree last.
-
-    Raises:
-        OSError: A folder cannot be read.
-    """
-    found = image_files(folder) if folder.is_dir() else []
-    for place in sorted(path.relative_to(folder) for pattern in BIDS_FOLDERS for path in folder.glob(pattern)):
-        # A file whose name does not say where it belongs would share its id with another one.
-        found += [(place / name).as_posix() for name in image_files(folder / place) if bids_folder(name) == place]
-    return found
-
-
-def image_in_studies(folder: Path, image_id: str) -> Path | None:
-    """Return the file of an image of a studies folder; None if there is none."""
-    place = bids_folder(image_id)
-    places = (folder,) if place is None else (folder, folder / place)
-    return next(filter(None, (image_named(each, file_stem(image_id)) for each in places)), None)
-
-
-def by_image(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return image id -> its files, as names or as paths with "/", in the same order."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(split_name(name.rpartition("/")[2])[0], []).append(name)
-    return found
 
 
 def _fits_a_name(stem: str) -> bool:
