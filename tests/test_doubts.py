@@ -13,14 +13,12 @@ from block_spines import block_spine, classes_of
 from phantom import RAS, CodeReader, image_of, lumbar_codes
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
 from totalspineseg_server.certainty import Certainty
-from totalspineseg_server.corrections.attribution import Corrected
-from totalspineseg_server.corrections.checks import beside_prediction, check
+from totalspineseg_server.corrections.comparison import Corrected, beside_prediction, check, compare
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.displayed_corrections import message_of
 from totalspineseg_server.corrections.inbox import Inbox, Studies
 from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
-from totalspineseg_server.corrections.renames import compare
 from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.infers.published import FullTask

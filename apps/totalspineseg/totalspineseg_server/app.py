@@ -23,7 +23,7 @@ from totalspineseg_server.activelearning.strategies import DoubtfulFirst, First,
 from totalspineseg_server.anatomy import NAME_OF
 from totalspineseg_server.bids import subject_of
 from totalspineseg_server.corrections.attribution import Uploads
-from totalspineseg_server.corrections.checks import check
+from totalspineseg_server.corrections.comparison import check
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.datastore import SpineDatastore, is_safe_tag
 from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections

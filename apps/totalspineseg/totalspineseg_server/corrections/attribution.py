@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from totalspineseg_server.corrections import answers
+from totalspineseg_server.corrections.comparison import Corrected, compare
 from totalspineseg_server.corrections.correction_store import Received
 from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Claims
-from totalspineseg_server.corrections.renames import Compared, compare
 from totalspineseg_server.errors import LabelError, UnknownImageError
 from totalspineseg_server.geometry import Grid
 from totalspineseg_server.segments import Submission
@@ -124,19 +124,6 @@ def resolve_image(image_id: str, claims: Claims, exists: Callable[[str], bool], 
     if fitting:
         raise LabelError(answers.which_image(image_id, fitting))
     return image_id
-
-
-@dataclass(frozen=True)
-class Corrected:
-    """The prediction that a submission corrects.
-
-    Attributes:
-        prediction: Its record.
-        compared: The submission compared with it; None if its maps were deleted or cannot be compared.
-    """
-
-    prediction: PredictionRecord
-    compared: Compared | None
 
 
 class Attribution:

@@ -87,8 +87,8 @@ class Correction:
         unreviewed: Codes whose voxels the annotator did not check.
         overlap_voxels: Number of voxels that more than one segment claimed.
         findings: Findings on the label (see ``numbering.linter``); empty if parked.
-        renumbered: How the other levels followed the one that was renamed (see ``corrections.renames``), or None.
-        untouched: Codes left as predicted (see ``corrections.unreviewed``); empty in older records.
+        renumbered: How the other levels followed the one that was renamed (see ``corrections.comparison``), or None.
+        untouched: Codes left as predicted (see ``corrections.comparison``); empty in older records.
         renamed: Codes whose name was changed or confirmed while their outline was left as predicted.
         offered: How the image was offered to its author: ``strategy``, time (``ts``) and ``score``; None if it was
             opened otherwise.

@@ -17,26 +17,28 @@ import numpy as np
 from totalspineseg_server.anatomy import BACKGROUND
 from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.attribution import Attribution, resolve_image
-from totalspineseg_server.corrections.checks import beside_prediction, finished_meanwhile, is_unchanged
+from totalspineseg_server.corrections.comparison import (
+    ACCEPTED_NAMES,
+    ALL,
+    beside_prediction,
+    finished_meanwhile,
+    follow_rename,
+    is_unchanged,
+    with_untouched,
+)
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Received
 from totalspineseg_server.corrections.datastore import is_safe_tag
 from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, DisplayedCorrections, display_tag, info_of
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Claims, Receipt, Receipts, Sender, Waiting
-from totalspineseg_server.corrections.renames import follow_rename
 from totalspineseg_server.corrections.submission import (
+    UNREVIEWED_NAMES,
     Mapped,
     is_marked_accepted,
     map_names,
     read_submission,
     submitted_grid,
-)
-from totalspineseg_server.corrections.unreviewed import (
-    ACCEPTED_NAMES,
-    ALL,
-    UNREVIEWED_NAMES,
     with_unreviewed,
-    with_untouched,
 )
 from totalspineseg_server.dicom.seg_reader import read_seg
 from totalspineseg_server.errors import (

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, OWN_NUMBERS, UNREVIEWED, UNREVIEWED_NAME
-from totalspineseg_server.corrections.checks import check
+from totalspineseg_server.corrections.comparison import check
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, DisplayedCorrections
 from totalspineseg_server.corrections.ids import HISTORY_DIR, STUDIES_DIR

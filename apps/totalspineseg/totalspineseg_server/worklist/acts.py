@@ -10,11 +10,11 @@ import numpy as np
 
 from totalspineseg_server.anatomy import BY_CODE, NAME_OF, WIRE_LABELS, Kind
 from totalspineseg_server.certainty import certainty_of, is_doubtful
+from totalspineseg_server.corrections.comparison import ACCEPTED_NAMES, ALL
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Rejection, Rejections
 from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, message_of
 from totalspineseg_server.corrections.inbox import UNCHANGED_PARAMETER
 from totalspineseg_server.corrections.receipts import Sender
-from totalspineseg_server.corrections.unreviewed import ACCEPTED_NAMES, ALL
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import labels_from_iso
 from totalspineseg_server.numbering.chain import Numbering
