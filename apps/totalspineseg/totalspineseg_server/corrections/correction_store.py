@@ -346,7 +346,7 @@ MAX_REASON: Final = 500
 
 @dataclass(frozen=True)
 class Rejection:
-    """A reader's statement that a result is no use.
+    """A reader's decision that a result cannot be used, with the reason.
 
     Attributes:
         id: Sorts by time, among corrections too.
