@@ -18,9 +18,8 @@ import pytest
 from pacs_serving import wait_for
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
 from totalspineseg_server.corrections import datastore, ids
-from totalspineseg_server.corrections.correction_store import CorrectionStore
+from totalspineseg_server.corrections.correction_store import STEP1_TAG, CorrectionStore
 from totalspineseg_server.corrections.datastore import is_safe_tag
-from totalspineseg_server.corrections.displayed_corrections import STEP1_TAG
 from totalspineseg_server.corrections.inbox import Inbox, Lint, Studies
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender

@@ -15,7 +15,6 @@ from totalspineseg_server.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
 from totalspineseg_server.certainty import Certainty
 from totalspineseg_server.corrections.comparison import Corrected, beside_prediction, check, compare
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.displayed_corrections import message_of
 from totalspineseg_server.corrections.inbox import Inbox, Studies
 from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
@@ -117,11 +116,11 @@ def test_what_a_rename_did_is_the_first_sentence() -> None:
         tag="final",
         **fields,
     )
-    message = message_of(correction)
+    message = correction.message
     assert message.startswith("You renamed L5 to L6")
     assert message.endswith("Please check: L3 is missing.")
     assert "finished label" in message
-    unfinished = message_of(replace(correction, tag="original"))
+    unfinished = replace(correction, tag="original").message
     assert "not count" in unfinished and "finished label" not in unfinished
 
 

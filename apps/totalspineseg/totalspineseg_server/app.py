@@ -26,7 +26,6 @@ from totalspineseg_server.corrections.attribution import Uploads
 from totalspineseg_server.corrections.comparison import check
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.datastore import SpineDatastore, is_safe_tag
-from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
 from totalspineseg_server.corrections.ids import HISTORY_DIR, STUDIES_DIR, is_usable_id
 from totalspineseg_server.corrections.image_records import noted_for
 from totalspineseg_server.corrections.inbox import Inbox, Studies
@@ -211,20 +210,19 @@ class App(MONAILabelApp):  # type: ignore[misc]
             studies: The folder, or its address.
             root: Folder of the history.
         """
-        displayed = DisplayedCorrections(self._corrections)
         if is_address(studies):
             from totalspineseg_server.pacs.cache import MAX_GB
             from totalspineseg_server.pacs.configured_store import pacs_datastore
 
             room = float(self._settings.get("cache_gb") or MAX_GB)
-            return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room, corrections=displayed)
+            return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room, corrections=self._corrections)
         work = self._settings.get("work")
         return StudiesDatastore(
             str(Path(work) / STUDIES_DIR) if work else studies,
             images=studies if work else "",
             auto_reload=host_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=host_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
-            corrections=displayed,
+            corrections=self._corrections,
         )
 
     def _is_needed(self, series: str) -> bool:

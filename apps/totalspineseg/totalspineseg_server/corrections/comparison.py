@@ -16,7 +16,7 @@ from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, NAME_OF, T13, UNRE
 from totalspineseg_server.certainty import Certainty, certainty_of, is_doubtful
 from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.correction_store import Correction, Received
-from totalspineseg_server.corrections.displayed_corrections import UNCONFIRMED
+from totalspineseg_server.corrections.label_files import UNCONFIRMED
 from totalspineseg_server.corrections.predictions import KeptMaps, PredictionRecord
 from totalspineseg_server.corrections.submission import ACCEPTED_MARK, Mapped, named_codes
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, iso_grid, labels_from_iso, same_grid, to_ras

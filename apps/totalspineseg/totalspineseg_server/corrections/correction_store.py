@@ -9,12 +9,13 @@ or takes the previous rejection back.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from totalspineseg_server.corrections import ids
+from totalspineseg_server.corrections import answers, ids
+from totalspineseg_server.corrections.image_records import Remembered
 from totalspineseg_server.corrections.predictions import PredictionRecord
 from totalspineseg_server.corrections.receipts import Receipt, Sender
 from totalspineseg_server.corrections.submission import Mapped
@@ -27,10 +28,23 @@ logger = logging.getLogger(__name__)
 
 RECORD_FILE = "record.json"
 CODES_FILE = "codes.nii.gz"
+FINAL_TAG: Final = "final"
+"""Datastore tag of a finished label, whose names are certain. Clients that state no tag get this one."""
+STEP1_TAG: Final = "step1"
+"""Datastore tag of corrected step-1 maps: input of step 2, never a finished label."""
+READER_TAGS: Final = (STEP1_TAG, FINAL_TAG)
+"""Datastore tags that only submissions of readers may have; others are for predictions and work in progress."""
 CHOSEN_PARAMETER = "chosen"
 """Parameter of a submission: see ``Correction.chosen``."""
 
 Status = Literal["accepted", "parked"]
+
+
+def display_tag(tag: str, step: int) -> str:
+    """Return the datastore's tag of a label; a step-1 map never replaces a finished label."""
+    if step == 2:
+        return tag
+    return STEP1_TAG if tag in READER_TAGS else f"{tag}-{STEP1_TAG}"
 
 
 class Withdrawals:
@@ -134,6 +148,22 @@ class Correction:
         """The author of the label, under the name that other readers see."""
         return self.client or self.user
 
+    @property
+    def displayed_tag(self) -> str:
+        """The datastore's tag under which an accepted label is shown; see ``display_tag``."""
+        return display_tag(self.tag, self.step or 2)
+
+    @property
+    def message(self) -> str:
+        """The answer to the author of an accepted label: first the effect of a rename, findings last."""
+        return answers.submitted(
+            self.step,
+            len(self.present),
+            renumbered=str(self.renumbered.get("message", "")) if self.renumbered else "",
+            findings=[str(finding.get("message", "")) for finding in self.findings],
+            is_finished=self.tag in READER_TAGS,
+        )
+
 
 @dataclass(frozen=True)
 class Received:
@@ -177,6 +207,7 @@ class CorrectionStore:
     def __init__(self, root: Path) -> None:
         self.root = root / "corrections"
         self.withdrawals = Withdrawals(root)
+        self._remembered: Remembered[tuple[Correction, ...]] = Remembered()
 
     def accept(
         self,
@@ -242,18 +273,28 @@ class CorrectionStore:
         for folder in ids.entries(self.root):
             yield from _readable(folder, on_damaged)
 
+    def corrected(self, images: Iterable[str]) -> frozenset[str]:
+        """Return those of these images that have a correction, even a parked or damaged one."""
+        folders = frozenset(ids.names(self.root))
+        return frozenset(image_id for image_id in images if ids.folder_name(image_id) in folders)
+
     def in_force(self, image_id: str) -> tuple[Correction, ...]:
-        """Return the accepted corrections of an image that were not withdrawn, oldest first, without damaged ones."""
-        withdrawn = self.withdrawals.of_image(image_id)
-        return tuple(c for c in self.of_image(image_id) if c.status == "accepted" and c.id not in withdrawn)
+        """Return the accepted corrections of an image that were not withdrawn, oldest first, without damaged ones; they
+        are read again only if one was added or withdrawn."""
+        folders = self._folder(image_id), self.withdrawals.folder(image_id)
+        return self._remembered.value(image_id, folders, lambda: self._read_in_force(image_id))
+
+    def under(self, image_id: str, tag: str) -> tuple[Correction, ...]:
+        """Return the corrections of an image that count and belong under a tag of the datastore, oldest first."""
+        return tuple(c for c in self.in_force(image_id) if c.displayed_tag == tag)
+
+    def displayed(self, image_id: str) -> dict[str, Correction]:
+        """Return tag of the datastore -> the correction of an image that clients see: the newest one that counts."""
+        return {c.displayed_tag: c for c in self.in_force(image_id)}
 
     def latest_accepted(self, image_id: str, step: int = 2) -> Correction | None:
         """Return the newest accepted correction of an image for a step, unless it was withdrawn, or None."""
         return next((c for c in reversed(self.in_force(image_id)) if c.step == step), None)
-
-    def folders(self, image_id: str) -> tuple[Path, Path]:
-        """Return the folders that change with the corrections of an image and with their withdrawals."""
-        return self._folder(image_id), self.withdrawals.folder(image_id)
 
     def codes(self, correction: Correction) -> LabelArray:
         """Return the codes of an accepted correction; see ``volume``."""
@@ -274,6 +315,10 @@ class CorrectionStore:
     def path(self, correction: Correction) -> Path:
         """Return the folder of a correction."""
         return self._folder(correction.image) / correction.id
+
+    def _read_in_force(self, image_id: str) -> tuple[Correction, ...]:
+        withdrawn = self.withdrawals.of_image(image_id)
+        return tuple(c for c in self.of_image(image_id) if c.status == "accepted" and c.id not in withdrawn)
 
     def _folder(self, image_id: str) -> Path:
         return self.root / ids.folder_name(image_id)

@@ -14,7 +14,6 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Final
 
-from totalspineseg_server.corrections.file_contents import Remembered
 from totalspineseg_server.corrections.ids import (
     OFFERED_ENDINGS,
     bids_folder,
@@ -23,6 +22,7 @@ from totalspineseg_server.corrections.ids import (
     is_usable_id,
     split_name,
 )
+from totalspineseg_server.corrections.image_records import Remembered
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import copy_file, storage_errors
 from totalspineseg_server.locks import NamedLocks

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import math
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,9 +25,14 @@ from totalspineseg_server.corrections.comparison import (
     is_unchanged,
     with_untouched,
 )
-from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Received
+from totalspineseg_server.corrections.correction_store import (
+    FINAL_TAG,
+    Correction,
+    CorrectionStore,
+    Received,
+    display_tag,
+)
 from totalspineseg_server.corrections.datastore import is_safe_tag
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, DisplayedCorrections, display_tag, info_of
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Claims, Receipt, Receipts, Sender, Waiting
 from totalspineseg_server.corrections.submission import (
@@ -156,7 +160,6 @@ class Inbox:
     ) -> None:
         self._receipts = receipts
         self._corrections = corrections
-        self._displayed = DisplayedCorrections(corrections)
         self._attribution = Attribution(predictions, maps)
         self._lint = lint
         self._studies = studies
@@ -343,7 +346,7 @@ class Inbox:
             with self._waits_on_failure(receipt):
                 findings = (
                     *judged.findings,
-                    *finished_meanwhile(self._displayed.under(received.image_id, tag), received),
+                    *finished_meanwhile(self._corrections.under(received.image_id, tag), received),
                 )
                 later = self._later(received.image_id, tag, receipt.id)
                 correction = self._corrections.accept(received, judged.mapped, judged.grid, findings, judged.renumbered)
@@ -454,7 +457,7 @@ class Inbox:
             StorageError: It could not be stored, or the label could not be removed. Call it again to do the rest.
         """
         with self._locks.of(image_id):
-            withdrawn = tuple(c.id for c in self._displayed.under(image_id, tag))
+            withdrawn = tuple(c.id for c in self._corrections.under(image_id, tag))
             for correction_id in withdrawn:
                 self._corrections.withdrawals.add(image_id, correction_id, user)
             hide(image_id, tag)
@@ -477,7 +480,7 @@ class Inbox:
             StorageError: It could not be stored, or the labels could not be changed.
         """
         with self._locks.of(image_id):
-            *earlier, newest = self._displayed.under(image_id, FINAL_TAG) or (None,)
+            *earlier, newest = self._corrections.under(image_id, FINAL_TAG) or (None,)
             if newest is None or newest.id != correction_id:
                 raise LabelError("Somebody has changed the label since. Open the scan again.")
             self._corrections.withdrawals.add(image_id, correction_id, user)
@@ -491,14 +494,11 @@ class Inbox:
     def _later(self, image_id: str, tag: str, correction_id: str) -> frozenset[str]:
         """Return the ids of later corrections of an image that are or were shown under a tag."""
         known = (c for c in self._corrections.of_image(image_id) if c.id > correction_id)
-        return frozenset(c.id for c in known if c.step is not None and display_tag(c.tag, c.step) == tag)
+        return frozenset(c.id for c in known if c.status == "accepted" and c.displayed_tag == tag)
 
     def _publish(self, correction: Correction, more: Mapping[str, Any]) -> None:
-        tag = display_tag(correction.tag, correction.step or 2)
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                file = self._displayed.draw(correction, Path(folder))
-                self._studies.publish(correction.image, str(file), tag, info_of(correction, more))
+            self._studies.show(correction, self._corrections.volume(correction), more)
         except StorageError as error:
             raise type(error)(answers.not_shown(str(error), correction.id, correction.image)) from error
         except Exception as error:

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 from monailabel.interfaces.exception import ImageNotFoundException
 
+from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.datastore import SpineDatastore
-from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
 from totalspineseg_server.corrections.folder_contents import (
     VOLUMES_DIR,
     DicomFolder,
@@ -86,7 +86,7 @@ class StudiesDatastore(SpineDatastore):
         images: str = "",
         auto_reload: bool = True,
         read_only: bool = False,
-        corrections: DisplayedCorrections | None = None,
+        corrections: CorrectionStore | None = None,
     ) -> None:
         folder, own = Path(path), Path(path) if images else Path(path) / HISTORY_DIR
         with storage_errors(folder):

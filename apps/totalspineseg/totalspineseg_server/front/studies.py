@@ -15,11 +15,10 @@ from monailabel.utils.sessions import SessionInfo, Sessions
 from pydantic import BaseModel
 from starlette.responses import FileResponse
 
-from totalspineseg_server.corrections.correction_store import Correction
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, RENUMBERED, UNCONFIRMED, message_of
+from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction
 from totalspineseg_server.corrections.ids import is_usable_id
 from totalspineseg_server.corrections.image_records import NOTED, PATIENT, anonymous
-from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.label_files import DRAWN_ON, RENUMBERED, UNCONFIRMED
 from totalspineseg_server.corrections.receipts import Receipt, Sender
 from totalspineseg_server.errors import SettingError, StorageError
 from totalspineseg_server.front.failures import without_folders
@@ -87,7 +86,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
             correction = app_instance().submit_label(image, file, tag or FINAL_TAG, fields, sender, fault=fault)
         label_info = app_instance().datastore().get_label_info(correction.image, correction.tag)
         return {
-            "message": message_of(correction),
+            "message": correction.message,
             "image": correction.image,
             "label": correction.image,
             "correction": correction.id,

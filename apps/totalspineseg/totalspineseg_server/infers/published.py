@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from totalspineseg_server import pipeline
 from totalspineseg_server.clock import Stopwatch
-from totalspineseg_server.corrections.displayed_corrections import READER_TAGS, STEP1_TAG, UNCONFIRMED
+from totalspineseg_server.corrections.correction_store import READER_TAGS, STEP1_TAG
+from totalspineseg_server.corrections.label_files import UNCONFIRMED
 from totalspineseg_server.corrections.submission import map_names, read_submission
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import LabelArray, Volume, labels_to_iso, on_grid

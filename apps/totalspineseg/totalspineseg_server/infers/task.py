@@ -19,7 +19,8 @@ from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, DISCS, NAME_OF, WI
 from totalspineseg_server.certainty import proves_nothing
 from totalspineseg_server.clock import Stopwatch
 from totalspineseg_server.corrections import ids
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, UNCONFIRMED
+from totalspineseg_server.corrections.correction_store import FINAL_TAG
+from totalspineseg_server.corrections.label_files import UNCONFIRMED
 from totalspineseg_server.corrections.predictions import KeptMaps, PredictionRecord
 from totalspineseg_server.errors import SettingError, StorageError, UnknownImageError
 from totalspineseg_server.files import sha256_of, storage_errors

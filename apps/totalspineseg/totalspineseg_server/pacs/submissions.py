@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, message_of
+from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.dicom.seg_object import SegReference, seg_content
 from totalspineseg_server.errors import LabelError, StorageError, TotalSpineSegError
@@ -86,4 +85,4 @@ def _earlier(corrections: CorrectionStore, series: str, file: Path, sender: Send
 def _outcome_of(instance: str, known: Correction) -> Outcome:
     if known.status == "parked":
         return Outcome(instance, "parked", f"Not counted: {known.reason}", known.image, known.id)
-    return Outcome(instance, "accepted", message_of(known), known.image, known.id, tuple(known.findings))
+    return Outcome(instance, "accepted", known.message, known.image, known.id, tuple(known.findings))

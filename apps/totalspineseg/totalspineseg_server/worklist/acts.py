@@ -11,8 +11,13 @@ import numpy as np
 from totalspineseg_server.anatomy import BY_CODE, NAME_OF, WIRE_LABELS, Kind
 from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.corrections.comparison import ACCEPTED_NAMES, ALL
-from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Rejection, Rejections
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, message_of
+from totalspineseg_server.corrections.correction_store import (
+    FINAL_TAG,
+    Correction,
+    CorrectionStore,
+    Rejection,
+    Rejections,
+)
 from totalspineseg_server.corrections.inbox import UNCHANGED_PARAMETER
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.errors import ConflictError, LabelError
@@ -204,7 +209,7 @@ def reader(user: str, client: str) -> Sender:
 
 def submitted_text(correction: Correction) -> str:
     """Return the sentences for the reader of an accepted label."""
-    return "Accepted as it is." if correction.unchanged else message_of(correction)
+    return "Accepted as it is." if correction.unchanged else correction.message
 
 
 def _require_shown(view: View, prediction: str) -> None:
