@@ -15,7 +15,7 @@ import numpy.typing as npt
 from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, NAME_OF, T13, UNREVIEWED, UNREVIEWED_NAME, Kind
 from totalspineseg_server.certainty import Certainty, certainty_of, is_doubtful
 from totalspineseg_server.corrections import answers
-from totalspineseg_server.corrections.correction_store import Correction, Received
+from totalspineseg_server.corrections.correction_store import Correction
 from totalspineseg_server.corrections.label_files import UNCONFIRMED
 from totalspineseg_server.corrections.predictions import KeptMaps, PredictionRecord
 from totalspineseg_server.corrections.submission import ACCEPTED_MARK, Mapped, named_codes
@@ -303,7 +303,7 @@ def _incomplete(codes: LabelArray) -> tuple[Finding, ...]:
     return (Finding(INCOMPLETE, BACKGROUND, answers.incomplete(missing, UNREVIEWED_NAME)),)
 
 
-def finished_meanwhile(in_force: Sequence[Correction], received: Received) -> tuple[Mapping[str, Any], ...]:
+def finished_meanwhile(in_force: Sequence[Correction], correction: Correction) -> tuple[Mapping[str, Any], ...]:
     """Return a finding if somebody else submitted the same kind of label after the corrected prediction was made.
 
     Most clients use the name with which their program was installed. Therefore a sender with the same name counts as
@@ -311,17 +311,17 @@ def finished_meanwhile(in_force: Sequence[Correction], received: Received) -> tu
 
     Args:
         in_force: Accepted corrections of the image that count and are shown under the same tag, oldest first.
-        received: The submission. Not modified.
+        correction: The record of the submission.
 
     Returns:
         One finding or none; none if the corrected prediction is not known.
     """
-    predicted, sender = received.prediction, received.sender
-    if predicted is None:
+    if correction.prediction is None:
         return ()
+    predicted = correction.prediction["id"]
     for other in reversed(in_force):
-        same_name = (other.user, other.client) == (sender.user, sender.client)
-        if other.id > predicted.id and not (same_name and (other.prediction or {}).get("id") == predicted.id):
+        same_name = (other.user, other.client) == (correction.user, correction.client)
+        if other.id > predicted and not (same_name and (other.prediction or {}).get("id") == predicted):
             message = answers.somebody_else(other.reader, other.received)
             return (Finding("finished_meanwhile", BACKGROUND, message).as_dict(np.eye(4)),)
     return ()

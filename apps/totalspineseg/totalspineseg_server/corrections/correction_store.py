@@ -16,12 +16,10 @@ from typing import Any, Final, Literal
 
 from totalspineseg_server.corrections import answers, ids
 from totalspineseg_server.corrections.image_records import Remembered
-from totalspineseg_server.corrections.predictions import PredictionRecord
-from totalspineseg_server.corrections.receipts import Receipt, Sender
-from totalspineseg_server.corrections.submission import Mapped
-from totalspineseg_server.errors import StorageError, TotalSpineSegError
+from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import from_fields, move_folder, read_json, staged_folder, write_json
-from totalspineseg_server.geometry import Grid, LabelArray, Volume
+from totalspineseg_server.geometry import LabelArray, Volume
 from totalspineseg_server.volume_io import read_labels, write_volume
 
 logger = logging.getLogger(__name__)
@@ -34,8 +32,6 @@ STEP1_TAG: Final = "step1"
 """Datastore tag of corrected step-1 maps: input of step 2, never a finished label."""
 READER_TAGS: Final = (STEP1_TAG, FINAL_TAG)
 """Datastore tags that only submissions of readers may have; others are for predictions and work in progress."""
-CHOSEN_PARAMETER = "chosen"
-"""Parameter of a submission: see ``Correction.chosen``."""
 
 Status = Literal["accepted", "parked"]
 
@@ -165,37 +161,6 @@ class Correction:
         )
 
 
-@dataclass(frozen=True)
-class Received:
-    """A submission while it is read.
-
-    Attributes:
-        receipt: The submission as it was sent.
-        folder: Its folder.
-        image_id: Image it belongs to.
-        image_sha256: Present hash of that image.
-        prediction: The prediction that it corrects.
-        offered: See ``Correction``.
-    """
-
-    receipt: Receipt
-    folder: Path
-    image_id: str
-    image_sha256: str
-    prediction: PredictionRecord | None = None
-    offered: Mapping[str, Any] | None = None
-
-    @property
-    def file(self) -> Path:
-        """The submitted file."""
-        return self.folder / self.receipt.raw
-
-    @property
-    def sender(self) -> Sender:
-        """Who sent it."""
-        return self.receipt.sender
-
-
 class CorrectionStore:
     """The corrections below a history folder; append-only, and safe with several writers at once.
 
@@ -209,40 +174,26 @@ class CorrectionStore:
         self.withdrawals = Withdrawals(root)
         self._remembered: Remembered[tuple[Correction, ...]] = Remembered()
 
-    def accept(
-        self,
-        received: Received,
-        mapped: Mapped,
-        grid: Grid,
-        findings: tuple[Mapping[str, Any], ...] = (),
-        renumbered: Mapping[str, Any] | None = None,
-    ) -> Correction:
-        """File a submission whose segments all have known names.
+    def file(self, folder: Path, correction: Correction, codes: Volume | None = None) -> Correction:
+        """Move a submission to the corrections of its image.
 
         Args:
-            received: The submission.
-            mapped: Its codes.
-            grid: Grid of the image.
-            findings: Findings on the label.
-            renumbered: How other levels followed a renamed one.
+            folder: Folder of the submission, with the file as it was sent.
+            correction: Its record.
+            codes: Its codes on the grid of the image; None if it is parked. Not modified.
+
+        Returns:
+            The record.
 
         Raises:
             StorageError: It could not be written; it still waits.
         """
-        record = self._record(received, "accepted", "", step=mapped.step, findings=findings)
-        record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels, "renumbered": renumbered}
-        record |= {"unreviewed": mapped.unreviewed, "untouched": mapped.untouched, "renamed": mapped.renamed}
-        record |= {"unchanged": mapped.unchanged, "dice": mapped.dice, "unconfirmed": mapped.unconfirmed}
-        write_volume(received.folder / CODES_FILE, mapped.codes, grid)
-        return self._file(Correction(**record), received)
-
-    def park(self, received: Received, error: TotalSpineSegError) -> Correction:
-        """File a submission that cannot be used, with the reason.
-
-        Raises:
-            StorageError: It could not be written; it still waits.
-        """
-        return self._file(Correction(**self._record(received, "parked", str(error))), received)
+        # The entry appears complete, because everything is written before its folder moves.
+        if codes is not None:
+            write_volume(folder / CODES_FILE, codes.data, codes.grid)
+        write_json(folder / RECORD_FILE, asdict(correction))
+        move_folder(folder, self._folder(correction.image) / correction.id)
+        return correction
 
     def ids(self, image_id: str) -> tuple[str, ...]:
         """Return the ids of all corrections of an image, oldest first."""
@@ -323,43 +274,6 @@ class CorrectionStore:
     def _folder(self, image_id: str) -> Path:
         return self.root / ids.folder_name(image_id)
 
-    def _record(
-        self,
-        received: Received,
-        status: Status,
-        reason: str,
-        *,
-        step: int | None = None,
-        findings: tuple[Mapping[str, Any], ...] = (),
-    ) -> dict[str, Any]:
-        prediction, receipt = received.prediction, received.receipt
-        return {
-            "id": receipt.id,
-            "image": received.image_id,
-            "status": status,
-            "reason": reason,
-            "step": step,
-            "tag": receipt.tag,
-            **asdict(receipt.sender),
-            "raw": receipt.raw,
-            "raw_sha256": receipt.raw_sha256,
-            "image_sha256": received.image_sha256,
-            "received": receipt.received,
-            "prediction": None
-            if prediction is None
-            else {"id": prediction.id, "model": prediction.model, "versions": dict(prediction.versions)},
-            "label_info": receipt.params.get("label_info"),
-            "findings": findings,
-            "offered": received.offered,
-            "chosen": _ids(receipt.params.get(CHOSEN_PARAMETER)),
-        }
-
-    def _file(self, correction: Correction, received: Received) -> Correction:
-        # The entry appears complete, because everything is written before its folder moves.
-        write_json(received.folder / RECORD_FILE, asdict(correction))
-        move_folder(received.folder, self._folder(correction.image) / received.folder.name)
-        return correction
-
 
 def _readable(folder: Path, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
     """Yield the corrections in the folder of an image; a damaged record is reported and skipped."""
@@ -375,10 +289,6 @@ def _readable(folder: Path, on_damaged: Callable[[str, StorageError], None]) -> 
 def _read(entry: Path) -> Correction:
     record = read_json(entry / RECORD_FILE)
     return from_fields(Correction, record, f"of correction {entry.name} in {entry.parent}")
-
-
-def _ids(value: object) -> tuple[str, ...]:
-    return tuple(map(str, value)) if isinstance(value, (list, tuple)) else ()
 
 
 def _log(image: str, error: StorageError) -> None:

@@ -15,7 +15,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +25,13 @@ from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoun
 
 from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore
 from totalspineseg_server.corrections.ids import OFFERED_ENDINGS, split_name
-from totalspineseg_server.corrections.image_records import IMAGES_DIR, ContentHashes, ImageRecords, older_index
+from totalspineseg_server.corrections.image_records import (
+    IMAGES_DIR,
+    ContentHashes,
+    ImageRecords,
+    noted_for,
+    older_index,
+)
 from totalspineseg_server.corrections.label_files import (
     CORRECTION,
     DRAWN_ON,
@@ -149,6 +155,10 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             raise ImageNotFoundException(f"There is no image {image_id!r} in the studies. Ask for the list of images.")
         with self._turn():
             self._records.write(image_id, {**self._records.of(image_id), **info})
+
+    def offer_to(self, image_id: str, names: Collection[str]) -> Mapping[str, Any] | None:
+        """Return the last offer of an image to a client with one of these names, with its ``strategy``, or None."""
+        return noted_for(self._records.of(image_id), names)
 
     def _image_entry(self, image_id: str, file: Path | None) -> dict[str, Any]:
         """Return the entry of an image in a list."""

@@ -18,7 +18,7 @@ from totalspineseg_server.corrections.correction_store import (
     Rejection,
     Rejections,
 )
-from totalspineseg_server.corrections.inbox import UNCHANGED_PARAMETER
+from totalspineseg_server.corrections.interpretation import UNCHANGED_PARAMETER
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import labels_from_iso

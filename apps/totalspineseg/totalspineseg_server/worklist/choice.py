@@ -10,8 +10,8 @@ import numpy as np
 
 from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, UNREVIEWED, UNREVIEWED_NAME, WIRE_LABELS
 from totalspineseg_server.corrections.comparison import ACCEPTED_NAMES
-from totalspineseg_server.corrections.correction_store import CHOSEN_PARAMETER, FINAL_TAG, Correction, CorrectionStore
-from totalspineseg_server.corrections.inbox import UNCHANGED_PARAMETER
+from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore
+from totalspineseg_server.corrections.interpretation import CHOSEN_PARAMETER, UNCHANGED_PARAMETER
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.corrections.submission import UNREVIEWED_NAMES
 from totalspineseg_server.errors import ConflictError, LabelError
