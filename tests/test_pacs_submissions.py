@@ -13,9 +13,9 @@ from phantom import PIR, CodeReader
 from totalspineseg_server.anatomy import CODE_OF
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.receipts import Sender
-from totalspineseg_server.dicom.seg_object import seg_reference
-from totalspineseg_server.dicom.seg_writer import seg_bytes, write_seg
 from totalspineseg_server.geometry import Volume
+from totalspineseg_server.io.dicom.seg_object import seg_reference
+from totalspineseg_server.io.dicom.seg_writer import seg_bytes, write_seg
 from totalspineseg_server.pacs.outcomes import Outcome
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, unquote
 
-from totalspineseg_server.volume_io import WRITTEN_SUFFIXES
+from totalspineseg_server.io.volumes import WRITTEN_SUFFIXES
 
 HISTORY_DIR: Final = ".totalspineseg"
 """Folder inside the studies folder; hidden, so that the datastore does not list its files as images."""

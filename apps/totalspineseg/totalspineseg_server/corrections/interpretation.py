@@ -36,7 +36,6 @@ from totalspineseg_server.corrections.submission import (
     submitted_grid,
     with_unreviewed,
 )
-from totalspineseg_server.dicom.seg_reader import read_seg
 from totalspineseg_server.errors import (
     GridError,
     ImageError,
@@ -45,9 +44,10 @@ from totalspineseg_server.errors import (
 )
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, same_voxels
+from totalspineseg_server.io.dicom.seg_reader import read_seg
+from totalspineseg_server.io.volumes import read_image
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.segments import Submission
-from totalspineseg_server.volume_io import read_image
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,9 @@ class Interpreter:
         """Return the complete record of a label, and its codes.
 
         Raises:
-            LabelError: It cannot be used; ImageError and GridError likewise.
+            LabelError: Its names cannot be used.
+            GridError: It lies on other voxels than its image.
+            ImageError: It is not a readable label map.
         """
         params = received.receipt.params
         if received.file.name.lower().endswith(SEG_SUFFIX):
@@ -230,7 +232,7 @@ class Interpreter:
             unreviewed, accepted = followed.now(unreviewed), followed.now(accepted)
         mapped = with_unreviewed(map_names(submission, grid), unreviewed)
         mapped = with_untouched(mapped, compared, accepted, marked=marked)
-        is_finished = params.get(UNCHANGED_PARAMETER) is True and compared is not None
+        is_finished = params.get(UNCHANGED_PARAMETER) is True
         lint = self._lint(mapped.codes, grid)
         findings = (*beside_prediction(corrected, mapped, lint), *lint, *_replaced(prediction, received))
         complete = replace(
@@ -244,7 +246,7 @@ class Interpreter:
             renumbered=None if followed is None else followed.report,
             untouched=mapped.untouched,
             renamed=mapped.renamed,
-            unchanged=is_finished and is_unchanged(compared, mapped),
+            unchanged=is_finished and compared is not None and is_unchanged(compared, mapped),
             dice=mapped.dice,
             unconfirmed=mapped.unconfirmed,
         )
