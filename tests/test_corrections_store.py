@@ -18,8 +18,7 @@ import pytest
 from pacs_serving import wait_for
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
 from totalspineseg_server.corrections import datastore, ids
-from totalspineseg_server.corrections.correction_store import STEP1_TAG, Correction, CorrectionStore
-from totalspineseg_server.corrections.datastore import is_safe_tag
+from totalspineseg_server.corrections.correction_store import STEP1_TAG, Correction, CorrectionStore, is_safe_tag
 from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.interpretation import Lint
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore

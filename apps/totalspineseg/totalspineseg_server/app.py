@@ -21,8 +21,8 @@ from totalspineseg_server.activelearning.selection import FinishedLevels, counts
 from totalspineseg_server.activelearning.strategies import DoubtfulFirst, First, Last, MostToLearn, Random, SurestFirst
 from totalspineseg_server.anatomy import NAME_OF
 from totalspineseg_server.bids import subject_of
-from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.datastore import SpineDatastore, is_safe_tag
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, is_safe_tag
+from totalspineseg_server.corrections.datastore import SpineDatastore
 from totalspineseg_server.corrections.ids import HISTORY_DIR, STUDIES_DIR, is_usable_id
 from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.label_files import DRAWN_ON

@@ -9,6 +9,7 @@ or takes the previous rejection back.
 """
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -32,15 +33,14 @@ STEP1_TAG: Final = "step1"
 """Datastore tag of corrected step-1 maps: input of step 2, never a finished label."""
 READER_TAGS: Final = (STEP1_TAG, FINAL_TAG)
 """Datastore tags that only submissions of readers may have; others are for predictions and work in progress."""
+SAFE_TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 Status = Literal["accepted", "parked"]
 
 
-def display_tag(tag: str, step: int) -> str:
-    """Return the datastore's tag of a label; a step-1 map never replaces a finished label."""
-    if step == 2:
-        return tag
-    return STEP1_TAG if tag in READER_TAGS else f"{tag}-{STEP1_TAG}"
+def is_safe_tag(tag: str) -> bool:
+    """Return whether a label tag is a plain word."""
+    return SAFE_TAG.fullmatch(tag) is not None
 
 
 class Withdrawals:
@@ -146,8 +146,10 @@ class Correction:
 
     @property
     def displayed_tag(self) -> str:
-        """The datastore's tag under which an accepted label is shown; see ``display_tag``."""
-        return display_tag(self.tag, self.step or 2)
+        """The datastore's tag under which it is shown; a step-1 map never replaces a finished label."""
+        if self.step != 1:
+            return self.tag
+        return STEP1_TAG if self.tag in READER_TAGS else f"{self.tag}-{STEP1_TAG}"
 
     @property
     def message(self) -> str:

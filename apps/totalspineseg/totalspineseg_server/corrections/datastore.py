@@ -9,7 +9,6 @@ import io
 import json
 import logging
 import os
-import re
 import tempfile
 import threading
 import time
@@ -23,7 +22,7 @@ from typing import Any, Final
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
-from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore
+from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore, is_safe_tag
 from totalspineseg_server.corrections.ids import OFFERED_ENDINGS, split_name
 from totalspineseg_server.corrections.image_records import (
     IMAGES_DIR,
@@ -50,14 +49,8 @@ logger = logging.getLogger(__name__)
 CONTENTS_FILE: Final = "contents.json"
 """File with hashes of images and labels, so that the server does not read all of them at each start; it may be deleted.
 """
-SAFE_TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 INDEX_SECONDS: Final = 60.0
 """Longest wait for another process that changes the studies: copying a large image to a slow disk takes seconds."""
-
-
-def is_safe_tag(tag: str) -> bool:
-    """Return whether a label tag is a plain word."""
-    return SAFE_TAG.fullmatch(tag) is not None
 
 
 class SpineDatastore(Datastore):  # type: ignore[misc]

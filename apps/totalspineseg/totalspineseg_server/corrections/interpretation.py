@@ -24,8 +24,7 @@ from totalspineseg_server.corrections.comparison import (
     is_unchanged,
     with_untouched,
 )
-from totalspineseg_server.corrections.correction_store import Correction
-from totalspineseg_server.corrections.datastore import is_safe_tag
+from totalspineseg_server.corrections.correction_store import Correction, is_safe_tag
 from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Claims, Receipt
 from totalspineseg_server.corrections.submission import (

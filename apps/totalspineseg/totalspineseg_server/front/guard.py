@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from totalspineseg_server.corrections.datastore import is_safe_tag
+from totalspineseg_server.corrections.correction_store import is_safe_tag
 from totalspineseg_server.corrections.ids import is_usable_id
 from totalspineseg_server.infers.http import BAD_REQUEST, FORBIDDEN, NOT_FOUND, TOO_LARGE
 from totalspineseg_server.places import COMMAND
