@@ -249,8 +249,9 @@ class Inbox:
         with self._locks.of(image_id):
             with self._waits_on_failure(receipt):
                 if codes is not None:
-                    meanwhile = finished_meanwhile(self._corrections.under(image_id, tag), correction)
-                    correction = replace(correction, findings=(*correction.findings, *meanwhile))
+                    earlier = self._corrections.under(image_id, tag)
+                    findings = (*correction.findings, *finished_meanwhile(earlier, correction))
+                    correction = replace(correction, findings=findings)
                 later = self._later(image_id, tag, receipt.id)
                 correction = self._corrections.file(folder, correction, codes)
             if codes is None:
