@@ -26,7 +26,7 @@ from totalspineseg_server.anatomy import (
     WIRE_LABELS,
     column,
 )
-from totalspineseg_server.corrections.correction_store import RECORD_FILE
+from totalspineseg_server.corrections.ids import RECORD_FILE
 from totalspineseg_server.corrections.submission import Mapped, map_names, with_unreviewed
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Grid

@@ -8,7 +8,6 @@ and is never changed.
 or takes the previous rejection back.
 """
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,13 +18,10 @@ from totalspineseg_server.corrections import answers, ids
 from totalspineseg_server.corrections.image_records import Remembered
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.errors import StorageError
-from totalspineseg_server.files import from_fields, move_folder, read_json, staged_folder, write_json
+from totalspineseg_server.files import move_folder, staged_folder, write_json
 from totalspineseg_server.geometry import LabelArray, Volume
 from totalspineseg_server.io.volumes import read_labels, write_volume
 
-logger = logging.getLogger(__name__)
-
-RECORD_FILE = "record.json"
 CODES_FILE = "codes.nii.gz"
 FINAL_TAG: Final = "final"
 """Datastore tag of a finished label, whose names are certain. Clients that state no tag get this one."""
@@ -62,7 +58,7 @@ class Withdrawals:
         """
         record = {"image": image_id, "correction": correction_id, "user": user, "received": ids.now_text()}
         with staged_folder(self.folder(image_id) / correction_id) as entry:
-            write_json(entry / RECORD_FILE, record)
+            write_json(entry / ids.RECORD_FILE, record)
 
     def of_image(self, image_id: str) -> frozenset[str]:
         """Return the ids of the corrections of an image that were withdrawn."""
@@ -193,7 +189,7 @@ class CorrectionStore:
         # The entry appears complete, because everything is written before its folder moves.
         if codes is not None:
             write_volume(folder / CODES_FILE, codes.data, codes.grid)
-        write_json(folder / RECORD_FILE, asdict(correction))
+        write_json(folder / ids.RECORD_FILE, asdict(correction))
         move_folder(folder, self._folder(correction.image) / correction.id)
         return correction
 
@@ -203,7 +199,7 @@ class CorrectionStore:
 
     def of_image(self, image_id: str) -> tuple[Correction, ...]:
         """Return all corrections of an image, parked ones too, oldest first; those that cannot be read are logged."""
-        return tuple(_readable(self._folder(image_id), _log))
+        return tuple(ids.records(Correction, ids.entries(self._folder(image_id)), "correction"))
 
     def read(self, image_id: str, correction_id: str) -> Correction:
         """Return the record of a correction.
@@ -211,7 +207,7 @@ class CorrectionStore:
         Raises:
             StorageError: It cannot be read.
         """
-        return _read(self._folder(image_id) / correction_id)
+        return ids.read_record(Correction, self._folder(image_id) / correction_id, "correction")
 
     def any_of(self, image_id: str) -> bool:
         """Return whether an image has a correction, even a parked or damaged one."""
@@ -219,12 +215,15 @@ class CorrectionStore:
 
     def all(self) -> Iterator[Correction]:
         """Yield all corrections of all images; those that cannot be read are logged."""
-        return self.readable(_log)
+        return ids.records(Correction, self._entries(), "correction")
 
     def readable(self, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
         """Yield all corrections; a damaged record is reported (image folder and reason) and skipped."""
-        for folder in ids.entries(self.root):
-            yield from _readable(folder, on_damaged)
+
+        def report(entry: Path, error: StorageError) -> None:
+            on_damaged(entry.parent.name, error)
+
+        return ids.records(Correction, self._entries(), "correction", report)
 
     def corrected(self, images: Iterable[str]) -> frozenset[str]:
         """Return those of these images that have a correction, even a parked or damaged one."""
@@ -269,32 +268,16 @@ class CorrectionStore:
         """Return the folder of a correction."""
         return self._folder(correction.image) / correction.id
 
+    def _entries(self) -> Iterator[Path]:
+        """Yield the folders of all corrections of all images."""
+        return (entry for folder in ids.entries(self.root) for entry in ids.entries(folder))
+
     def _read_in_force(self, image_id: str) -> tuple[Correction, ...]:
         withdrawn = self.withdrawals.of_image(image_id)
         return tuple(c for c in self.of_image(image_id) if c.status == "accepted" and c.id not in withdrawn)
 
     def _folder(self, image_id: str) -> Path:
         return self.root / ids.folder_name(image_id)
-
-
-def _readable(folder: Path, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
-    """Yield the corrections in the folder of an image; a damaged record is reported and skipped."""
-    for entry in ids.entries(folder):
-        try:
-            correction = _read(entry)
-        except StorageError as error:
-            on_damaged(folder.name, error)
-        else:
-            yield correction
-
-
-def _read(entry: Path) -> Correction:
-    record = read_json(entry / RECORD_FILE)
-    return from_fields(Correction, record, f"of correction {entry.name} in {entry.parent}")
-
-
-def _log(image: str, error: StorageError) -> None:
-    logger.warning("A correction of %s cannot be read and is skipped: %s", image, error)
 
 
 MAX_REASON: Final = 500
@@ -347,16 +330,11 @@ class Rejections:
             entry_id, image_id, reason[:MAX_REASON], sender.user, sender.client, prediction, ids.now_text()
         )
         with staged_folder(folder / entry_id) as entry:
-            write_json(entry / RECORD_FILE, asdict(record))
+            write_json(entry / ids.RECORD_FILE, asdict(record))
         return record
 
     def latest(self, image_id: str) -> Rejection | None:
         """Return the latest rejection; None if there is none, or if it was taken back."""
-        for entry in reversed(ids.entries(self._root / ids.folder_name(image_id))):
-            try:
-                found = from_fields(Rejection, read_json(entry / RECORD_FILE), f"of rejection {entry.name}")
-            except StorageError as error:
-                logger.warning("A rejection cannot be read and is skipped: %s", error)
-                continue
-            return found if found.reason else None
-        return None
+        newest_first = reversed(ids.entries(self._root / ids.folder_name(image_id)))
+        found = next(ids.records(Rejection, newest_first, "rejection"), None)
+        return found if found is not None and found.reason else None

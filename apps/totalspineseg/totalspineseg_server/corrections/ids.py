@@ -1,15 +1,22 @@
-"""Make ids, and the names of files and folders that belong to an id; list the entries of a folder by their ids."""
+"""Make ids, and the names of files and folders that belong to an id; read the entries of the history by their ids."""
 
 import hashlib
+import logging
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import quote, unquote
 
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.files import from_fields, read_json
 from totalspineseg_server.io.volumes import WRITTEN_SUFFIXES
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 HISTORY_DIR: Final = ".totalspineseg"
 """Folder inside the studies folder; hidden, so that the datastore does not list its files as images."""
@@ -21,6 +28,8 @@ MAX_FOLDER_NAME: Final = 200
 """Largest length of a folder name, bytes; file systems allow 255, and endings need some room."""
 ID_TIME: Final = re.compile(r"(\d{4}[01]\d[0-3]\dT[0-2]\d[0-5]\d[0-5]\d)(\.\d{6})?Z-[0-9a-f]+")
 """Pattern of ids; ids of trainings, which people type, have no fraction of a second."""
+RECORD_FILE: Final = "record.json"
+"""File with the record of an entry."""
 OFFERED_ENDINGS: Final = WRITTEN_SUFFIXES
 """Endings, in any case, of files that are offered as images."""
 EXAMINATION: Final = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?_")
@@ -93,6 +102,43 @@ def entries(parent: Path) -> tuple[Path, ...]:
     if not parent.is_dir():
         return ()
     return tuple(sorted(p for p in parent.iterdir() if p.is_dir() and not p.name.startswith(".")))
+
+
+def read_record(kind: type[T], entry: Path, name: str) -> T:
+    """Return the record of an entry.
+
+    Args:
+        kind: Dataclass of the record.
+        entry: Folder of the entry.
+        name: What the entry is, for messages, such as "prediction".
+
+    Raises:
+        StorageError: It cannot be read.
+    """
+    return from_fields(kind, read_json(entry / RECORD_FILE), f"of {name} {entry.name} in {entry.parent}")
+
+
+def records(
+    kind: type[T], found: Iterable[Path], name: str, on_damaged: Callable[[Path, StorageError], object] | None = None
+) -> Iterator[T]:
+    """Yield the records of some entries; one that cannot be read is logged, or reported, and skipped.
+
+    Args:
+        kind: Dataclass of the records.
+        found: Folders of the entries.
+        name: What an entry is, see ``read_record``.
+        on_damaged: Called with a damaged entry and the reason; None to log it.
+    """
+    for entry in found:
+        try:
+            record = read_record(kind, entry, name)
+        except StorageError as error:
+            if on_damaged is None:
+                logger.warning("A %s cannot be read and is skipped: %s", name, error)
+            else:
+                on_damaged(entry, error)
+        else:
+            yield record
 
 
 def is_usable_id(image_id: str) -> bool:
