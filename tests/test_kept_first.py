@@ -172,7 +172,7 @@ def test_a_label_that_ends_the_server_is_not_read_again_by_itself(desk: Desk) ->
 
 @pytest.mark.parametrize("file", ["codes.nii.gz", "record.json"])
 def test_kill_9_while_a_label_is_filed_costs_nothing(desk: Desk, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    desk.store.accept = fails(RuntimeError())  # type: ignore[method-assign]
+    desk.store.file = fails(RuntimeError())  # type: ignore[method-assign]
     with pytest.raises(SubmissionError):
         desk.submit()
     (desk.receipts.folder(waiting(desk).receipt) / file).write_bytes(b"half a file")
