@@ -2,9 +2,10 @@
 
     .venv/bin/python tools/bench_speed.py [FOLDER] [--full] [--threads 2] [--repeats 3]
 
-Networks: the starter weights, and random weights of the official shape (256 x 256 x 48 voxels, 141 million parameters).
-Random networks find nothing, so every answer is replaced by the true classes of a synthetic scan; the work is done all
-the same. Three scans of an average body at 1 mm: lumbar, whole spine, and the whole spine with 60 mm of air around.
+Networks: the starter weights, and random weights of the official shape (256 x 256 x 48 voxels, 141 million
+parameters). Random networks find nothing, so every answer is replaced by the true classes of a synthetic scan; the
+amount of work is the same. Three scans of an average body at 1 mm: lumbar, whole spine, and the whole spine with 60
+mm of air around it.
 
 - "stock": nnUNetPredictor, PyTorch in float32, no mirroring, tiles that overlap by half, networks alone;
 - "ours": from the file of the image to the file of the labels, with everything between and after the networks;
@@ -275,7 +276,7 @@ def count(folder: Path, _: int, scan: str) -> dict[str, Any]:
 
 
 def run_row(folder: Path, _: int, weights: str, scan: str, way: str, faster: str, repeats: str) -> dict[str, Any]:
-    """Run a row from end to end, so often; return medians, and the largest memory of the process."""
+    """Run a row from end to end several times; return medians, and the largest memory of the process."""
     row = run(folder, weights, scan, way, runtime_of(way, faster), int(repeats))
     return {**row, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, "runs": int(repeats)}
 

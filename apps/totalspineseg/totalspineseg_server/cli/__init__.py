@@ -23,7 +23,7 @@ COMMANDS: Final = MappingProxyType(
         "run": f"segment and number scans (also without the word: {COMMAND} INPUT OUTPUT)",
         "label": "number the raw map of a network, without running a network",
         "lint": "check a label map: gaps, duplicates, wrong order, fragments",
-        "measure": "measure label maps: volume, place and intensity of structures, heights, areas, angles",
+        "measure": "measure label maps: volume, location and intensity of structures, heights, areas, angles",
         "weights": "install or list the networks' weights",
         "models": "list, show, judge, activate, roll back, export, import or remove model versions",
         "retrain": "learn from the corrections of a studies folder; publish what passes the gate",

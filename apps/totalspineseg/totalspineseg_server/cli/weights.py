@@ -1,4 +1,5 @@
-"""Install the official weights (from the web, or from zips on disk), list what is installed, or make weights faster.
+"""Install the official weights (from the web, or from zips on disk), list what is installed, or find out whether they
+can run faster.
 
 quantize tries two faster ways of computing on a CPU: INT8 (whole numbers of eight bits), and a box around the spine
 instead of the whole image. It compares their results with the exact ones, prints a table and stores it beside the
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 LARGE_BYTES: Final = 100 * MIB
 """Size of a checkpoint from which the runtime matters; the official ones are ten times as large."""
 MIN_SCANS: Final = 10
-"""Fewer scans say too little about the next one."""
+"""Smallest number of scans: fewer say too little about the next one."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

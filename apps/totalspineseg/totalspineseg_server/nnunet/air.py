@@ -18,7 +18,8 @@ DARKEST: Final = 0.01
 """Share of the cubes that count as the darkest."""
 BINS: Final = 256
 SPECKS: Final = 0.002
-"""Share of bright cubes up to which a slice or a tile is air all the same: noise has some. A vertebra fills more."""
+"""Largest share of bright cubes in a slice or a tile that still counts as air, because noise has some. A vertebra
+fills more."""
 
 
 def tissue(image: torch.Tensor) -> torch.Tensor:
@@ -37,7 +38,7 @@ def tissue_box(image: torch.Tensor) -> Box:
     """Return the smallest box with everything that is not air; the whole image if all of it looks alike.
 
     Args:
-        image: As of ``tissue``. Not modified.
+        image: See ``tissue``. Not modified.
     """
     cubes = tissue(image)
     spans = []

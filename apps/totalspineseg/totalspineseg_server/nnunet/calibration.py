@@ -47,7 +47,7 @@ CORD_PRIOR: Final = 5.0
 """Number of scans by which the present threshold of the cord is weighted."""
 MIN_CORD_VOXELS: Final = 500
 BELOW_MM: Final = 8.0
-"""Distance below the middle of L5-S from which on something lies in the sacrum; a disc is 5 to 12 mm high."""
+"""Distance below the middle of L5-S beyond which a piece lies in the sacrum; a disc is 5 to 12 mm high."""
 S1_NEAR_MM: Final = 45.0
 """A vertebra within this distance of L5-S is S1."""
 MIN_S1_VOXELS: Final = 1000
@@ -134,7 +134,7 @@ def calibrate(
     for step in STEPS:
         tally = (averaged if mirror[step] else plain)[step]
         result[step] = replace(tally.trust, mirror=mirror[step], cord_logit=cord_logit(tally.cord_dice))
-    # Both steps are asked in the same way but for weights that were measured apart from each other.
+    # Both steps are asked in the same way, except for weights that were measured separately.
     result[FINAL] = result[FINAL] + count_failures(ways[mirror[FINAL]].segmented, mirror=mirror)
     return result
 

@@ -56,7 +56,7 @@ class Submit(Protocol):
 
 
 class Undo(Protocol):
-    """Takes the newest label of an image back, see ``Inbox.undo``."""
+    """Takes back the newest label of an image, see ``Inbox.undo``."""
 
     def __call__(self, image_id: str, correction_id: str, *, user: str) -> str:
         """Take it back, and return the id of the label that is now displayed again."""
@@ -67,7 +67,7 @@ class Acts:
 
     Args:
         submit: Accepts a label as if a client had sent it.
-        undo: Takes the newest label back.
+        undo: Takes back the newest label.
         corrections: All submitted labels.
         rejections: All rejections.
     """

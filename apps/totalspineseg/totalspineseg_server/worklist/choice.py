@@ -67,7 +67,7 @@ def choose(
     labels = {id_: known[id_] for id_ in (choice.label, *sorted(named - {choice.label}))}
     base = labels[choice.label]
     if any(one.image_sha256 != base.image_sha256 for one in labels.values()):
-        raise ConflictError("These labels were made on different images. Choose one of them whole.")
+        raise ConflictError("Labels of different images cannot be merged. Choose one of them as it is.")
     codes = {id_: corrections.codes(one) for id_, one in labels.items()}
     merged = merge(codes, choice)
     params = _params(base, labels, merged, is_whole=len(labels) == 1)
