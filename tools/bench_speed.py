@@ -44,6 +44,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from totalspineseg_server import pipeline
 from totalspineseg_server.files import read_json, write_json
 from totalspineseg_server.geometry import Volume
+from totalspineseg_server.io.volumes import read_image, write_volume
 from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
 from totalspineseg_server.nnunet.fast_ways import INT8, processor
 from totalspineseg_server.nnunet.focus import FocusedPredictor
@@ -67,7 +68,6 @@ from totalspineseg_server.synthesis import (
     step1_classes,
     step2_classes,
 )
-from totalspineseg_server.volume_io import read_image, write_volume
 
 SEED: Final = 11
 AIR_MM: Final = 60
