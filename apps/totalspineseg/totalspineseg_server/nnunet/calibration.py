@@ -28,7 +28,7 @@ from totalspineseg_server.nnunet.cases import LabeledScan, ScanSource, Skipped
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.packed import Packed
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor
-from totalspineseg_server.nnunet.wrong_names import FINAL, DrawnScan, count_failures
+from totalspineseg_server.nnunet.wrong_names import FINAL, SegmentedScan, count_failures
 from totalspineseg_server.numbering.evidence import SPECK_SHARE, landmark_shares, odd_share
 from totalspineseg_server.numbering.evidence_weights import LARGE_BONE_MM3, MOSTLY, THIN_DISC
 from totalspineseg_server.prediction import Prediction
@@ -124,7 +124,7 @@ def calibrate(
                     way.tallies[step].add(seen[step])
                 maps = {step: Packed.of(sight.classes) for step, sight in seen.items()}
                 counts = {step: sight.trust for step, sight in seen.items()}
-                way.segmented.append(DrawnScan(scan.subject, grid, seen[2].box, maps, codes, counts))
+                way.segmented.append(SegmentedScan(scan.subject, grid, seen[2].box, maps, codes, counts))
     plain, averaged = (way.tallies for way in ways.values())
     enough = averaged[1].trust.scans >= MIN_MIRROR_SCANS
     before = {step: models[step].trust.mirror for step in STEPS}
@@ -150,7 +150,7 @@ class _Way:
 
     def __init__(self, models: Mapping[int, ModelFolder], device: str, *, mirror: bool) -> None:
         self.tallies = {step: _Tally() for step in STEPS}
-        self.segmented: list[DrawnScan] = []
+        self.segmented: list[SegmentedScan] = []
         trusts = {step: replace(models[step].trust, mirror=mirror, cord_logit=0.0) for step in STEPS}
         self._networks = {step: WarmPredictor(models[step], device=device, trust=trusts[step]) for step in STEPS}
 
@@ -259,10 +259,10 @@ def _lower_end(step: Step, pieces: Pieces, raw: LabelArray, codes: LabelArray) -
 def _are_moved(discs: Mapping[int, tuple[Piece, int]]) -> bool:
     """Return whether both L5-S and T12-L1 (where in view) are drawn on the disc above; L5-S may be on both."""
 
-    def is_drawn(code: int, landmark: int) -> bool:
+    def is_segmented_as(code: int, landmark: int) -> bool:
         return code in discs and landmark_shares(discs[code][0]).get(landmark, 0.0) > MOSTLY
 
-    return is_drawn(DISC_L4_L5, DISC_L5_S) and not is_drawn(DISC_T12_L1, DISC_T12_L1)
+    return is_segmented_as(DISC_L4_L5, DISC_L5_S) and not is_segmented_as(DISC_T12_L1, DISC_T12_L1)
 
 
 def _is_sacrum(raw: LabelArray, middle: npt.NDArray[np.float64]) -> bool:
