@@ -32,7 +32,7 @@ COMMANDS: Final = MappingProxyType(
         "train": "train both networks from scratch with nnU-Net on the datasets of prepare",
         "serve": "serve a folder of studies to 3D Slicer, OHIF and other MONAI Label clients",
         "backup": "write corrections, versions and settings of a site into one file",
-        "restore": "restore such a file into an empty or another place",
+        "restore": "restore a backup into an empty folder",
         "export-bids": "export finished labels and images as a BIDS set without patients' names",
         "import-bids": "import the labeled images of a BIDS set as studies with finished labels",
         "train-starter": "train the small starter networks on synthetic spines and labeled scans",

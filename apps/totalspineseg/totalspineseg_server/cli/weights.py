@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from totalspineseg_server.registry.model_store import ModelStore
 
 LARGE_BYTES: Final = 100 * MIB
-"""Size of a checkpoint from which the runtime matters; the official ones are ten times as large."""
+"""Smallest checkpoint for which the runtime matters; the official ones are ten times as large."""
 MIN_SCANS: Final = 10
 """Smallest number of scans: fewer say too little about the next one."""
 
@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=existing_path,
         metavar="STUDIES",
-        help="folder of your own scans; synthetic ones are added up to --scans (default: synthetic ones only)",
+        help="folder of your own scans; synthetic ones make up the number of --scans (default: synthetic ones only)",
     )
     quantize.add_argument(
         "--weights", default="", metavar="NAME", help="weights to compare (default: those in use; see run --weights)"

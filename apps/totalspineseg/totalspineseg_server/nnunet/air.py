@@ -12,8 +12,8 @@ from totalspineseg_server.nnunet.preprocessing import Box
 BLOCK: Final = 2
 """Side of the cubes whose mean counts, voxels: in the mean of eight voxels, noise is a third of what it is in one."""
 SHARE: Final = 0.15
-"""Level up to which a cube is air, as a share of the way from the darkest cubes to the level that best divides dark
-from bright. Low, because far from a surface coil tissue is dark. Chosen, not measured."""
+"""Largest level of a cube of air, as a share of the way from the darkest cubes to the level that best divides dark
+from bright. It is low, because tissue far from a surface coil is dark. Chosen, not measured."""
 DARKEST: Final = 0.01
 """Share of the cubes that count as the darkest."""
 BINS: Final = 256

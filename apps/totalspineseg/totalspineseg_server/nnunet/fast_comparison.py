@@ -28,7 +28,7 @@ from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.prediction import Predictor
 
 TILES: Final = 24
-"""Tiles of each step from which INT8 learns the range of values."""
+"""Number of tiles of each step that show INT8 the range of values."""
 MIN_DICE: Final = 0.95
 """Smallest mean Dice of each group of structures with the exact result. Chosen, not measured."""
 
