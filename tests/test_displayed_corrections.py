@@ -17,7 +17,7 @@ from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import sha256_of
-from totalspineseg_server.volume_io import read_labels, write_volume
+from totalspineseg_server.io.volumes import read_labels, write_volume
 
 
 @pytest.fixture

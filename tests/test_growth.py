@@ -12,7 +12,7 @@ import requests
 from phantom import image_of, lumbar_codes
 from serving import Server, running_server
 from totalspineseg_server.geometry import Grid
-from totalspineseg_server.volume_io import write_volume
+from totalspineseg_server.io.volumes import write_volume
 
 REQUESTS, ROUND = 1000, 100
 IMAGES = 4

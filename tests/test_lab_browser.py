@@ -18,7 +18,7 @@ from tiny_models import write_models
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.wire import to_wire
-from totalspineseg_server.volume_io import write_volume
+from totalspineseg_server.io.volumes import write_volume
 from viewer import window
 
 pytestmark = [

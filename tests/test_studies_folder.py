@@ -20,7 +20,7 @@ from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid
-from totalspineseg_server.volume_io import write_volume
+from totalspineseg_server.io.volumes import write_volume
 
 pytestmark = pytest.mark.slow
 

@@ -41,6 +41,7 @@ from totalspineseg_server.certainty import CERTAINTIES  # noqa: E402
 from totalspineseg_server.errors import NoSpineError  # noqa: E402
 from totalspineseg_server.geometry import LabelArray, Volume, labels_on_grid, to_ras  # noqa: E402
 from totalspineseg_server.infers.disagreement import disagreement_of  # noqa: E402
+from totalspineseg_server.io.volumes import read_image, read_labels  # noqa: E402
 from totalspineseg_server.nnunet.calibration import STEPS, cord_dice, cord_logit, observe  # noqa: E402
 from totalspineseg_server.nnunet.model_folder import models_in  # noqa: E402
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor  # noqa: E402
@@ -55,7 +56,6 @@ from totalspineseg_server.transforms.components import Box  # noqa: E402
 from totalspineseg_server.transforms.one_spine import one_spine  # noqa: E402
 from totalspineseg_server.transforms.pieces import find_pieces  # noqa: E402
 from totalspineseg_server.trust import Trust  # noqa: E402
-from totalspineseg_server.volume_io import read_image, read_labels  # noqa: E402
 
 STARTER = ROOT / "apps" / "totalspineseg" / "model" / "starter"
 COLUMN = column()

@@ -64,11 +64,11 @@ from totalspineseg_server.certainty import is_doubtful  # noqa: E402
 from totalspineseg_server.errors import TotalSpineSegError  # noqa: E402
 from totalspineseg_server.files import read_json, write_json  # noqa: E402
 from totalspineseg_server.geometry import LabelArray, Volume  # noqa: E402
+from totalspineseg_server.io.volumes import write_volume  # noqa: E402
 from totalspineseg_server.nnunet.model_folder import ModelFolder  # noqa: E402
 from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
 from totalspineseg_server.registry.model_store import STARTER, ModelStore  # noqa: E402
 from totalspineseg_server.registry.records import lineage  # noqa: E402
-from totalspineseg_server.volume_io import write_volume  # noqa: E402
 
 CORRECTED: Final = ("005", "052", "098", "136", "177")
 """Patients whose corrections are used for training, the usual five first."""

@@ -50,6 +50,7 @@ from totalspineseg_server import pipeline
 from totalspineseg_server.agreement import score_case
 from totalspineseg_server.files import read_json, write_json
 from totalspineseg_server.geometry import LabelArray, Volume
+from totalspineseg_server.io.volumes import read_image, write_volume
 from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
 from totalspineseg_server.nnunet.fast_comparison import labels_of
 from totalspineseg_server.nnunet.fast_ways import INT8, processor
@@ -75,7 +76,6 @@ from totalspineseg_server.synthesis import (
     step1_classes,
     step2_classes,
 )
-from totalspineseg_server.volume_io import read_image, write_volume
 
 SEED: Final = 11
 AIR_MM: Final = 60

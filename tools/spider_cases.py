@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 from totalspineseg_server.anatomy import BACKGROUND, CANAL, CODE_OF, CORD, SACRUM, UNREVIEWED, column  # noqa: E402
 from totalspineseg_server.errors import TotalSpineSegError  # noqa: E402
 from totalspineseg_server.geometry import LabelArray, Volume, on_grid, to_ras  # noqa: E402
+from totalspineseg_server.io.volumes import read_image, read_labels  # noqa: E402
 from totalspineseg_server.nnunet.real_spines import SUFFIX, save_case  # noqa: E402
-from totalspineseg_server.volume_io import read_image, read_labels  # noqa: E402
 
 PATIENTS: Final = ROOT / "tools" / "spider_patients.csv"
 """List of patients: who is used for training, who is held out and why, and whose names are uncertain."""

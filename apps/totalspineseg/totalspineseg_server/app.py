@@ -63,7 +63,7 @@ from totalspineseg_server.version import VERSION
 from totalspineseg_server.worklist.lab import open_lab
 
 if TYPE_CHECKING:
-    from totalspineseg_server.dicom.seg_object import SegReference
+    from totalspineseg_server.io.dicom.seg_object import SegReference
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from totalspineseg_server.errors import ImageError, NoSpineError, StorageError, 
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.infers.disagreement import scale_difference
 from totalspineseg_server.infers.services import Services, pair_in_use
-from totalspineseg_server.volume_io import read_image
+from totalspineseg_server.io.volumes import read_image
 
 logger = logging.getLogger(__name__)
 

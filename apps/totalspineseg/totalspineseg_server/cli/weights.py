@@ -164,9 +164,9 @@ def _scans(studies: Path | None, count: int, folder: Path) -> "list[Callable[[],
         folder: Folder for synthetic ones.
     """
     from totalspineseg_server.cohort.inputs import find_cases
+    from totalspineseg_server.io.volumes import read_image
     from totalspineseg_server.pipeline import prepare
     from totalspineseg_server.synthesis import demo_studies
-    from totalspineseg_server.volume_io import read_image
 
     own = [case.path for case in find_cases(studies)][:count] if studies is not None else []
     files = [*own, *demo_studies(folder, count - len(own), seed=1)]

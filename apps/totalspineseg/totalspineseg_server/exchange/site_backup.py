@@ -25,9 +25,9 @@ from totalspineseg_server.exchange.site_archive import (
     site_files,
 )
 from totalspineseg_server.files import storage_errors, write_file
+from totalspineseg_server.io.zips import CHUNK_BYTES
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.version import VERSION
-from totalspineseg_server.zips import CHUNK_BYTES
 
 PRIVATE: Final = 0o600
 """Permissions of an archive: only its owner may read it, because it names readers and may have passwords in files of

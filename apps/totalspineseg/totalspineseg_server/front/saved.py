@@ -23,7 +23,7 @@ from monailabel.interfaces.utils.app import app_instance
 
 from totalspineseg_server.infers.http import NOT_FOUND, NOT_READY, UNUSABLE
 from totalspineseg_server.infers.listed import LISTED, as_listed, without_listed
-from totalspineseg_server.volume_io import read_labels, write_volume
+from totalspineseg_server.io.volumes import read_labels, write_volume
 
 PARAMS: Final = "params"
 """Field of a label's info: the report of the result that was saved."""

@@ -9,7 +9,7 @@ from typing import Any, Final
 import requests
 from dicomweb_client import DICOMwebClient
 
-from totalspineseg_server.dicom.headers import may_be_volume
+from totalspineseg_server.io.dicom.headers import may_be_volume
 from totalspineseg_server.pacs.found_series import Series, find_series
 
 logger = logging.getLogger(__name__)

@@ -16,6 +16,7 @@ from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, ST
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume, to_ras
+from totalspineseg_server.io.volumes import read_image, read_labels
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
 from totalspineseg_server.nnunet.content_version import parts_of
 from totalspineseg_server.plausible import require_plausible
@@ -24,7 +25,6 @@ from totalspineseg_server.registry.records import lineage, read_record
 from totalspineseg_server.training.holdout import Split, drawn_out, update_split
 from totalspineseg_server.training.scoring import JudgedCase
 from totalspineseg_server.training.site import Site
-from totalspineseg_server.volume_io import read_image, read_labels
 
 logger = logging.getLogger(__name__)
 

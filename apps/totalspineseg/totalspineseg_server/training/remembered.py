@@ -18,6 +18,7 @@ from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionSt
 from totalspineseg_server.errors import GridError, ImageError, StorageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume
+from totalspineseg_server.io.volumes import read_image
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource
 from totalspineseg_server.registry.handled import Measured, measured_once
 from totalspineseg_server.registry.model_store import ModelStore
@@ -27,7 +28,6 @@ from totalspineseg_server.training.reference import handles
 from totalspineseg_server.training.retrain_settings import REPLAY_CASES
 from totalspineseg_server.training.scoring import JudgedCase, Model, predict_named
 from totalspineseg_server.training.site import Site
-from totalspineseg_server.volume_io import read_image
 
 SEED: Final = 71_993
 """First part of the seed of every replay scan; the reference set of the gate uses another."""

@@ -19,12 +19,12 @@ from totalspineseg_server.corrections.unreviewed import ACCEPTED_NAMES, ALL
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import labels_from_iso
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.renumber import renumber
 from totalspineseg_server.numbering.report import report, sentence
 from totalspineseg_server.spellings import code_of_name
 from totalspineseg_server.transforms.components import labels_present
-from totalspineseg_server.volume_io import write_volume
 from totalspineseg_server.worklist.rows import Row
 from totalspineseg_server.worklist.scans import PREDICTION, View
 

@@ -17,9 +17,9 @@ from totalspineseg_server.corrections.unreviewed import ACCEPTED_NAMES, UNREVIEW
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import Grid, LabelArray
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.spellings import code_of_name
-from totalspineseg_server.volume_io import write_volume
 from totalspineseg_server.worklist.acts import Submit
 
 REGION: Final = max(WIRE_LABELS.values()) + 1

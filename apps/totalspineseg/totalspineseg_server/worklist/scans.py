@@ -18,10 +18,10 @@ from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, Pr
 from totalspineseg_server.errors import UnknownImageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, labels_from_iso, to_ras
+from totalspineseg_server.io.volumes import read_image, write_volume
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.report import DOUBTFUL_PROBABILITY
 from totalspineseg_server.plausible import without_regions
-from totalspineseg_server.volume_io import read_image, write_volume
 from totalspineseg_server.worklist.rows import Row
 
 KEPT_SCANS: Final = 3

@@ -17,7 +17,7 @@ from nibabel.arrayproxy import ArrayProxy
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import CHUNK_BYTES
 from totalspineseg_server.geometry import Affine, AnyArray, Grid, Volume
-from totalspineseg_server.unpacking import MAX_BYTES, require_bounded
+from totalspineseg_server.io.unpacking import MAX_BYTES, require_bounded
 
 MAX_APART_VOX: Final = 0.5
 """Number of voxels from which two positions of a corner, by the two forms of a header, mean that one form is wrong;
