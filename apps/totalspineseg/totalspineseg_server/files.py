@@ -85,7 +85,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         StorageError: The disk is full, permission is missing, or the file system failed; the old content is still
             there.
     """
-    suffix = "".join(path.suffixes[-2:]) if path.name.lower().endswith(".nii.gz") else path.suffix
+    suffix = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
     temporary: Path | None = None
     try:
         # Native libraries may raise RuntimeError.

@@ -189,7 +189,7 @@ def _table(found: "Sequence[Comparison]") -> str:
         result = "passed" if one.passed else "not used"
         rows.append(
             f"| {one.way} | {one.names_differ} of {one.scans} | {one.voxels_differ:.2%} | {dice} | "
-            f"{one.seconds_exact:g} | {one.seconds:g} | {result} |"
+            f"{one.seconds_exact:.1f} | {one.seconds:.1f} | {result} |"
         )
     return "\n".join(rows)
 
