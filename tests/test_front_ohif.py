@@ -19,7 +19,7 @@ from pacs_serving import write_study
 from phantom import PIR
 from serving import Server
 from totalspineseg_server.anatomy import STRUCTURES
-from totalspineseg_server.front import ohif, stow
+from totalspineseg_server.front import front_messages, ohif, stow
 from totalspineseg_server.front.bundle import CHANGES, read_bundle
 from totalspineseg_server.front.stow import Upload, instances
 from totalspineseg_server.geometry import Volume
@@ -255,7 +255,7 @@ def test_a_fault_while_counting_is_told_and_the_store_request_succeeds(
         stow.take_submissions(request, lambda _: True, "reader")
     told = app.outcomes.of(seg.SOPInstanceUID)
     assert told is not None
-    assert (told.status, told.message) == ("refused", stow.FAILED)
+    assert (told.status, told.message) == ("refused", front_messages.FAILED_TO_COUNT)
 
 
 def test_a_body_on_a_slow_disk_stalls_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
