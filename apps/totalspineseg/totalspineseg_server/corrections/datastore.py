@@ -32,7 +32,6 @@ from totalspineseg_server.corrections.image_records import (
     older_index,
 )
 from totalspineseg_server.corrections.label_files import (
-    CORRECTION,
     DRAWN_ON,
     LABELS_DIR,
     DisplayedLabel,
@@ -76,7 +75,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         self._contents = ContentHashes(own / CONTENTS_FILE)
         for name, size, time_ns, sha256 in older.hashes():
             self._contents.learn(images / name, size, time_ns, sha256)
-        self._labels = LabelFiles(folder / LABELS_DIR, self._contents, older)
+        self._labels = LabelFiles(folder / LABELS_DIR, self._contents, older, corrections)
 
     # Questions that a folder and a PACS answer differently.
 
@@ -175,11 +174,11 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Return tag -> the id of the label, which is that of the image."""
-        return dict.fromkeys(self._known(image_id), image_id)
+        return dict.fromkeys(self._labels.displayed(image_id), image_id)
 
     def get_label_by_image_id(self, image_id: str, tag: str) -> str:
         """Return the id of a label, which is that of its image; "" if there is none."""
-        return image_id if tag in self._known(image_id) else ""
+        return image_id if tag in self._labels.displayed(image_id) else ""
 
     def get_label(self, label_id: str, label_tag: str, params: Any = None) -> Any:
         """Return the content of a label's file, or None."""
@@ -204,7 +203,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
         """Return the information about a label, even if its image was replaced."""
-        label = self._known(label_id).get(_plain(label_tag))
+        label = self._labels.displayed(label_id).get(_plain(label_tag))
         return {} if label is None else dict(label.info)
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
@@ -262,7 +261,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             StorageError: It could not be written.
         """
         tag = _plain(label_tag)
-        label = self._known(label_id).get(tag)
+        label = self._labels.displayed(label_id).get(tag)
         if label is not None and label.file is None:
             label = self._written(label_id, tag)
         if label is None:
@@ -279,50 +278,16 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         with self._turn():
             self._labels.remove(label_id, [tag for tag in self._labels.tags() if tag == _plain(label_tag)])
 
-    def _known(self, image_id: str) -> dict[str, DisplayedLabel]:
-        """Return the labels of an image by tag, whether or not they fit it: saved ones, and corrections that count."""
-        return self._with_corrections(image_id, self._labels.of(image_id))
-
-    def _all_known(self) -> dict[str, dict[str, DisplayedLabel]]:
-        """Return the same for every image."""
-        images, names = self.list_images(), self._labels.names()
-        corrected = frozenset() if self._corrections is None else self._corrections.corrected(images)
-        known = {}
-        for image_id in images:
-            known[image_id] = self._labels.of(image_id, names)
-            if image_id in corrected:
-                known[image_id] = self._with_corrections(image_id, known[image_id])
-        return known
-
-    def _with_corrections(self, image_id: str, saved: Mapping[str, DisplayedLabel]) -> dict[str, DisplayedLabel]:
-        """Return the labels of an image with those that follow from its corrections.
-
-        Args:
-            image_id: The image.
-            saved: The labels that have files. Not modified.
-        """
-        found = dict(saved)
-        if self._corrections is None:
-            return found
-        newest = self._corrections.displayed(image_id)
-        for tag, label in saved.items():
-            # A correction that the history does not know stays: the history may have been lost.
-            displayed = str(label.info.get(CORRECTION) or "")
-            if displayed and tag not in newest and displayed in self._corrections.ids(image_id):
-                del found[tag]
-        for tag, correction in newest.items():
-            here = saved.get(tag)
-            if here is None or not here.is_own or here.info.get(CORRECTION) not in (None, correction.id):
-                found[tag] = DisplayedLabel(None, info_of(correction))
-        return found
-
     def _displayed(self, image_id: str) -> dict[str, DisplayedLabel]:
         """Return the labels of an image by tag that this server made and that were drawn on its present content."""
-        return self._fitting(image_id, self._known(image_id))
+        return self._fitting(image_id, self._labels.displayed(image_id))
 
     def _all_shown(self) -> dict[str, dict[str, DisplayedLabel]]:
         """Return the same for every image."""
-        return {image_id: self._fitting(image_id, known) for image_id, known in self._all_known().items()}
+        return {
+            image_id: self._fitting(image_id, known)
+            for image_id, known in self._labels.all_displayed(self.list_images()).items()
+        }
 
     def _fitting(self, image_id: str, known: Mapping[str, DisplayedLabel]) -> dict[str, DisplayedLabel]:
         return {tag: label for tag, label in known.items() if self._fits(image_id, tag, label)}
@@ -394,7 +359,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     def status(self) -> dict[str, Any]:
         """Return how many images and labels there are."""
-        known = self._all_known()
+        known = self._labels.all_displayed(self.list_images())
         tags = Counter(tag for labels in known.values() for tag, label in labels.items() if label.is_own)
         final = {image_id: labels[FINAL_TAG] for image_id, labels in known.items() if FINAL_TAG in labels}
         finished = sum(self._fits(image_id, FINAL_TAG, label) for image_id, label in final.items())
