@@ -22,9 +22,8 @@ from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.networks import Networks
 from totalspineseg_server.nnunet.openvino_cache import MODEL, RECORD, WEIGHTS, entry_key
 from totalspineseg_server.nnunet.openvino_network import keep_int8, load_openvino
-from totalspineseg_server.nnunet.packed import Packed
 from totalspineseg_server.nnunet.runtimes import chosen, chosen_for_all
-from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.prediction import Packed, Prediction
 from totalspineseg_server.registry.model_store import ModelStore
 
 

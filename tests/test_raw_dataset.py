@@ -30,10 +30,10 @@ from totalspineseg_server.nnunet.raw_dataset import (
     RawOptions,
     case_id,
     dataset_name,
+    subjects_of,
     write_raw_datasets,
 )
 from totalspineseg_server.nnunet.raw_folder import read_cases
-from totalspineseg_server.nnunet.splits import subjects_of
 from totalspineseg_server.nnunet.targets import IGNORE_CLASS, REGIONS
 from totalspineseg_server.prediction import Prediction
 from training_site import correct, make_site

@@ -369,8 +369,8 @@ def require_weights(weights: str, *, app_dir: Path) -> None:
     """
     if not weights:
         return
+    from totalspineseg_server.nnunet.discovery import read_trust
     from totalspineseg_server.nnunet.networks import Networks
-    from totalspineseg_server.nnunet.trust_file import read_trust
     from totalspineseg_server.registry.model_store import ModelStore
 
     networks = Networks(ModelStore(app_dir / "model", weights=weights))

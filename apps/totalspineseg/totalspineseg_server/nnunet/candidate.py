@@ -8,9 +8,9 @@ import torch
 
 from totalspineseg_server.files import copy_file, write_file
 from totalspineseg_server.nnunet.checkpoint import float32_weights, load_checkpoint
+from totalspineseg_server.nnunet.discovery import write_trust
 from totalspineseg_server.nnunet.model_folder import CONFIGURATION, ModelFolder
 from totalspineseg_server.nnunet.raw_dataset import dataset_name
-from totalspineseg_server.nnunet.trust_file import write_trust
 from totalspineseg_server.trust import Trust
 
 KEPT_ENTRIES: Final = ("init_args", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")

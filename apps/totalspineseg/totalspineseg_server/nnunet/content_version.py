@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from totalspineseg_server.files import sha256_of
-from totalspineseg_server.nnunet.discovery import find_checkpoint, find_model
-from totalspineseg_server.nnunet.trust_file import TRUST_FILE
+from totalspineseg_server.nnunet.discovery import TRUST_FILE, find_checkpoint, find_model
 from totalspineseg_server.registry.model_store import ModelStore
 
 DIGITS: Final = 8

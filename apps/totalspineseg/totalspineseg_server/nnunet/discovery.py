@@ -1,4 +1,4 @@
-"""Find the model folder of a step by its dataset.json, not by its name."""
+"""Find the model folder of a step by its dataset.json, not by its name, and how far its classes are trusted."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,8 +6,9 @@ from typing import Any, Final
 
 from totalspineseg_server.anatomy import STEP1_REGIONS, STEP2_REGIONS, Step1, Step2
 from totalspineseg_server.errors import StorageError, WeightsError
-from totalspineseg_server.files import read_json
+from totalspineseg_server.files import load_json, read_json, write_json
 from totalspineseg_server.places import COMMAND
+from totalspineseg_server.trust import UNMEASURED, Trust, trust_from_json
 
 STEP_REGIONS: Final[Mapping[int, Mapping[str, tuple[int, ...]]]] = {1: STEP1_REGIONS, 2: STEP2_REGIONS}
 STEP_CLASSES: Final[Mapping[int, tuple[int, ...]]] = {
@@ -23,6 +24,7 @@ BEST_TRAINERS: Final = "nnUNetTrainerDAExt"
 """Beginning of the names of TotalSpineSeg's trainers, whose best checkpoint is used."""
 SEARCH_DEPTH: Final = 4
 """How many levels of folders are searched: dataset, trainer, and one each for a zip and an installation."""
+TRUST_FILE: Final = "trust.json"
 
 
 def find_model(root: Path, step: int | None) -> tuple[Path, int]:
@@ -118,3 +120,34 @@ def read_model_json(path: Path) -> dict[str, Any]:
         return read_json(path, "Install the weights again.")
     except StorageError as error:
         raise WeightsError(str(error)) from error
+
+
+def read_trust(folder: Path) -> Trust:
+    """Return how far a model's classes are trusted.
+
+    Args:
+        folder: Folder with plans.json.
+
+    Returns:
+        ``UNMEASURED`` if there is no such file.
+
+    Raises:
+        WeightsError: The file is damaged.
+    """
+    path = folder / TRUST_FILE
+    if not path.exists():
+        return UNMEASURED
+    try:
+        content = load_json(path, f"Run '{COMMAND} calibrate' again, or delete it.")
+    except StorageError as error:
+        raise WeightsError(str(error)) from error
+    return trust_from_json(content, source=TRUST_FILE)
+
+
+def write_trust(folder: Path, trust: Trust) -> None:
+    """Write the file in one step; running servers use it from their next request on.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    write_json(folder / TRUST_FILE, trust.as_json())

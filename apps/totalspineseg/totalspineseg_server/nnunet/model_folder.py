@@ -1,4 +1,4 @@
-"""Find and check nnU-Net model folders, and build their networks.
+"""Find and check nnU-Net model folders, build their networks, and put checked versions into use.
 
 The trainer class in a checkpoint is never looked up: the network is built from the plans.
 """
@@ -22,11 +22,12 @@ from totalspineseg_server.nnunet.discovery import (
     find_checkpoint,
     find_model,
     read_model_json,
+    read_trust,
     step_folders,
 )
-from totalspineseg_server.nnunet.trust_file import read_trust
-from totalspineseg_server.registry.manage import require_known
+from totalspineseg_server.registry.manage import require_known, require_served
 from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.releases import require_one_release
 from totalspineseg_server.trust import Trust
 
 CONFIGURATION: Final = "3d_fullres"
@@ -245,3 +246,27 @@ def _check_configuration(configuration: Mapping[str, Any], axes: tuple[int, ...]
         raise WeightsError(
             f"{folder.name!r} is not a 3D nnU-Net model of step {step} with a stock network: it has {problem}."
         )
+
+
+def activate(store: ModelStore, name: str, *, force: bool = False) -> tuple[int, ...]:
+    """Put a version into use for the steps it has.
+
+    Args:
+        store: The versions.
+        name: "starter" or a version's name.
+        force: Whether to put it into use even if the gate refused it.
+
+    Returns:
+        The steps.
+
+    Raises:
+        WeightsError: There is no such version, it cannot be used, the gate refused it, or the steps would come from
+            different releases.
+        StorageError: It could not be written; the versions in use are those from before.
+    """
+    if not force:
+        require_served(store, name)
+    steps = tuple(models_of(store, name))
+    require_one_release(store, {**store.active(), **dict.fromkeys(steps, name)})
+    store.activate(name, steps=steps)
+    return steps

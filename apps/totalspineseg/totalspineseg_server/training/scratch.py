@@ -19,12 +19,10 @@ from totalspineseg_server import places
 from totalspineseg_server.errors import TrainingError
 from totalspineseg_server.files import read_json_or, storage_errors, write_json
 from totalspineseg_server.locks import locked
-from totalspineseg_server.nnunet.folders import NnunetFolders
 from totalspineseg_server.nnunet.plugin.spine_trainer import EPOCHS_VARIABLE, ITERATIONS_VARIABLE, SpineTrainer
-from totalspineseg_server.nnunet.raw_dataset import dataset_name
-from totalspineseg_server.nnunet.raw_folder import DATASET_FILE
+from totalspineseg_server.nnunet.raw_dataset import dataset_name, require_fold, subjects_of, write_splits
+from totalspineseg_server.nnunet.raw_folder import DATASET_FILE, NnunetFolders
 from totalspineseg_server.nnunet.runtimes import resolve_device
-from totalspineseg_server.nnunet.splits import require_fold, subjects_of, write_splits
 from totalspineseg_server.nnunet.training_log import TEXT_FILE
 from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.model_store import DATASET_OF_STEP

@@ -22,6 +22,7 @@ from totalspineseg_server.errors import TrainingError
 from totalspineseg_server.nnunet.cases import Origin
 from totalspineseg_server.nnunet.finetune_job import (
     FINETUNING,
+    IDENTIFIER,
     ITERATION,
     KEY,
     LATEST,
@@ -34,10 +35,9 @@ from totalspineseg_server.nnunet.finetune_job import (
 from totalspineseg_server.nnunet.patches import Patches, Sample
 from totalspineseg_server.nnunet.plugin.spine_trainer import SpineTrainer
 from totalspineseg_server.nnunet.predictor import is_out_of_memory
-from totalspineseg_server.nnunet.preprocessed import IDENTIFIER
-from totalspineseg_server.nnunet.teacher import Teacher
 from totalspineseg_server.nnunet.training import (
     GRADIENT_NORM,
+    Teacher,
     computes_in_half,
     deep_loss,
     learning_rate,
