@@ -28,9 +28,8 @@ from totalspineseg_server.registry import model_store as registry_store
 from totalspineseg_server.registry.model_store import STARTER
 from totalspineseg_server.training import candidates, judging, retraining
 from totalspineseg_server.training.compare import SubjectScores
-from totalspineseg_server.training.reporter import Reporter
 from totalspineseg_server.training.retraining import Retrained, retrain
-from totalspineseg_server.training.runs import is_running, only_one, state_of
+from totalspineseg_server.training.runs import Reporter, is_running, only_one, state_of
 from totalspineseg_server.training.site import Site
 from training_site import correct, make_site, tiny_reference, tiny_replay, tiny_settings
 

@@ -54,7 +54,6 @@ from totalspineseg_server.nnunet.finetune_job import (
     IDENTIFIER,
     PLANS,
     Job,
-    Progress,
     dataset_folder,
     store_cases,
     training_dataset,
@@ -84,7 +83,7 @@ from totalspineseg_server.nnunet.targets import (
     step_target,
 )
 from totalspineseg_server.nnunet.training import Teacher, deep_loss, learning_rate, region_hits, region_loss, usual_rate
-from totalspineseg_server.nnunet.training_log import TrainingLog, dice_text
+from totalspineseg_server.nnunet.training_log import Progress, TrainingLog, dice_text
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.training.candidates import Candidates, Lesson
 from totalspineseg_server.trust import UNMEASURED, Trust

@@ -26,14 +26,12 @@ from totalspineseg_server.synthesis import (
     step2_classes,
 )
 from totalspineseg_server.synthesis.column import Vertebra, bend_column
-from totalspineseg_server.synthesis.implants import IMPLANT_ODDS, draw_implants
-from totalspineseg_server.synthesis.ligaments import draw_ligaments
 from totalspineseg_server.synthesis.morphometry import level_sizes
-from totalspineseg_server.synthesis.raster import Raster
 from totalspineseg_server.synthesis.render import _coil, _flow, _saturate
 from totalspineseg_server.synthesis.shapes import (
     Local,
     Mask,
+    Raster,
     Reach,
     arch,
     arch_reach,
@@ -44,7 +42,9 @@ from totalspineseg_server.synthesis.shapes import (
     spinous_ends,
     spinous_reach,
 )
+from totalspineseg_server.synthesis.surroundings import draw_ligaments
 from totalspineseg_server.synthesis.tissues import PRIORS, Tissue
+from totalspineseg_server.synthesis.vertebrae import IMPLANT_ODDS, draw_implants
 
 pytestmark = pytest.mark.slow
 

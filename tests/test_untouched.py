@@ -26,7 +26,7 @@ from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.nnunet.cases import prepare_case
-from totalspineseg_server.nnunet.content_version import parts_of
+from totalspineseg_server.nnunet.discovery import parts_of
 from totalspineseg_server.nnunet.finetune_job import IDENTIFIER, Job, store_cases
 from totalspineseg_server.nnunet.finetune_settings import NONE, FinetuneSettings
 from totalspineseg_server.nnunet.model_folder import ModelFolder

@@ -33,7 +33,6 @@ from totalspineseg_server.nnunet.finetune import Stopped, fine_tune  # noqa: E40
 from totalspineseg_server.nnunet.finetune_job import (  # noqa: E402  # noqa: E402
     IDENTIFIER,
     LATEST,
-    Progress,
     StoredCase,
     dataset_folder,
     store_cases,
@@ -45,7 +44,7 @@ from totalspineseg_server.nnunet.patches import Patches  # noqa: E402
 from totalspineseg_server.nnunet.runtimes import resolve_device  # noqa: E402
 from totalspineseg_server.nnunet.targets import REGIONS  # noqa: E402
 from totalspineseg_server.nnunet.training import region_hits  # noqa: E402
-from totalspineseg_server.nnunet.training_log import dice_text  # noqa: E402
+from totalspineseg_server.nnunet.training_log import Progress, dice_text  # noqa: E402
 from totalspineseg_server.synthesis import Field  # noqa: E402
 from totalspineseg_server.training.remembered import replay_sources  # noqa: E402
 

@@ -200,7 +200,7 @@ def serve(
     """
     import uvicorn
 
-    from totalspineseg_server.nnunet.content_version import files_in_use
+    from totalspineseg_server.nnunet.discovery import files_in_use
     from totalspineseg_server.nnunet.fast_ways import INT8
     from totalspineseg_server.nnunet.runtimes import chosen_for_all, require, runtime_of
     from totalspineseg_server.registry.model_store import ModelStore

@@ -172,7 +172,7 @@ def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "Run
     from totalspineseg_server.cohort.progress import Progress
     from totalspineseg_server.cohort.running import run
     from totalspineseg_server.cohort.work import Work
-    from totalspineseg_server.nnunet.content_version import files_in_use
+    from totalspineseg_server.nnunet.discovery import files_in_use
     from totalspineseg_server.nnunet.runtimes import chosen_for_all, with_runtime
     from totalspineseg_server.registry.releases import weights_text
 

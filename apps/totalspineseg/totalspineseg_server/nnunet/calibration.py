@@ -34,8 +34,7 @@ from totalspineseg_server.numbering.evidence_weights import LARGE_BONE_MM3, MOST
 from totalspineseg_server.numbering.step1_names import step1_names
 from totalspineseg_server.prediction import Packed, Prediction
 from totalspineseg_server.transforms.components import Box
-from totalspineseg_server.transforms.one_spine import one_spine
-from totalspineseg_server.transforms.pieces import Piece, Pieces, find_pieces
+from totalspineseg_server.transforms.pieces import Piece, Pieces, find_pieces, one_spine
 from totalspineseg_server.trust import Failures, LowerEnd, Seen, Trust
 
 FINAL: Final = 2
@@ -237,10 +236,10 @@ class _Way:
         """
         codes: LabelArray = labels_to_iso(labeled.codes).data
         scan = pipeline.Scan(image_to_iso(labeled.image), labeled.image.grid)
-        network = _Remembering(self._networks[1])
-        located = pipeline.locate(scan, network)
+        first = self._networks[1].predict(scan.iso.data[np.newaxis], soft=pipeline.STEP1_SOFT)
+        located = pipeline.located(scan, first)
         whole: Box = (slice(0, codes.shape[0]), slice(0, codes.shape[1]), slice(0, codes.shape[2]))
-        sights = {1: _sight(1, network.last, codes, whole)}
+        sights = {1: _sight(1, first, codes, whole)}
         names = pipeline.step2_input(scan, located.labels, missed=located.numbering.missed if located.numbering else ())
         predicted = self._networks[2].predict(names.channels, soft=(CORD_REGION,))
         return {**sights, 2: _sight(2, predicted, codes, names.box)}
@@ -264,18 +263,6 @@ def cord_dice(soft: npt.NDArray[np.float32], cord: npt.NDArray[np.bool_]) -> lis
     rows = cord.any(axis=(0, 1))
     soft, cord = soft[:, :, rows], cord[:, :, rows]
     return [_dice(soft > _chance(-logit), cord) for logit in CORD_LOGITS]
-
-
-class _Remembering:
-    """A predictor that keeps its last prediction, because the pipeline passes on only the named result."""
-
-    def __init__(self, network: WarmPredictor) -> None:
-        self._network, self.version = network, network.version
-        self.last = Prediction(np.zeros((0, 0, 0), np.uint8))
-
-    def predict(self, channels: Any, *, soft: Any = ()) -> Prediction:
-        self.last = self._network.predict(channels, soft=soft)
-        return self.last
 
 
 def observe(step: Step, raw: LabelArray, codes: LabelArray) -> Trust:

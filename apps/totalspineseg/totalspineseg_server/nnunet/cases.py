@@ -20,7 +20,7 @@ from totalspineseg_server.nnunet.preprocessing import nearest, nonzero_box, norm
 from totalspineseg_server.nnunet.targets import Step, present_codes, region_shares, step_target
 from totalspineseg_server.plausible import require_plausible, without_regions
 from totalspineseg_server.prediction import Predictor
-from totalspineseg_server.transforms.crop import CROP_MARGIN_MM, crop_box
+from totalspineseg_server.transforms.discs import CROP_MARGIN_MM, crop_box
 
 FloatArray = npt.NDArray[np.float32]
 

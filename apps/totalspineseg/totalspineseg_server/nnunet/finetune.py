@@ -18,7 +18,6 @@ from totalspineseg_server.nnunet.finetune_job import (
     PREPROCESSED_DIR,
     STATES,
     Job,
-    Progress,
     Stopped,
     StoredCase,
     training_dataset,
@@ -28,6 +27,7 @@ from totalspineseg_server.nnunet.finetune_settings import FinetuneSettings
 from totalspineseg_server.nnunet.model_folder import CONFIGURATION, ModelFolder
 from totalspineseg_server.nnunet.plugin.spine_finetuner import SpineFinetuner
 from totalspineseg_server.nnunet.runtimes import resolve_device
+from totalspineseg_server.nnunet.training_log import Progress
 
 __all__ = ["Finetuned", "Progress", "Stopped", "fine_tune"]
 

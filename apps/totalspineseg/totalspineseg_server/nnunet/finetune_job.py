@@ -166,27 +166,6 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Progress of a training.
-
-    Attributes:
-        step: 1 or 2.
-        iteration: Number of finished iterations.
-        iterations: Iterations of the whole run.
-        seconds: Time that this process has spent.
-        best: Best mean pseudo Dice so far; nan before the first report.
-        waited: Share of these seconds in which the training waited for patches.
-    """
-
-    step: int
-    iteration: int
-    iterations: int
-    seconds: float
-    best: float
-    waited: float = 0.0
-
-
-@dataclass(frozen=True)
 class Job:
     """The parent, cases and settings of a fine-tuning.
 

@@ -14,11 +14,11 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.nnunet.checkpoint import float32_weights, load_checkpoint, trained_with
-from totalspineseg_server.nnunet.content_version import ModelFiles
 from totalspineseg_server.nnunet.discovery import (
     STEP_CHANNELS,
     STEP_CLASSES,
     STEP_REGIONS,
+    ModelFiles,
     find_checkpoint,
     find_model,
     read_model_json,

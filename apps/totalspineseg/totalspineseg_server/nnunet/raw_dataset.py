@@ -32,7 +32,7 @@ from totalspineseg_server.nnunet.targets import IGNORE_CLASS, REGIONS, Step, mar
 from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.prediction import Predictor
 from totalspineseg_server.registry.model_store import DATASET_OF_STEP
-from totalspineseg_server.transforms.crop import CROP_MARGIN_MM, crop_box
+from totalspineseg_server.transforms.discs import CROP_MARGIN_MM, crop_box
 
 logger = logging.getLogger(__name__)
 

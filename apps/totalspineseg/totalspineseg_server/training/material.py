@@ -18,7 +18,7 @@ from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume, to_ras
 from totalspineseg_server.io.volumes import read_image, read_labels
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
-from totalspineseg_server.nnunet.content_version import parts_of
+from totalspineseg_server.nnunet.discovery import parts_of
 from totalspineseg_server.nnunet.runtimes import resolve_device
 from totalspineseg_server.plausible import require_plausible
 from totalspineseg_server.registry.model_store import Choice, ModelStore

@@ -34,9 +34,8 @@ from totalspineseg_server.training.candidates import (
 from totalspineseg_server.training.judging import Judging, never_seen
 from totalspineseg_server.training.material import Material, judged_cases, start_of
 from totalspineseg_server.training.remembered import own_answers, replay_of
-from totalspineseg_server.training.reporter import Reporter
 from totalspineseg_server.training.retrain_settings import RetrainSettings
-from totalspineseg_server.training.runs import begin, only_one
+from totalspineseg_server.training.runs import Reporter, begin, only_one
 from totalspineseg_server.training.scoring import JudgedCase, Model, reference_cases
 from totalspineseg_server.training.site import Site
 from totalspineseg_server.training.verdict import GateReport

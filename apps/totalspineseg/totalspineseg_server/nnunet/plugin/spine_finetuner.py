@@ -29,7 +29,6 @@ from totalspineseg_server.nnunet.finetune_job import (
     PASS_SIZE,
     STATES,
     Job,
-    Progress,
     Stopped,
 )
 from totalspineseg_server.nnunet.patches import Patches, Sample
@@ -44,7 +43,7 @@ from totalspineseg_server.nnunet.training import (
     region_hits,
     usual_rate,
 )
-from totalspineseg_server.nnunet.training_log import TrainingLog
+from totalspineseg_server.nnunet.training_log import Progress, TrainingLog
 
 BAD_LOSSES: Final = 10
 """Number of losses in a row that are not finite after which a training ends, because it will not recover."""
