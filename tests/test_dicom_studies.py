@@ -72,7 +72,7 @@ def test_a_series_is_converted_once_until_it_changes(tree: Path, monkeypatch: py
 
 
 def test_a_series_that_is_no_volume_is_offered_no_more(tree: Path) -> None:
-    """The next sample was the same unreadable series for ever."""
+    """The next sample was the same unreadable series forever."""
     whole = series(1, "T2", "Bob", f"{STUDY}.7")
     shutil.rmtree(tree / "P2")
     save(tree / "P2", [whole[0], whole[2], whole[3], whole[4]])

@@ -65,7 +65,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     scan(made, tmp_path, "train-0", LUMBAR, certainty="counted")
     scan(made, tmp_path, "train-3", LUMBAR, certainty="doubtful")
     scan(made, tmp_path, "train-4", PART)
-    monkeypatch.setattr(remembered, "drawn_out", lambda subject: subject.startswith("hold"))
+    monkeypatch.setattr(remembered, "hash_holds_out", lambda subject: subject.startswith("hold"))
     monkeypatch.setattr(remembered, "replay_sources", spines)
     return made
 

@@ -16,7 +16,7 @@ from totalspineseg_server.anatomy import CODE_OF, DISC_L5_S, DISC_T12_L1, DISCS,
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.nnunet import predictor
-from totalspineseg_server.nnunet.calibration import DrawnScan, count_failures, observe
+from totalspineseg_server.nnunet.calibration import SegmentedScan, count_failures, observe
 from totalspineseg_server.nnunet.discovery import TRUST_FILE, read_trust, write_trust
 from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in
 from totalspineseg_server.nnunet.model_zips import export_version, import_version
@@ -259,7 +259,7 @@ def test_names_are_judged_by_what_other_patients_tell() -> None:
         box = tuple(slice(0, n) for n in case.raw.shape)
         truth = case.truth if subject == "a" else np.where(case.truth == DISC_L5_S, DISC_T12_L1, case.truth)
         maps = {1: Packed.of(lumbar(seed, step=1).raw), 2: Packed.of(case.raw)}
-        scans.append(DrawnScan(subject, grid, box, maps, Packed.of(truth.astype(np.uint8)), counts))
+        scans.append(SegmentedScan(subject, grid, box, maps, Packed.of(truth.astype(np.uint8)), counts))
     found = count_failures(scans, mirror={1: False, 2: False})
     assert found.uncontradicted.scans + found.contradicted.scans == 3
     assert found.uncontradicted.wrong + found.contradicted.wrong == 1

@@ -81,7 +81,7 @@ REAL_GROUPS: Final = ("discs", "vertebrae", "canal")
 TRAINED_ON: Final = "real_cases_sha256"
 """Entry of the ``training.json`` beside weights with the scans of people on which they were trained."""
 CORD_BORDER_MM: Final = 4.0
-"""How far the cord may reach beyond a prediction that is too thin. Its border would otherwise be taught as canal."""
+"""How far the cord may reach beyond a prediction that is too thin. Its border would otherwise be learned as canal."""
 PATIENTS, OLD, REFERENCE = "patients", "old scanner", "reference"
 DECIDING: Final = (MEAN, LEVELS, *REAL_GROUPS)
 """Measures that must not fall by more than ``MARGIN``; for the synthetic scans only the mean and the levels."""

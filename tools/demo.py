@@ -37,7 +37,7 @@ from totalspineseg_server.synthesis import demo_studies  # noqa: E402
 SEED = 7
 PUBLISHED = "published"
 NOT_SERVED = ("refused", "kept")
-"""Status of a training whose version exists but is, for a reason, not put into use."""
+"""Status of a training whose version exists but was not put into use, for a reason that its message states."""
 MIN_VOXELS = 50
 """A structure of the truth with fewer voxels is a sliver at the edge and does not count."""
 TRAINING = {"iterations": "4", "batch_size": "1", "learning_rate": "1e-5", "replay_cases": "1"}

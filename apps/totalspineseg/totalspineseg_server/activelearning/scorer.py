@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 class Scorer:
-    """Gives and makes the scores of the studies' images.
+    """Returns the stored scores of the studies' images, and computes missing ones.
 
     Args:
         scores: Stored scores.

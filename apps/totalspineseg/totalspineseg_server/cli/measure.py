@@ -1,4 +1,4 @@
-"""Measure label maps, such as a reader's: volume, place and intensity of every structure, heights, areas, angles.
+"""Measure label maps, such as a reader's: volume, location and intensity of every structure, heights, areas, angles.
 
 A run measures its own results; this command is for other label maps. See docs/measurements.md for the columns.
 """

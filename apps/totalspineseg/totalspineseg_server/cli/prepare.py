@@ -1,6 +1,6 @@
 """Turn labeled scans (BIDS images with derivative labels, or a studies folder's corrections) into nnU-Net datasets.
 
-Dataset101 and Dataset102 then hold exactly these cases. Interrupt it at any moment; the same command continues.
+Dataset101 and Dataset102 then hold exactly these cases. You can interrupt it at any moment; the same command continues.
 Then: totalspineseg train. Step 2 is best prepared when step 1 is trained: --step 2 --discs-by nnUNet/results
 """
 

@@ -27,7 +27,7 @@ from totalspineseg_server.pipeline import Options
 from totalspineseg_server.prediction import Predictor
 
 STALE_PARTIAL_S: Final = 3600
-"""Age from which a temporary file belongs to a run that was killed, seconds."""
+"""Age above which a temporary file is assumed to belong to a run that was killed, seconds."""
 WHAT_IS_WRITTEN: Final = ("iso", "step1", "keep")
 """Options that choose files and their grid but do not change the results."""
 RECORD_FORMAT: Final = 5

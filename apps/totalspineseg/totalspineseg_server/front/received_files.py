@@ -28,7 +28,7 @@ def plain_name(path: str) -> str:
     """Return the last part of a path of any operating system, shortened to a valid file name; "" if there is none."""
     name = PurePosixPath(PureWindowsPath(path).as_posix()).name
     letters = "".join(c for c in name if ord(c) >= 32)
-    # Leave out broken characters: those of another code page, and one that the cut splits.
+    # Leave out broken characters: those of another code page, and one that was split when the name was shortened.
     plain = letters.encode(errors="ignore")[-MAX_FILE_NAME:].decode(errors="ignore")
     return "" if plain in (".", "..") else plain
 

@@ -34,7 +34,7 @@ MAX_CLIENTS: Final = 64
 
 
 class Listings:
-    """Remembers which names of saved results clients just got.
+    """Remembers which names of saved results clients have just received.
 
     3D Slicer gives the k-th name to voxel value k of the map that it asks for next.
     """
@@ -62,7 +62,7 @@ class Listings:
                 self._sent.popitem(last=False)
 
     def differs(self, client: str, image: str, tag: str, info: Mapping[str, Any]) -> bool:
-        """Return whether a client just got other names for a label than the label has now."""
+        """Return whether a client has just received names for a label that differ from those it has now."""
         with self._lock:
             sent_at, names = self._sent.get(client, (0.0, {}))
         if time.monotonic() - sent_at > LISTED_SECONDS:

@@ -53,7 +53,7 @@ class FullTask(SpineTask):
         if settings.pins or self.reuses_maps:
             maps = self.earlier_maps(scan, 2, request, versions)
         else:
-            earlier = self.same_but_shown_otherwise(settings, request, options, versions)
+            earlier = self.reusable_result(settings, request, options, versions)
             maps = self.maps_of(scan, 2, earlier)
         mirrors: tuple[float | None, ...] = ()
         if maps is not None:
@@ -94,7 +94,7 @@ class Step1Task(SpineTask):
         if settings.pins:
             maps = self.earlier_maps(scan, 1, request, versions)
         else:
-            maps = self.maps_of(scan, 1, self.same_but_shown_otherwise(settings, request, options, versions))
+            maps = self.maps_of(scan, 1, self.reusable_result(settings, request, options, versions))
         if maps is not None:
             found = pipeline.rename(
                 scan, maps.output.raw.data, maps.box, 1, options, trust=maps.output.trust, clock=clock

@@ -243,7 +243,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         image_id, sha256 = str(request.get("image_id") or ""), str(request["image_sha256"])
         return next((one for one in self._earlier(image_id, sha256) if one.model == request.get("model")), None)
 
-    def same_but_shown_otherwise(
+    def reusable_result(
         self, settings: Settings, request: Mapping[str, Any], options: Options, versions: Mapping[str, str]
     ) -> PredictionRecord | None:
         """Return the result on the screen if the request asks for the same result of the same weights with other

@@ -49,7 +49,7 @@ CORD_PRIOR: Final = 5.0
 """Number of scans by which the present threshold of the cord is weighted."""
 MIN_CORD_VOXELS: Final = 500
 BELOW_MM: Final = 8.0
-"""Distance below the middle of L5-S from which on something lies in the sacrum; a disc is 5 to 12 mm high."""
+"""Distance below the middle of L5-S beyond which a piece lies in the sacrum; a disc is 5 to 12 mm high."""
 S1_NEAR_MM: Final = 45.0
 """A vertebra within this distance of L5-S is S1."""
 MIN_S1_VOXELS: Final = 1000
@@ -59,7 +59,7 @@ MIN_MIRROR_SCANS: Final = 5
 
 
 @dataclass(frozen=True)
-class DrawnScan:
+class SegmentedScan:
     """A labeled scan as both networks drew it.
 
     Attributes:
@@ -79,7 +79,7 @@ class DrawnScan:
     counts: Mapping[int, Trust]
 
 
-def count_failures(scans: Sequence[DrawnScan], *, mirror: Mapping[int, bool]) -> Trust:
+def count_failures(scans: Sequence[SegmentedScan], *, mirror: Mapping[int, bool]) -> Trust:
     """Name each scan with the trust measured on the other patients.
 
     Args:
@@ -118,7 +118,7 @@ def failure(numbering: Numbering, *, wrong: bool) -> Trust:
     return Trust(contradicted=counts) if numbering.contradicted else Trust(uncontradicted=counts)
 
 
-def _named(scan: DrawnScan, trusts: Mapping[int, Trust]) -> tuple[Numbering | None, LabelArray]:
+def _named(scan: SegmentedScan, trusts: Mapping[int, Trust]) -> tuple[Numbering | None, LabelArray]:
     shape = scan.grid.shape
     # Only the grid of the image counts: its voxels are those of the maps.
     image = pipeline.Scan(Volume(np.broadcast_to(np.float32(0), shape), scan.grid.affine), scan.grid)
@@ -198,7 +198,7 @@ def calibrate(
                     way.tallies[step].add(seen[step])
                 maps = {step: Packed.of(sight.classes) for step, sight in seen.items()}
                 counts = {step: sight.trust for step, sight in seen.items()}
-                way.segmented.append(DrawnScan(scan.subject, grid, seen[2].box, maps, codes, counts))
+                way.segmented.append(SegmentedScan(scan.subject, grid, seen[2].box, maps, codes, counts))
     plain, averaged = (way.tallies for way in ways.values())
     enough = averaged[1].trust.scans >= MIN_MIRROR_SCANS
     before = {step: models[step].trust.mirror for step in STEPS}
@@ -208,7 +208,7 @@ def calibrate(
     for step in STEPS:
         tally = (averaged if mirror[step] else plain)[step]
         result[step] = replace(tally.trust, mirror=mirror[step], cord_logit=cord_logit(tally.cord_dice))
-    # Both steps are asked in the same way but for weights that were measured apart from each other.
+    # Both steps are asked in the same way, except for weights that were measured separately.
     result[FINAL] = result[FINAL] + count_failures(ways[mirror[FINAL]].segmented, mirror=mirror)
     return result
 
@@ -224,7 +224,7 @@ class _Way:
 
     def __init__(self, models: Mapping[int, ModelFolder], device: str, *, mirror: bool) -> None:
         self.tallies = {step: _Tally() for step in STEPS}
-        self.segmented: list[DrawnScan] = []
+        self.segmented: list[SegmentedScan] = []
         trusts = {step: replace(models[step].trust, mirror=mirror, cord_logit=0.0) for step in STEPS}
         self._networks = {step: WarmPredictor(models[step], device=device, trust=trusts[step]) for step in STEPS}
 
@@ -321,10 +321,10 @@ def _lower_end(step: Step, pieces: Pieces, raw: LabelArray, codes: LabelArray) -
 def _are_moved(discs: Mapping[int, tuple[Piece, int]]) -> bool:
     """Return whether both L5-S and T12-L1 (where in view) are drawn on the disc above; L5-S may be on both."""
 
-    def is_drawn(code: int, landmark: int) -> bool:
+    def is_segmented_as(code: int, landmark: int) -> bool:
         return code in discs and landmark_shares(discs[code][0]).get(landmark, 0.0) > MOSTLY
 
-    return is_drawn(DISC_L4_L5, DISC_L5_S) and not is_drawn(DISC_T12_L1, DISC_T12_L1)
+    return is_segmented_as(DISC_L4_L5, DISC_L5_S) and not is_segmented_as(DISC_T12_L1, DISC_T12_L1)
 
 
 def _is_sacrum(raw: LabelArray, middle: npt.NDArray[np.float64]) -> bool:

@@ -23,7 +23,7 @@ from totalspineseg_server.nnunet.runtimes import resolve_device
 from totalspineseg_server.plausible import require_plausible
 from totalspineseg_server.registry.model_store import Choice, ModelStore
 from totalspineseg_server.registry.records import lineage, read_record, trained_on
-from totalspineseg_server.training.holdout import Split, drawn_out, update_split
+from totalspineseg_server.training.holdout import Split, hash_holds_out, update_split
 from totalspineseg_server.training.retrain_settings import RetrainSettings
 from totalspineseg_server.training.scoring import JudgedCase
 from totalspineseg_server.training.site import Site
@@ -145,7 +145,7 @@ def site_material(
 
 def _may_judge(split: Split, subject: str) -> bool:
     """Return whether a subject is held out, or would be once somebody corrects one of its scans."""
-    return split.holds_out(subject) if subject in split.role else drawn_out(subject)
+    return split.holds_out(subject) if subject in split.role else hash_holds_out(subject)
 
 
 def judged_cases(sources: tuple[ScanSource, ...]) -> tuple[tuple[JudgedCase, ...], tuple[Skipped, ...]]:

@@ -23,7 +23,7 @@ from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource
 from totalspineseg_server.registry.handled import Measured, measured_once
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
-from totalspineseg_server.training.holdout import drawn_out, read_split
+from totalspineseg_server.training.holdout import hash_holds_out, read_split
 from totalspineseg_server.training.retrain_settings import REPLAY_CASES
 from totalspineseg_server.training.scoring import JudgedCase, Model, handles, predict_named
 from totalspineseg_server.training.site import Site
@@ -177,7 +177,7 @@ def own_answers(
         if found == count or tried == 2 * count:
             return
         subject = site.subject(image_id)
-        held = split.holds_out(subject) if subject in split.role else drawn_out(subject)
+        held = split.holds_out(subject) if subject in split.role else hash_holds_out(subject)
         if held is not judges or sha256 in seen or site.corrections.in_force(image_id):
             continue
         latest = predictions.latest(image_id)
