@@ -38,7 +38,6 @@ from totalspineseg_server.errors import GridError, LabelError, StorageError, Tra
 from totalspineseg_server.geometry import Volume, image_to_iso, labels_to_iso
 from totalspineseg_server.nnunet import training_log
 from totalspineseg_server.nnunet.augmentation import build_augmentation
-from totalspineseg_server.nnunet.candidate import write_candidate
 from totalspineseg_server.nnunet.cases import (
     LabeledScan,
     Origin,
@@ -60,7 +59,7 @@ from totalspineseg_server.nnunet.finetune_job import (
     training_plans,
 )
 from totalspineseg_server.nnunet.finetune_settings import NONE, OPTIMIZERS, FinetuneSettings, Strength
-from totalspineseg_server.nnunet.model_folder import CONFIGURATION, ModelFolder
+from totalspineseg_server.nnunet.model_folder import CONFIGURATION, ModelFolder, write_candidate
 from totalspineseg_server.nnunet.odd_channel import (
     EXACT_CHANNEL_SHARE,
     FOUND_CHANNEL_SHARE,

@@ -21,8 +21,8 @@ from totalspineseg_server.nnunet.discovery import read_model_json
 from totalspineseg_server.nnunet.finetune_settings import FinetuneSettings, Strength
 from totalspineseg_server.nnunet.model_folder import CONFIGURATION, ModelFolder
 from totalspineseg_server.nnunet.odd_channel import marked_discs, training_variant
-from totalspineseg_server.nnunet.raw_dataset import dataset_name
 from totalspineseg_server.nnunet.targets import IGNORE_CLASS, REGIONS, Step, mark, step_target
+from totalspineseg_server.registry.model_store import dataset_name
 
 PREPROCESSED_DIR: Final = "preprocessed"
 """Name of the folder with the cases of a step's training; it is removed when the training ends."""

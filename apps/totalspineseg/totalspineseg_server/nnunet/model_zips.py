@@ -15,10 +15,16 @@ import torch
 from totalspineseg_server.errors import ArchiveError, WeightsError
 from totalspineseg_server.files import sha256_of, storage_errors, write_file, write_json
 from totalspineseg_server.io.zips import MAX_RATIO, open_archive
-from totalspineseg_server.nnunet.candidate import STOCK_TRAINER, stock_checkpoint, stock_name
 from totalspineseg_server.nnunet.checkpoint import load_checkpoint
 from totalspineseg_server.nnunet.discovery import TRUST_FILE, version_name
-from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in, models_of
+from totalspineseg_server.nnunet.model_folder import (
+    STOCK_TRAINER,
+    ModelFolder,
+    models_in,
+    models_of,
+    stock_checkpoint,
+    stock_name,
+)
 from totalspineseg_server.registry.model_store import DATASET_OF_STEP, NAME, OFFICIAL_PREFIX, STARTER, ModelStore
 from totalspineseg_server.registry.records import (
     RECORD_FILE,

@@ -31,7 +31,7 @@ from totalspineseg_server.nnunet.raw_folder import ENDING, LABELS, RawFolder, Wr
 from totalspineseg_server.nnunet.targets import IGNORE_CLASS, REGIONS, Step, mark, step_target
 from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.prediction import Predictor
-from totalspineseg_server.registry.model_store import DATASET_OF_STEP
+from totalspineseg_server.registry.model_store import dataset_name
 from totalspineseg_server.transforms.discs import CROP_MARGIN_MM, crop_box
 
 logger = logging.getLogger(__name__)
@@ -74,11 +74,6 @@ class RawOptions:
     swapped: bool = True
     disturbed_share: float = DISTURBED_SHARE
     finder: Predictor | None = None
-
-
-def dataset_name(step: int) -> str:
-    """Return nnU-Net's folder name of a step's dataset."""
-    return f"Dataset{DATASET_OF_STEP[step]}_TotalSpineSeg_step{step}"
 
 
 def write_raw_datasets(

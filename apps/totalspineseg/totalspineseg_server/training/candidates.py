@@ -10,10 +10,9 @@ import torch
 
 from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.files import PARTIAL_PREFIX, read_json, storage_errors, write_json
-from totalspineseg_server.nnunet.candidate import mixed_weights, write_candidate
 from totalspineseg_server.nnunet.cases import Skipped
 from totalspineseg_server.nnunet.finetune_job import PREPROCESSED_DIR, STATES
-from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.model_folder import ModelFolder, mixed_weights, write_candidate
 from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.manage import require_served
 from totalspineseg_server.registry.model_store import Choice, ModelStore

@@ -20,12 +20,12 @@ from totalspineseg_server.errors import TrainingError
 from totalspineseg_server.files import read_json_or, storage_errors, write_json
 from totalspineseg_server.locks import locked
 from totalspineseg_server.nnunet.plugin.spine_trainer import EPOCHS_VARIABLE, ITERATIONS_VARIABLE, SpineTrainer
-from totalspineseg_server.nnunet.raw_dataset import dataset_name, require_fold, subjects_of, write_splits
+from totalspineseg_server.nnunet.raw_dataset import require_fold, subjects_of, write_splits
 from totalspineseg_server.nnunet.raw_folder import DATASET_FILE, NnunetFolders
 from totalspineseg_server.nnunet.runtimes import resolve_device
 from totalspineseg_server.nnunet.training_log import TEXT_FILE
 from totalspineseg_server.places import COMMAND
-from totalspineseg_server.registry.model_store import DATASET_OF_STEP
+from totalspineseg_server.registry.model_store import DATASET_OF_STEP, dataset_name
 from totalspineseg_server.training.runs import is_running, only_one
 
 PLUGIN_DIR: Final = Path(__file__).resolve().parents[1] / "nnunet" / "plugin"
