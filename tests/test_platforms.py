@@ -13,8 +13,7 @@ import pytest
 from rooms import LIB, ROOT
 
 from totalspineseg_server import files, processes
-from totalspineseg_server.corrections.history import new_id
-from totalspineseg_server.corrections.image_ids import file_stem
+from totalspineseg_server.corrections.ids import file_stem, new_id
 
 STUBS = Path(mypy.__file__).parent / "typeshed" / "stdlib"
 FILES = sorted(LIB.rglob("*.py"))

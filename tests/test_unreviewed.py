@@ -26,9 +26,8 @@ from totalspineseg_server.anatomy import (
     WIRE_LABELS,
     column,
 )
-from totalspineseg_server.corrections.correction_store import RECORD_FILE
-from totalspineseg_server.corrections.submission import Mapped, map_names
-from totalspineseg_server.corrections.unreviewed import with_unreviewed
+from totalspineseg_server.corrections.ids import RECORD_FILE
+from totalspineseg_server.corrections.submission import Mapped, map_names, with_unreviewed
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Grid
 from totalspineseg_server.io.volumes import read_labels

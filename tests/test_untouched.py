@@ -11,16 +11,16 @@ import torch
 
 from block_spines import block_spine, classes_of
 from phantom import DISC_MM, LUMBAR_TOP_DOWN, SHAPE, VERTEBRA_MM
+from test_corrections_store import Scene
 from tiny_models import write_model_folder
 from totalspineseg_server.agreement import GROUPS, CaseScore, Left, score_case
 from totalspineseg_server.anatomy import CANAL, CODE_OF, CORD, DISC_L5_S, NAME_OF, SACRUM, UNREVIEWED, Step1
+from totalspineseg_server.corrections.comparison import compare, with_untouched
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.inbox import Inbox, Studies
+from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
-from totalspineseg_server.corrections.renames import compare
 from totalspineseg_server.corrections.submission import Mapped, map_names
-from totalspineseg_server.corrections.unreviewed import with_untouched
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
@@ -116,8 +116,8 @@ def inbox_of(root: Path) -> Inbox:
     if predictions.find("img", "p") is None:
         predictions.keep(PredictionRecord("p", "img", "totalspineseg", dict(KEPT.versions), {}, {}, None, "slicer"))
         maps.keep(sha256_of(image), replace(KEPT, image="img"))
-    studies = Studies(lambda _: image, lambda *_: None)
-    return Inbox(Receipts(root), CorrectionStore(root), predictions, lambda *_: (), maps, studies)
+    scene = Scene(lambda _: image, lambda *_: None)
+    return Inbox(Receipts(root), CorrectionStore(root), predictions, maps, scene, lambda *_: ())
 
 
 def submitted(

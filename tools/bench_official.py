@@ -36,7 +36,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from server_process import server_process
 
 from totalspineseg_server.cli import main as totalspineseg
-from totalspineseg_server.corrections.history import new_id
+from totalspineseg_server.corrections.ids import new_id
 from totalspineseg_server.files import read_json, write_json
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.volumes import write_volume

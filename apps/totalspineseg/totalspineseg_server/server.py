@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from totalspineseg_server import places
-from totalspineseg_server.corrections.history import HISTORY_DIR
+from totalspineseg_server.corrections.ids import HISTORY_DIR
 from totalspineseg_server.errors import AddressError, StorageError
 from totalspineseg_server.files import storage_errors, write_text
 from totalspineseg_server.front.guard import LOOPBACK, own_names

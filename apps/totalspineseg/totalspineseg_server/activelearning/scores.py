@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from totalspineseg_server.certainty import is_doubtful
-from totalspineseg_server.corrections import history
+from totalspineseg_server.corrections import ids
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import from_fields, read_json, storage_errors, write_json
@@ -130,7 +130,7 @@ class Score:
     codes: tuple[int, ...] = ()
     refused: Refused = ""
     message: str = ""
-    created: str = field(default_factory=history.now_text)
+    created: str = field(default_factory=ids.now_text)
     predicted_as: str | None = None
 
     @property
@@ -255,4 +255,4 @@ class Scores:
                 yield record
 
     def _file(self, image_id: str) -> Path:
-        return self._folder / f"image-{history.folder_name(image_id)}.json"
+        return self._folder / f"image-{ids.folder_name(image_id)}.json"

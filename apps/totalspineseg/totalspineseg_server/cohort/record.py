@@ -10,9 +10,9 @@ import numpy as np
 from totalspineseg_server.agreement import MIN_MM3
 from totalspineseg_server.anatomy import BACKGROUND, SACRUM, STRUCTURES, Kind
 from totalspineseg_server.cohort.outputs import REPORTS
-from totalspineseg_server.corrections.wire import VERTEBRAE_NAME
 from totalspineseg_server.files import read_json_or, storage_errors
 from totalspineseg_server.geometry import LabelArray
+from totalspineseg_server.segments import VERTEBRAE_NAME
 from totalspineseg_server.transforms.pieces import Step
 
 

@@ -10,11 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from totalspineseg_server.corrections.file_contents import ContentHashes, Remembered
-from totalspineseg_server.corrections.image_ids import OFFERED_ENDINGS, by_image, file_stem, image_files, split_name
-from totalspineseg_server.corrections.image_records import OlderIndex
+from totalspineseg_server.anatomy import NAME_OF, WIRE_LABELS
+from totalspineseg_server.corrections.correction_store import Correction
+from totalspineseg_server.corrections.folder_contents import by_image, image_files
+from totalspineseg_server.corrections.ids import OFFERED_ENDINGS, file_stem, split_name
+from totalspineseg_server.corrections.image_records import ContentHashes, OlderIndex, Remembered
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import copy_file, read_json_or, sha256_of, storage_errors, write_json
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.io.volumes import write_volume
+from totalspineseg_server.plausible import without_regions
+from totalspineseg_server.segments import STEP1_WIRE_LABELS, to_wire
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +28,14 @@ LABELS_DIR: Final = "labels"
 DRAWN_ON: Final = "image_sha256"
 """Field of a label: hash of the image on which it was drawn; "" if unknown. Labels that were copied by hand do not have
 it."""
+RENUMBERED: Final = "renumbered"
+"""Field of a displayed label: whether it was renumbered after it was sent."""
+UNCONFIRMED: Final = "unconfirmed"
+"""Field of a displayed label: names that its reader left marked as doubtful. It is also the kind of the finding about
+them.
+"""
+CORRECTION: Final = "correction"
+"""Field of a displayed label: the id of the correction; predictions have none."""
 ASIDE: Final = ".not-submitted"
 """Ending that is added to the name of a label that somebody else copied to the place of the server's label."""
 
@@ -198,3 +212,37 @@ def remove_file(file: Path) -> None:
     """
     with storage_errors(file):
         file.unlink(missing_ok=True)
+
+
+def info_of(correction: Correction, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the information about a correction as a label.
+
+    Args:
+        correction: An accepted correction.
+        more: Other fields. Not modified.
+    """
+    labels = STEP1_WIRE_LABELS if correction.step == 1 else WIRE_LABELS
+    return {
+        CORRECTION: correction.id,
+        "user": correction.user,
+        "client_id": correction.client,
+        "label_info": [{"name": name, "idx": value} for name, value in labels.items()],
+        UNCONFIRMED: [NAME_OF[code] for code in correction.unconfirmed],
+        "prediction": correction.prediction,
+        DRAWN_ON: correction.image_sha256,
+        RENUMBERED: correction.renumbered is not None,
+        **(more or {}),
+    }
+
+
+def write_correction(codes: Volume, file: Path) -> None:
+    """Write a correction in the form that clients get.
+
+    Args:
+        codes: Its codes, on the grid of its image. Not modified.
+        file: NIfTI file of wire ids.
+
+    Raises:
+        StorageError: The file could not be written.
+    """
+    write_volume(file, to_wire(without_regions(codes.data)), codes.grid)

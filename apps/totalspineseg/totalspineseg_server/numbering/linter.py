@@ -77,10 +77,7 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
     strange = _strange_codes(crop, origin)
     if len(strange) > MOST_STRANGE:
         values = ", ".join(str(finding.code) for finding in strange[:MOST_STRANGE])
-        message = (
-            f"The map has {len(strange)} values that are not codes of structures, such as {values}. "
-            "Nothing was checked: it is an image, or a map with the codes of another program."
-        )
+        message = messages.NO_MAP.format(count=len(strange), values=values)
         return (Finding("not_checked", BACKGROUND, message),)
     parts = levels_in(crop, mm)
     parts = {code: parts[code] for code in _with_a_place(parts)}

@@ -10,8 +10,7 @@ from typing import Any, Final
 from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
-from totalspineseg_server.corrections.history import PACS_DIR
-from totalspineseg_server.corrections.image_ids import is_plain_stem
+from totalspineseg_server.corrections.ids import PACS_DIR, is_plain_stem
 from totalspineseg_server.corrections.image_records import IMAGES_DIR, ImageRecords, anonymous, older_index
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import partial_folder, storage_errors

@@ -10,9 +10,8 @@ import numpy as np
 
 from totalspineseg_server.agreement import NOTHING_LEFT, Left
 from totalspineseg_server.anatomy import NAME_OF, UNREVIEWED
-from totalspineseg_server.corrections.checks import INCOMPLETE
-from totalspineseg_server.corrections.correction_store import CODES_FILE, Correction
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, STEP1_TAG
+from totalspineseg_server.corrections.comparison import INCOMPLETE
+from totalspineseg_server.corrections.correction_store import CODES_FILE, FINAL_TAG, STEP1_TAG, Correction
 from totalspineseg_server.errors import ImageError, StorageError, TrainingError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume, to_ras

@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import IO, Any, Final, Literal
 
-from totalspineseg_server.corrections.history import time_after
+from totalspineseg_server.corrections.ids import time_after
 from totalspineseg_server.errors import StorageError, TrainingError
 from totalspineseg_server.files import from_fields, read_json_or, storage_errors, write_json
 from totalspineseg_server.locks import file_lock, is_locked
