@@ -136,20 +136,21 @@ def sentences(text: str) -> list[str]:
 
 
 def misfilled(text: str, module: str, known: Mapping[str, str]) -> list[str]:
-    """Return the uses of a room's sentences whose values are not those that the sentence names."""
+    """Return where a room's sentence is filled, or handed over, without exactly the values that it names."""
     tree = ast.parse(text)
     filled = {
         id(node.func.value): {keyword.arg for keyword in node.keywords}
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format"
     }
+    plain = {id(value) for node in ast.walk(tree) if isinstance(node, ast.Call) for value in node.args}
     uses = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == module]
     return [
         f"line {node.lineno}: {node.attr}"
         for node in uses
         if node.attr in known
-        and filled.get(id(node), set())
-        != {name for _, name, _, _ in string.Formatter().parse(known[node.attr]) if name}
+        and id(node) in plain | filled.keys()
+        and filled.get(id(node), set()) != {name for _, name, *_ in string.Formatter().parse(known[node.attr]) if name}
     ]
 
 

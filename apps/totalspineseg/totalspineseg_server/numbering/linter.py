@@ -298,9 +298,9 @@ def _wide(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]
         for k, ((upper, lower), length) in enumerate(zip(pairs, lengths, strict=True)):
             near = lengths[max(0, k - NEAR_STEPS) : k] + lengths[k + 1 : k + 1 + NEAR_STEPS]
             if len(near) >= MIN_STEPS and length > WIDE_STEP * float(np.median(near)):
-                names = {"upper": NAME_OF[upper.code], "lower": NAME_OF[lower.code]}
+                above, below = NAME_OF[upper.code], NAME_OF[lower.code]
                 apart, times = lower.place_mm - upper.place_mm, length / float(np.median(near))
-                text = messages.WIDE.format(**names, mm=apart, times=times)
+                text = messages.WIDE.format(upper=above, lower=below, mm=apart, times=times)
                 found.append(Finding("wide", lower.code, text, lower.voxels, _where(lower, origin)))
     return found
 
