@@ -14,8 +14,8 @@ from totalspineseg_server.clock import Stopwatch
 from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps
 from totalspineseg_server.errors import SettingError
 from totalspineseg_server.geometry import Grid, Volume
-from totalspineseg_server.infers.inference_progress import Progress
 from totalspineseg_server.infers.published import Step2Task
+from totalspineseg_server.infers.services import Progress
 from totalspineseg_server.infers.settings import read_settings
 from totalspineseg_server.infers.task import Outcome
 from totalspineseg_server.io.volumes import write_volume

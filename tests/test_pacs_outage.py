@@ -30,10 +30,9 @@ from totalspineseg_server.io.dicom.seg_reader import read_seg
 from totalspineseg_server.io.dicom.seg_writer import seg_bytes
 from totalspineseg_server.io.volumes import read_image, write_volume
 from totalspineseg_server.pacs import address
-from totalspineseg_server.pacs.found_series import find_series
+from totalspineseg_server.pacs.found_series import StoredSeries, find_series
 from totalspineseg_server.pacs.listing import Listing
 from totalspineseg_server.pacs.pacs_datastore import PacsDatastore
-from totalspineseg_server.pacs.stored_series import StoredSeries
 from totalspineseg_server.segments import to_wire
 from totalspineseg_server.training.material import site_material
 

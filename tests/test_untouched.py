@@ -26,13 +26,11 @@ from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.nnunet.cases import prepare_case
-from totalspineseg_server.nnunet.content_version import parts_of
-from totalspineseg_server.nnunet.finetune_job import Job
+from totalspineseg_server.nnunet.discovery import parts_of
+from totalspineseg_server.nnunet.finetune_job import IDENTIFIER, Job, store_cases
 from totalspineseg_server.nnunet.finetune_settings import NONE, FinetuneSettings
 from totalspineseg_server.nnunet.model_folder import ModelFolder
-from totalspineseg_server.nnunet.patches import Patches, Sample
-from totalspineseg_server.nnunet.preprocessed import IDENTIFIER, store_cases
-from totalspineseg_server.nnunet.region_weights import UNTOUCHED_WEIGHT, region_weights, rim_of
+from totalspineseg_server.nnunet.patches import UNTOUCHED_WEIGHT, Patches, Sample, region_weights, rim_of
 from totalspineseg_server.nnunet.targets import REGIONS, region_shares
 from totalspineseg_server.nnunet.training import deep_loss, region_loss
 from totalspineseg_server.numbering.renumber import NamedMap
@@ -40,8 +38,7 @@ from totalspineseg_server.registry.model_store import STARTER
 from totalspineseg_server.registry.records import VersionRecord, write_record
 from totalspineseg_server.segments import Segment, Submission
 from totalspineseg_server.training.compare import SubjectScores
-from totalspineseg_server.training.material import is_of_line, judged_cases, line_of, site_material
-from totalspineseg_server.training.start import start_of
+from totalspineseg_server.training.material import is_of_line, judged_cases, line_of, site_material, start_of
 from totalspineseg_server.training.verdict import GateReport, judge
 from training_site import SPACING_MM, correct, make_site, tiny_settings
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from totalspineseg_server.activelearning.doubt import Parts
-from totalspineseg_server.activelearning.scores import Score, Scores
+from totalspineseg_server.activelearning.scores import Parts, Score, Scores
 from totalspineseg_server.anatomy import CODE_OF
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Rejection, Rejections
 from totalspineseg_server.corrections.image_records import Offer

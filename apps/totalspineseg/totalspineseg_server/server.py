@@ -200,7 +200,7 @@ def serve(
     """
     import uvicorn
 
-    from totalspineseg_server.nnunet.content_version import files_in_use
+    from totalspineseg_server.nnunet.discovery import files_in_use
     from totalspineseg_server.nnunet.fast_ways import INT8
     from totalspineseg_server.nnunet.runtimes import chosen_for_all, require, runtime_of
     from totalspineseg_server.registry.model_store import ModelStore
@@ -369,8 +369,8 @@ def require_weights(weights: str, *, app_dir: Path) -> None:
     """
     if not weights:
         return
+    from totalspineseg_server.nnunet.discovery import read_trust
     from totalspineseg_server.nnunet.networks import Networks
-    from totalspineseg_server.nnunet.trust_file import read_trust
     from totalspineseg_server.registry.model_store import ModelStore
 
     networks = Networks(ModelStore(app_dir / "model", weights=weights))
