@@ -16,7 +16,7 @@ STAGES: Final[Mapping[str, str]] = MappingProxyType(
         "step 1 network": "Step 1: finding discs, cord and canal",
         "levels": "Naming the levels",
         "step 2 network": "Step 2: outlining each vertebra",
-        "back to the scan": "Bringing the result to the scan's voxels",
+        "back to the scan": "Putting the result on the scan's voxels",
         "lint": "Checking the result",
         "write result": "Sending the result",
     }
