@@ -13,8 +13,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from totalspineseg_server.corrections.datastore import is_safe_tag
-from totalspineseg_server.corrections.image_ids import is_usable_id
+from totalspineseg_server.corrections.correction_store import is_safe_tag
+from totalspineseg_server.corrections.ids import is_usable_id
 from totalspineseg_server.front import front_messages
 from totalspineseg_server.infers.http import BAD_REQUEST, FORBIDDEN, NOT_FOUND, TOO_LARGE
 from totalspineseg_server.places import COMMAND

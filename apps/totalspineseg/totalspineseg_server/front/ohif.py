@@ -15,7 +15,6 @@ from monailabel.interfaces.utils.app import app_instance
 from starlette.staticfiles import StaticFiles
 
 from totalspineseg_server.anatomy import BY_CODE, CANAL, CORD, NAME_OF, SACRUM, STRUCTURES
-from totalspineseg_server.corrections.wire import VERTEBRAE_NAME
 from totalspineseg_server.front import front_messages
 from totalspineseg_server.front.bundle import Bundle, read_bundle
 from totalspineseg_server.front.failures import without_folders
@@ -23,6 +22,7 @@ from totalspineseg_server.front.guard import POLICY
 from totalspineseg_server.front.revalidated import ASK_EACH_TIME, revalidated, tag_of
 from totalspineseg_server.infers.http import NOT_FOUND
 from totalspineseg_server.numbering.evidence_weights import ORDER
+from totalspineseg_server.segments import VERTEBRAE_NAME
 
 OHIF_FOLDER: Final = Path(str(monailabel.__file__)).parent / "endpoints" / "static" / "ohif"
 SCRIPT: Final = "totalspineseg.js"

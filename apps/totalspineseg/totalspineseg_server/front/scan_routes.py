@@ -13,9 +13,9 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from pydantic import BaseModel, Field
 
-from totalspineseg_server.corrections.history import text_of_time
+from totalspineseg_server.corrections.correction_store import MAX_REASON
+from totalspineseg_server.corrections.ids import text_of_time
 from totalspineseg_server.corrections.receipts import Sender
-from totalspineseg_server.corrections.rejections import MAX_REASON
 from totalspineseg_server.errors import ConflictError, ImageError
 from totalspineseg_server.front import front_messages
 from totalspineseg_server.front.failures import without_folders

@@ -14,11 +14,11 @@ from anyio import to_thread
 from fastapi import Request
 from monailabel.interfaces.utils.app import app_instance
 
-from totalspineseg_server.corrections.outcomes import Outcome
 from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Sender
 from totalspineseg_server.errors import TotalSpineSegError
 from totalspineseg_server.front import front_messages
 from totalspineseg_server.io.dicom.seg_object import SegReference, is_seg, seg_reference
+from totalspineseg_server.pacs.outcomes import Outcome
 
 logger = logging.getLogger(__name__)
 

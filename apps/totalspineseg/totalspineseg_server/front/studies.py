@@ -15,11 +15,10 @@ from monailabel.utils.sessions import SessionInfo, Sessions
 from pydantic import BaseModel
 from starlette.responses import FileResponse
 
-from totalspineseg_server.corrections.correction_store import Correction
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, RENUMBERED, UNCONFIRMED, message_of
-from totalspineseg_server.corrections.image_ids import is_usable_id
+from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction
+from totalspineseg_server.corrections.ids import is_usable_id
 from totalspineseg_server.corrections.image_records import NOTED, PATIENT, anonymous
-from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.label_files import DRAWN_ON, RENUMBERED, UNCONFIRMED
 from totalspineseg_server.corrections.receipts import Receipt, Sender
 from totalspineseg_server.errors import SettingError, StorageError
 from totalspineseg_server.front import front_messages
@@ -84,7 +83,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
             correction = app_instance().submit_label(image, file, tag or FINAL_TAG, fields, sender, fault=fault)
         label_info = app_instance().datastore().get_label_info(correction.image, correction.tag)
         return {
-            "message": message_of(correction),
+            "message": correction.message,
             "image": correction.image,
             "label": correction.image,
             "correction": correction.id,
@@ -109,11 +108,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
     @routes.get("/submissions/")
     def get_submissions(user: Annotated[User, annotator]) -> list[dict[str, Any]]:
         """Return the submissions that are not used, with the reason, oldest first."""
-        app = app_instance()
-        parked = [_unused(one, "parked", one.reason) for one in app.parked_submissions()]
-        unfiled = [_unused(one.receipt, "unfiled", one.reason) for one in app.unfiled_submissions()]
-        waiting = [_unused(one.receipt, "waiting", one.reason) for one in app.waiting_submissions()]
-        return sorted((*parked, *unfiled, *waiting), key=lambda known: str(known["submission"]))
+        return [_unused(*unused) for unused in app_instance().unused_submissions()]
 
     @routes.post("/submissions/interpret")
     def interpret_submissions(

@@ -69,7 +69,7 @@ def router() -> APIRouter:
     @routes.post("/versions/{name}/activate")
     def activate(name: str, user: Annotated[User, admin]) -> dict[str, Any]:
         """Put a version into use; refused if the gate has refused it."""
-        from totalspineseg_server.nnunet.activation import activate as put_into_use
+        from totalspineseg_server.nnunet.model_folder import activate as put_into_use
 
         store = _changeable()
         put_into_use(store, name)

@@ -19,8 +19,7 @@ from totalspineseg_server.numbering.report import report
 from totalspineseg_server.transforms.canal import fill_canal
 from totalspineseg_server.transforms.components import Labels
 from totalspineseg_server.transforms.labeling import Naming, name_iteratively, paint
-from totalspineseg_server.transforms.one_spine import one_spine
-from totalspineseg_server.transforms.pieces import Step, find_pieces, require_spine
+from totalspineseg_server.transforms.pieces import Step, find_pieces, one_spine, require_spine
 from totalspineseg_server.trust import UNMEASURED, Trust
 
 Method = Literal["chain", "iterative"]

@@ -10,19 +10,23 @@ import numpy as np
 
 from totalspineseg_server.anatomy import BY_CODE, NAME_OF, WIRE_LABELS, Kind
 from totalspineseg_server.certainty import certainty_of, is_doubtful
-from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, message_of
-from totalspineseg_server.corrections.inbox import UNCHANGED_PARAMETER
+from totalspineseg_server.corrections.comparison import ACCEPTED_NAMES, ALL
+from totalspineseg_server.corrections.correction_store import (
+    FINAL_TAG,
+    Correction,
+    CorrectionStore,
+    Rejection,
+    Rejections,
+)
+from totalspineseg_server.corrections.interpretation import UNCHANGED_PARAMETER
 from totalspineseg_server.corrections.receipts import Sender
-from totalspineseg_server.corrections.rejections import Rejection, Rejections
-from totalspineseg_server.corrections.unreviewed import ACCEPTED_NAMES, ALL
-from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import labels_from_iso
 from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.renumber import renumber
 from totalspineseg_server.numbering.report import report, sentence
+from totalspineseg_server.segments import to_wire
 from totalspineseg_server.spellings import code_of_name
 from totalspineseg_server.transforms.components import labels_present
 from totalspineseg_server.worklist import worklist_messages
@@ -198,7 +202,7 @@ def reader(user: str, client: str) -> Sender:
 
 def submitted_text(correction: Correction) -> str:
     """Return the sentences for the reader of an accepted label."""
-    return worklist_messages.ACCEPTED if correction.unchanged else message_of(correction)
+    return worklist_messages.ACCEPTED if correction.unchanged else correction.message
 
 
 def _require_displayed(view: View, prediction: str) -> None:

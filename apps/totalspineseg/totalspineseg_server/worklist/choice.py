@@ -9,16 +9,16 @@ from typing import Any, Final
 import numpy as np
 
 from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, UNREVIEWED, UNREVIEWED_NAME, WIRE_LABELS
-from totalspineseg_server.corrections.correction_store import CHOSEN_PARAMETER, Correction, CorrectionStore
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG
-from totalspineseg_server.corrections.inbox import UNCHANGED_PARAMETER
+from totalspineseg_server.corrections.comparison import ACCEPTED_NAMES
+from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore
+from totalspineseg_server.corrections.interpretation import CHOSEN_PARAMETER, UNCHANGED_PARAMETER
 from totalspineseg_server.corrections.receipts import Sender
-from totalspineseg_server.corrections.unreviewed import ACCEPTED_NAMES, UNREVIEWED_NAMES
-from totalspineseg_server.corrections.wire import to_wire
+from totalspineseg_server.corrections.submission import UNREVIEWED_NAMES
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import Grid, LabelArray
 from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.plausible import without_regions
+from totalspineseg_server.segments import to_wire
 from totalspineseg_server.spellings import code_of_name
 from totalspineseg_server.worklist import worklist_messages
 from totalspineseg_server.worklist.acts import Submit

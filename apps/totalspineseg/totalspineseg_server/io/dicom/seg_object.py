@@ -45,7 +45,6 @@ class SegReference:
         instance: Its own UID.
         series: UID of its series.
         study: UID of its study.
-        frame_of_reference: Its UID; "" if the object names none.
         referenced_series: Image series on which it was drawn; empty if it names none.
         manufacturer: Maker of the program that wrote it; "" if not stated.
         labels: Segment labels in the order of the file.
@@ -54,7 +53,6 @@ class SegReference:
     instance: str
     series: str
     study: str
-    frame_of_reference: str
     referenced_series: tuple[str, ...]
     manufacturer: str
     labels: tuple[str, ...]
@@ -95,7 +93,6 @@ def seg_reference(source: SegSource) -> SegReference:
         instance=_text(seg, "SOPInstanceUID"),
         series=_text(seg, "SeriesInstanceUID"),
         study=_text(seg, "StudyInstanceUID"),
-        frame_of_reference=_text(seg, "FrameOfReferenceUID"),
         referenced_series=tuple(_text(item, "SeriesInstanceUID") for item in series),
         manufacturer=_text(seg, "Manufacturer"),
         labels=tuple(_text(item, "SegmentLabel") for item in segments),
