@@ -17,7 +17,7 @@ from totalspineseg_server.certainty import Certainty, certainty_of, is_doubtful
 from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.correction_store import Correction
 from totalspineseg_server.corrections.label_files import UNCONFIRMED
-from totalspineseg_server.corrections.predictions import KeptMaps, PredictionRecord
+from totalspineseg_server.corrections.predictions import PredictionMaps, PredictionRecord
 from totalspineseg_server.corrections.submission import ACCEPTED_MARK, Mapped, named_codes
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, iso_grid, labels_from_iso, same_grid, to_ras
 from totalspineseg_server.numbering.findings import Finding
@@ -86,7 +86,7 @@ class Compared:
     """
 
     submission: Submission
-    maps: KeptMaps
+    maps: PredictionMaps
     predicted: LabelArray
     filled: tuple[Segment, ...]
     recognized: tuple[tuple[Segment, Recognized], ...]
@@ -116,7 +116,7 @@ class Corrected:
     compared: Compared | None
 
 
-def compare(submission: Submission, grid: Grid, maps: KeptMaps) -> Compared | None:
+def compare(submission: Submission, grid: Grid, maps: PredictionMaps) -> Compared | None:
     """Find the segments of a prediction in a submission.
 
     Args:
@@ -164,7 +164,7 @@ def follow_rename(compared: Compared) -> Followed | None:
     return Followed(replace(submission, segments=segments), changed, report)
 
 
-def _share_grids(submission: Submission, grid: Grid, maps: KeptMaps) -> bool:
+def _share_grids(submission: Submission, grid: Grid, maps: PredictionMaps) -> bool:
     """Return whether a submission is on the image's grid, and a prediction on the 1 mm grid of that image."""
     return same_grid(submission.grid, grid) and same_grid(iso_grid(grid), maps.iso)
 

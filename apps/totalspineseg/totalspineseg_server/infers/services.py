@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol
 
 from totalspineseg_server.corrections.datastore import SpineDatastore
-from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
+from totalspineseg_server.corrections.predictions import MapStore, PredictionStore
 from totalspineseg_server.infers.settings import DoubtfulNames
 from totalspineseg_server.prediction import Predictor
 
@@ -152,7 +152,7 @@ class Services:
 
     networks: Networks
     predictions: PredictionStore
-    maps: DrawnMaps
+    maps: MapStore
     studies: SpineDatastore
     weights_text: Callable[[], str]
     doubtful_names: DoubtfulNames = "marked"
