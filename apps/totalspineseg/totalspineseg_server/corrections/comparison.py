@@ -37,7 +37,7 @@ empty segment ``ACCEPTED_MARK`` also means ``ALL``.
 ALL: Final = "all"
 UNTOUCHED_DICE: Final = 0.98
 """A structure that has a higher Dice with its prediction was left as predicted. Corrections of its neighbors, and
-resampling from 1 mm to the grid of the image, change less; redrawing a border in a few slices changes more."""
+resampling from 1 mm to the grid of the image, lower it less; redrawing a border in a few slices lowers it more."""
 DIGITS: Final = 4
 INCOMPLETE: Final = "incomplete"
 """Kind of the finding for a label that shows only some of the structures in view."""

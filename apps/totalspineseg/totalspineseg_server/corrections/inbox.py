@@ -347,5 +347,5 @@ def _parked(correction: Correction) -> LabelError:
 
 
 def _content(receipt: Receipt) -> tuple[object, ...]:
-    """Return what is the same if a submission is sent again."""
+    """Return the fields that do not change if a submission is sent again."""
     return receipt.image, receipt.raw_sha256, receipt.tag, receipt.sender, receipt.params, receipt.fault

@@ -260,7 +260,7 @@ class PredictionRecord:
         client: Who requested it: the client id and, with sign-in, the user.
         image_sha256: Hash of the image at that time; empty in older records.
         created: UTC, ISO 8601.
-        disagreement: How much the networks contradict themselves, 0..1: ``steps`` (share of the discs on which step 1
+        disagreement: How much the networks disagree, 0..1: ``steps`` (share of the discs on which step 1
             and step 2 differ) and ``mirror`` (share of the structures on which the image and its mirror image differ).
             Values that were not measured are missing.
         marked: Codes of the levels that the reply named as doubtful; empty in older records.
