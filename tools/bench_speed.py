@@ -546,11 +546,11 @@ class Part:
 
 
 def at_one_millimeter(model: ModelFolder, network: torch.nn.Module) -> WarmPredictor:
-    """Return a predictor whose tiles have voxels of 1 mm."""
+    """Return a predictor whose tiles have voxels of 1 mm; like the official networks it sees no mirror image."""
     patch = [round(n * mm) for n, mm in zip(model.patch, model.spacing_mm, strict=True)]
     grid = {**model.configuration, "spacing": [1.0, 1.0, 1.0], "patch_size": patch}
-    fine = replace(model, configuration=grid)
-    return WarmPredictor(fine, device="cpu", network=AtOneMillimeter(network, model.patch), trust=model.trust)
+    fine, trust = replace(model, configuration=grid), replace(model.trust, mirror=False)
+    return WarmPredictor(fine, device="cpu", network=AtOneMillimeter(network, model.patch), trust=trust)
 
 
 def label_ways(step1: WarmPredictor, step2: WarmPredictor, look: WarmPredictor) -> dict[str, tuple[Any, Any]]:
