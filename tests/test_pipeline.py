@@ -29,7 +29,7 @@ from totalspineseg_server.pipeline import (
     step2_input,
 )
 from totalspineseg_server.prediction import Prediction
-from totalspineseg_server.transforms.crop import crop_box
+from totalspineseg_server.transforms.discs import crop_box
 
 GOLDEN = Path(__file__).parent / "golden"
 CLEAN = ["cervicothoracic_clean", "lower_lumbar_clean", "thoracolumbar_clean", "whole_clean"]

@@ -1,16 +1,15 @@
 """A tiny site for training tests: coarse synthetic scans with corrections, and tiny networks."""
 
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tiny_models import TRAINER, write_models
-from totalspineseg_server.corrections.correction_store import Correction, Received
-from totalspineseg_server.corrections.predictions import PredictionRecord
+from totalspineseg_server.corrections.correction_store import Correction
 from totalspineseg_server.corrections.receipts import Claims, Receipts, Sender
-from totalspineseg_server.corrections.submission import Mapped
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.volumes import write_volume
@@ -105,7 +104,22 @@ def correct(
         claims=Claims(),
     )
     versions = {"step1": made_by, "step2": made_by}
-    predicted = PredictionRecord("p", image_id, "totalspineseg", versions, {}, {}, None, "client") if made_by else None
-    received = Received(receipt, receipts.folder(receipt), image_id, sha256_of(path), predicted, {"strategy": "random"})
-    mapped = Mapped(codes.data, 2, 0, present, untouched=untouched)
-    return site.corrections.accept(received, mapped, codes.grid)
+    record = Correction(
+        **asdict(sender),
+        id=receipt.id,
+        image=image_id,
+        status="accepted",
+        reason="",
+        step=2,
+        tag=receipt.tag,
+        raw=receipt.raw,
+        raw_sha256=receipt.raw_sha256,
+        image_sha256=sha256_of(path),
+        received=receipt.received,
+        prediction={"id": "p", "model": "totalspineseg", "versions": versions} if made_by else None,
+        label_info=None,
+        present=present,
+        untouched=untouched,
+        offered={"strategy": "random"},
+    )
+    return site.corrections.file(receipts.folder(receipt), record, codes)
