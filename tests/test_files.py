@@ -227,7 +227,7 @@ def lacks_encoding(call: ast.Call) -> bool:
         ):
             modes = [arg.value for arg in (*call.args, *given.values()) if isinstance(arg, ast.Constant)]
             return not call.args or any(mode in ("r", "w", "a", "x", "r+") for mode in modes)
-    return bool({"text", "universal_newlines"} & given.keys())
+    return any(isinstance(given.get(key), ast.Constant) for key in ("text", "universal_newlines"))
 
 
 @pytest.mark.parametrize("folder", ["apps", "tests", "tools"])

@@ -71,7 +71,9 @@ def lacking(module: str) -> set[str]:
 def guarded(node: ast.AST) -> bool:
     """Return whether what is below asks for the platform, or what it has, first."""
     if isinstance(node, ast.If | ast.IfExp):
-        return "sys.platform" in ast.unparse(node.test) or "hasattr" in ast.unparse(node.test)
+        parts = list(ast.walk(node.test))
+        platform = any(isinstance(part, ast.Attribute) and part.attr == "platform" for part in parts)
+        return platform or any(isinstance(part, ast.Name) and part.id == "hasattr" for part in parts)
     return isinstance(node, ast.Try) and any("ImportError" in ast.unparse(h.type) for h in node.handlers if h.type)
 
 
