@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from pacs_serving import wait_for
 from phantom import RAS, image_of, lumbar_codes
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.receipts import Claims, Receipts, Sender
+from totalspineseg_server.corrections.receipts import Receipts, Sender, receipt_of
 from totalspineseg_server.front import failures as errors
 from totalspineseg_server.front import saved, studies
 from totalspineseg_server.infers.listed import LISTED
@@ -131,17 +132,8 @@ def test_a_server_reads_what_another_one_was_killed_over(tmp_path: Path) -> None
     write_volume(label, to_wire(CODES), RAS)
     receipts = Receipts(folder / ".totalspineseg")
     sender, params = Sender("admin", "ada", "label.nii.gz"), json.loads(NAMES)
-    receipts.keep(
-        receipts.new_id(()),
-        "a",
-        label,
-        raw_sha256="",
-        tag="final",
-        sender=sender,
-        params=params,
-        info={},
-        claims=Claims(),
-    )
+    receipt = receipt_of("a", label, tag="final", sender=sender, params=params)
+    receipts.keep(replace(receipt, id=receipts.new_id(())), label)
     store = CorrectionStore(folder / ".totalspineseg")
     with running_server(tmp_path):
         wait_for(lambda: store.in_force("a"))

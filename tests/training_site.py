@@ -1,7 +1,7 @@
 """A tiny site for training tests: coarse synthetic scans with corrections, and tiny networks."""
 
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from tiny_models import TRAINER, write_models
 from totalspineseg_server.corrections.correction_store import Correction
-from totalspineseg_server.corrections.receipts import Claims, Receipts, Sender
+from totalspineseg_server.corrections.receipts import Receipts, Sender, receipt_of
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.volumes import write_volume
@@ -92,17 +92,8 @@ def correct(
     write_volume(label, codes.data, codes.grid)
     present = tuple(int(code) for code in np.unique(codes.data) if code)
     receipts, sender = Receipts(site.history), Sender("reader", "client", "label.nii.gz")
-    receipt = receipts.keep(
-        receipts.new_id(()),
-        image_id,
-        label,
-        raw_sha256="",
-        tag="final",
-        sender=sender,
-        params={},
-        info={},
-        claims=Claims(),
-    )
+    receipt = replace(receipt_of(image_id, label, tag="final", sender=sender, params={}), id=receipts.new_id(()))
+    receipts.keep(receipt, label)
     versions = {"step1": made_by, "step2": made_by}
     record = Correction(
         **asdict(sender),

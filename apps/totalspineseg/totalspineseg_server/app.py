@@ -27,7 +27,7 @@ from totalspineseg_server.corrections.ids import HISTORY_DIR, STUDIES_DIR, is_us
 from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
-from totalspineseg_server.corrections.receipts import Receipts, Sender, Uploads, Waiting
+from totalspineseg_server.corrections.receipts import Receipt, Receipts, Sender, Uploads, Waiting
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import (
     ImageError,
@@ -437,17 +437,13 @@ class App(MONAILabelApp):  # type: ignore[misc]
         """Read the submissions that could not be read when they arrived; see ``Inbox.interpret_waiting``."""
         return self._inbox.interpret_waiting(again=again)
 
-    def waiting_submissions(self) -> tuple[Waiting, ...]:
-        """Return the submissions that could not be read yet, oldest first."""
-        return self._receipts.waiting()
-
-    def unfiled_submissions(self) -> tuple[Waiting, ...]:
-        """Return the latest submissions that belong to no image, oldest first."""
-        return self._receipts.unfiled()
-
-    def parked_submissions(self) -> tuple[Correction, ...]:
-        """Return the submissions that could not be understood."""
-        return tuple(correction for correction in self._corrections.all() if correction.status == "parked")
+    def unused_submissions(self) -> list[tuple[Receipt | Correction, str, str]]:
+        """Return the submissions that are not used, oldest first, each with its status ("parked", "unfiled", "waiting")
+        and the reason."""
+        parked = [(one, "parked", one.reason) for one in self._corrections.all() if one.status == "parked"]
+        unfiled = [(one.receipt, "unfiled", one.reason) for one in self._receipts.unfiled()]
+        waiting = [(one.receipt, "waiting", one.reason) for one in self._receipts.waiting()]
+        return sorted((*parked, *unfiled, *waiting), key=lambda unused: unused[0].id)
 
     def withdraw_label(self, image_id: str, tag: str, user: str) -> tuple[str, ...]:
         """Take back the labels of an image under a tag; see ``Inbox.withdraw``.

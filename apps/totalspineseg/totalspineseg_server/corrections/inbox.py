@@ -22,7 +22,7 @@ from totalspineseg_server.corrections.interpretation import (
     Studies,
 )
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
-from totalspineseg_server.corrections.receipts import Claims, Receipt, Receipts, Sender, Waiting, unread
+from totalspineseg_server.corrections.receipts import Claims, Receipt, Receipts, Sender, Waiting, receipt_of, unread
 from totalspineseg_server.errors import (
     ImageError,
     LabelError,
@@ -31,7 +31,6 @@ from totalspineseg_server.errors import (
     TotalSpineSegError,
     UnknownImageError,
 )
-from totalspineseg_server.files import sha256_of
 from totalspineseg_server.locks import NamedLocks
 
 logger = logging.getLogger(__name__)
@@ -144,9 +143,11 @@ class Inbox:
             MemoryShortageError: It was stored, but there was not enough memory to read it.
             SubmissionError: It was stored, but could not be read because of another fault of the server.
         """
-        sent: dict[str, Any] = {"tag": tag, "sender": sender, "params": params, "fault": fault}
         with self.ongoing.one():
-            return self._submit(image_id, file, sent, claims or Claims(), info or {})
+            sent = receipt_of(
+                image_id, file, tag=tag, sender=sender, params=params, claims=claims, info=info, fault=fault
+            )
+            return self._submit(sent, file)
 
     def interpret_waiting(self, *, again: bool) -> tuple[Waiting, ...]:
         """Read the submissions that could not be read when they were sent.
@@ -183,34 +184,28 @@ class Inbox:
         finally:
             self._done(receipt.id)
 
-    def _submit(
-        self, image_id: str, file: Path, sent: Mapping[str, Any], claims: Claims, info: Mapping[str, Any]
-    ) -> Correction:
-        sha256 = sha256_of(file)
+    def _submit(self, sent: Receipt, file: Path) -> Correction:
+        """Store a submission and read it; one that waits already gets no second id."""
         with self._guard:
-            receipt = self._waiting_same(image_id, sha256, sent)
-            images = filter(None, {image_id, *claims.renamed})
+            waiting = self._waiting_same(sent)
+            images = filter(None, {sent.image, *sent.renamed})
             earlier = {*self._in_work, *(known for image in images for known in self._corrections.ids(image))}
-            receipt_id = self._receipts.new_id(earlier) if receipt is None else receipt.id
-            self._in_work.add(receipt_id)
+            receipt = waiting or replace(sent, id=self._receipts.new_id(earlier))
+            self._in_work.add(receipt.id)
         try:
-            if receipt is None:
-                receipt = self._receipts.keep(
-                    receipt_id, image_id, file, raw_sha256=sha256, **sent, info=info, claims=claims
-                )
+            if waiting is None:
+                self._receipts.keep(receipt, file)
             with self._receipts.reading(receipt):
                 if not self._receipts.folder(receipt).is_dir():
                     return self._read_elsewhere(receipt)
                 return self._interpret(receipt)
         finally:
-            self._done(receipt_id)
+            self._done(receipt.id)
 
-    def _waiting_same(self, image_id: str, sha256: str, sent: Mapping[str, Any]) -> Receipt | None:
+    def _waiting_same(self, sent: Receipt) -> Receipt | None:
         """Return an identical submission if one waits and is not being read now."""
         for receipt in (waiting.receipt for waiting in self._receipts.waiting()):
-            known = {"tag": receipt.tag, "sender": receipt.sender, "params": receipt.params, "fault": receipt.fault}
-            same = (receipt.image, receipt.raw_sha256, known) == (image_id, sha256, sent)
-            if same and receipt.id not in self._in_work:
+            if receipt.id not in self._in_work and _content(receipt) == _content(sent):
                 return receipt
         return None
 
@@ -349,3 +344,8 @@ class Inbox:
 
 def _parked(correction: Correction) -> LabelError:
     return LabelError(answers.parked(correction.reason, correction.id, correction.image))
+
+
+def _content(receipt: Receipt) -> tuple[object, ...]:
+    """Return what is the same if a submission is sent again."""
+    return receipt.image, receipt.raw_sha256, receipt.tag, receipt.sender, receipt.params, receipt.fault

@@ -24,6 +24,7 @@ from totalspineseg_server.files import (
     from_fields,
     move_folder,
     read_json,
+    sha256_of,
     staged_folder,
     write_json,
 )
@@ -200,6 +201,44 @@ class Receipt:
         return Claims(self.renamed, self.uploaded)
 
 
+def receipt_of(
+    image_id: str,
+    file: Path,
+    *,
+    tag: str,
+    sender: Sender,
+    params: Mapping[str, Any],
+    claims: Claims | None = None,
+    info: Mapping[str, Any] | None = None,
+    fault: str = "",
+) -> Receipt:
+    """Return a submission that was sent just now, without an id; see ``Receipt``.
+
+    Args:
+        image_id: Image for which it was sent.
+        file: The submitted file. Not modified.
+        tag: Tag under which it was sent.
+        sender: Who sent it.
+        params: Parameters sent with it.
+        claims: Other images to which it may belong.
+        info: Other information that is shown with the label.
+        fault: Why it cannot be used, if that is known already.
+    """
+    return Receipt(
+        id="",
+        image=image_id,
+        tag=tag,
+        **asdict(sender),
+        raw=f"raw{label_suffix(file.name)}",
+        raw_sha256=sha256_of(file),
+        received=ids.now_text(),
+        params=params,
+        info=info or {},
+        **asdict(claims or Claims()),
+        fault=fault,
+    )
+
+
 @dataclass(frozen=True)
 class Waiting:
     """A submission that has not become a correction.
@@ -229,43 +268,19 @@ class Receipts:
         """Return an id that sorts after those of all waiting submissions and after ``earlier``."""
         return ids.new_id((*ids.names(self._root), *earlier))
 
-    def keep(
-        self,
-        receipt_id: str,
-        image_id: str,
-        file: Path,
-        *,
-        raw_sha256: str,
-        tag: str,
-        sender: Sender,
-        params: Mapping[str, Any],
-        info: Mapping[str, Any],
-        claims: Claims,
-        fault: str = "",
-    ) -> Receipt:
-        """Store a submission, completely or not at all; see ``Receipt``.
+    def keep(self, receipt: Receipt, file: Path) -> None:
+        """Store a submission, completely or not at all.
+
+        Args:
+            receipt: The submission, with an id that no other one has.
+            file: The submitted file. Copied.
 
         Raises:
             StorageError: It could not be written; nothing is left half-written.
         """
-        receipt = Receipt(
-            id=receipt_id,
-            image=image_id,
-            tag=tag,
-            **asdict(sender),
-            raw=f"raw{label_suffix(file.name)}",
-            raw_sha256=raw_sha256,
-            received=ids.now_text(),
-            params=params,
-            info=info,
-            **asdict(claims),
-            fault=fault,
-        )
-
         with staged_folder(self._root / receipt.id) as entry:
             copy_file(file, entry / receipt.raw)
             write_json(entry / RECEIPT_FILE, asdict(receipt))
-        return receipt
 
     def folder(self, receipt: Receipt) -> Path:
         """Return the folder of a submission until it is read."""

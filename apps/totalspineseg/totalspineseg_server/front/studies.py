@@ -108,11 +108,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
     @routes.get("/submissions/")
     def get_submissions(user: Annotated[User, annotator]) -> list[dict[str, Any]]:
         """Return the submissions that are not used, with the reason, oldest first."""
-        app = app_instance()
-        parked = [_unused(one, "parked", one.reason) for one in app.parked_submissions()]
-        unfiled = [_unused(one.receipt, "unfiled", one.reason) for one in app.unfiled_submissions()]
-        waiting = [_unused(one.receipt, "waiting", one.reason) for one in app.waiting_submissions()]
-        return sorted((*parked, *unfiled, *waiting), key=lambda known: str(known["submission"]))
+        return [_unused(*unused) for unused in app_instance().unused_submissions()]
 
     @routes.post("/submissions/interpret")
     def interpret_submissions(
