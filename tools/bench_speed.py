@@ -96,7 +96,6 @@ TITLES: Final = {
 WAYS: Final = ("stock", "ours", "box", "air", "runtime", "int8")
 STARTER_WAYS: Final = ("stock", "ours", "runtime")
 RUNTIMES: Final = ("stock", "torch", "openvino", "openvino-int8")
-CUT_MM: Final = 3
 NOTHING: Final = -100.0
 """Logit of the random networks: they find nothing."""
 MEASURED: Final = {
@@ -526,22 +525,19 @@ class AtOneMillimeter(torch.nn.Module):  # type: ignore[misc]
         return resample(self.network(resample(tile, self.patch)), tile.shape[2:])
 
 
-class Part:
-    """A predictor that sees a part of the image, or not its air.
+class WithoutAirTiles:
+    """A predictor that leaves out tiles of air; the other tiles are those of the whole image.
 
     Args:
         whole: The predictor.
-        cut: Voxels that it does not see at the lower end of each axis.
-        skip_air: See ``WarmPredictor.predict``.
     """
 
-    def __init__(self, whole: WarmPredictor, *, cut: int = 0, skip_air: bool = False) -> None:
-        self.whole, self.cut, self.skip_air, self.version = whole, cut, skip_air, whole.version
+    def __init__(self, whole: WarmPredictor) -> None:
+        self.whole, self.version = whole, whole.version
 
     def predict(self, channels: FloatArray, *, soft: Collection[str] = ()) -> Prediction:
         """Segment one image; see ``WarmPredictor.predict``."""
-        x, y, z = (slice(self.cut, n) for n in channels.shape[1:])
-        return self.whole.predict(channels, soft=soft, within=(x, y, z), skip_air=self.skip_air)
+        return self.whole.predict(channels, soft=soft, skip_air=True)
 
 
 def at_one_millimeter(model: ModelFolder, network: torch.nn.Module) -> WarmPredictor:
@@ -553,10 +549,9 @@ def at_one_millimeter(model: ModelFolder, network: torch.nn.Module) -> WarmPredi
 
 
 def label_ways(step1: WarmPredictor, step2: WarmPredictor, look: WarmPredictor) -> dict[str, tuple[Any, Any]]:
-    """Return way -> its predictors of both steps. The first one only moves the tiles, for comparison."""
+    """Return way -> its predictors of both steps."""
     return {
-        f"{CUT_MM} mm cut off": (Part(step1, cut=CUT_MM), Part(step2, cut=CUT_MM)),
-        "tiles of air": (Part(step1, skip_air=True), Part(step2, skip_air=True)),
+        "tiles of air": (WithoutAirTiles(step1), WithoutAirTiles(step2)),
         "all air": (FocusedPredictor(step1, None), FocusedPredictor(step2, None)),
         "box, all air": (FocusedPredictor(step1, look), FocusedPredictor(step2, None)),
     }
