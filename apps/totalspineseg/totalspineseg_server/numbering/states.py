@@ -55,12 +55,12 @@ HEIGHT_MM: Final[Mapping[int, float]] = MappingProxyType(
 Source: Busscher et al., Eur Spine J 2010 (C3 to L5, bodies and discs measured on CT), rounded; C1 and C2 from the
 project's synthetic columns. A scale per scan (``SCALES``) accounts for body size.
 """
-LORDOSIS: Final = (0.95, 0.9)
-"""Length along the canal of the last but one and the last lumbar level, relative to their height: the canal runs on the
-inner side of the lordosis.
+LORDOSIS: Final = (0.96, 0.91, 0.85)
+"""Length of the last three lumbar levels along the canal, relative to their height: the canal runs on the inner side of
+the lordosis.
 
-Source: in the labels of 24 lumbar patients of SPIDER (van der Graaf et al., Sci Data 2024), they are 0.90 and, if the
-canal is labeled to its end, 0.80 of the levels above. Halved, because canals that end early follow no curve.
+Source: the labels of 24 lumbar patients of SPIDER (van der Graaf et al., Sci Data 2024), where they are 0.93, 0.83 and
+0.72 (medians, relative to L1 and L2); the roots of these, because spines that are straight have no such bend.
 """
 S1_CENTER_MM: Final = 15.0
 """Distance from the L5-S disc to the middle of the body of S1 along the canal, mm."""
