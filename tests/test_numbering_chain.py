@@ -850,6 +850,14 @@ def test_what_may_be_l5_s_below_the_disc_named_so_is_a_doubt(size: float, bone: 
     assert below_l5_s((5,), path, evidence) == (5 if doubt else None)
 
 
+def test_what_reads_the_same_competes_once() -> None:
+    """A competitor was listed twice, because a piece without a name differed, and looked less probable than it was."""
+    best, higher, lower = [42, 43, 44], [41, 42, 43], [43, 44, 45]
+    found = chain._alternatives(best, [(lower, 0.2), (higher, 0.15), ([41, 0, 43], 0.1)])
+    shifts = [chain.shift_text(best, codes) for codes in (higher, lower)]
+    assert [(other.shift, round(other.probability, 6)) for other in found] == [(shifts[0], 0.25), (shifts[1], 0.2)]
+
+
 def test_a_map_of_noise_is_named_with_doubt() -> None:
     """With a hundred false pieces the weight of every numbering was too small for a number, and an IndexError
     followed."""

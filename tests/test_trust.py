@@ -293,6 +293,21 @@ def test_names_that_something_contradicts_are_improbable_until_measured_otherwis
     assert before.levels[0].probability < 0.7
 
 
+@pytest.mark.parametrize(
+    ("kinds", "why"),
+    [
+        (("left_out", "landmark_differs"), "landmark"),
+        (("left_out",), "no name"),
+        (("steps_differ", "landmark_differs"), "step 1"),
+        ((), "contradicts"),
+    ],
+)
+def test_doubtful_names_say_what_contradicts_them(kinds: tuple[str, ...], why: str) -> None:
+    """ "Some evidence contradicts them" did not tell a reader where to look."""
+    known = {"certainty": "doubtful", "contradicted": True, "findings": [{"kind": kind} for kind in kinds]}
+    assert why in sentence(known).rpartition(";")[2]
+
+
 def test_names_are_judged_by_what_other_patients_tell() -> None:
     """Scans named by their own counts look better than the next ones will."""
     scans = []
