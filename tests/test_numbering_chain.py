@@ -201,13 +201,20 @@ def test_a_landmark_on_top_of_a_lumbar_scan_may_be_counted_from_the_sacrum(step:
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_landmark_four_above_the_sacrum_was_not_counted_from_it(step: int) -> None:
-    """Networks never count four, so such a T12-L1 was really seen and indicates four lumbar vertebrae."""
+    """Networks never count four, so such a T12-L1 was probably seen and indicates four lumbar vertebrae: as probable,
+    in a column of which nothing else is in view, as a landmark on the next disc."""
     case = draw("lumbar", step, variant="L4")
     height = int(np.argwhere(case.truth == DISC_T12_L1)[:, 2].max()) + 4
     case.raw, case.truth = case.raw[:, :, :height].copy(), case.truth[:, :, :height].copy()
     _, numbering = name(case)
-    assert not numbering.confident
-    assert {level.code for level in numbering.levels if level.kind is Kind.DISC} <= set(np.unique(case.truth).tolist())
+    assert numbering.certainty == "doubtful"
+    truth = set(np.unique(case.truth).tolist())
+    best = (numbering.probability, tuple(level.code for level in numbering.levels))
+    fitting = [
+        p for p, codes in (best, *((a.probability, a.codes) for a in numbering.alternatives)) if {*codes} <= {0, *truth}
+    ]
+    assert fitting
+    assert fitting[0] > 0.25
 
 
 def test_without_a_landmark_the_result_is_an_abstention() -> None:

@@ -69,7 +69,7 @@ REMNANT_BELOW: Final = 3
 P_C1_CLASS_WRONG: Final = 0.01
 """Probability that the structure labeled C1 by step 1 is not C1; low, because the ring is unlike every other vertebra.
 """
-LOWER_END: Final = LowerEnd(1.0, thin=0.06, below_thin=0.1, below=0.02, s1=0.1, s1_whole=0.05, shifted=0.05)
+LOWER_END: Final = LowerEnd(1.0, thin=0.06, below_thin=0.1, below=0.02, s1=0.1, s1_whole=0.05, shifted=0.015)
 """Shares of scans, for measured networks: the fewer scans were measured, the closer they are to these."""
 P_S1_APART: Final = 0.02
 """Probability that S1 is drawn as a separate piece of the sacrum, by measured networks."""
