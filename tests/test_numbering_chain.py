@@ -839,15 +839,25 @@ def test_the_skull_base_drawn_as_a_vertebra_is_no_doubt_about_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "bone", "doubt"), [(1000.0, SACRUM, False), (5000.0, SACRUM, True), (1000.0, 0, True)]
+    ("size", "bone", "taper", "doubt"),
+    [
+        (1000.0, SACRUM, None, False),
+        (5000.0, SACRUM, None, True),
+        (1000.0, 0, None, True),
+        (1000.0, SACRUM, 1.0, True),
+        (1000.0, 0, 1.5, False),
+    ],
+    ids=["a thin disc", "a whole disc", "a vertebra", "as deep below as above", "a vertebra that tapers as S1 does"],
 )
-def test_what_may_be_l5_s_below_the_disc_named_so_is_a_doubt(size: float, bone: int, doubt: bool) -> None:
+def test_what_may_be_l5_s_below_the_disc_named_so_is_a_doubt(
+    size: float, bone: int, taper: float | None, doubt: bool
+) -> None:
     """The last lumbar vertebra was drawn as sacrum, with a part as vertebra above a small disc: all names were one
     level off, and counted."""
     kind = Kind.SACRUM if bone else Kind.VERTEBRA
     items = (
         *(Item(Kind.DISC, k, 35.0 * k, False, 45.0, 18000.0) for k in range(4)),
-        Item(kind, 0, 125.0, False, 45.0, 2700.0),
+        Item(kind, 0, 125.0, False, 45.0, 2700.0, taper=taper),
         Item(Kind.DISC, 4, 140.0, False, 40.0, size),
         Item(Kind.SACRUM, 1, 160.0, False, 60.0, 90000.0),
     )
