@@ -243,7 +243,8 @@ def test_the_sacrum_is_not_left_out_if_l5_is_drawn_as_a_part_of_it() -> None:
 
 
 def test_a_remnant_of_the_disc_between_s1_and_s2_changes_no_name() -> None:
-    """Most people have one, and networks draw it with the class of L5-S."""
+    """Most people have one, and networks draw it with the class of L5-S. The drawn sacrum hardly tapers, so a doubt is
+    right."""
     case = lumbar()
     sacrum, above = case.truth == CODE_OF["sacrum"], np.argwhere(case.truth == CODE_OF["L5-S"])
     level = np.ptp(np.argwhere(case.truth == CODE_OF["L5"])[:, 2])
@@ -252,7 +253,7 @@ def test_a_remnant_of_the_disc_between_s1_and_s2_changes_no_name() -> None:
     remnant = sacrum & (np.abs(heights - (above[:, 2].mean() - 0.7 * level)) < 2)
     after = named(with_a_fragment(case, remnant), SEEN)
     assert [level.code for level in after.levels] == [level.code for level in before.levels]
-    assert after.certainty == before.certainty
+    assert after.certainty == "counted" or "below_l5_s" in {finding.kind for finding in after.findings}
 
 
 def test_the_body_of_s1_tapers_and_a_lumbar_one_does_not() -> None:
