@@ -397,7 +397,7 @@ def taper(heights: Floats, away_mm: Floats) -> float | None:
 
 def _depth(piece: Piece) -> int:
     """Return the extent of a piece from front to back, voxels."""
-    return piece.box[1].stop - piece.box[1].start
+    return int(piece.box[1].stop - piece.box[1].start)
 
 
 def tilt_deg(disc: npt.NDArray[np.bool_], spacing_mm: npt.ArrayLike) -> float | None:
