@@ -35,13 +35,14 @@ from totalspineseg_server.anatomy import (
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.numbering import chain
+from totalspineseg_server.numbering.adopt import adopt
 from totalspineseg_server.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
 from totalspineseg_server.numbering.evidence import Evidence, Item, Localizer, Step1Names
 from totalspineseg_server.numbering.left_out import below_l5_s, contradicts
 from totalspineseg_server.numbering.naming import label_map, name_map, require_met
-from totalspineseg_server.numbering.solver import Chain, posterior
+from totalspineseg_server.numbering.solver import FALSE, Chain, posterior
 from totalspineseg_server.numbering.step1_names import names_by_reader, step1_names
-from totalspineseg_server.transforms.labeling import paint
+from totalspineseg_server.transforms.labeling import UNNAMED, Naming, paint
 from totalspineseg_server.transforms.pieces import find_pieces
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -895,3 +896,35 @@ def test_where_no_name_is_worth_trying_the_most_probable_one_is_tried(monkeypatc
     again, tried = name(case)
     np.testing.assert_array_equal(again, labels)
     assert tried.probability == numbering.probability
+
+
+@pytest.mark.parametrize("as_speck", [False, True], ids=["piece", "speck"])
+@pytest.mark.parametrize(
+    ("item", "name"),
+    [
+        pytest.param(Item(Kind.DISC, 3, 54.3, False, 40.0, 900.0), "L3-L4", id="half of a disc"),
+        pytest.param(Item(Kind.DISC, 3, 54.6, False, 40.0, 900.0), "", id="false disc"),
+        pytest.param(Item(Kind.VERTEBRA, 4, 71.0, False, 40.0, 900.0, odd=0.0), "L4", id="half of a body"),
+        pytest.param(Item(Kind.VERTEBRA, 4, 73.0, False, 40.0, 900.0, odd=0.0), "", id="another body"),
+        pytest.param(Item(Kind.VERTEBRA, 4, 68.5, False, 40.0, 900.0, odd=1.0), "L4", id="part in the other class"),
+        pytest.param(Item(Kind.VERTEBRA, 4, 69.5, False, 40.0, 900.0, odd=1.0), "", id="part of the next one"),
+        pytest.param(Item(Kind.VERTEBRA, 4, 68.5, False, 40.0, 4600.0, odd=1.0), "", id="body of the other class"),
+        pytest.param(
+            Item(Kind.VERTEBRA, 4, 68.5, False, 40.0, 900.0, odd=1.0, is_far=True), "", id="beside the column"
+        ),
+    ],
+)
+def test_a_left_out_piece_gets_the_name_of_what_it_is_part_of(item: Item, name: str, as_speck: bool) -> None:
+    """The lower half of a body that a false disc cuts had no name, or a rib had that of a vertebra."""
+    bones = [Item(Kind.VERTEBRA, k, 20.0 * k, False, 45.0, 9000.0, odd=float(k % 2 == 0)) for k in range(4)]
+    discs = [Item(Kind.DISC, k, 20.0 * k + 10, False, 40.0, 3000.0) for k in range(3)]
+    codes = [CODE_OF[each] for each in ("L1", "L2", "L3", "L4", "L1-L2", "L2-L3", "L3-L4")]
+    items, path = (*bones, *discs), tuple(codes)
+    if not as_speck:
+        items, path = (*items, item), (*path, FALSE)
+    evidence = Evidence(2, items, (item,) if as_speck else (), {}, 0.0, 0.0)
+    before = Naming((*codes[4:], UNNAMED), (*codes[:4], UNNAMED))
+    after = adopt(before, evidence, path)
+    owner = CODE_OF[name] if name else UNNAMED
+    assert (after.discs[3], after.vertebrae[4]) == ((owner, UNNAMED) if item.kind is Kind.DISC else (UNNAMED, owner))
+    assert (after.discs[:3], after.vertebrae[:4]) == (before.discs[:3], before.vertebrae[:4])
