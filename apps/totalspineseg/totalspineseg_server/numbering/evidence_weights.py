@@ -402,8 +402,8 @@ def s1_shape(item: Item) -> float:
     if item.taper is None:
         return 1.0
     s1, lumbar = (
-        math.exp(-0.5 * ((math.log(item.taper) - mean) / spread) ** 2) / spread
-        for mean, spread in (S1_TAPER, LUMBAR_TAPER)
+        math.exp(-0.5 * ((math.log(item.taper) - mean) / deviation) ** 2) / deviation
+        for mean, deviation in (S1_TAPER, LUMBAR_TAPER)
     )
     return min(max(s1 / max(lumbar, 1e-9), 1 / MAX_TAPER), MAX_TAPER)
 
