@@ -102,8 +102,8 @@ def find_cases(source: Path, *, suffixes: Sequence[str] = (), exclude: Path | No
     if not chosen:
         wanted = f" whose name ends in {' or '.join(suffixes)}" if suffixes else ""
         raise ImageError(
-            f"There are no images{wanted} in {str(source)!r}. Images ({', '.join(IMAGE_SUFFIXES)} or DICOM) are "
-            "searched directly in the folder, in sub-*/anat and in sub-*/ses-*/anat"
+            f"There are no images{wanted} in {str(source)!r}. The command looks for images "
+            f"({', '.join(IMAGE_SUFFIXES)} or DICOM) directly in the folder, in sub-*/anat and in sub-*/ses-*/anat"
             + (f". {skipped}" if (skipped := skipped_sentences(source, (), exclude=exclude)) else "")
         )
     return tuple(sorted(_unique(chosen), key=lambda case: case.name))

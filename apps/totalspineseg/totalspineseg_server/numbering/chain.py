@@ -74,7 +74,8 @@ for networks that nobody has measured."""
 CONTRADICTED: Final = 0.5
 """Highest probability of a numbering that another map of the same scan contradicts, if each is certain by itself."""
 LIKELY: Final = 0.5
-"""Probability from which a doubtful step 1 that names the levels differently makes the names of step 2 doubtful."""
+"""A doubtful step 1 that names the levels differently makes the names of step 2 doubtful if its own names are at
+least this probable."""
 CLEAR: Final = 1 - WORTH_NAMING
 """If every name is above this probability, nothing competes, and the best names are the best numbering."""
 SAME: Final = 1e-9

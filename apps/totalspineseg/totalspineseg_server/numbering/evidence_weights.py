@@ -82,8 +82,8 @@ errors follow: L5-S and T12-L1 are expected one disc too high."""
 P_SKULL_BASE: Final = 0.3
 """Probability that the skull base is drawn as a vertebra, if it is in view."""
 P_DENS_BASE: Final = 0.4
-"""Probability that a disc is drawn at the base of the dens: it is in three of five necks by step 2 and in one by step 1
-of the starter weights."""
+"""Probability that a disc is drawn at the base of the dens: step 2 of the starter weights draws one in three of five
+necks, and step 1 in one."""
 DENS_AS_C2_C3: Final = 0.5
 """Probability that such a disc has the class of C2-C3."""
 LOST_TO_DENS: Final = 0.35
@@ -108,7 +108,7 @@ LANDMARK_NEAR_2: Final = 0.07
 """Factor by which a landmark's class is rarer two levels from the landmark than on the next disc."""
 LANDMARK_ALONE: Final = 1 / 3
 """Factor for a neighbor of a landmark whose own disc would be beyond the outermost disc in view, compared with a
-landmark that moves within the view (own class lost, neighbor's present): the network must invent it."""
+landmark that moves within the view (own class lost, neighbor's present): the network would have to invent it."""
 LANDMARK_COUNTED: Final = 0.5
 """The same factor if the class is that of T12-L1, one level too low, on the uppermost disc in view, if that is the
 fifth above L5-S: networks seem to count up from the sacrum. Of 24 synthetic lumbar scans with six lumbar vertebrae, six
@@ -183,7 +183,7 @@ PIN_WEIGHT: Final = 1e-15
 """Weight of every code but the pinned one: a reader's pin outweighs all other evidence."""
 
 MOSTLY: Final = 0.5
-"""Share of a disc's voxels in a landmark's class from which the disc counts as drawn as that landmark."""
+"""A disc counts as drawn as a landmark if at least this share of its voxels has the landmark's class."""
 
 _COLUMN = column(len(THORACIC), len(LUMBAR))
 
