@@ -275,7 +275,7 @@ def pair_localizers(
         if (subjects := len({subject_of(case.name) for case in cases})) > 1:
             raise ImageError(
                 f"One localizer file, {localizer.name!r}, cannot be used for {subjects} subjects. Give a folder of "
-                "label maps named like the scans, or run one subject's scans (sub-..) alone."
+                "label maps that have the names of the scans, or run one subject's scans (sub-..) alone."
             )
         return tuple(_paired(case, localizer, ours=False) for case in cases)
     paired = []
