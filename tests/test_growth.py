@@ -29,8 +29,14 @@ SLOWER = 1.3
 
 @dataclass(frozen=True)
 class Held:
-    """What the server uses after a round. Attributes: memory_mib: Resident memory. files: Open files. threads: Threads.
-    cpu_s: CPU seconds since its start."""
+    """What the server uses after a round.
+
+    Attributes:
+        memory_mib: Resident memory.
+        files: Number of open files.
+        threads: Number of threads.
+        cpu_s: CPU seconds since its start.
+    """
 
     memory_mib: float
     files: int

@@ -42,8 +42,13 @@ UPPER: Final = [CODE_OF[name] for name in ("T12", "T12-L1", "L1")]
 
 @dataclass(frozen=True)
 class Sitting:
-    """What a reader saw and did. Attributes: report: Rows and answers; see ``slicer_desk``. drawn: Segment name -> its
-    voxels, in the index order of 3D Slicer. affine: The affine of the volume in 3D Slicer."""
+    """What a reader saw and did.
+
+    Attributes:
+        report: Rows and answers; see ``slicer_desk``.
+        drawn: Segment name -> its voxels, in the index order of 3D Slicer.
+        affine: The affine of the volume in 3D Slicer.
+    """
 
     report: dict[str, Any]
     drawn: dict[str, npt.NDArray[np.bool_]]

@@ -66,12 +66,16 @@ class Settings:
     """Settings of one request.
 
     Attributes:
-        localizer: Id of another image of the same patient that has a label; empty for none. output_grid: Grid of the
-        result: that of the image, or the 1 mm grid. codes: Codes of the structures that the result should have.
-        numbering: Method that names the levels. other_series: Whether named series of the same patient count as
-        evidence. pins: Levels the reader pins by a point. renames: Levels the reader pins by their earlier names;
-        once these were looked up, they are among the pins. extension: File ending of the result. marks_doubt: Whether
-        names of doubtful levels have a mark in the reply. It changes no label, so it is not recorded.
+        localizer: Id of another image of the same patient that has a label; empty for none.
+        output_grid: Grid of the result: that of the image, or the 1 mm grid.
+        codes: Codes of the structures that the result should have.
+        numbering: Method that names the levels.
+        other_series: Whether named series of the same patient count as evidence.
+        pins: Levels the reader pins by a point.
+        extension: File ending of the result.
+        renames: Levels the reader pins by their earlier names; once these were looked up, they are among the pins.
+        marks_doubt: Whether names of doubtful levels have a mark in the reply. It changes no label, so it is not
+            recorded.
     """
 
     localizer: str

@@ -48,8 +48,9 @@ def missing_content(path: Path) -> str:
     Args:
         path: A file or a link.
 
-    Returns: A sentence that says what the file is and what to do, without its name; "" if the content is here, or if
-        the file does not exist.
+    Returns:
+        A sentence that says what the file is and what to do, without its name; "" if the content is here, or if the
+        file does not exist.
 
     Raises:
         OSError: It cannot be read.

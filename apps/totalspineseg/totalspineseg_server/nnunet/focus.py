@@ -43,9 +43,9 @@ class FocusedPredictor:
     """Step 1 in the box that a coarse look gives it; the answer covers the whole image.
 
     Args:
-        fine: Step 1. look: A fast step 1; only the position of its result is used. None for the whole image except
-        air, as in step 2,
-            which gets only the crop around the spine.
+        fine: Step 1.
+        look: A fast step 1; only the position of its result is used. None for the whole image except air, as in step
+            2, which gets only the crop around the spine.
         skip_air: Whether the box ends where the image holds nothing but air beyond it, if that saves tiles, and tiles
             of air are left out.
     """
