@@ -338,6 +338,19 @@ def test_a_damaged_record_is_named(desk: Desk) -> None:
     assert "lacks image, status" in reasons[1]
 
 
+def test_a_label_counts_again_once_its_record_can_be_read_again(desk: Desk) -> None:
+    """It stayed hidden until the next start, because its folder had not changed."""
+    kept = desk.submit()
+    record = desk.store.path(kept) / "record.json"
+    whole = record.read_text(encoding="utf-8")
+    record.write_text("{", encoding="utf-8")
+    # The folder has not changed for long, so its corrections are remembered.
+    os.utime(record.parent.parent, (0, 0))
+    assert desk.store.in_force("img") == ()
+    record.write_text(whole, encoding="utf-8")
+    assert [known.id for known in desk.store.in_force("img")] == [kept.id]
+
+
 @pytest.mark.parametrize(
     ("tag", "safe"), [("final", True), ("v-2_b", True), ("..", False), ("a/b", False), ("", False), ("a.b", False)]
 )

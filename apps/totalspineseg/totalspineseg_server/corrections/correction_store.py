@@ -8,6 +8,7 @@ and is never changed.
 or takes the previous rejection back.
 """
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,8 @@ from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import move_folder, staged_folder, write_json
 from totalspineseg_server.geometry import LabelArray, Volume
 from totalspineseg_server.io.volumes import read_labels, write_volume
+
+logger = logging.getLogger(__name__)
 
 CODES_FILE = "codes.nii.gz"
 FINAL_TAG: Final = "final"
@@ -232,9 +235,14 @@ class CorrectionStore:
 
     def in_force(self, image_id: str) -> tuple[Correction, ...]:
         """Return the accepted corrections of an image that were not withdrawn, oldest first, without damaged ones; they
-        are read again only if one was added or withdrawn."""
+        are read again only if one was added or withdrawn, or is damaged."""
         folders = self._folder(image_id), self.withdrawals.folder(image_id)
-        return self._remembered.value(image_id, folders, lambda: self._read_in_force(image_id))
+        damaged: list[Path] = []
+        found = self._remembered.value(image_id, folders, lambda: self._read_in_force(image_id, damaged))
+        if damaged:
+            # The disk may answer again, or the record may be restored: the folder does not change then.
+            self._remembered.forget(image_id)
+        return found
 
     def under(self, image_id: str, tag: str) -> tuple[Correction, ...]:
         """Return the corrections of an image that count and belong under a tag of the datastore, oldest first."""
@@ -272,9 +280,16 @@ class CorrectionStore:
         """Yield the folders of all corrections of all images."""
         return (entry for folder in ids.entries(self.root) for entry in ids.entries(folder))
 
-    def _read_in_force(self, image_id: str) -> tuple[Correction, ...]:
+    def _read_in_force(self, image_id: str, damaged: list[Path]) -> tuple[Correction, ...]:
+        """Return the corrections of an image that count; the entries that cannot be read are added to a list."""
+
+        def report(entry: Path, error: StorageError) -> None:
+            logger.warning("A correction cannot be read and does not count now: %s", error)
+            damaged.append(entry)
+
         withdrawn = self.withdrawals.of_image(image_id)
-        return tuple(c for c in self.of_image(image_id) if c.status == "accepted" and c.id not in withdrawn)
+        known = ids.records(Correction, ids.entries(self._folder(image_id)), "correction", report)
+        return tuple(c for c in known if c.status == "accepted" and c.id not in withdrawn)
 
     def _folder(self, image_id: str) -> Path:
         return self.root / ids.folder_name(image_id)

@@ -77,6 +77,10 @@ class Remembered(Generic[T]):
         self._known[key] = states, value
         return value
 
+    def forget(self, key: Hashable) -> None:
+        """Forget the value of a key, so that it is read again."""
+        self._known.pop(key, None)
+
 
 class ContentHashes:
     """The SHA-256 of files; a file is read only if its size or time has changed.
