@@ -28,6 +28,8 @@ UNPLAIN = re.compile(
     re.VERBOSE,
 )
 """Words that readers had to read twice; see docs/writing.md for the plain ones."""
+JOINED = re.compile(r"[.;] [a-z_]+: [A-Z]|\b(Args|Attributes|Returns|Yields|Raises): +\S")
+"""Sections or arguments that share a line."""
 PRIVATE_WORDS = frozenset(
     (
         *("told", "said", "shown", "meant", "came", "given", "kept", "taught", "drawn", "standing", "helped_by"),
@@ -98,6 +100,8 @@ def faults(text: str) -> list[str]:
             found.append(f"line {docstring.lineno}: the docstring is no sentence that says what is done: {first}")
         if unplain := UNPLAIN.search(" ".join(str(docstring.value).split())):
             found.append(f"line {docstring.lineno}: the docstring has unplain words: {unplain[0]}")
+        if joined := JOINED.search(str(docstring.value)):
+            found.append(f"line {docstring.lineno}: the docstring has joined lines: {joined[0]}")
     texts = {docstring for _, docstring in described}
     for node in ast.walk(tree):
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or node in texts:
@@ -165,6 +169,8 @@ def misfilled(text: str, module: str, known: Mapping[str, str]) -> list[str]:
         ('def answer():\n    """The answer of the PACS."""', "no sentence"),
         ('def find():\n    """Return the level; None where it has none."""', "unplain"),
         ('WAIT = 3\n"""Maximum time to wait, seconds."""', "unplain"),
+        ('def cut():\n    """Cut it.\n\n    Args:\n        fine: Step 1. look: A fast one.\n    """', "joined"),
+        ('def find():\n    """Find it.\n\n    Returns: The level.\n    """', "joined"),
         ("raise E('This label neither trains nor judges. Submit it again.')", "unplain"),
         ("raise E('The plan is made anew. Wait.')", "unplain"),
         ("raise E('An image that is no volume cannot be shown. Send a series.')", "unplain"),
