@@ -40,6 +40,8 @@ MIDLINE_MM: Final = 8.0
 DEPTH_BANDS: Final = ((0.1, 0.35), (0.65, 0.9))
 """Parts of a body's height, from superior to inferior, in which its depth is measured."""
 MIN_BAND_VOXELS: Final = 100
+"""Smallest number of voxels of such a part whose depth is measured; in a lumbar body it has some 3000 (16 x 6 x 30
+mm)."""
 LOCALIZER_MIN_SHARE: Final = 0.10
 """Smallest share of its volume that a piece must share with the levels of a localizer to be compared with them."""
 

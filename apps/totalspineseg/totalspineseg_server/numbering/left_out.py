@@ -95,9 +95,9 @@ def below_l5_s(out: Sequence[int], path: Path, evidence: Evidence) -> int | None
     named = [i.volume_mm3 for i, code in zip(items, path, strict=True) if i.kind is Kind.DISC and code != FALSE]
     is_thin = items[largest].volume_mm3 < THIN_DISC * float(np.median(named))
     bones = [k for k in range(last + 1, largest) if path[k] == SACRUM]
-    drawn_apart = any(items[k].kind is Kind.VERTEBRA and items[k].taper is None for k in bones)
+    is_separate = any(items[k].kind is Kind.VERTEBRA and items[k].taper is None for k in bones)
     is_lumbar = any(s1_shape(items[k]) < 1 for k in bones)
-    return largest if drawn_apart or is_lumbar or not is_thin else None
+    return largest if is_separate or is_lumbar or not is_thin else None
 
 
 def _swollen(missed: int, path: Path, evidence: Evidence) -> bool:
