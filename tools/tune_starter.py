@@ -4,7 +4,8 @@
 
 Trains one step with the fine-tuning of ``totalspineseg retrain`` on the patients whom ``spider_patients.csv`` does not
 hold out, and on the synthetic spines that it replays. A patient's label is the correction of ``bench_retrain_real.py``:
-discs, vertebrae and canal from the masks; what they do not show is "unreviewed", and so is the cord. OUT becomes a
+discs, vertebrae and canal from the masks; what they do not show is "unreviewed", and so are the cord, and T12-L1,
+which a slab without ribs does not tell from its neighbors. OUT becomes a
 starter folder with the new weights of this step and the given weights of the other one; ``mix_starter.py`` averages it
 with those that it began with. If the tool is killed, the same command continues.
 
@@ -27,7 +28,7 @@ sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tools")]
 from bench_retrain_real import TRAINED_ON, Truth, label_of, truth_of  # noqa: E402
 from spider_cases import Patient, read_patients  # noqa: E402
 
-from totalspineseg_server.anatomy import CODE_OF  # noqa: E402
+from totalspineseg_server.anatomy import CODE_OF, DISC_T12_L1  # noqa: E402
 from totalspineseg_server.errors import TotalSpineSegError  # noqa: E402
 from totalspineseg_server.files import read_json, sha256_of, write_json  # noqa: E402
 from totalspineseg_server.geometry import LabelArray  # noqa: E402
@@ -106,8 +107,8 @@ def source_of(slabs: Path, patient: Patient, model: Model, predicted: Path) -> S
     def read() -> LabeledScan:
         truth = truth_of(slabs, patient.number, sure=patient.sure)
         label, unchecked = label_of(truth, prediction_of(truth, model, predicted / f"{name}.nii.gz"))
-        hidden = frozenset(CODE_OF[entry] for entry in unchecked)
-        return LabeledScan(name, name, Origin.CORRECTION, truth.image, label, unreviewed=hidden)
+        hidden = {CODE_OF[entry] for entry in unchecked} | {DISC_T12_L1}
+        return LabeledScan(name, name, Origin.CORRECTION, truth.image, label, unreviewed=frozenset(hidden))
 
     return ScanSource(name, Origin.CORRECTION, read)
 
