@@ -12,7 +12,7 @@ from mr_object import mr_slices
 from pydicom import Dataset
 from pydicom.dataset import FileDataset
 
-from totalspineseg_server.dicom.headers import uid_from
+from totalspineseg_server.io.dicom.headers import uid_from
 
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
 SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"

@@ -9,7 +9,7 @@ from pathlib import Path
 from server_process import ROOT, server_process
 
 from phantom import RAS, image_of, lumbar_codes, sagittal_image
-from totalspineseg_server.volume_io import write_volume
+from totalspineseg_server.io.volumes import write_volume
 
 MAX_UPLOAD_MB = 8
 """A limit so small that a test can exceed it."""

@@ -21,8 +21,8 @@ from totalspineseg_server import api
 from totalspineseg_server.anatomy import CODE_OF
 from totalspineseg_server.errors import GridError, ImageError, SettingError
 from totalspineseg_server.geometry import Grid
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.nnunet import networks
-from totalspineseg_server.volume_io import write_volume
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")

@@ -9,9 +9,9 @@ from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.training.site import folder_site
-from totalspineseg_server.volume_io import write_volume
 
 GRID = Grid((4, 4, 4), np.diag([1.0, 1.0, 2.0, 1.0]))
 FILES = {

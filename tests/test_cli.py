@@ -19,8 +19,8 @@ from totalspineseg_server.anatomy import CODE_OF
 from totalspineseg_server.cli import COMMANDS, main
 from totalspineseg_server.cohort.outputs import FOLDERS
 from totalspineseg_server.geometry import Grid, Volume, labels_to_iso, to_ras
+from totalspineseg_server.io.volumes import read_image, read_labels, write_volume
 from totalspineseg_server.registry.releases import STARTER_WARNING
-from totalspineseg_server.volume_io import read_image, read_labels, write_volume
 
 GOLDEN = Path(__file__).parent / "golden"
 APP = Path(__file__).parents[1] / "apps" / "totalspineseg"

@@ -12,7 +12,7 @@ import pytest
 from totalspineseg_server.anatomy import NUMBER_TABLES
 from totalspineseg_server.cli import COMMANDS, _parser, main
 from totalspineseg_server.cohort.outputs import FOLDERS
-from totalspineseg_server.volume_io import read_labels, write_volume
+from totalspineseg_server.io.volumes import read_labels, write_volume
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")

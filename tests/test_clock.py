@@ -16,8 +16,8 @@ from totalspineseg_server.corrections.predictions import KEPT_PER_IMAGE, DrawnMa
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.infers.published import FullTask
 from totalspineseg_server.infers.services import Services
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.training import runs
-from totalspineseg_server.volume_io import write_volume
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from totalspineseg_server.cohort.inputs import (
 from totalspineseg_server.cohort.run_options import RunOptions
 from totalspineseg_server.cohort.work import Work
 from totalspineseg_server.errors import ImageError
-from totalspineseg_server.volume_io import read_image
+from totalspineseg_server.io.volumes import read_image
 
 DICOM = b"\0" * 128 + b"DICM rest"
 

@@ -29,15 +29,15 @@ from totalspineseg_server.cohort.running import LocalExecutor, Summary
 from totalspineseg_server.cohort.running import run as run_cases
 from totalspineseg_server.cohort.work import Work
 from totalspineseg_server.corrections.submission import map_names
-from totalspineseg_server.dicom.seg_reader import read_seg
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.geometry import Grid
+from totalspineseg_server.io.dicom.seg_reader import read_seg
+from totalspineseg_server.io.volumes import read_image, read_labels, write_volume
 from totalspineseg_server.numbering.alignment import ELSEWHERE
 from totalspineseg_server.numbering.evidence import Pin
 from totalspineseg_server.numbering.report import doubtful_codes
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.version import VERSION
-from totalspineseg_server.volume_io import read_image, read_labels, write_volume
 
 pytestmark = pytest.mark.slow
 

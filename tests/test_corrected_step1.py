@@ -19,8 +19,8 @@ from totalspineseg_server.infers.inference_progress import Progress
 from totalspineseg_server.infers.published import Step2Task
 from totalspineseg_server.infers.settings import read_settings
 from totalspineseg_server.infers.task import Outcome
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.pipeline import prepare
-from totalspineseg_server.volume_io import write_volume
 
 TRUTH = lumbar_codes()
 ONE_MORE = {"T12-L1": "L1-L2", "L1-L2": "L2-L3", "L2-L3": "L3-L4", "L3-L4": "L4-L5", "L4-L5": "L5-L6"}

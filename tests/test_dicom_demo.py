@@ -10,12 +10,12 @@ from scipy import ndimage
 
 from totalspineseg_server.anatomy import NAME_OF
 from totalspineseg_server.corrections.submission import map_names
-from totalspineseg_server.dicom.headers import read_headers
-from totalspineseg_server.dicom.seg_reader import read_seg
-from totalspineseg_server.dicom.seg_writer import seg_bytes, write_seg
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.geometry import same_grid
-from totalspineseg_server.volume_io import read_image, read_labels
+from totalspineseg_server.io.dicom.headers import read_headers
+from totalspineseg_server.io.dicom.seg_reader import read_seg
+from totalspineseg_server.io.dicom.seg_writer import seg_bytes, write_seg
+from totalspineseg_server.io.volumes import read_image, read_labels
 
 
 @pytest.fixture(scope="module")

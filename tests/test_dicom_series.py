@@ -23,11 +23,11 @@ from dicom_series import (
     save,
     slices,
 )
-from totalspineseg_server.dicom.headers import read_headers, uid_from
-from totalspineseg_server.dicom.stack import stack_of
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.geometry import same_grid
-from totalspineseg_server.volume_io import read_image
+from totalspineseg_server.io.dicom.headers import read_headers, uid_from
+from totalspineseg_server.io.dicom.stack import stack_of
+from totalspineseg_server.io.volumes import read_image
 
 ENHANCED_KINDS = (ENHANCED_MR, "1.2.840.10008.5.1.4.1.1.4.4", "1.2.840.10008.5.1.4.1.1.2.1")
 STRUCTURED_REPORT = "1.2.840.10008.5.1.4.1.1.88.33"

@@ -13,9 +13,9 @@ from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import sha256_of
+from totalspineseg_server.io.volumes import read_image, write_volume
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.training.site import folder_site
-from totalspineseg_server.volume_io import read_image, write_volume
 
 T2, T1, OTHER = "P1/st/a 5 T2 sag", "P1/st/b 6 T1", "P2 1 T2"
 STUDY = "1.2.826.0.1.3680043.8.498.1"
@@ -57,7 +57,7 @@ def test_a_series_is_converted_once_until_it_changes(tree: Path, monkeypatch: py
     volume = Path(studies.get_image_uri(T2))
     content = volume.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("totalspineseg_server.dicom.series.read_series", pytest.fail)
+        patch.setattr("totalspineseg_server.io.dicom.series.read_series", pytest.fail)
         assert Path(opened(tree).get_image_uri(T2)) == volume
     volume.unlink()
     assert Path(studies.get_image_uri(T2)).read_bytes() == content, "another hash would be another image"
@@ -72,7 +72,7 @@ def test_a_series_is_converted_once_until_it_changes(tree: Path, monkeypatch: py
 
 
 def test_a_series_that_is_no_volume_is_offered_no_more(tree: Path) -> None:
-    """The next sample was the same unreadable series for ever."""
+    """The next sample was the same unreadable series forever."""
     whole = series(1, "T2", "Bob", f"{STUDY}.7")
     shutil.rmtree(tree / "P2")
     save(tree / "P2", [whole[0], whole[2], whole[3], whole[4]])

@@ -17,7 +17,7 @@ from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import sha256_of
-from totalspineseg_server.volume_io import read_labels, write_volume
+from totalspineseg_server.io.volumes import read_labels, write_volume
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_a_correction_that_was_kept_before_a_kill_is_shown_after_it(desk: Desk) 
 
 
 def test_a_withdrawal_before_a_kill_counts_after_it(desk: Desk) -> None:
-    """The label stayed where it was for good, because it had to be taken away by a second step."""
+    """The label stayed for good, because a second step had to remove it."""
     studies, first, second = opened(desk), desk.submit(), desk.submit()
     assert studies.get_label_uri("img", "final")
     desk.store.withdrawals.add("img", second.id, "ada")
@@ -85,7 +85,7 @@ def test_a_correction_comes_before_a_file_that_somebody_copied_there(desk: Desk)
 def test_a_label_that_is_replaced_when_the_disk_is_full_stays_known(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is written about the new one made the old one, which was still there, a stranger's."""
+    """Once the note of the new label was written, the old label, which was still there, counted as somebody else's."""
     studies = opened(desk)
     studies.save_label("img", str(desk.label), "original", {"model": "first"})
 

@@ -23,7 +23,7 @@ from totalspineseg_server.cli import COMMANDS, _parser, common, main
 from totalspineseg_server.cohort import warm
 from totalspineseg_server.cohort.cluster_profile import read_profile
 from totalspineseg_server.geometry import Grid
-from totalspineseg_server.volume_io import write_volume
+from totalspineseg_server.io.volumes import write_volume
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -25,10 +25,10 @@ from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.infers.published import FullTask
 from totalspineseg_server.infers.services import Services
+from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.segments import Segment, Submission
-from totalspineseg_server.volume_io import read_labels, write_volume
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))

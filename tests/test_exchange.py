@@ -27,9 +27,9 @@ from totalspineseg_server.exchange.site_archive import MANIFEST
 from totalspineseg_server.exchange.site_backup import write_backup
 from totalspineseg_server.exchange.site_restore import read_backup, restore
 from totalspineseg_server.files import write_json
+from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.training.site import Site
-from totalspineseg_server.volume_io import read_labels, write_volume
 
 GOLDEN = Path(__file__).parent / "golden" / "lower_lumbar_clean" / "step2_output.nii.gz"
 PATIENT, BORN = "DoeJohn", "19700131"

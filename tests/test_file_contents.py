@@ -75,7 +75,7 @@ def test_an_image_replaced_before_its_label_was_shown_is_not_finished(tmp_path: 
 
 
 def test_many_who_ask_at_once_have_an_image_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the studies were copied, each request for a list read all images anew, all at the same time."""
+    """After the studies were copied, each request for a list read all images again, all at the same time."""
     image, read, askers = tmp_path / "a.nii", sha256_of, 4
     image.write_bytes(b"first")
     drawn_on, together = read(image), threading.Barrier(askers)

@@ -20,11 +20,11 @@ from phantom import PIR
 from serving import Server
 from totalspineseg_server.anatomy import STRUCTURES
 from totalspineseg_server.corrections.outcomes import MAX_KEPT, Outcome, Outcomes
-from totalspineseg_server.dicom.seg_writer import seg_bytes, write_seg
 from totalspineseg_server.front import ohif, stow
 from totalspineseg_server.front.bundle import CHANGES, read_bundle
 from totalspineseg_server.front.stow import Upload, instances
 from totalspineseg_server.geometry import Volume
+from totalspineseg_server.io.dicom.seg_writer import seg_bytes, write_seg
 from totalspineseg_server.pacs.address import Address, PathError, is_uid, resource
 
 

@@ -22,8 +22,8 @@ from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.front import failures as errors
 from totalspineseg_server.front import saved, studies
 from totalspineseg_server.infers.listed import LISTED
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.training.site import folder_site
-from totalspineseg_server.volume_io import write_volume
 
 APP_DIR = Path(__file__).resolve().parents[1] / "apps" / "totalspineseg"
 CODES = lumbar_codes()

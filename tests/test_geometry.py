@@ -216,6 +216,10 @@ def test_a_refusal_says_how_far_the_corners_are_apart() -> None:
         on_grid(Volume(np.zeros(ANISOTROPIC.shape, np.uint8), moved(10, 0, 0).affine), ANISOTROPIC)
     with pytest.raises(GridError, match=r"shape \(6, 9, 11\).*shape \(6, 9, 12\)"):
         on_grid(Volume(np.zeros((6, 9, 11), np.uint8), ANISOTROPIC.affine), ANISOTROPIC)
+    slab = Grid((6, 9, 1), ANISOTROPIC.affine)
+    for label, image in ((slab, ANISOTROPIC), (ANISOTROPIC, slab)):
+        with pytest.raises(GridError, match=f"up to {11 * ANISOTROPIC.spacing[2]:.3g} mm apart"):
+            on_grid(Volume(np.zeros(label.shape, np.uint8), label.affine), image)
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,17 @@ import requests
 from phantom import image_of, lumbar_codes
 from serving import Server, running_server
 from totalspineseg_server.geometry import Grid
-from totalspineseg_server.volume_io import write_volume
+from totalspineseg_server.io.volumes import write_volume
 
 REQUESTS, ROUND = 1000, 100
 IMAGES = 4
 MEMORY_MIB = 40
-"""What the process may take beyond the first hundred requests: the allocator's play, a tenth of a leaked scan each."""
+"""Memory that the process may take beyond the first hundred requests: what the allocator holds back. A leaked scan in
+each request would take ten times as much."""
 RECORD_KIB = 4
-"""Of each prediction a record is kept, and nothing else."""
+"""Size of the record of a prediction, which is all that is kept of it."""
 OPEN = 4
-"""Files and threads more or less: connections that the client has not closed yet."""
+"""Allowed change in the number of files and threads: connections that the client has not closed yet."""
 SLOWER = 1.3
 """CPU seconds of the last hundred requests as a multiple of those of the second hundred."""
 

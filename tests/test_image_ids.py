@@ -12,9 +12,9 @@ from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.training.site import folder_site
-from totalspineseg_server.volume_io import write_volume
 
 GRID = Grid((4, 4, 4), np.eye(4))
 OF_3D_SLICER = ("5: t2_tse_sag", "T2/STIR", "t2 <sag>", "5 t2?", 'a "b"', "a|b", "a*", "c:\\x")

@@ -112,7 +112,7 @@ def test_a_hold_out_judges_without_being_chosen(
 ) -> None:
     """Of two servers that share their models, one used a version that its own hold-out had never judged."""
     monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
-    monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
+    monkeypatch.setattr(holdout, "hash_holds_out", lambda subject: True)
     change["sub"] = -0.2
     code, out, _ = run(site, capsys, "judge", "theirs", str(tmp_path / "studies"))
     assert (code, "vertebrae -0.200" in out and "hold-out" in out) == (1, True), out
@@ -129,7 +129,7 @@ def test_what_a_version_has_learned_from_does_not_judge_it(
     """Another server with the same models had trained on scans that are held out here, so the version did well on
     them."""
     monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
-    monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
+    monkeypatch.setattr(holdout, "hash_holds_out", lambda subject: True)
     (judge,) = site_material(site).holdout
     learned = {"correction": "of another server", "image_sha256": judge.provenance["image_sha256"]}
     with site.models.publish("other") as staging:
@@ -147,7 +147,7 @@ def test_what_an_imported_version_says_it_has_learned_from_does_not_judge_it(
     """Weights from elsewhere were judged on the scans on which they had been trained, although their record named
     these."""
     monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
-    monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
+    monkeypatch.setattr(holdout, "hash_holds_out", lambda subject: True)
     (judge,) = site_material(site).holdout
     sha256 = judge.provenance["image_sha256"]
     for name, claim in (("odd", training), ("other", [{"image_sha256": sha256}])):
@@ -188,7 +188,7 @@ def test_real_networks_are_judged(
     monkeypatch.setattr(judging, "score_models", score_models)
     # Random weights handle nothing, and would judge by nothing.
     monkeypatch.setattr(reference, "HANDLED", 0.0)
-    monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
+    monkeypatch.setattr(holdout, "hash_holds_out", lambda subject: True)
     monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
     (tmp_path / "studies" / "sub-1.nii.gz").unlink()
     code, out, error = run(site, capsys, "judge", "same", str(tmp_path / "studies"), "--device", "cpu")

@@ -16,7 +16,7 @@ from serving import Server
 from test_server import add_image
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.volume_io import read_labels
+from totalspineseg_server.io.volumes import read_labels
 
 CODES = lumbar_codes()
 DOUBTFUL = np.where(np.isin(CODES, [CODE_OF[name] for name in ("T12-L1", "L5-S", "sacrum", "T12")]), 0, CODES)

@@ -18,7 +18,7 @@ from tiny_models import write_models
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.wire import to_wire
-from totalspineseg_server.volume_io import write_volume
+from totalspineseg_server.io.volumes import write_volume
 from viewer import window
 
 pytestmark = [
@@ -249,7 +249,7 @@ def test_a_batch_shows_how_far_it_is_and_can_be_stopped(server: Server, page: Pa
     page.get_by_role("button", name="Stop").click()
     page.get_by_text("was stopped").wait_for()
     assert requests.get(f"{server.url}/worklist", timeout=60).json()["batch"] is None
-    assert status_of(page, "c-next") in ("new", "in work")
+    assert status_of(page, "c-next") in ("new", "in progress")
     slow.unlink()
     page.get_by_role("button", name="Predict these (1)").click()
     # It was offered to a reader before, so its status says that.

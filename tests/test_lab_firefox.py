@@ -13,7 +13,7 @@ from phantom import RAS, image_of, lumbar_codes
 from serving import running_server
 from totalspineseg_server.anatomy import BY_CODE, CODE_OF
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.volume_io import write_volume
+from totalspineseg_server.io.volumes import write_volume
 
 pytestmark = [
     pytest.mark.browser,

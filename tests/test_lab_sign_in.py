@@ -15,7 +15,7 @@ from serving import running_server
 from test_lab_browser import SIZE, record_version
 from test_server_auth import KEY, published, signed
 from tiny_models import write_models
-from totalspineseg_server.volume_io import write_volume
+from totalspineseg_server.io.volumes import write_volume
 from viewer import window
 
 pytestmark = [

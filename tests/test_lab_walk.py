@@ -13,7 +13,7 @@ from test_lab_browser import SIZE, doubtful_codes
 from tiny_models import write_models
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.volume_io import write_volume
+from totalspineseg_server.io.volumes import write_volume
 from training_site import SPACING_MM
 from viewer import window
 

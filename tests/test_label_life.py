@@ -18,10 +18,10 @@ from test_server import add_image
 from totalspineseg_server.anatomy import CODE_OF
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.errors import StorageError
+from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.training.material import site_material
 from totalspineseg_server.training.site import Site
-from totalspineseg_server.volume_io import read_labels, write_volume
 
 CODES = lumbar_codes()
 # The client leaves its sockets to the garbage collector.

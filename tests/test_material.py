@@ -84,7 +84,7 @@ def test_a_result_accepted_unchanged_never_judges_and_does_not_say_who_does(
     assert [source.origin for source in found.training] == [Origin.ACCEPTED]
     assert [source.origin for source in replace(found, known={1: frozenset({"00"})}).lessons(1)] == [Origin.ACCEPTED]
     assert "sub-0" not in (tmp_path / "studies" / ".totalspineseg" / "holdout.json").read_text(encoding="utf-8")
-    monkeypatch.setattr(material, "drawn_out", lambda subject: True)
+    monkeypatch.setattr(material, "hash_holds_out", lambda subject: True)
     held = corrections(tmp_path / "other", monkeypatch, (*FINAL, {"unchanged": True}))
     assert (held.training, held.holdout) == ((), ())
     assert "neither" in held.skipped[0].reason

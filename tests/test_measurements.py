@@ -12,8 +12,8 @@ import pytest
 from totalspineseg_server.anatomy import CANAL, CODE_OF, CORD, NAME_OF, SACRUM, column
 from totalspineseg_server.cli import main
 from totalspineseg_server.geometry import Grid, Volume
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.measurements import COLUMN_ROW, COLUMNS, CORD_NOTE, measure, structure_rows
-from totalspineseg_server.volume_io import write_volume
 
 SHAPE = (36, 110, 230)
 BODY_MM, DISC_MM, DEPTH_MM = 26.0, 9.0, 32.0

@@ -22,6 +22,7 @@ from totalspineseg_server.cli import main
 from totalspineseg_server.cli.retrain import SETTINGS
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.geometry import Grid
+from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.nnunet.folders import NnunetFolders
 from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in
 from totalspineseg_server.nnunet.predictor import WarmPredictor
@@ -32,7 +33,6 @@ from totalspineseg_server.registry.records import VersionRecord, read_record, tr
 from totalspineseg_server.registry.removal import remove_versions
 from totalspineseg_server.training import judging, retraining
 from totalspineseg_server.training.retrain_settings import client_config
-from totalspineseg_server.volume_io import read_labels, write_volume
 from training_site import make_site, tiny_reference, tiny_replay, tiny_scan
 
 

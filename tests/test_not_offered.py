@@ -19,8 +19,8 @@ from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid
+from totalspineseg_server.io.volumes import read_image, write_volume
 from totalspineseg_server.training.site import folder_site
-from totalspineseg_server.volume_io import read_image, write_volume
 
 GRID = Grid((4, 4, 4), np.diag([1.0, 1.0, 2.0, 1.0]))
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"

@@ -28,7 +28,7 @@ from totalspineseg_server.cli import main
 from totalspineseg_server.cli.prepare import labeled_scans
 from totalspineseg_server.color_tables import color_tables
 from totalspineseg_server.geometry import Grid
-from totalspineseg_server.volume_io import read_labels, read_numbered, write_volume
+from totalspineseg_server.io.volumes import read_labels, read_numbered, write_volume
 
 GOLDEN = Path(__file__).parent / "golden" / "lower_lumbar_clean"
 

@@ -18,8 +18,8 @@ from demo_series import demo_pacs
 from server_process import ROOT
 
 from totalspineseg_server.anatomy import NAME_OF, VERTEBRAE
+from totalspineseg_server.io.volumes import read_labels
 from totalspineseg_server.processes import free_port, stop
-from totalspineseg_server.volume_io import read_labels
 from viewer import browser
 
 pytestmark = [

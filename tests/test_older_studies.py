@@ -16,10 +16,10 @@ from serving import Server, running_server
 from totalspineseg_server.anatomy import WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.wire import to_wire
+from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.training.material import site_material
 from totalspineseg_server.training.site import Site
-from totalspineseg_server.volume_io import read_labels, write_volume
 
 ARCHIVE = Path(__file__).parent / "older" / "studies-2026-11-29.tar.xz"
 SHA256 = "faa208a9a0d44ead6eb2103ec6349431e54b5c425b5568b4056f2e7d2ef84182"

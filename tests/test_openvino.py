@@ -20,6 +20,7 @@ from totalspineseg_server.cli.common import MODEL_DIR
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid
+from totalspineseg_server.io.volumes import read_image, write_volume
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.networks import Networks
 from totalspineseg_server.nnunet.predictor import WarmPredictor
@@ -27,7 +28,6 @@ from totalspineseg_server.nnunet.runtimes import resolve_device, runtime_of
 from totalspineseg_server.places import NAME
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.synthesis import demo_studies
-from totalspineseg_server.volume_io import read_image, write_volume
 
 pytestmark = pytest.mark.slow
 

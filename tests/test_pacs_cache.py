@@ -13,12 +13,12 @@ from pacs_stand_in import FIRST, SECOND, Pacs, named, pacs_app, two_studies
 from totalspineseg_server.corrections import history
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.geometry import LabelArray
+from totalspineseg_server.io.volumes import read_image, write_volume
 from totalspineseg_server.pacs import listing
 from totalspineseg_server.pacs.cache import IN_USE_SECONDS, CachedSeries, excess
 from totalspineseg_server.pacs.listing import Listing
 from totalspineseg_server.pacs.pacs_datastore import PacsDatastore
 from totalspineseg_server.training.holdout import update_split
-from totalspineseg_server.volume_io import read_image, write_volume
 
 pytestmark = pytest.mark.slow
 

@@ -17,13 +17,13 @@ from phantom import PIR
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.receipts import Sender
-from totalspineseg_server.dicom.seg_object import SegReference
 from totalspineseg_server.errors import ImageError, StorageError
+from totalspineseg_server.io.dicom.seg_object import SegReference
+from totalspineseg_server.io.volumes import read_image
 from totalspineseg_server.pacs import found_series as pacs_series
 from totalspineseg_server.pacs.found_series import PAGE, find_series
 from totalspineseg_server.pacs.pacs_datastore import PacsDatastore
 from totalspineseg_server.pacs.submissions import NOT_PUT_BACK, submit_segmentation
-from totalspineseg_server.volume_io import read_image
 
 pytestmark = pytest.mark.slow
 

@@ -23,19 +23,19 @@ from totalspineseg_server.cli.site_folder import has_corrections, site_of
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.corrections.wire import to_wire
-from totalspineseg_server.dicom.seg_reader import read_seg
-from totalspineseg_server.dicom.seg_writer import seg_bytes
 from totalspineseg_server.errors import EmptySegmentationError, ImageError, MemoryShortageError, StorageError
 from totalspineseg_server.front import failures as errors
 from totalspineseg_server.front import studies
 from totalspineseg_server.geometry import Grid
+from totalspineseg_server.io.dicom.seg_reader import read_seg
+from totalspineseg_server.io.dicom.seg_writer import seg_bytes
+from totalspineseg_server.io.volumes import read_image, write_volume
 from totalspineseg_server.pacs import address
 from totalspineseg_server.pacs.found_series import find_series
 from totalspineseg_server.pacs.listing import Listing
 from totalspineseg_server.pacs.pacs_datastore import PacsDatastore
 from totalspineseg_server.pacs.stored_series import StoredSeries
 from totalspineseg_server.training.material import site_material
-from totalspineseg_server.volume_io import read_image, write_volume
 
 pytestmark = pytest.mark.slow
 

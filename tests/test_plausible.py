@@ -10,10 +10,10 @@ from totalspineseg_server.anatomy import CANAL, CODE_OF, CORD, DISCS, SACRUM, UN
 from totalspineseg_server.corrections.checks import check
 from totalspineseg_server.errors import ImageError, LabelError
 from totalspineseg_server.geometry import Grid, Volume
+from totalspineseg_server.io.volumes import read_codes, write_volume
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, check_codes
 from totalspineseg_server.plausible import is_upside_down, missing_kinds
 from totalspineseg_server.training.material import judged_cases
-from totalspineseg_server.volume_io import read_codes, write_volume
 
 LUMBAR = block_spine("T11")
 CERVICAL = block_spine("C1", "T2")

@@ -209,6 +209,13 @@ def test_spread(wanted: list[float], expected: list[float]) -> None:
     assert spaced(wanted, 10.0) == pytest.approx(expected)
 
 
+def test_a_dot_of_five_pixels_marks_what_a_tag_names() -> None:
+    """A dot beside a thin disc, or larger than it, marks its neighbor as well."""
+    result = add_tags(np.full((80, 60, 3), 90, np.uint8), [Tag("L4-L5", (30.0, 20.0), (255, 0, 0), right=True)])
+    rows, columns = np.nonzero((result[:, :60] == (255, 0, 0)).all(axis=-1))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (18, 22, 28, 32)
+
+
 @pytest.mark.parametrize("height", [40, 300, 2000])
 def test_tags_never_overlap(height: int) -> None:
     """The tags of 24 vertebrae beside a low picture were printed over each other."""

@@ -18,6 +18,7 @@ from totalspineseg_server.anatomy import CANAL, CORD, LUMBAR, UNREVIEWED
 from totalspineseg_server.cli import main
 from totalspineseg_server.errors import MemoryShortageError, StorageError
 from totalspineseg_server.geometry import Volume
+from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.nnunet import raw_folder
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
 from totalspineseg_server.nnunet.model_folder import ModelFolder
@@ -35,7 +36,6 @@ from totalspineseg_server.nnunet.raw_folder import read_cases
 from totalspineseg_server.nnunet.splits import subjects_of
 from totalspineseg_server.nnunet.targets import IGNORE_CLASS, REGIONS
 from totalspineseg_server.prediction import Prediction
-from totalspineseg_server.volume_io import read_labels, write_volume
 from training_site import correct, make_site
 
 pytestmark = pytest.mark.slow

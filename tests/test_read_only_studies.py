@@ -22,10 +22,10 @@ from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.geometry import Grid
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.processes import free_port
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.server import DEFAULT_STUDIES, studies_folder
-from totalspineseg_server.volume_io import write_volume
 
 # The client leaves its sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(

@@ -12,9 +12,9 @@ from totalspineseg_server import pipeline
 from totalspineseg_server.anatomy import CODE_OF, CORD, DISCS, NAME_OF, VERTEBRAE
 from totalspineseg_server.cli import main
 from totalspineseg_server.geometry import LabelArray, Volume, to_ras
+from totalspineseg_server.io.volumes import read_image, read_labels
 from totalspineseg_server.nnunet.model_folder import models_in
 from totalspineseg_server.nnunet.predictor import WarmPredictor
-from totalspineseg_server.volume_io import read_image, read_labels
 
 pytestmark = pytest.mark.slow
 

@@ -18,6 +18,7 @@ from totalspineseg_server.anatomy import DISCS
 from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.nnunet.cases import Origin, ScanSource
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.numbering.renumber import NamedMap
@@ -30,7 +31,6 @@ from totalspineseg_server.training.remembered import as_in_truth, handled_share,
 from totalspineseg_server.training.scoring import Model
 from totalspineseg_server.training.site import Site
 from totalspineseg_server.training.verdict import HOLDOUT, OWN_ANSWERS, REFERENCE, judge
-from totalspineseg_server.volume_io import write_volume
 from training_site import SPACING_MM, correct, make_site, tiny_reference, tiny_replay
 
 pytestmark = pytest.mark.slow
@@ -65,7 +65,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     scan(made, tmp_path, "train-0", LUMBAR, certainty="counted")
     scan(made, tmp_path, "train-3", LUMBAR, certainty="doubtful")
     scan(made, tmp_path, "train-4", PART)
-    monkeypatch.setattr(remembered, "drawn_out", lambda subject: subject.startswith("hold"))
+    monkeypatch.setattr(remembered, "hash_holds_out", lambda subject: subject.startswith("hold"))
     monkeypatch.setattr(remembered, "replay_sources", spines)
     return made
 

@@ -221,7 +221,7 @@ def test_what_the_weights_in_use_have_learned_from_does_not_judge(
     """Another server with the same models had trained on a scan that is held out here, and the gate used it."""
     site = make_site(tmp_path, scans=2)
     monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
-    monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
+    monkeypatch.setattr(holdout, "hash_holds_out", lambda subject: True)
     (judge,) = site_material(site).holdout
     learned = {"correction": "of another server", "image_sha256": judge.provenance["image_sha256"]}
     with site.models.publish("other") as staging:

@@ -175,7 +175,8 @@ def kinds(asked: Asked) -> list[str]:
 
 
 def test_a_fold_begun_anew_leaves_the_others_their_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A restart of one fold planned anew while the others were using the plan, and forgot which cases they had."""
+    """A restart of one fold made a new plan while the others were using the old one, and forgot which cases they
+    had."""
     asked = Asked(monkeypatch)
     folders = write_cases(tmp_path, 5)
     states = [scratch._Scratch(folders, 1, fold, TINY, print).folder / "checkpoint_latest.pth" for fold in "01"]

@@ -19,7 +19,7 @@ from totalspineseg_server.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.wire import STEP1_WIRE_LABELS, from_names, from_wire, to_wire
 from totalspineseg_server.geometry import Grid, Volume, to_ras
-from totalspineseg_server.volume_io import read_labels, write_volume
+from totalspineseg_server.io.volumes import read_labels, write_volume
 
 CODES = lumbar_codes()
 # The client leaves its sockets to the garbage collector.

@@ -314,6 +314,6 @@ def test_a_server_with_authentication(tmp_path: Path) -> None:
         while not (started := psutil.Process(server.process.pid).children()) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert started
-    # The host left its background processes behind.
+    # MONAI Label left its background processes behind.
     _, alive = psutil.wait_procs(started, timeout=10)
     assert not alive

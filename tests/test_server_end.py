@@ -16,9 +16,9 @@ from totalspineseg_server.anatomy import WIRE_LABELS
 from totalspineseg_server.corrections.inbox import Ongoing
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.corrections.wire import to_wire
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.processes import STOP_SECONDS
 from totalspineseg_server.server import REQUEST_SECONDS, REST_SECONDS, SUBMISSION_SECONDS
-from totalspineseg_server.volume_io import write_volume
 
 HANGS, LABEL_SECONDS, REQUESTS_SECONDS = 10_000, 6.0, 1
 """A request that never ends, a submission that takes longer than the server waits for requests."""

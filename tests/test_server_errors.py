@@ -16,7 +16,7 @@ from totalspineseg_server.errors import StorageError
 from totalspineseg_server.front import failures as errors
 from totalspineseg_server.front import studies
 from totalspineseg_server.front.guard import Guard, Known
-from totalspineseg_server.volume_io import write_volume
+from totalspineseg_server.io.volumes import write_volume
 
 
 def failing(error: Exception) -> TestClient:

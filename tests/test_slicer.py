@@ -25,10 +25,10 @@ from phantom import image_of, lumbar_codes
 from serving import Server, running_server
 from totalspineseg_server.anatomy import CANAL, CODE_OF, NAME_OF
 from totalspineseg_server.corrections.correction_store import CODES_FILE, CorrectionStore
-from totalspineseg_server.dicom.headers import uid_from
 from totalspineseg_server.geometry import Grid, Volume
+from totalspineseg_server.io.dicom.headers import uid_from
+from totalspineseg_server.io.volumes import read_image, read_labels, write_volume
 from totalspineseg_server.spellings import code_of_name, with_mark
-from totalspineseg_server.volume_io import read_image, read_labels, write_volume
 
 pytestmark = pytest.mark.slicer
 

@@ -10,9 +10,9 @@ import columns
 from phantom import RAS, lumbar_codes
 from totalspineseg_server.anatomy import CORD, DISC_L5_S, DISC_T12_L1
 from totalspineseg_server.geometry import Volume
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.preview import Plane, course_of
 from totalspineseg_server.preview.plane import Picture
-from totalspineseg_server.volume_io import write_volume
 
 SPACING = 2.0
 

@@ -20,7 +20,7 @@ from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid
-from totalspineseg_server.volume_io import write_volume
+from totalspineseg_server.io.volumes import write_volume
 
 pytestmark = pytest.mark.slow
 
@@ -238,7 +238,7 @@ def test_nobody_waits_for_a_folder_that_is_slow_to_list(
 def test_a_folder_that_cannot_be_read_for_a_moment_costs_nothing(
     followed: StudiesDatastore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After one fault of a network drive no file that came was offered any more, until the server was started anew."""
+    """After one fault of a network drive no new file was offered anymore until the server was restarted."""
     (tmp_path / "one.nii.gz").touch()
     wait_for(lambda: followed.list_images() == ["one"])
 

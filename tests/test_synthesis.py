@@ -2,7 +2,9 @@
 
 import importlib
 import itertools
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -30,7 +32,7 @@ from totalspineseg_server.synthesis.implants import IMPLANT_ODDS, draw_implants
 from totalspineseg_server.synthesis.ligaments import draw_ligaments
 from totalspineseg_server.synthesis.morphometry import level_sizes
 from totalspineseg_server.synthesis.raster import Raster
-from totalspineseg_server.synthesis.render import _coil, _flow, _saturate
+from totalspineseg_server.synthesis.render import _coil, _flow, _saturate, tissue_signals
 from totalspineseg_server.synthesis.shapes import (
     Local,
     Mask,
@@ -59,6 +61,37 @@ def make(seed: int = 0, **options: object) -> SyntheticSpine:
 @pytest.fixture(scope="module")
 def whole() -> SyntheticSpine:
     return make(3, thoracic=12, lumbar=5)
+
+
+def figures(spine: SyntheticSpine) -> dict[str, list[float]]:
+    """Return structure or tissue -> its volume in voxels, and its middle in voxels along each axis."""
+    found = {}
+    for kind, drawn in (("code", spine.labels), ("tissue", spine.tissues)):
+        for value in np.unique(drawn).tolist():
+            places = np.nonzero(drawn == value)
+            found[f"{kind} {value}"] = [float(places[0].size), *(float(axis.mean()) for axis in places)]
+    return found
+
+
+def test_spines_are_drawn_as_they_were(whole: SyntheticSpine) -> None:
+    """A changed number moved or thickened a structure in every synthetic spine, and the figures measured with the
+    earlier ones stayed in the pages.
+
+    Where a change is meant, the new figures go into drawn_spines.json, and those of the pages are measured again.
+    """
+    spines = {
+        "whole": whole,
+        "neck": make(4, field=Field.CERVICAL, thoracic=12, lumbar=5),
+        "loin": make(9, field=Field.LUMBAR, thoracic=11, lumbar=6),
+    }
+    drawn = {name: figures(spine) for name, spine in spines.items()}
+    drawn["signals"] = {name: tissue_signals(np.random.default_rng(7), name)[: len(Tissue)].tolist() for name in PRIORS}
+    known = json.loads((Path(__file__).parent / "drawn_spines.json").read_text(encoding="utf-8"))
+    for name, parts in known.items():
+        assert drawn[name].keys() == parts.keys()
+        for part, numbers in parts.items():
+            # Another processor may round a voxel of a border to the other side.
+            assert drawn[name][part] == pytest.approx(numbers, rel=0.003, abs=0.003), f"{name}, {part}"
 
 
 def test_same_seed_gives_same_spine_and_image_and_another_seed_another() -> None:

@@ -230,7 +230,7 @@ def test_held_out_subjects_judge_and_never_train(
     tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
-    monkeypatch.setattr(holdout, "drawn_out", lambda subject: subject == "sub-1")
+    monkeypatch.setattr(holdout, "hash_holds_out", lambda subject: subject == "sub-1")
     site = make_site(tmp_path, scans=3)
     found = site_material(site)
     assert [s.provenance["image"] for s in found.training] == ["sub-0", "sub-2"]
@@ -244,7 +244,7 @@ def test_an_image_that_trains_under_another_name_does_not_judge(
 ) -> None:
     """An image that was uploaded twice was used for training under one name and held out under the other."""
     monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
-    monkeypatch.setattr(holdout, "drawn_out", lambda subject: subject != "sub-0")
+    monkeypatch.setattr(holdout, "hash_holds_out", lambda subject: subject != "sub-0")
     site = make_site(tmp_path, scans=2)
     correct(site, tmp_path, "sub-again", 0)
     found = site_material(site)
@@ -260,7 +260,7 @@ def test_the_first_subject_of_a_site_trains_though_it_was_corrected_again_last(
 ) -> None:
     """The order of the newest labels decided which subjects were the first."""
     monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
-    monkeypatch.setattr(holdout, "drawn_out", lambda subject: True)
+    monkeypatch.setattr(holdout, "hash_holds_out", lambda subject: True)
     site = make_site(tmp_path, scans=2)
     correct(site, tmp_path, "sub-0", 0)
     found = site_material(site)

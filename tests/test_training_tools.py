@@ -18,8 +18,8 @@ from totalspineseg_server.agreement import LEVELS, MEASURES
 from totalspineseg_server.anatomy import WIRE_LABELS
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.geometry import Volume
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.training.retrain_settings import read_settings
-from totalspineseg_server.volume_io import write_volume
 
 BEFORE = {"step1": "old-1", "step2": "old-2"}
 AFTER = {"step1": "new-1", "step2": "new-2"}

@@ -22,7 +22,7 @@ from totalspineseg_server.nnunet.model_zips import export_version, import_versio
 from totalspineseg_server.nnunet.packed import Packed
 from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.nnunet.trust_file import TRUST_FILE, read_trust, write_trust
-from totalspineseg_server.nnunet.wrong_names import DrawnScan, count_failures
+from totalspineseg_server.nnunet.wrong_names import SegmentedScan, count_failures
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.evidence import tilt_deg
 from totalspineseg_server.numbering.evidence_weights import CAREFUL
@@ -260,7 +260,7 @@ def test_names_are_judged_by_what_other_patients_tell() -> None:
         box = tuple(slice(0, n) for n in case.raw.shape)
         truth = case.truth if subject == "a" else np.where(case.truth == DISC_L5_S, DISC_T12_L1, case.truth)
         maps = {1: Packed.of(lumbar(seed, step=1).raw), 2: Packed.of(case.raw)}
-        scans.append(DrawnScan(subject, grid, box, maps, Packed.of(truth.astype(np.uint8)), counts))
+        scans.append(SegmentedScan(subject, grid, box, maps, Packed.of(truth.astype(np.uint8)), counts))
     found = count_failures(scans, mirror={1: False, 2: False})
     assert found.uncontradicted.scans + found.contradicted.scans == 3
     assert found.uncontradicted.wrong + found.contradicted.wrong == 1

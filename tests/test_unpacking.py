@@ -14,13 +14,13 @@ import pytest
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, MRImageStorage
 
-from totalspineseg_server import unpacking, volume_io
 from totalspineseg_server.corrections.submission import read_submission
-from totalspineseg_server.dicom import deflated as deflated_module
-from totalspineseg_server.dicom.headers import read_header
-from totalspineseg_server.dicom.seg_object import is_seg, open_seg
 from totalspineseg_server.errors import ImageError, LabelError, MemoryShortageError
-from totalspineseg_server.volume_io import read_image, read_labels
+from totalspineseg_server.io import unpacking, volumes
+from totalspineseg_server.io.dicom import headers
+from totalspineseg_server.io.dicom.headers import read_header
+from totalspineseg_server.io.dicom.seg_object import is_seg, open_seg
+from totalspineseg_server.io.volumes import read_image, read_labels
 
 SHAPE = (12, 14, 6)
 HUGE = (30000, 30000, 30000)
@@ -201,7 +201,7 @@ def test_a_deflated_dicom_file_has_an_end(tmp_path: Path, monkeypatch: pytest.Mo
         header = read_header(tmp_path / "a.dcm")
         assert header is not None
         assert header.Rows == 256
-    monkeypatch.setattr(deflated_module, "MAX_BYTES", 1 << 15)
+    monkeypatch.setattr(headers, "MAX_BYTES", 1 << 15)
     assert read_header(tmp_path / "a.dcm") is not None, "what is not deflated is as large as its file"
     (tmp_path / "a.dcm").write_bytes(dicom(deflated=True))
     with pytest.raises(ImageError, match="unpacks to more than"):
@@ -221,7 +221,7 @@ def test_too_little_memory_is_one_sentence(tmp_path: Path, monkeypatch: pytest.M
     def full(path: Path) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(volume_io, "read_nifti", full)
+    monkeypatch.setattr(volumes, "read_nifti", full)
     (tmp_path / "a.nii").write_bytes(nifti())
     with pytest.raises(MemoryShortageError, match=r"memory .*'a.nii'"):
         read_image(tmp_path / "a.nii")

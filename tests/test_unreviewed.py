@@ -31,6 +31,7 @@ from totalspineseg_server.corrections.submission import Mapped, map_names
 from totalspineseg_server.corrections.unreviewed import with_unreviewed
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Grid
+from totalspineseg_server.io.volumes import read_labels
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, prepare_case
 from totalspineseg_server.nnunet.finetune_settings import NONE
 from totalspineseg_server.nnunet.model_folder import ModelFolder
@@ -43,7 +44,6 @@ from totalspineseg_server.nnunet.training import region_loss
 from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.segments import Segment, Submission
 from totalspineseg_server.training.material import judged_cases, site_material
-from totalspineseg_server.volume_io import read_labels
 from training_site import SPACING_MM, correct, make_site, tiny_scan
 
 L4, L5 = CODE_OF["L4"], CODE_OF["L5"]

@@ -24,6 +24,7 @@ from totalspineseg_server.corrections.unreviewed import with_untouched
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.nnunet.cases import prepare_case
 from totalspineseg_server.nnunet.content_version import parts_of
 from totalspineseg_server.nnunet.finetune_job import Job
@@ -42,7 +43,6 @@ from totalspineseg_server.training.compare import SubjectScores
 from totalspineseg_server.training.material import is_of_line, judged_cases, line_of, site_material
 from totalspineseg_server.training.start import start_of
 from totalspineseg_server.training.verdict import GateReport, judge
-from totalspineseg_server.volume_io import write_volume
 from training_site import SPACING_MM, correct, make_site, tiny_settings
 
 TRUTH = block_spine("T11")

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+import totalspineseg_server.io.zips as zips_module
 import totalspineseg_server.nnunet.unpack as unpack_module
-import totalspineseg_server.zips as zips_module
 from tiny_models import write_model_folder
 from totalspineseg_server.cli import main
 from totalspineseg_server.cli import weights as weights_command

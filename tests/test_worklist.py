@@ -57,7 +57,7 @@ REJECTED = Rejection(correction(3).id, "a", "drawn into the ribs", "admin", "cai
         ({}, "new", ""),
         ({"score": SCORE, "numbering": DOUBTFUL}, "predicted", "The names are doubtful"),
         ({"score": REFUSED}, "failed", "No spine was found."),
-        ({"score": SCORE, "offer": OFFER}, "in work", "ben"),
+        ({"score": SCORE, "offer": OFFER}, "in progress", "ben"),
         ({"score": SCORE, "offer": OLD_OFFER}, "predicted", "L1 to L5"),
         ({"corrections": [correction(1, tag="draft")]}, "submitted", "ada"),
         ({"corrections": [correction(1), PARKED]}, "parked", "'Q'"),

@@ -13,6 +13,7 @@ from totalspineseg_server.corrections.receipts import Claims, Receipts, Sender
 from totalspineseg_server.corrections.submission import Mapped
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource
 from totalspineseg_server.nnunet.finetune_settings import FinetuneSettings
 from totalspineseg_server.registry.model_store import ModelStore
@@ -20,7 +21,6 @@ from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, r
 from totalspineseg_server.training.retrain_settings import RetrainSettings
 from totalspineseg_server.training.scoring import JudgedCase
 from totalspineseg_server.training.site import Site, folder_site
-from totalspineseg_server.volume_io import write_volume
 
 SPACING_MM = (6.0, 6.0, 6.0)
 """Patch of the tiny networks; a lower lumbar scan is then a few patches."""

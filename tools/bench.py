@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
 from totalspineseg_server.geometry import Grid  # noqa: E402
+from totalspineseg_server.io.volumes import read_image, write_volume  # noqa: E402
 from totalspineseg_server.numbering.step1_names import step1_names  # noqa: E402
 from totalspineseg_server.pipeline import locate, prepare, segment, step2_input  # noqa: E402
 from totalspineseg_server.prediction import Prediction  # noqa: E402
@@ -30,7 +31,6 @@ from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
 from totalspineseg_server.synthesis.classes import step1_classes, step2_classes  # noqa: E402
 from totalspineseg_server.synthesis.options import Field, SpineOptions  # noqa: E402
 from totalspineseg_server.synthesis.synthetic_spine import random_spine  # noqa: E402
-from totalspineseg_server.volume_io import read_image, write_volume  # noqa: E402
 
 MIB = 2**20
 SHAPE = (120, 180, 560)

@@ -4,7 +4,7 @@
     python tools/bench_gpu.py FOLDER --weights MODELS --slabs SPIDER   # what real weights learn from five patients
 
 Nothing is downloaded: carry the repository with its environment, and MODELS and SPIDER where they are used. It stops
-when ``--minutes`` are over; then, or after a kill, the same command continues with FOLDER. It trains a step on
+when ``--minutes`` are up; then, or after a kill, the same command continues with FOLDER. It trains a step on
 corrections of five patients (without slabs: of synthetic scans) and synthetic replay. For patches of other patients it
 prints the Dice before and after, the seconds per iteration, the share of the time that the device waited for patches,
 and the peak of its memory. The figures are also in FOLDER/bench_gpu.json. Exit code 0: it ran.

@@ -39,6 +39,7 @@ from totalspineseg_server.cli import main as totalspineseg
 from totalspineseg_server.corrections.history import new_id
 from totalspineseg_server.files import read_json, write_json
 from totalspineseg_server.geometry import Volume
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, prepare_case
 from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
 from totalspineseg_server.nnunet.finetune import fine_tune
@@ -53,7 +54,6 @@ from totalspineseg_server.registry.releases import NEWEST
 from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
 from totalspineseg_server.training.candidates import Candidates, Lesson
 from totalspineseg_server.training.publication import publish
-from totalspineseg_server.volume_io import write_volume
 
 FEATURES: Final = [32, 64, 128, 256, 320, 320, 320]
 BLOCKS: Final = [1, 3, 4, 6, 6, 6, 6]

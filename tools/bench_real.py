@@ -5,8 +5,9 @@
     python tools/bench_real.py --real FOLDER --spider FOLDER --moved  # also each scan shifted and mirrored
 
 REAL has images/NAME.nii.gz and truth/NAME_KIND.nii.gz: ``gt`` (codes of discs, or of bodies), ``points`` (a voxel for
-each vertebra, the k-th from C1), ``discpoints`` (a voxel for each disc, 3 = C2-C3), ``cord``. SPIDER has NNN_image and
-NNN_label (1 disc, 2 vertebra, 3 canal), named upward from the lowest disc if ``spider_truth.csv`` calls that clear.
+each vertebra, the k-th from C1), ``discpoints`` (a voxel for each disc, 3 = C2-C3), ``cord``. SPIDER has NNN_image
+and NNN_label (1 disc, 2 vertebra, 3 canal), named upward from the lowest disc if ``spider_truth.csv`` says that this
+is clear.
 
 For each scan, landmarks are trusted as far as the other scans show: a SPIDER patient, or a scan with points, does not
 count for itself. Scans with ``gt`` are only measured. Patients of SPIDER on whom the starter weights were trained
@@ -41,6 +42,7 @@ from totalspineseg_server.certainty import CERTAINTIES  # noqa: E402
 from totalspineseg_server.errors import NoSpineError  # noqa: E402
 from totalspineseg_server.geometry import LabelArray, Volume, labels_on_grid, to_ras  # noqa: E402
 from totalspineseg_server.infers.disagreement import disagreement_of  # noqa: E402
+from totalspineseg_server.io.volumes import read_image, read_labels  # noqa: E402
 from totalspineseg_server.nnunet.calibration import STEPS, cord_dice, cord_logit, observe  # noqa: E402
 from totalspineseg_server.nnunet.model_folder import models_in  # noqa: E402
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor  # noqa: E402
@@ -55,7 +57,6 @@ from totalspineseg_server.transforms.components import Box  # noqa: E402
 from totalspineseg_server.transforms.one_spine import one_spine  # noqa: E402
 from totalspineseg_server.transforms.pieces import find_pieces  # noqa: E402
 from totalspineseg_server.trust import Trust  # noqa: E402
-from totalspineseg_server.volume_io import read_image, read_labels  # noqa: E402
 
 STARTER = ROOT / "apps" / "totalspineseg" / "model" / "starter"
 COLUMN = column()
@@ -319,7 +320,7 @@ def reliability(results: list[Result]) -> None:
 
 
 def trust_of_others(scan: Scan, every: Sequence[Scan], mirror: Mapping[int, bool]) -> dict[int, Trust]:
-    """Return what all other scans tell of both networks."""
+    """Return how far both networks can be trusted according to all other scans."""
     return {
         step: replace(
             sum((other.counts[step] for other in every if other is not scan and step in other.counts), Trust()),
@@ -330,7 +331,8 @@ def trust_of_others(scan: Scan, every: Sequence[Scan], mirror: Mapping[int, bool
 
 
 def count_wrong_names(every: Sequence[Scan], mirror: Mapping[int, bool]) -> None:
-    """Add to the counts of each scan that has some whether its names are right by what the others tell."""
+    """Add to the counts of each scan, if it has any, whether its names are right with the trust measured on the
+    others."""
     found = {}
     for k, scan in enumerate(every):
         if FINAL in scan.counts:

@@ -8,10 +8,10 @@ import torch
 
 from totalspineseg_server import pipeline
 from totalspineseg_server.corrections.wire import to_wire
+from totalspineseg_server.io.volumes import read_image, write_volume
 from totalspineseg_server.nnunet.networks import Networks
 from totalspineseg_server.numbering.linter import lint
 from totalspineseg_server.prediction import Predictor
-from totalspineseg_server.volume_io import read_image, write_volume
 
 
 def warm_request(scan: Path, networks: Networks, result: Path) -> tuple[float, float]:

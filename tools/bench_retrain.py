@@ -46,9 +46,9 @@ from synthetic_scanner import FloatImage, new_scanner, old_scanner  # noqa: E402
 from totalspineseg_server.agreement import CaseScore, score_case  # noqa: E402
 from totalspineseg_server.files import write_json  # noqa: E402
 from totalspineseg_server.geometry import Volume  # noqa: E402
+from totalspineseg_server.io.volumes import write_volume  # noqa: E402
 from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
 from totalspineseg_server.synthesis import Field, SpineOptions, SyntheticSpine, random_spine  # noqa: E402
-from totalspineseg_server.volume_io import write_volume  # noqa: E402
 
 PEOPLE: Final = 60_101
 """First part of every scan's seed; no other synthetic set of the project uses it or the numbers next to it."""

@@ -64,11 +64,11 @@ from totalspineseg_server.certainty import is_doubtful  # noqa: E402
 from totalspineseg_server.errors import TotalSpineSegError  # noqa: E402
 from totalspineseg_server.files import read_json, write_json  # noqa: E402
 from totalspineseg_server.geometry import LabelArray, Volume  # noqa: E402
+from totalspineseg_server.io.volumes import write_volume  # noqa: E402
 from totalspineseg_server.nnunet.model_folder import ModelFolder  # noqa: E402
 from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
 from totalspineseg_server.registry.model_store import STARTER, ModelStore  # noqa: E402
 from totalspineseg_server.registry.records import lineage  # noqa: E402
-from totalspineseg_server.volume_io import write_volume  # noqa: E402
 
 CORRECTED: Final = ("005", "052", "098", "136", "177")
 """Patients whose corrections are used for training, the usual five first."""
@@ -81,7 +81,7 @@ REAL_GROUPS: Final = ("discs", "vertebrae", "canal")
 TRAINED_ON: Final = "real_cases_sha256"
 """Entry of the ``training.json`` beside weights with the scans of people on which they were trained."""
 CORD_BORDER_MM: Final = 4.0
-"""How far the cord may reach beyond a prediction that is too thin. Its border would otherwise be taught as canal."""
+"""How far the cord may reach beyond a prediction that is too thin. Its border would otherwise be learned as canal."""
 PATIENTS, OLD, REFERENCE = "patients", "old scanner", "reference"
 DECIDING: Final = (MEAN, LEVELS, *REAL_GROUPS)
 """Measures that must not fall by more than ``MARGIN``; for the synthetic scans only the mean and the levels."""

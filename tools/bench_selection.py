@@ -43,9 +43,9 @@ from totalspineseg_server.corrections.correction_store import CorrectionStore  #
 from totalspineseg_server.corrections.history import HISTORY_DIR  # noqa: E402
 from totalspineseg_server.files import move_folder, partial_folder  # noqa: E402
 from totalspineseg_server.geometry import Volume  # noqa: E402
+from totalspineseg_server.io.volumes import write_volume  # noqa: E402
 from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
 from totalspineseg_server.synthesis import Field, SpineOptions, SyntheticSpine, random_spine  # noqa: E402
-from totalspineseg_server.volume_io import write_volume  # noqa: E402
 
 FIFTH: Final = 5
 ORDERS: Final[Mapping[str, Callable[[Parts], float | None]]] = {

@@ -1,10 +1,12 @@
 """`make bench-speed`: nnU-Net's own predictor beside ours, with one faster way after the other switched on.
 
     .venv/bin/python tools/bench_speed.py [FOLDER] [--full] [--threads 2] [--repeats 3]
+    .venv/bin/python tools/bench_speed.py --labels SCAN ...     # instead, which labels leaving out air or a box changes
 
-Networks: the starter weights, and random weights of the official shape (256 x 256 x 48 voxels, 141 million parameters).
-Random networks find nothing, so every answer is replaced by the true classes of a synthetic scan; the work is done all
-the same. Three scans of an average body at 1 mm: lumbar, whole spine, and the whole spine with 60 mm of air around.
+Networks: the starter weights, and random weights of the official shape (256 x 256 x 48 voxels, 141 million
+parameters). Random networks find nothing, so every answer is replaced by the true classes of a synthetic scan; the
+amount of work is the same. Three scans of an average body at 1 mm: lumbar, whole spine, and the whole spine with 60
+mm of air around it.
 
 - "stock": nnUNetPredictor, PyTorch in float32, no mirroring, tiles that overlap by half, networks alone;
 - "ours": from the file of the image to the file of the labels, with everything between and after the networks;
@@ -17,9 +19,13 @@ end with each. Besides, tiles of all runtimes are timed alternately in one proce
 hour). Each row is a process of its own, whose largest memory is measured. FOLDER keeps networks, conversions and scans
 for the next run (3 GB; the first run takes ten minutes longer), and the figures (speed.json). Run it without other
 work.
+
+``--labels`` compares label maps instead of times, scan by scan, with the starter weights: as they are, and behind a
+change of the grid that gives them tiles of 1 mm, as the official networks have.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import resource
@@ -27,7 +33,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -41,17 +48,21 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from totalspineseg_server import pipeline
+from totalspineseg_server.agreement import score_case
 from totalspineseg_server.files import read_json, write_json
-from totalspineseg_server.geometry import Volume
+from totalspineseg_server.geometry import LabelArray, Volume
+from totalspineseg_server.io.volumes import read_image, write_volume
 from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
+from totalspineseg_server.nnunet.fast_comparison import labels_of
 from totalspineseg_server.nnunet.fast_ways import INT8, processor
 from totalspineseg_server.nnunet.focus import FocusedPredictor
 from totalspineseg_server.nnunet.installation import STEP1_PATCH
-from totalspineseg_server.nnunet.model_folder import ModelFolder
+from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in
 from totalspineseg_server.nnunet.networks import coarse_look
 from totalspineseg_server.nnunet.openvino_network import keep_int8, load_openvino
 from totalspineseg_server.nnunet.predictor import TILE_STEP, WarmPredictor
 from totalspineseg_server.nnunet.preprocessing import Box, FloatArray
+from totalspineseg_server.nnunet.resampling import resample
 from totalspineseg_server.numbering.linter import lint
 from totalspineseg_server.numbering.step1_names import step1_names
 from totalspineseg_server.prediction import Prediction
@@ -66,7 +77,6 @@ from totalspineseg_server.synthesis import (
     step1_classes,
     step2_classes,
 )
-from totalspineseg_server.volume_io import read_image, write_volume
 
 SEED: Final = 11
 AIR_MM: Final = 60
@@ -87,6 +97,7 @@ TITLES: Final = {
 WAYS: Final = ("stock", "ours", "box", "air", "runtime", "int8")
 STARTER_WAYS: Final = ("stock", "ours", "runtime")
 RUNTIMES: Final = ("stock", "torch", "openvino", "openvino-int8")
+CUT_MM: Final = 3
 NOTHING: Final = -100.0
 """Logit of the random networks: they find nothing."""
 MEASURED: Final = {
@@ -110,6 +121,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3, help="how often a tile is timed")
     parser.add_argument("--prepare", action="store_true", help="make networks, conversions and scans, and stop")
     parser.add_argument("--show", action="store_true", help="print the tables of the last run")
+    parser.add_argument("--labels", type=Path, nargs="+", metavar="SCAN", help="compare the label maps of these scans")
     parser.add_argument("--alone", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     folder: Path = arguments.folder
@@ -118,6 +130,10 @@ def main() -> int:
         torch.manual_seed(SEED)
         task, *words = arguments.alone
         print(json.dumps(TASKS[task](folder, arguments.repeats, *words)))
+        return 0
+    if arguments.labels:
+        torch.set_num_threads(arguments.threads)
+        compare_labels(arguments.labels)
         return 0
     if not arguments.show:
         for words in (("scans",), *((task, step) for step in "12" for task in ("network", "convert", "quantize"))):
@@ -275,7 +291,7 @@ def count(folder: Path, _: int, scan: str) -> dict[str, Any]:
 
 
 def run_row(folder: Path, _: int, weights: str, scan: str, way: str, faster: str, repeats: str) -> dict[str, Any]:
-    """Run a row from end to end, so often; return medians, and the largest memory of the process."""
+    """Run a row from end to end several times; return medians, and the largest memory of the process."""
     row = run(folder, weights, scan, way, runtime_of(way, faster), int(repeats))
     return {**row, "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, "runs": int(repeats)}
 
@@ -472,6 +488,116 @@ TASKS: Final[Mapping[str, Callable[..., Any]]] = {
     "count": count,
     "row": run_row,
 }
+
+
+class Memory(torch.nn.Module):  # type: ignore[misc]
+    """A network that computes each tile once: most tiles of two ways are the same.
+
+    Args:
+        network: The network.
+    """
+
+    def __init__(self, network: torch.nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.known: dict[bytes, torch.Tensor] = {}
+
+    def forward(self, tile: torch.Tensor) -> torch.Tensor:
+        """Return the logits of one tile."""
+        key = hashlib.sha256(tile.numpy().tobytes()).digest()
+        if key not in self.known:
+            self.known[key] = self.network(tile)
+        return self.known[key]
+
+
+class AtOneMillimeter(torch.nn.Module):  # type: ignore[misc]
+    """A network that gets tiles of 1 mm, and resamples them to its own spacing.
+
+    Args:
+        network: The network.
+        patch: The network's own tile.
+    """
+
+    def __init__(self, network: torch.nn.Module, patch: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.network, self.patch = network, patch
+
+    def forward(self, tile: torch.Tensor) -> torch.Tensor:
+        """Return the logits of one tile."""
+        return resample(self.network(resample(tile, self.patch)), tile.shape[2:])
+
+
+class Part:
+    """A predictor that sees a part of the image, or not its air.
+
+    Args:
+        whole: The predictor.
+        cut: Voxels that it does not see at the lower end of each axis.
+        skip_air: See ``WarmPredictor.predict``.
+    """
+
+    def __init__(self, whole: WarmPredictor, *, cut: int = 0, skip_air: bool = False) -> None:
+        self.whole, self.cut, self.skip_air, self.version = whole, cut, skip_air, whole.version
+
+    def predict(self, channels: FloatArray, *, soft: Collection[str] = ()) -> Prediction:
+        """Segment one image; see ``WarmPredictor.predict``."""
+        x, y, z = (slice(self.cut, n) for n in channels.shape[1:])
+        return self.whole.predict(channels, soft=soft, within=(x, y, z), skip_air=self.skip_air)
+
+
+def at_one_millimeter(model: ModelFolder, network: torch.nn.Module) -> WarmPredictor:
+    """Return a predictor whose tiles have voxels of 1 mm."""
+    patch = [round(n * mm) for n, mm in zip(model.patch, model.spacing_mm, strict=True)]
+    grid = {**model.configuration, "spacing": [1.0, 1.0, 1.0], "patch_size": patch}
+    fine = replace(model, configuration=grid)
+    return WarmPredictor(fine, device="cpu", network=AtOneMillimeter(network, model.patch), trust=model.trust)
+
+
+def label_ways(step1: WarmPredictor, step2: WarmPredictor, look: WarmPredictor) -> dict[str, tuple[Any, Any]]:
+    """Return way -> its predictors of both steps. The first one only moves the tiles, for comparison."""
+    return {
+        f"{CUT_MM} mm cut off": (Part(step1, cut=CUT_MM), Part(step2, cut=CUT_MM)),
+        "tiles of air": (Part(step1, skip_air=True), Part(step2, skip_air=True)),
+        "all air": (FocusedPredictor(step1, None), FocusedPredictor(step2, None)),
+        "box, all air": (FocusedPredictor(step1, look), FocusedPredictor(step2, None)),
+    }
+
+
+def compare_labels(files: Sequence[Path]) -> None:
+    """Print how the labels of each scan differ from those of the whole image, for each way."""
+    folders = models_in(local_server.ROOT / "apps" / "totalspineseg" / "model" / STARTER)
+    networks = {step: Memory(model.load_network()) for step, model in folders.items()}
+    own = {step: WarmPredictor(folders[step], device="cpu", network=networks[step]) for step in folders}
+    fine = {step: at_one_millimeter(folders[step], networks[step]) for step in folders}
+    look = WarmPredictor(folders[1], device="cpu", network=networks[1], trust=replace(own[1].trust, mirror=False))
+    for title, models in (("grid of 1 mm", fine), ("own grid", own)):
+        ways = label_ways(models[1], models[2], look)
+        print(f"\nstarter weights, {title}: voxels that differ, of the labeled ones; levels with another name\n")
+        print("| scan | labeled | " + " | ".join(ways) + " |\n|---|---|" + "---|" * len(ways), flush=True)
+        rows: dict[str, list[tuple[float, int]]] = {way: [] for way in ways}
+        for file in files:
+            scan = pipeline.prepare(read_image(file))
+            exact = labels_of(scan, models[1], models[2])
+            labeled = int(np.count_nonzero(exact))
+            for way, predictors in ways.items():
+                labels = labels_of(scan, *predictors)
+                share = np.count_nonzero(labels != exact) / max(labeled, 1)
+                rows[way].append((float(share), names_apart(exact, labels)))
+            for network in networks.values():
+                network.known.clear()
+            cells = [f"{found[-1][0]:.3%}; {found[-1][1]}" for found in rows.values()]
+            print(f"| {file.parent.name}/{file.name} | {labeled} | {' | '.join(cells)} |", flush=True)
+        for name, middle in (("median", statistics.median), ("largest", max)):
+            cells = [f"{middle([s for s, _ in found]):.3%}" for found in rows.values()]
+            print(f"| {name} | | {' | '.join(cells)} |")
+        cells = [str(sum(bool(names) for _, names in found)) for found in rows.values()]
+        print(f"| scans with another name, of {len(files)} | | {' | '.join(cells)} |", flush=True)
+
+
+def names_apart(one: LabelArray, other: LabelArray) -> int:
+    """Return how many levels of either map have another name in the other one, or are missing there."""
+    scores = score_case(one, other), score_case(other, one)
+    return sum(score.levels - score.levels_right for score in scores)
 
 
 def show(found: Mapping[str, Any]) -> None:

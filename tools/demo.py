@@ -28,16 +28,16 @@ from totalspineseg_server.certainty import is_doubtful  # noqa: E402
 from totalspineseg_server.corrections.correction_store import CorrectionStore  # noqa: E402
 from totalspineseg_server.corrections.wire import from_names, from_wire  # noqa: E402
 from totalspineseg_server.geometry import Volume  # noqa: E402
+from totalspineseg_server.io.volumes import read_image, read_labels, write_volume  # noqa: E402
 from totalspineseg_server.preview import mid_sagittal, save_picture  # noqa: E402
 from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
 from totalspineseg_server.spellings import without_mark  # noqa: E402
 from totalspineseg_server.synthesis import demo_studies  # noqa: E402
-from totalspineseg_server.volume_io import read_image, read_labels, write_volume  # noqa: E402
 
 SEED = 7
 PUBLISHED = "published"
 NOT_SERVED = ("refused", "kept")
-"""Status of a training whose version exists but is, for a reason, not put into use."""
+"""Status of a training whose version exists but was not put into use, for a reason that its message states."""
 MIN_VOXELS = 50
 """A structure of the truth with fewer voxels is a sliver at the edge and does not count."""
 TRAINING = {"iterations": "4", "batch_size": "1", "learning_rate": "1e-5", "replay_cases": "1"}

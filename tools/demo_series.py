@@ -10,8 +10,8 @@ import numpy as np
 from mr_object import mr_slices
 from scipy import ndimage
 
-from totalspineseg_server.dicom.headers import uid_from
 from totalspineseg_server.geometry import Affine, AnyArray, Volume
+from totalspineseg_server.io.dicom.headers import uid_from
 from totalspineseg_server.synthesis import RenderOptions, SpineOptions, SyntheticSpine, random_spine, render
 from totalspineseg_server.synthesis.demo import DEMO_FIELDS, DEMO_WIDTH_MM
 

@@ -25,8 +25,8 @@ import requests  # noqa: E402
 from serving import Server, studies_server  # noqa: E402
 from totalspineseg_server.anatomy import WIRE_LABELS  # noqa: E402
 from totalspineseg_server.files import write_json  # noqa: E402
+from totalspineseg_server.io.volumes import IMAGE_SUFFIXES, stem  # noqa: E402
 from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
-from totalspineseg_server.volume_io import IMAGE_SUFFIXES, stem  # noqa: E402
 
 CALLS = 2000
 EXAMPLES = 80

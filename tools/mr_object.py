@@ -7,8 +7,8 @@ import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from totalspineseg_server.dicom.stack import LPS_TO_RAS
 from totalspineseg_server.geometry import Affine, AnyArray
+from totalspineseg_server.io.dicom.stack import LPS_TO_RAS
 
 MR_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.4"
 _IMPLEMENTATION: Final = "2.25.229451600072090404564844894284998027186"

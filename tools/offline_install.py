@@ -29,7 +29,7 @@ FROM_PYTHON = """
 import sys
 import numpy
 import totalspineseg_server as spine
-from totalspineseg_server.volume_io import read_labels
+from totalspineseg_server.io.volumes import read_labels
 
 result = spine.segment(sys.argv[1], model=spine.load_model(device="cpu"))
 print(result.certainty, *(level.name for level in result.levels))

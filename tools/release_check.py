@@ -1,4 +1,4 @@
-"""`make release-check`: run the checks that are long or need outside packages, and print a table.
+"""`make release-check`: run the checks that take long or need outside packages, and print a table.
 
     .venv/bin/python tools/release_check.py [--only NAME ...] [--out bench/release]
 

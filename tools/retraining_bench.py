@@ -17,11 +17,11 @@ from totalspineseg_server.anatomy import UNREVIEWED, UNREVIEWED_NAME, WIRE_LABEL
 from totalspineseg_server.corrections.wire import from_names, to_wire
 from totalspineseg_server.files import read_json, write_json
 from totalspineseg_server.geometry import LabelArray, Volume
+from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.nnunet.finetune_settings import OPTIMIZERS
 from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.training.retrain_settings import RetrainSettings
-from totalspineseg_server.volume_io import read_labels, write_volume
 
 HALVED: Final = 0.5
 """Largest share of the error that may be left, for the aim to be reached."""

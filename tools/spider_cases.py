@@ -1,7 +1,7 @@
 """Make training cases from slabs of the SPIDER data set, for ``totalspineseg train-starter --real``.
 
-    python tools/spider_cases.py SLABS CASES            # the patients that train
-    python tools/spider_cases.py SLABS CASES --held-out # those that choose and report
+    python tools/spider_cases.py SLABS CASES            # the patients used for training
+    python tools/spider_cases.py SLABS CASES --held-out # those held out, by which weights are chosen and reported
 
 A slab is NNN_image.nii.gz with NNN_label.nii.gz: 1 disc, 2 vertebra with its processes, 3 canal with the cord inside.
 Names are counted upward from the lowest disc, which is on the sacrum. Nothing is learned about what SPIDER does not
@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 from totalspineseg_server.anatomy import BACKGROUND, CANAL, CODE_OF, CORD, SACRUM, UNREVIEWED, column  # noqa: E402
 from totalspineseg_server.errors import TotalSpineSegError  # noqa: E402
 from totalspineseg_server.geometry import LabelArray, Volume, on_grid, to_ras  # noqa: E402
+from totalspineseg_server.io.volumes import read_image, read_labels  # noqa: E402
 from totalspineseg_server.nnunet.real_spines import SUFFIX, save_case  # noqa: E402
-from totalspineseg_server.volume_io import read_image, read_labels  # noqa: E402
 
 PATIENTS: Final = ROOT / "tools" / "spider_patients.csv"
 """List of patients: who is used for training, who is held out and why, and whose names are uncertain."""
@@ -44,7 +44,7 @@ CONUS_ABOVE: Final = "L3"
 FACET_MM: Final = 10.0
 """How far the first sacral joints reach above the back edge of the lowest disc."""
 PROMONTORY_MM: Final = 6.0
-"""How far the sacrum reaches in front of the lowest disc at most."""
+"""Largest distance that the sacrum reaches in front of the lowest disc."""
 TOUCH_MM, TOUCH_SHARE, ENDPLATE_MM = 1.2, 0.1, 1.8
 """Masks of discs touch the bodies if more than this share of them is nearer than the first distance to a body, as in
 four of the 25 patients; the others leave out the endplates, which reach as far as the last distance."""

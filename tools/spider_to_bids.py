@@ -22,7 +22,7 @@ from totalspineseg_server.anatomy import BACKGROUND, CANAL, CODE_OF, UNREVIEWED,
 from totalspineseg_server.bids import LABEL_SUFFIX  # noqa: E402
 from totalspineseg_server.errors import TotalSpineSegError  # noqa: E402
 from totalspineseg_server.geometry import LabelArray, Volume, on_grid, to_ras  # noqa: E402
-from totalspineseg_server.volume_io import read_image, read_labels, write_volume  # noqa: E402
+from totalspineseg_server.io.volumes import read_image, read_labels, write_volume  # noqa: E402
 
 CANAL_VALUE: Final = 100
 PARTIAL_FROM: Final = 100

@@ -20,8 +20,8 @@ sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
 from totalspineseg_server.anatomy import CANAL, CORD, DISC_L5_S  # noqa: E402
 from totalspineseg_server.geometry import to_ras  # noqa: E402
+from totalspineseg_server.io.volumes import read_image, read_labels  # noqa: E402
 from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render  # noqa: E402
-from totalspineseg_server.volume_io import read_image, read_labels  # noqa: E402
 
 PATIENTS: Final = ("005", "057", "110", "146", "166")
 SEED: Final = 4242

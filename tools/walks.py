@@ -113,8 +113,8 @@ def _served(folder: Path, recorder: Recorder) -> dict[str, Walk]:
 
     from totalspineseg_server.anatomy import WIRE_LABELS
     from totalspineseg_server.corrections.wire import to_wire
+    from totalspineseg_server.io.volumes import write_volume
     from totalspineseg_server.server import configure, create_app
-    from totalspineseg_server.volume_io import write_volume
     from training_site import tiny_scan
 
     studies, app_dir = folder / "studies", folder / "app"

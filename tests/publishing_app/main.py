@@ -10,7 +10,7 @@ from totalspineseg_server.processes import parent_is_gone
 
 
 class MONAILabelApp(RealApp):  # type: ignore[misc]
-    """Named so that the host, which looks for a direct child of this name, finds the class below."""
+    """Has this name because MONAI Label looks for a direct child of such a class, and then finds the one below."""
 
     def train(self, request: dict[str, Any]) -> Any:
         from totalspineseg_server.registry import model_store as store

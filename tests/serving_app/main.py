@@ -48,7 +48,7 @@ class Readers:
 
 
 class MONAILabelApp(RealApp):
-    """Named so that the host, which looks for a direct child of this name, finds the class below."""
+    """Has this name because MONAI Label looks for a direct child of such a class, and then finds the one below."""
 
     def make_networks(self, app_dir: Path, conf: dict[str, str]) -> Readers:
         return Readers(app_dir.parent / "signals")

@@ -46,7 +46,7 @@ class Pairs(Networks):
 
 
 class MONAILabelApp(RealApp):
-    """Named so that the host, which looks for a direct child of this name, finds the class below."""
+    """Has this name because MONAI Label looks for a direct child of such a class, and then finds the one below."""
 
     def make_networks(self, app_dir: Path, conf: dict[str, str]) -> Pairs:
         return Pairs(ModelStore(app_dir / "model"))

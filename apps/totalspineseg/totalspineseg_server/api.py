@@ -28,16 +28,7 @@ from totalspineseg_server.geometry import (
     labels_to_iso,
     to_ras,
 )
-from totalspineseg_server.numbering.chain import Numbering
-from totalspineseg_server.numbering.evidence import Pin
-from totalspineseg_server.numbering.findings import Finding
-from totalspineseg_server.numbering.linter import lint as lint_codes
-from totalspineseg_server.numbering.naming import name_map, step_of
-from totalspineseg_server.numbering.report import doubtful_codes, report, sentence
-from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.spellings import code_of_name
-from totalspineseg_server.transforms.pieces import Step
-from totalspineseg_server.volume_io import (
+from totalspineseg_server.io.volumes import (
     as_codes,
     as_image,
     as_integers,
@@ -48,6 +39,15 @@ from totalspineseg_server.volume_io import (
     read_labels,
     write_volume,
 )
+from totalspineseg_server.numbering.chain import Numbering
+from totalspineseg_server.numbering.evidence import Pin
+from totalspineseg_server.numbering.findings import Finding
+from totalspineseg_server.numbering.linter import lint as lint_codes
+from totalspineseg_server.numbering.naming import name_map, step_of
+from totalspineseg_server.numbering.report import doubtful_codes, report, sentence
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.spellings import code_of_name
+from totalspineseg_server.transforms.pieces import Step
 
 Pins = Mapping[str, Sequence[float]]
 """Name of a level, such as "L5" -> a point in it, RAS mm."""
@@ -136,7 +136,7 @@ class SpineSegmentation:
         if source is None:
             raise SettingError("DICOM SEG belongs to a DICOM series. Name its folder: save_dicom_seg(path, series).")
         # Import here, because highdicom is slow to import.
-        from totalspineseg_server.dicom.seg_writer import seg_bytes, write_result
+        from totalspineseg_server.io.dicom.seg_writer import seg_bytes, write_result
 
         labels, doubtful = Volume(self.labels, self.affine), is_doubtful(self.report)
         dataset = write_result(labels, source, self.report["models"], doubtful=doubtful, marked=self._doubtful)

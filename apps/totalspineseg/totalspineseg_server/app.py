@@ -63,7 +63,7 @@ from totalspineseg_server.version import VERSION
 from totalspineseg_server.worklist.lab import open_lab
 
 if TYPE_CHECKING:
-    from totalspineseg_server.dicom.seg_object import SegReference
+    from totalspineseg_server.io.dicom.seg_object import SegReference
 
 logger = logging.getLogger(__name__)
 
@@ -259,7 +259,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         return {model: SpineTrainTask(self._site, steps=trained) for model, trained in steps.items()}
 
     def check_training(self, model: str, request: Mapping[str, Any]) -> None:
-        """Raise the reason why a training of an existing trainer cannot begin; see ``SpineTrainTask.check``."""
+        """Check that a training by an existing trainer can begin; see ``SpineTrainTask.check``, also for the errors."""
         self._trainers[model].check(request)
 
     def init_strategies(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ PARTIAL_PREFIX: Final = ".partial-"
 EARLIER_PREFIX: Final = ".staging-"
 """Prefix of folders under construction in earlier versions of this software."""
 DAY_S: Final = 24 * 3600.0
-"""Age from which a file under construction belongs to a killed process, seconds."""
+"""Age above which a file under construction is assumed to belong to a killed process, seconds."""
 CHUNK_BYTES: Final = 1 << 20
 """Number of bytes that are read at a time, if a file is not read at once."""
 FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT)
@@ -85,7 +85,7 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         StorageError: The disk is full, permission is missing, or the file system failed; the old content is still
             there.
     """
-    suffix = "".join(path.suffixes[-2:]) if path.name.lower().endswith(".nii.gz") else path.suffix
+    suffix = ".nii.gz" if path.name.lower().endswith(".nii.gz") else path.suffix
     temporary: Path | None = None
     try:
         # Native libraries may raise RuntimeError.

@@ -13,7 +13,7 @@ class Image(Volume):
     """A volume with warnings about its file.
 
     Attributes:
-        warnings: A sentence for each oddity of the file; the image can be used all the same.
+        warnings: A sentence for each oddity of the file; the image can be used nevertheless.
     """
 
     warnings: tuple[str, ...] = ()
@@ -27,13 +27,14 @@ VIEW_AXES: Final = ("from left to right", "from front to back", "from head to fo
 BULK_PERCENT: Final = (5, 95)
 """Percentiles that contain the bulk of the values."""
 BELOW: Final = 3
-"""Distance below the bulk, in widths of the bulk, from which values are not tissue; air, the lowest value, is closer.
+"""Values farther below the bulk than this, in widths of the bulk, are not tissue; air, the lowest value, is closer.
 """
 ABOVE: Final = 10
-"""Distance above the bulk from which values are not tissue; in images with much air, fat and vessels are many widths
+"""Values farther above the bulk than this are not tissue; in images with much air, fat and vessels are many widths
 above the bulk."""
 CONTRAST_LOSS: Final = 3
-"""Factor from which far values do harm: images are normalized by the standard deviation, which such values raise."""
+"""Far values do harm if they raise the standard deviation by more than this factor, because images are normalized by
+it."""
 
 
 def image_faults(image: Volume) -> tuple[str, ...]:

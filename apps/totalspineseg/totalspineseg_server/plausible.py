@@ -25,8 +25,8 @@ WITH_CORD: Final = frozenset(CERVICAL + THORACIC[:10])
 """Vertebrae beside which everybody has a cord, which ends at T11 or below."""
 
 UNREVIEWED_SHARE: Final = 0.05
-"""Share of the labeled voxels below which unreviewed voxels are a slip of the brush and cannot hide a cord, canal or
-discs.
+"""Smallest share of the labeled voxels that unreviewed voxels must have; fewer are a slip of the brush and cannot
+hide a cord, canal or discs.
 """
 UNLABELED_MM: Final = 25.0
 """Distance from a labeled structure within which discs, canal and the rest of a cut vertebra lie."""

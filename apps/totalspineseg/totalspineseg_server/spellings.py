@@ -50,7 +50,7 @@ ARROW: Final = re.compile(r"->|\u2192")
 POINT_SEPARATORS: Final = re.compile(r"[\s@,]+")
 """Separators between a level and the coordinates of a point in it."""
 SIMILAR: Final = 0.8
-"""Share of common letters from which one spelling may stand for another: "L4-5" and "L4-L5"."""
+"""Smallest share of common letters with which one spelling may stand for another: "L4-5" and "L4-L5"."""
 
 
 _PUBLISHED: Final[Mapping[str, int]] = MappingProxyType({s.name.casefold(): s.code for s in STRUCTURES})

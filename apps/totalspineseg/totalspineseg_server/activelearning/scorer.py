@@ -12,13 +12,13 @@ from totalspineseg_server.errors import ImageError, NoSpineError, StorageError, 
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.infers.disagreement import scale_difference
 from totalspineseg_server.infers.services import Services, pair_in_use
-from totalspineseg_server.volume_io import read_image
+from totalspineseg_server.io.volumes import read_image
 
 logger = logging.getLogger(__name__)
 
 
 class Scorer:
-    """Gives and makes the scores of the studies' images.
+    """Returns the stored scores of the studies' images, and computes missing ones.
 
     Args:
         scores: Stored scores.

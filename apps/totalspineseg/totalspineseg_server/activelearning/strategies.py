@@ -73,7 +73,7 @@ class SurestFirst(_Order):
 
 
 class MostToLearn(_Order):
-    """Offers the image on which the networks disagree with themselves most, weighted by how rare its levels are.
+    """Offers the image on which the networks disagree most, weighted by how rare its levels are.
 
     A level is rare if few finished labels show it. A scan in a reader's hands counts as finished, so that the next one
     is different. Whether this teaches more than a random choice has not been measured.

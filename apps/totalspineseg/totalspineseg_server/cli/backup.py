@@ -1,4 +1,4 @@
-"""Write the submissions of readers, the trained versions and files of settings into one file.
+"""Write the submissions of readers, the trained versions and settings files into one file.
 
 A server may be running. Every file is read back and compared before FILE appears. Images are left out, unless --images
 asks for them; the weights that come with this software are left out as well.
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="files of settings to add, such as .env or a profile of a cluster; passwords in them are in the backup",
+        help="settings files to add, such as .env or a profile of a cluster; passwords in them are in the backup",
     )
     parser.add_argument(
         "--images", action="store_true", help="also add the images; the backup then contains patients' scans"

@@ -19,7 +19,7 @@ MODEL_DIR: Final = places.model_dir()
 MIB: Final = 1 << 20
 """Bytes in a mebibyte."""
 PIN_UNMET: Final = "pin_unmet"
-"""Kind of the finding that a pin meets no structure; users of the command line must see it at once."""
+"""Kind of the finding about a pin that meets no structure; users of the command line must see it at once."""
 
 
 def existing_path(text: str) -> Path:

@@ -67,7 +67,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _require_name(output: Path) -> None:
-    from totalspineseg_server.volume_io import WRITTEN_SUFFIXES
+    from totalspineseg_server.io.volumes import WRITTEN_SUFFIXES
 
     if output.is_dir() or not output.name.lower().endswith(WRITTEN_SUFFIXES):
         raise TotalSpineSegError(f"OUT must be a file ending in {' or '.join(WRITTEN_SUFFIXES)}, got {str(output)!r}")
@@ -75,7 +75,7 @@ def _require_name(output: Path) -> None:
 
 def _label_folder(source: Path, output: Path, reports: Path | None, request: _Request) -> int:
     """Number every map of a folder; a bad map does not stop the rest."""
-    from totalspineseg_server.volume_io import (
+    from totalspineseg_server.io.volumes import (
         WRITTEN_SUFFIXES,
         images_in,
         is_image_name,
@@ -107,10 +107,10 @@ def _label_folder(source: Path, output: Path, reports: Path | None, request: _Re
 
 def _label_file(source: Path, output: Path, report_file: Path | None, request: _Request) -> None:
     from totalspineseg_server.geometry import labels_from_iso, labels_on_grid, labels_to_iso
+    from totalspineseg_server.io.unpacking import real_path
+    from totalspineseg_server.io.volumes import read_codes, read_labels, write_volume
     from totalspineseg_server.numbering.naming import label_map, step_of
     from totalspineseg_server.numbering.report import sentence
-    from totalspineseg_server.unpacking import real_path
-    from totalspineseg_server.volume_io import read_codes, read_labels, write_volume
 
     if real_path(output) == real_path(source):
         raise TotalSpineSegError(f"OUT is the same file as IN: {str(output)!r}. Choose another OUT.")

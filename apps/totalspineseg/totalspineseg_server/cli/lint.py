@@ -44,7 +44,7 @@ def _maps_in(path: Path) -> tuple[Path, ...]:
     """Return the label maps of a folder, after printing which files are not read; a file or a DICOM series is returned
     unchanged.
     """
-    from totalspineseg_server.volume_io import images_in, is_other_name, not_read_sentence
+    from totalspineseg_server.io.volumes import images_in, is_other_name, not_read_sentence
 
     if not path.is_dir():
         return (path,)
@@ -58,8 +58,8 @@ def _lint_file(path: Path, numbers: str, *, several: bool) -> int:
     from nibabel.affines import apply_affine
 
     from totalspineseg_server.geometry import to_ras
+    from totalspineseg_server.io.volumes import read_integers, read_numbered
     from totalspineseg_server.numbering.linter import levels_read, lint
-    from totalspineseg_server.volume_io import read_integers, read_numbered
 
     prefix = f"{path.name}: " if several else ""
     own = numbers == OWN_NUMBERS

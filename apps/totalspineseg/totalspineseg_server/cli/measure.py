@@ -1,4 +1,4 @@
-"""Measure label maps, such as a reader's: volume, place and intensity of every structure, heights, areas, angles.
+"""Measure label maps, such as a reader's: volume, location and intensity of every structure, heights, areas, angles.
 
 A run measures its own results; this command is for other label maps. See docs/measurements.md for the columns.
 """
@@ -37,7 +37,7 @@ def execute(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code: 1 if a map could not be measured."""
     from totalspineseg_server.cohort.documents import csv_of
     from totalspineseg_server.files import write_json, write_text
-    from totalspineseg_server.volume_io import images_in, stem
+    from totalspineseg_server.io.volumes import images_in, stem
 
     labels, output, image = arguments.labels, arguments.output, arguments.image
     if not output.name.lower().endswith(ENDINGS):
@@ -64,8 +64,8 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _measured(file: Path, image: Path | None, numbers: str) -> "list[Row]":
     from totalspineseg_server.geometry import labels_to_iso, on_grid
+    from totalspineseg_server.io.volumes import image_named, read_codes, read_image, stem
     from totalspineseg_server.measurements import MAX_SKEW_DEG, structure_rows
-    from totalspineseg_server.volume_io import image_named, read_codes, read_image, stem
 
     label = read_codes(file, numbers)
     source = image_named(image, stem(file)) if image is not None and image.is_dir() else image

@@ -1,6 +1,6 @@
 """Turn labeled scans (BIDS images with derivative labels, or a studies folder's corrections) into nnU-Net datasets.
 
-Dataset101 and Dataset102 then hold exactly these cases. Interrupt it at any moment; the same command continues.
+Dataset101 and Dataset102 then hold exactly these cases. You can interrupt it at any moment; the same command continues.
 Then: totalspineseg train. Step 2 is best prepared when step 1 is trained: --step 2 --discs-by nnUNet/results
 """
 
@@ -118,7 +118,7 @@ def labeled_scans(
         numbers: The numbers in a BIDS folder's labels (see ``read_codes``).
     """
     from totalspineseg_server.cli.site_folder import has_corrections
-    from totalspineseg_server.volume_io import is_other_name, not_read_sentence
+    from totalspineseg_server.io.volumes import is_other_name, not_read_sentence
 
     if has_corrections(folder):
         return _corrections(folder)
@@ -169,8 +169,8 @@ def _bids(folder: Path, suffix: str, numbers: str) -> "Iterator[ScanSource]":
 
 def _read(pair: "Pair", numbers: str) -> "LabeledScan":
     from totalspineseg_server.exchange.labeled_pairs import read_pair_label
+    from totalspineseg_server.io.volumes import read_image
     from totalspineseg_server.nnunet.cases import LabeledScan, Origin
-    from totalspineseg_server.volume_io import read_image
 
     image, label = pair.require_one()
     subject = SUBJECT.search(pair.name)

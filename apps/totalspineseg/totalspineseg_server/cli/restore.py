@@ -41,7 +41,7 @@ def execute(arguments: argparse.Namespace) -> int:
     manifest = restore(arguments.file, studies, ModelStore(arguments.data_dir))
     print(f"restored {manifest.summary()}; every file was compared with its hash")
     if manifest.part(SETTINGS):
-        print(f"the files of settings are in {manifest.settings_folder(studies)}; put them where they belong")
+        print(f"the settings files are in {manifest.settings_folder(studies)}; put them where they belong")
     if not manifest.images:
         print("copy the images into their folder before you start the server")
     options = f"--studies {studies}" if manifest.kind == STUDIES else f"--studies IMAGES --work {studies}"

@@ -1,7 +1,7 @@
 """Learn from the corrections of a studies folder, without a server: train further, compare, and publish the version if
     it passes.
 
-Interrupt it at any moment; the next call with the same corrections and settings continues.
+You can interrupt it at any moment; the next call with the same corrections and settings continues.
 """
 
 import argparse

@@ -218,4 +218,4 @@ def _print_summary(summary: "Summary", output: Path) -> None:
                 print(f"{name}: {finding['message']}")
     doubtful = [name for name, record in summary.records.items() if is_doubtful(record)]
     if doubtful:
-        print(f"names doubtful in {len(doubtful)}: {', '.join(sorted(doubtful)[:10])}; see {output}/report.html")
+        print(f"names are doubtful in {len(doubtful)}: {', '.join(sorted(doubtful)[:10])}; see {output}/report.html")

@@ -1,7 +1,8 @@
 """Train the networks from scratch with nnU-Net, on the datasets that ``totalspineseg prepare`` wrote.
 
-The command plans and preprocesses if this is needed, and then trains. Interrupt it at any moment; the same command
-continues. The datasets are in nnUNet/raw (or where nnU-Net's environment variables say), results in nnUNet/results.
+The command plans and preprocesses if this is needed, and then trains. You can interrupt it at any moment; the same
+command continues. The datasets are in nnUNet/raw (or where nnU-Net's environment variables say), results in
+nnUNet/results.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Train the small starter networks on synthetic spines and, if you have them, labeled scans of people.
 
-Interrupt it at any moment; the same command continues.
+You can interrupt it at any moment; the same command continues.
 
-In every second patch of step 2, the marked discs are those that step 1 finds: the step 1 in --out, or else in
---start-from.
+In every second patch of step 2, the marked discs are those that step 1 finds: the step 1 in --out, or, if there is
+none, the one in --start-from.
 """
 
 import argparse

@@ -1,4 +1,5 @@
-"""Install the official weights (from the web, or from zips on disk), list what is installed, or make weights faster.
+"""Install the official weights (from the web, or from zips on disk), list what is installed, or find out whether they
+can run faster.
 
 quantize tries two faster ways of computing on a CPU: INT8 (whole numbers of eight bits), and a box around the spine
 instead of the whole image. It compares their results with the exact ones, prints a table and stores it beside the
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
     from totalspineseg_server.registry.model_store import ModelStore
 
 LARGE_BYTES: Final = 100 * MIB
-"""Size of a checkpoint from which the runtime matters; the official ones are ten times as large."""
+"""Smallest checkpoint for which the runtime matters; the official ones are ten times as large."""
 MIN_SCANS: Final = 10
-"""Fewer scans say too little about the next one."""
+"""Smallest number of scans: fewer say too little about the next one."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=existing_path,
         metavar="STUDIES",
-        help="folder of your own scans; synthetic ones are added up to --scans (default: synthetic ones only)",
+        help="folder of your own scans; synthetic ones make up the number of --scans (default: synthetic ones only)",
     )
     quantize.add_argument(
         "--weights", default="", metavar="NAME", help="weights to compare (default: those in use; see run --weights)"
@@ -164,9 +165,9 @@ def _scans(studies: Path | None, count: int, folder: Path) -> "list[Callable[[],
         folder: Folder for synthetic ones.
     """
     from totalspineseg_server.cohort.inputs import find_cases
+    from totalspineseg_server.io.volumes import read_image
     from totalspineseg_server.pipeline import prepare
     from totalspineseg_server.synthesis import demo_studies
-    from totalspineseg_server.volume_io import read_image
 
     own = [case.path for case in find_cases(studies)][:count] if studies is not None else []
     files = [*own, *demo_studies(folder, count - len(own), seed=1)]
@@ -188,7 +189,7 @@ def _table(found: "Sequence[Comparison]") -> str:
         result = "passed" if one.passed else "not used"
         rows.append(
             f"| {one.way} | {one.names_differ} of {one.scans} | {one.voxels_differ:.2%} | {dice} | "
-            f"{one.seconds_exact:g} | {one.seconds:g} | {result} |"
+            f"{one.seconds_exact:.1f} | {one.seconds:.1f} | {result} |"
         )
     return "\n".join(rows)
 

@@ -71,7 +71,7 @@ def parse_profile(content: Mapping[str, Any]) -> Profile:
     """
     known = tuple(Profile.__dataclass_fields__)
     if unknown := sorted(set(content) - set(known)):
-        raise ClusterError(f"a profile must have only the names {', '.join(known)}, got {', '.join(map(str, unknown))}")
+        raise ClusterError(f"a profile may only contain {', '.join(known)}, got {', '.join(map(str, unknown))}")
     kind = content.get("cluster")
     if kind not in KINDS:
         raise ClusterError(f"'cluster' in a profile must be one of {', '.join(KINDS)}, got {kind!r}")

@@ -69,7 +69,7 @@ def write_documents(
 
 
 def weights_warning(store: ModelStore, summary: Summary, versions: Mapping[str, str]) -> str:
-    """Return a warning if results of a run were made by weights that are not for patients; otherwise "".
+    """Return a warning if results of a run were made with weights that are not for patients; otherwise "".
 
     Args:
         store: Holds the weights.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from totalspineseg_server.volume_io import stem
+from totalspineseg_server.io.volumes import stem
 
 HEADER_SUFFIXES: Final = (".nhdr", ".mhd")
 """Endings of image headers whose voxels are in a separate file."""

@@ -11,7 +11,7 @@ from totalspineseg_server.bids import subject_of
 from totalspineseg_server.certainty import proves_nothing
 from totalspineseg_server.cohort.record import read_record
 from totalspineseg_server.errors import ImageError
-from totalspineseg_server.volume_io import (
+from totalspineseg_server.io.volumes import (
     IMAGE_SUFFIXES,
     image_named,
     is_image_name,
@@ -212,7 +212,7 @@ def _is_dicom(path: Path) -> bool:
     if is_image_name(path) or path.name.upper() == DICOM_INDEX or not path.is_file():
         return False
     # Import here, because importing pydicom takes longer than finding the images of a folder without DICOM.
-    from totalspineseg_server.dicom.headers import is_dicom
+    from totalspineseg_server.io.dicom.headers import is_dicom
 
     return is_dicom(path)
 

@@ -13,7 +13,7 @@ from totalspineseg_server.cohort.record import record_path
 from totalspineseg_server.color_tables import BIDS_TABLE, bids_table
 from totalspineseg_server.errors import StorageError, TotalSpineSegError
 from totalspineseg_server.files import copy_file, storage_errors, write_file, write_json, write_text
-from totalspineseg_server.volume_io import is_image_name, read_labels
+from totalspineseg_server.io.volumes import is_image_name, read_labels
 
 if TYPE_CHECKING:
     from pydicom import Dataset
@@ -92,7 +92,7 @@ def write_segs(
     # Import here, because importing pydicom takes long.
     import pydicom
 
-    from totalspineseg_server.dicom.sr_writer import write_sr
+    from totalspineseg_server.io.dicom.sr_writer import write_sr
 
     count, failures = 0, {}
     for case, record in _finished(cases, records):
@@ -115,7 +115,7 @@ def write_segs(
 
 
 def _seg(output: Path, case: Case, record: Mapping[str, Any]) -> "Dataset":
-    from totalspineseg_server.dicom.seg_writer import write_result
+    from totalspineseg_server.io.dicom.seg_writer import write_result
 
     labels = read_labels(output / LABELS / f"{case.name}{ENDING}")
     marked = [CODE_OF[row["level"]] for row in record["measurements"] if _is_doubtful_level(row)]
@@ -128,7 +128,7 @@ def _is_doubtful_level(row: Mapping[str, Any]) -> bool:
 
 
 def _write_object(target: Path, dataset: "Dataset") -> None:
-    from totalspineseg_server.dicom.seg_writer import seg_bytes
+    from totalspineseg_server.io.dicom.seg_writer import seg_bytes
 
     with storage_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ import numpy as np
 
 from totalspineseg_server.files import storage_errors, write_text
 from totalspineseg_server.geometry import AnyArray, FloatArray, LabelArray, Volume
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.pipeline import Located, Scan, Segmentation, named_levels
 from totalspineseg_server.preview import (
     LEVEL_CODES,
@@ -22,7 +23,6 @@ from totalspineseg_server.preview import (
     save_picture,
     sheet_svg,
 )
-from totalspineseg_server.volume_io import write_volume
 
 INPUT, PREVIEW = "input", "preview"
 FOLDERS: Final = (

@@ -98,40 +98,20 @@ def report_html(rows: Sequence[ScanRow], *, title: str, note: str = "", warning:
     warned = f'<p class="bad" role="alert"><strong>{html.escape(warning)}</strong></p>\n' if warning else ""
     keys = " ".join(f"<kbd>{html.escape(key)}</kbd> {what}" for key, what in KEYS)
     return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title>
-<style>{_file("report.css")}</style>
-</head>
-<body>
-<header>
-<h1>{html.escape(title)}</h1>
-{warned}<p>{len(rows)} scans, {failed} failed; names: {sure}. {html.escape(note)}</p>
-<details><summary>What the colors and words mean</summary>
-<p>Certain: what is in view identifies the names. Counted: up from the sacrum or down from C2; nothing in view
-contradicts them, but they would be wrong in people with an unusual number of vertebrae. Doubtful: something
-contradicts the names, or too little is in view; such levels are striped and have a "?". The small pictures are cuts
-across the canal, one through each level, {CUT_MM} mm wide, with the patient's right (R) on the left. They show whether
-the canal is as wide as the sac, which the sagittal picture does not.</p></details>
-</header>
-<form id="bar">
-<label>Order <select id="order">{_options(ORDERS)}</select></label>
-<label>Show <select id="shown">{_options(FILTERS)}</select></label>
-<label>Search <input type="search" id="search" size="14"></label>
-<button type="button" id="blink" aria-pressed="false">Labels off</button>
-<button type="button" id="save">Save the list</button>
-<span id="count" role="status"></span>
-</form>
-<p class="soft">{keys}</p>
-<main>
-{body}
-</main>
-<dialog aria-label="Enlarged picture"></dialog>
-<script>{_file("report.js")}</script>
-</body>
-</html>
+<html lang="en"> <head> <meta charset="utf-8"> <meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title> <style>{_file("report.css")}</style> </head> <body> <header>
+<h1>{html.escape(title)}</h1> {warned}<p>{len(rows)} scans, {failed} failed; names: {sure}. {html.escape(note)}</p>
+<details><summary>What the colors and words mean</summary> <p>Certain: what is in view identifies the names. Counted:
+up from the sacrum or down from C2; nothing in view contradicts them, but they would be wrong in people with an
+unusual number of vertebrae. Doubtful: something contradicts the names, or too little is in view; such levels are
+striped and have a "?". The small pictures are cross-sections of the canal, one through each level, {CUT_MM} mm wide,
+with the patient's right (R) on the left. They show whether the canal is as wide as the sac, which the sagittal
+picture does not.</p></details> </header> <form id="bar"> <label>Order <select
+id="order">{_options(ORDERS)}</select></label> <label>Show <select id="shown">{_options(FILTERS)}</select></label>
+<label>Search <input type="search" id="search" size="14"></label> <button type="button" id="blink"
+aria-pressed="false">Labels off</button> <button type="button" id="save">Save the list</button> <span id="count"
+role="status"></span> </form> <p class="soft">{keys}</p> <main> {body} </main> <dialog aria-label="Enlarged
+picture"></dialog> <script>{_file("report.js")}</script> </body> </html>
 """
 
 

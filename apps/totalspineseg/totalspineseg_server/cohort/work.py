@@ -17,17 +17,17 @@ from totalspineseg_server.errors import ImageError, StorageError, TotalSpineSegE
 from totalspineseg_server.files import remove_leftovers, storage_errors, write_json
 from totalspineseg_server.geometry import Volume, labels_on_grid
 from totalspineseg_server.image import Image
+from totalspineseg_server.io.unpacking import real_path
+from totalspineseg_server.io.volumes import read_codes, read_image
 from totalspineseg_server.measurements import MAX_SKEW_DEG, Row, structure_rows
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.linter import lint
 from totalspineseg_server.numbering.report import doubtful_codes, report
 from totalspineseg_server.pipeline import Options
 from totalspineseg_server.prediction import Predictor
-from totalspineseg_server.unpacking import real_path
-from totalspineseg_server.volume_io import read_codes, read_image
 
 STALE_PARTIAL_S: Final = 3600
-"""Age from which a temporary file belongs to a run that was killed, seconds."""
+"""Age above which a temporary file is assumed to belong to a run that was killed, seconds."""
 WHAT_IS_WRITTEN: Final = ("iso", "step1", "keep")
 """Options that choose files and their grid but do not change the results."""
 RECORD_FORMAT: Final = 5

@@ -18,7 +18,7 @@ from totalspineseg_server.corrections.submission import Mapped
 from totalspineseg_server.errors import StorageError, TotalSpineSegError
 from totalspineseg_server.files import from_fields, move_folder, read_json, staged_folder, write_json
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
-from totalspineseg_server.volume_io import read_labels, write_volume
+from totalspineseg_server.io.volumes import read_labels, write_volume
 
 logger = logging.getLogger(__name__)
 

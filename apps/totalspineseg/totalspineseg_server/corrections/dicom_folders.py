@@ -16,9 +16,9 @@ from totalspineseg_server.corrections.file_contents import Remembered
 from totalspineseg_server.corrections.image_ids import file_stem, is_usable_id
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import copy_file, storage_errors
+from totalspineseg_server.io.unpacking import real_path
+from totalspineseg_server.io.volumes import is_image_name, write_volume
 from totalspineseg_server.locks import NamedLocks
-from totalspineseg_server.unpacking import real_path
-from totalspineseg_server.volume_io import is_image_name, write_volume
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class DicomFolders:
             StorageError: The volume could not be written.
         """
         # Import here, because importing pydicom takes longer than listing a folder without DICOM.
-        from totalspineseg_server.dicom.series import read_series
+        from totalspineseg_server.io.dicom.series import read_series
 
         file = self._volume(image_id)
         with self._converting.of(image_id):
@@ -159,7 +159,7 @@ class DicomFolders:
         return self._found.value(folder, [folder], lambda: self._read(folder, names)) if names else None
 
     def _read(self, folder: Path, names: tuple[str, ...]) -> tuple[str, DicomFolder] | None:
-        from totalspineseg_server.dicom.headers import is_localizer, may_be_volume, read_header
+        from totalspineseg_server.io.dicom.headers import is_localizer, may_be_volume, read_header
 
         try:
             first = next(filter(None, (read_header(folder / name) for name in names[:LOOKED_AT])), None)

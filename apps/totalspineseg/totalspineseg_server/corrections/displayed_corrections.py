@@ -10,8 +10,8 @@ from totalspineseg_server.corrections.correction_store import Correction, Correc
 from totalspineseg_server.corrections.file_contents import Remembered
 from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.wire import STEP1_WIRE_LABELS, to_wire
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.plausible import without_regions
-from totalspineseg_server.volume_io import write_volume
 
 FINAL_TAG: Final = "final"
 """Datastore tag of a finished label, whose names are certain. Clients that state no tag get this one."""

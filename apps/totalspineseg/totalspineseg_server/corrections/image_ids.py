@@ -7,8 +7,8 @@ from stat import S_ISREG
 from typing import Final
 from urllib.parse import quote, unquote
 
-from totalspineseg_server.unpacking import MAX_POINTER_BYTES, missing_content
-from totalspineseg_server.volume_io import WRITTEN_SUFFIXES, image_named, stem
+from totalspineseg_server.io.unpacking import MAX_POINTER_BYTES, missing_content
+from totalspineseg_server.io.volumes import WRITTEN_SUFFIXES, image_named, stem
 
 OFFERED_ENDINGS: Final = WRITTEN_SUFFIXES
 """Endings, in any case, of files that are offered as images."""

@@ -38,7 +38,6 @@ from totalspineseg_server.corrections.unreviewed import (
     with_unreviewed,
     with_untouched,
 )
-from totalspineseg_server.dicom.seg_reader import read_seg
 from totalspineseg_server.errors import (
     GridError,
     ImageError,
@@ -51,10 +50,11 @@ from totalspineseg_server.errors import (
 )
 from totalspineseg_server.files import FULL_DISK, sha256_of
 from totalspineseg_server.geometry import Grid, LabelArray, same_voxels
+from totalspineseg_server.io.dicom.seg_reader import read_seg
+from totalspineseg_server.io.volumes import read_image
 from totalspineseg_server.locks import NamedLocks, file_lock
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.segments import Submission
-from totalspineseg_server.volume_io import read_image
 
 logger = logging.getLogger(__name__)
 

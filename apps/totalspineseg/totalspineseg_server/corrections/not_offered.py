@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from totalspineseg_server.corrections.image_ids import OFFERED_ENDINGS, is_offered, is_plain_stem
-from totalspineseg_server.unpacking import missing_content, real_path
-from totalspineseg_server.volume_io import is_image_name, is_other_name, stem
+from totalspineseg_server.io.unpacking import missing_content, real_path
+from totalspineseg_server.io.volumes import is_image_name, is_other_name, stem
 
 MAX_LOOKED_AT: Final = 2000
 """Largest number of entries of a folder that are examined."""
@@ -91,6 +91,6 @@ def _below(folder: Path) -> Iterator[Path]:
 
 def _is_dicom(path: Path) -> bool:
     # Import here, because importing pydicom takes longer than listing a folder without DICOM.
-    from totalspineseg_server.dicom.headers import is_dicom
+    from totalspineseg_server.io.dicom.headers import is_dicom
 
     return path.is_file() and is_dicom(path)

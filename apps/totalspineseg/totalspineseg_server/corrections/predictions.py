@@ -20,11 +20,11 @@ from totalspineseg_server.corrections import history
 from totalspineseg_server.errors import ImageError, StorageError, WeightsError
 from totalspineseg_server.files import from_fields, read_json, staged_folder, write_json
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
+from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.numbering.evidence import Localizer, Step1Names
 from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.transforms.components import Box, labels_present
 from totalspineseg_server.trust import UNMEASURED, trust_from_json
-from totalspineseg_server.volume_io import read_labels, write_volume
 
 logger = logging.getLogger(__name__)
 

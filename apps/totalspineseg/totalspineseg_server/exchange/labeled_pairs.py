@@ -14,9 +14,9 @@ from totalspineseg_server.bids import LABEL_SUFFIX, image_of_label
 from totalspineseg_server.color_tables import BIDS_TABLE
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Volume
+from totalspineseg_server.io.volumes import images_in, read_labels, read_numbered, stem
 from totalspineseg_server.plausible import mark_unlabeled
 from totalspineseg_server.spellings import code_of_name
-from totalspineseg_server.volume_io import images_in, read_labels, read_numbered, stem
 
 DERIVATIVES: Final = "derivatives"
 

@@ -21,8 +21,8 @@ from totalspineseg_server.errors import StorageError, TotalSpineSegError
 from totalspineseg_server.exchange.labeled_pairs import Pair, labeled_pairs, read_pair_label
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume, on_grid, to_ras
+from totalspineseg_server.io.volumes import NIFTI_SUFFIXES, read_image, stem, write_volume
 from totalspineseg_server.plausible import require_plausible
-from totalspineseg_server.volume_io import NIFTI_SUFFIXES, read_image, stem, write_volume
 
 IMPORTED: Final = "import"
 """Name of the user under which imported labels are stored."""

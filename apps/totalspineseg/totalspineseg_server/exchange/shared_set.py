@@ -19,8 +19,8 @@ from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.files import sha256_of, staged_folder, storage_errors, write_json, write_text
 from totalspineseg_server.geometry import AnyArray, Volume, on_grid
+from totalspineseg_server.io.volumes import read_image, read_labels, write_volume
 from totalspineseg_server.training.site import Site
-from totalspineseg_server.volume_io import read_image, read_labels, write_volume
 
 KEY_FILE: Final = "pseudonyms.key"
 """File of a history with the key of its pseudonyms. With the key and an identifier, anybody can find the pseudonym."""

@@ -91,18 +91,18 @@ class Manifest:
         return {path.removeprefix(f"{name}/"): e for path, e in self.files.items() if path.startswith(f"{name}/")}
 
     def settings_folder(self, site: Path) -> Path:
-        """Return the folder that files of settings are restored into."""
+        """Return the folder that settings files are restored into."""
         return site / HISTORY_DIR / SETTINGS if self.kind == STUDIES else site / SETTINGS
 
     def summary(self) -> str:
-        """Return a sentence with the number of submissions, versions and files of settings."""
+        """Return a sentence with the number of submissions, versions and settings files."""
         records = [path.split("/") for path in self.part(SITE) if path.endswith(f"/{RECORD_FILE}")]
         corrections = [parts for parts in records if "corrections" in parts[:2]]
         versions = {path.split("/")[1] for path in self.part(MODELS) if path.startswith("versions/")}
         settings = self.part(SETTINGS)
         return (
             f"{len(corrections)} submissions of {len({parts[-3] for parts in corrections})} images, {len(versions)} "
-            f"versions, {len(settings)} files of settings ({len(self.files)} files, made {self.created})"
+            f"versions, {len(settings)} settings files ({len(self.files)} files, made {self.created})"
         )
 
 

@@ -25,9 +25,9 @@ from totalspineseg_server.exchange.site_archive import (
     site_files,
 )
 from totalspineseg_server.files import storage_errors, write_file
+from totalspineseg_server.io.zips import CHUNK_BYTES
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.version import VERSION
-from totalspineseg_server.zips import CHUNK_BYTES
 
 PRIVATE: Final = 0o600
 """Permissions of an archive: only its owner may read it, because it names readers and may have passwords in files of
@@ -43,21 +43,21 @@ def write_backup(
         site: Studies with a hidden history, or the ``--work`` folder of a server.
         models: The versions.
         target: The file to write; it must not exist.
-        settings: Files of settings to add.
+        settings: Settings files to add.
         images: Whether to add the images.
 
     Returns:
         The list of its files.
 
     Raises:
-        StorageError: ``target`` exists, two files of settings have one name, something cannot be read or written, or
+        StorageError: ``target`` exists, two settings files have one name, something cannot be read or written, or
             the archive differs from the files that were read. No file is left.
     """
     if target.exists():
         raise StorageError(f"{str(target)!r} exists already. Choose another name for the backup.")
     twice = [name for name, count in Counter(path.name for path in settings).items() if count > 1]
     if twice:
-        raise StorageError(f"Two files of settings are called {twice[0]!r}. Rename one of them.")
+        raise StorageError(f"Two settings files are called {twice[0]!r}. Rename one of them.")
     manifest = Manifest(FORMAT, VERSION, now_text(), kind_of(site), images)
 
     def write(path: Path) -> None:

@@ -17,9 +17,9 @@ from totalspineseg_server.exchange.site_archive import (
     no_backup,
 )
 from totalspineseg_server.files import partial_folder, storage_errors, sync_folder, sync_tree
+from totalspineseg_server.io.zips import Archive, open_archive
 from totalspineseg_server.locks import LOCK_FILE
 from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.zips import Archive, open_archive
 
 MAX_MANIFEST_BYTES: Final = 1 << 30
 """Largest manifest; two million files are about 400 MB."""

@@ -145,7 +145,7 @@ def user_of_token(token: str, key: RealmKey) -> host.User:
             claims = _claims(token, key.instead_of(known))
         except jwt.InvalidKeyError as error:
             raise jwt.InvalidTokenError(
-                "The token is not signed with the realm's kind of key. Sign in again."
+                "The token is signed with another kind of key than the realm's. Sign in again."
             ) from error
     name = claims.get(settings.MONAI_LABEL_AUTH_TOKEN_USERNAME)
     if not isinstance(name, str) or not name:

@@ -93,7 +93,7 @@ def _start(starting: threading.Lock, *, waits: bool) -> Iterator[None]:
 
 
 def _trains() -> bool:
-    """Return whether a training of this server has not ended, or another program trains on these studies."""
+    """Return whether a training on these studies is running, started by this server or by another program."""
     if running_task("train") is not None:
         return True
     deadline = time.monotonic() + KILLED_SECONDS

@@ -32,7 +32,7 @@ LEFT_OUT: Final = {
 of all other paths are under ""."""
 PACS: Final = ("/proxy/", "/submissions/{instance}")
 SCORING: Final = ("/scoring/",)
-"""Paths that have no use without a PACS, or without a scoring method."""
+"""Paths that are useless without a PACS, or without a scoring method."""
 METHODS: Final = ("get", "head", "put", "post", "delete")
 
 

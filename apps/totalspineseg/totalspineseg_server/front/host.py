@@ -33,8 +33,8 @@ UNFINISHED: Final = ("SUBMITTED", "RUNNING")
 
 
 def host_application() -> FastAPI:
-    """Return MONAI Label's application, without its permission for web pages of any origin. Failures get our
-    answers."""
+    """Return MONAI Label's application, without its permission for web pages of any origin, and with our answers to
+    failures."""
     from monailabel import app as module
 
     app: FastAPI = module.app

@@ -35,7 +35,7 @@ JSON.
 IN_SHORT: Final = ("prediction", "message", "marked", "warning")
 ASK_SECONDS: Final = 5.0
 MAX_WAITING: Final = 50
-"""Longest queue: half an hour of work on a CPU, which nobody would wait longer for."""
+"""Longest queue: half an hour of work on a CPU. Nobody would wait longer."""
 
 
 def router(executor: Executor) -> APIRouter:
@@ -65,7 +65,7 @@ def router(executor: Executor) -> APIRouter:
         label: Annotated[UploadFile | None, File()] = None,
         output: Output | None = None,
     ) -> Response:
-        """Segment an image of the studies, of a session, or sent along."""
+        """Segment an image of the studies, of a session, or one that comes with the request."""
         request, loop = _request(model, read_params(params), user), asyncio.get_running_loop()
         role = settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR
         if settings.MONAI_LABEL_AUTH_ENABLE and saves_label(request) and role not in user.roles:

@@ -66,7 +66,7 @@ def router() -> APIRouter:
         """Return the outcome of a segmentation that was stored in the PACS."""
         outcome = app_instance().outcomes.of(instance)
         if outcome is None:
-            raise HTTPException(NOT_FOUND, "No segmentation of this id came through this server. Store it again.")
+            raise HTTPException(NOT_FOUND, "No segmentation with this id was stored here. Store it again.")
         return Response(without_folders(json.dumps(outcome.as_json())), media_type="application/json")
 
     return routes

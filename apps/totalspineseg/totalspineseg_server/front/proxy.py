@@ -34,7 +34,7 @@ PASSED_ON: Final = ("accept", "accept-language", "content-type")
 """The browser's headers that the PACS receives; cookies and tokens are for this server only."""
 PASSED_BACK: Final = ("content-type", "warning")
 PRIVATE: Final = {"cache-control": "no-store"}
-"""Header that keeps patients' data out of the browser's cache, and lists up to date."""
+"""Header that keeps patients' data out of the browser's cache, which also keeps lists up to date."""
 JSON_TYPES: Final = ("application/dicom+json", "application/json")
 ENCODED_STARS: Final = ("%2A", "%2a")
 """Encodings of ``*``. Some servers treat an encoded wildcard as a letter; both spellings mean the same."""

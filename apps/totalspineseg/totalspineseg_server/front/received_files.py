@@ -12,8 +12,8 @@ from totalspineseg_server.corrections.receipts import label_suffix
 from totalspineseg_server.errors import SettingError
 from totalspineseg_server.files import CHUNK_BYTES
 from totalspineseg_server.infers.sessions import META_FILE
-from totalspineseg_server.volume_io import IMAGE_SUFFIXES
-from totalspineseg_server.zips import open_archive
+from totalspineseg_server.io.volumes import IMAGE_SUFFIXES
+from totalspineseg_server.io.zips import open_archive
 
 MAX_FILE_NAME: Final = 200
 """Longest name, in bytes. File systems allow 255, and a number may be put before the name."""
@@ -28,7 +28,7 @@ def plain_name(path: str) -> str:
     """Return the last part of a path of any operating system, shortened to a valid file name; "" if there is none."""
     name = PurePosixPath(PureWindowsPath(path).as_posix()).name
     letters = "".join(c for c in name if ord(c) >= 32)
-    # Leave out broken characters: those of another code page, and one that the cut splits.
+    # Leave out broken characters: those of another code page, and one that was split when the name was shortened.
     plain = letters.encode(errors="ignore")[-MAX_FILE_NAME:].decode(errors="ignore")
     return "" if plain in (".", "..") else plain
 

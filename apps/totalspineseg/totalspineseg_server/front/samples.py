@@ -43,7 +43,7 @@ def router() -> APIRouter:
         except StorageError as error:
             logger.warning("The offer of an image could not be recorded: %s", error)
             sample["warning"] = NOT_RECORDED
-        # The sample comes last: its label is sent for that id, and what is known about the image must not replace it.
+        # The fields of the sample come last: the client sends its label under this id, which nothing else may replace.
         return {**store.get_image_info(image), **sample}
 
     return routes

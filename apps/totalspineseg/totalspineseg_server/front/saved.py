@@ -23,7 +23,7 @@ from monailabel.interfaces.utils.app import app_instance
 
 from totalspineseg_server.infers.http import NOT_FOUND, NOT_READY, UNUSABLE
 from totalspineseg_server.infers.listed import LISTED, as_listed, without_listed
-from totalspineseg_server.volume_io import read_labels, write_volume
+from totalspineseg_server.io.volumes import read_labels, write_volume
 
 PARAMS: Final = "params"
 """Field of a label's info: the report of the result that was saved."""
@@ -34,7 +34,7 @@ MAX_CLIENTS: Final = 64
 
 
 class Listings:
-    """Remembers which names of saved results clients just got.
+    """Remembers which names of saved results clients have just received.
 
     3D Slicer gives the k-th name to voxel value k of the map that it asks for next.
     """
@@ -62,7 +62,7 @@ class Listings:
                 self._sent.popitem(last=False)
 
     def differs(self, client: str, image: str, tag: str, info: Mapping[str, Any]) -> bool:
-        """Return whether a client just got other names for a label than the label has now."""
+        """Return whether a client has just received names for a label that differ from those it has now."""
         with self._lock:
             sent_at, names = self._sent.get(client, (0.0, {}))
         if time.monotonic() - sent_at > LISTED_SECONDS:

@@ -72,7 +72,7 @@ class Choose(Act):
     leave_out: list[str] = Field(
         [],
         max_length=MAX_PINNED,
-        description="Ids of labels; where they differ from the chosen label, nothing is learned.",
+        description="Ids of labels; places where they differ from the chosen label are left out of training.",
     )
 
 
@@ -123,7 +123,7 @@ def router() -> APIRouter:
             try:
                 return Response(_lab().thumbnails.png(row), media_type=PNG)
             except ImageError:
-                # The scan itself says why; among the pictures there is a gap.
+                # The row of the scan says why; only its picture is missing.
                 return Response(status_code=NO_CONTENT)
 
         return revalidated(call, _tag(row), picture)
@@ -175,7 +175,7 @@ def router() -> APIRouter:
         """Say why a result cannot be used; the scan then has to be drawn."""
         _lab().acts.reject(_lab().row(image), body.reason, _reader(user, body))
         _lab().worklist.update(image)
-        return {"message": "Rejected. The scan needs drawing in 3D Slicer or OHIF."}
+        return {"message": "Rejected. The scan has to be drawn in 3D Slicer or OHIF."}
 
     @routes.post("/scans/{image:path}/undo")
     def undo(image: str, body: Act, user: Annotated[User, annotator]) -> dict[str, Any]:

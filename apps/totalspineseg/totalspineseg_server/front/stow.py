@@ -16,8 +16,8 @@ from monailabel.interfaces.utils.app import app_instance
 
 from totalspineseg_server.corrections.outcomes import Outcome
 from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Sender
-from totalspineseg_server.dicom.seg_object import SegReference, is_seg, seg_reference
 from totalspineseg_server.errors import TotalSpineSegError
+from totalspineseg_server.io.dicom.seg_object import SegReference, is_seg, seg_reference
 
 logger = logging.getLogger(__name__)
 

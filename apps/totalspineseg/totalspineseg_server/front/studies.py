@@ -32,8 +32,8 @@ from totalspineseg_server.front.received_files import (
     unpack_series,
 )
 from totalspineseg_server.infers.http import CONFLICT, NOT_FOUND, SESSIONS_OFF, UNUSABLE
+from totalspineseg_server.io.volumes import read_image, stem
 from totalspineseg_server.pacs.pacs_datastore import COUNTED, UNSENT
-from totalspineseg_server.volume_io import read_image, stem
 
 logger = logging.getLogger(__name__)
 

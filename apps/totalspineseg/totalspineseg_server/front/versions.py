@@ -26,7 +26,7 @@ def router() -> APIRouter:
 
     @routes.get("/versions")
     def get_versions(user: Annotated[User, user_role]) -> dict[str, Any]:
-        """Return all versions with the gate's verdicts, those in use, and those that going back would put into use."""
+        """Return all versions with the gate's verdicts, those in use, and those that a rollback would put into use."""
         store: ModelStore = app_instance().models
         return {
             "versions": [{**one, "verdict": without_folders(one["verdict"])} for one in overview(store)],
@@ -37,7 +37,7 @@ def router() -> APIRouter:
             "judge": _judging(judge),
         }
 
-    # This comes before the other one: no name of a version may hide it.
+    # This route comes before the one with a version's name, so that no version can hide it.
     @routes.post("/versions/rollback")
     def roll_back(user: Annotated[User, admin]) -> dict[str, Any]:
         """Go back to the versions that were in use before the last change."""
@@ -60,7 +60,7 @@ def router() -> APIRouter:
         app = app_instance()
         models_of(app.models, name)
         if app.is_training():
-            raise HTTPException(BUSY, "A training is running on these studies. Judge the version after it has ended.")
+            raise HTTPException(BUSY, "A training is running on these studies. Judge the version when it has finished.")
         app.free_networks()
         judge.start(name, app.judge_words(name))
         return {"judge": _judging(judge)}

@@ -1,4 +1,4 @@
-"""Measure how much the networks disagree with themselves: about the mirrored image, another size, or in step 2."""
+"""Measure how much the networks disagree: about the mirrored image, about another size, or step 1 with step 2."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -15,7 +15,7 @@ from totalspineseg_server.prediction import Predictor
 
 STEPS: Final = "steps"
 MIRROR: Final = "mirror"
-"""Facts of ``PredictionRecord.disagreement``."""
+"""Keys of ``PredictionRecord.disagreement``."""
 OTHER_SIZE: Final = 0.9
 """Factor by which an image is shrunk and predicted again: people differ in size by about as much."""
 

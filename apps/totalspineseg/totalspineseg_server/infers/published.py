@@ -15,13 +15,13 @@ from totalspineseg_server.infers.disagreement import disagreement_of
 from totalspineseg_server.infers.services import Services, pair_in_use
 from totalspineseg_server.infers.settings import Settings
 from totalspineseg_server.infers.task import Outcome, SpineTask
+from totalspineseg_server.io.volumes import read_labels
 from totalspineseg_server.numbering.naming import require_met
 from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.numbering.step1_names import names_by_reader
 from totalspineseg_server.pipeline import Scan
 from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.transforms.discs import missing_discs
-from totalspineseg_server.volume_io import read_labels
 
 PREDICTED_TAG = "original"
 """Tag of the label that step 2 starts from if the request has none and no reader submitted one."""
@@ -53,7 +53,7 @@ class FullTask(SpineTask):
         if settings.pins or self.reuses_maps:
             maps = self.earlier_maps(scan, 2, request, versions)
         else:
-            earlier = self.same_but_shown_otherwise(settings, request, options, versions)
+            earlier = self.reusable_result(settings, request, options, versions)
             maps = self.maps_of(scan, 2, earlier)
         mirrors: tuple[float | None, ...] = ()
         if maps is not None:
@@ -94,7 +94,7 @@ class Step1Task(SpineTask):
         if settings.pins:
             maps = self.earlier_maps(scan, 1, request, versions)
         else:
-            maps = self.maps_of(scan, 1, self.same_but_shown_otherwise(settings, request, options, versions))
+            maps = self.maps_of(scan, 1, self.reusable_result(settings, request, options, versions))
         if maps is not None:
             found = pipeline.rename(
                 scan, maps.output.raw.data, maps.box, 1, options, trust=maps.output.trust, clock=clock

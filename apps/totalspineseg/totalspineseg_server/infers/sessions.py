@@ -36,8 +36,8 @@ def remove_expired(sessions: Sessions) -> int:
 
 
 def _end(folder: Path, expiry: int) -> float:
-    """Return the time when a session ends; an incomplete one may still be arriving, so its time begins with its
-    folder."""
+    """Return the time when a session ends; an incomplete one may still be arriving, so its time is counted from the
+    time of its folder."""
     known = read_json_or(folder / META_FILE, {})
     try:
         return float(known["last_access_ts"]) + float(known["expiry"])

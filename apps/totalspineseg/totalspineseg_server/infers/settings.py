@@ -49,7 +49,7 @@ MAX_PINS: Final = 60
 
 @dataclass(frozen=True)
 class Rename:
-    """A level that a reader names by its name in an earlier result.
+    """A level that a reader pins by the name that it had in an earlier result.
 
     Attributes:
         was: Its code in that result.
@@ -67,15 +67,12 @@ class Settings:
     """Settings of one request.
 
     Attributes:
-        localizer: Id of another image of the same patient that has a label; empty for none.
-        output_grid: Grid of the result: that of the image, or the 1 mm grid.
-        codes: Codes of the structures that the result should have.
-        numbering: Method that names the levels.
-        other_series: Whether named series of the same patient count as evidence.
-        pins: Levels the reader pins by a point.
-        renames: Levels the reader pins by their earlier names; once these were looked up, they are among the pins.
-        extension: File ending of the result.
-        marks_doubt: Whether names of doubtful levels have a mark in the reply. It changes no label, so records lack it.
+        localizer: Id of another image of the same patient that has a label; empty for none. output_grid: Grid of the
+        result: that of the image, or the 1 mm grid. codes: Codes of the structures that the result should have.
+        numbering: Method that names the levels. other_series: Whether named series of the same patient count as
+        evidence. pins: Levels the reader pins by a point. renames: Levels the reader pins by their earlier names;
+        once these were looked up, they are among the pins. extension: File ending of the result. marks_doubt: Whether
+        names of doubtful levels have a mark in the reply. It changes no label, so it is not recorded.
     """
 
     localizer: str
@@ -126,7 +123,7 @@ def _default_first(doubtful_names: DoubtfulNames) -> tuple[str, ...]:
 
 
 def read_settings(request: Mapping[str, Any], doubtful_names: DoubtfulNames = "marked") -> Settings:
-    """Return the settings of a request, with defaults for those it lacks.
+    """Return the settings of a request, with defaults for those that it leaves out.
 
     Args:
         request: The request. Not modified.

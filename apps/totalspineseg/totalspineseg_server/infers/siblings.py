@@ -10,9 +10,9 @@ from totalspineseg_server.corrections.wire import from_wire
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.infers.services import Services
+from totalspineseg_server.io.volumes import read_labels
 from totalspineseg_server.numbering.chain import CONFIDENT_PROBABILITY, Numbering
 from totalspineseg_server.pipeline import Sibling
-from totalspineseg_server.volume_io import read_labels
 
 
 def level_chances(numbering: Numbering | None) -> Mapping[int, Mapping[int, float]]:

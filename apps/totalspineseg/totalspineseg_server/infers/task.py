@@ -36,6 +36,7 @@ from totalspineseg_server.infers.settings import (
     renames_from_json,
 )
 from totalspineseg_server.infers.siblings import level_chances, siblings_of
+from totalspineseg_server.io.volumes import read_image, read_labels, write_volume
 from totalspineseg_server.numbering.chain import Numbering, Pin
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.numbering.linter import lint
@@ -44,7 +45,6 @@ from totalspineseg_server.numbering.report import NAMED, doubtful_codes, report,
 from totalspineseg_server.pipeline import Options, Scan, Sibling
 from totalspineseg_server.spellings import DOUBT_MARK
 from totalspineseg_server.transforms.components import labels_present
-from totalspineseg_server.volume_io import read_image, read_labels, write_volume
 
 logger = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         image_id, sha256 = str(request.get("image_id") or ""), str(request["image_sha256"])
         return next((one for one in self._earlier(image_id, sha256) if one.model == request.get("model")), None)
 
-    def same_but_shown_otherwise(
+    def reusable_result(
         self, settings: Settings, request: Mapping[str, Any], options: Options, versions: Mapping[str, str]
     ) -> PredictionRecord | None:
         """Return the result on the screen if the request asks for the same result of the same weights with other

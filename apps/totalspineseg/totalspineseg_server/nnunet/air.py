@@ -12,13 +12,14 @@ from totalspineseg_server.nnunet.preprocessing import Box
 BLOCK: Final = 2
 """Side of the cubes whose mean counts, voxels: in the mean of eight voxels, noise is a third of what it is in one."""
 SHARE: Final = 0.15
-"""Level up to which a cube is air, as a share of the way from the darkest cubes to the level that best divides dark
-from bright. Low, because far from a surface coil tissue is dark. Chosen, not measured."""
+"""Largest level of a cube of air, as a share of the way from the darkest cubes to the level that best divides dark
+from bright. It is low, because tissue far from a surface coil is dark. Chosen, not measured."""
 DARKEST: Final = 0.01
 """Share of the cubes that count as the darkest."""
 BINS: Final = 256
 SPECKS: Final = 0.002
-"""Share of bright cubes up to which a slice or a tile is air all the same: noise has some. A vertebra fills more."""
+"""Largest share of bright cubes in a slice or a tile that still counts as air, because noise has some. A vertebra
+fills more."""
 
 
 def tissue(image: torch.Tensor) -> torch.Tensor:
@@ -37,7 +38,7 @@ def tissue_box(image: torch.Tensor) -> Box:
     """Return the smallest box with everything that is not air; the whole image if all of it looks alike.
 
     Args:
-        image: As of ``tissue``. Not modified.
+        image: See ``tissue``. Not modified.
     """
     cubes = tissue(image)
     spans = []

@@ -28,7 +28,7 @@ from totalspineseg_server.nnunet.cases import LabeledScan, ScanSource, Skipped
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.packed import Packed
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor
-from totalspineseg_server.nnunet.wrong_names import FINAL, DrawnScan, count_failures
+from totalspineseg_server.nnunet.wrong_names import FINAL, SegmentedScan, count_failures
 from totalspineseg_server.numbering.evidence import SPECK_SHARE, landmark_shares, odd_share
 from totalspineseg_server.numbering.evidence_weights import LARGE_BONE_MM3, MOSTLY, THIN_DISC
 from totalspineseg_server.prediction import Prediction
@@ -47,7 +47,7 @@ CORD_PRIOR: Final = 5.0
 """Number of scans by which the present threshold of the cord is weighted."""
 MIN_CORD_VOXELS: Final = 500
 BELOW_MM: Final = 8.0
-"""Distance below the middle of L5-S from which on something lies in the sacrum; a disc is 5 to 12 mm high."""
+"""Distance below the middle of L5-S beyond which a piece lies in the sacrum; a disc is 5 to 12 mm high."""
 S1_NEAR_MM: Final = 45.0
 """A vertebra within this distance of L5-S is S1."""
 MIN_S1_VOXELS: Final = 1000
@@ -124,7 +124,7 @@ def calibrate(
                     way.tallies[step].add(seen[step])
                 maps = {step: Packed.of(sight.classes) for step, sight in seen.items()}
                 counts = {step: sight.trust for step, sight in seen.items()}
-                way.segmented.append(DrawnScan(scan.subject, grid, seen[2].box, maps, codes, counts))
+                way.segmented.append(SegmentedScan(scan.subject, grid, seen[2].box, maps, codes, counts))
     plain, averaged = (way.tallies for way in ways.values())
     enough = averaged[1].trust.scans >= MIN_MIRROR_SCANS
     before = {step: models[step].trust.mirror for step in STEPS}
@@ -134,7 +134,7 @@ def calibrate(
     for step in STEPS:
         tally = (averaged if mirror[step] else plain)[step]
         result[step] = replace(tally.trust, mirror=mirror[step], cord_logit=cord_logit(tally.cord_dice))
-    # Both steps are asked in the same way but for weights that were measured apart from each other.
+    # Both steps are asked in the same way, except for weights that were measured separately.
     result[FINAL] = result[FINAL] + count_failures(ways[mirror[FINAL]].segmented, mirror=mirror)
     return result
 
@@ -150,7 +150,7 @@ class _Way:
 
     def __init__(self, models: Mapping[int, ModelFolder], device: str, *, mirror: bool) -> None:
         self.tallies = {step: _Tally() for step in STEPS}
-        self.segmented: list[DrawnScan] = []
+        self.segmented: list[SegmentedScan] = []
         trusts = {step: replace(models[step].trust, mirror=mirror, cord_logit=0.0) for step in STEPS}
         self._networks = {step: WarmPredictor(models[step], device=device, trust=trusts[step]) for step in STEPS}
 
@@ -259,10 +259,10 @@ def _lower_end(step: Step, pieces: Pieces, raw: LabelArray, codes: LabelArray) -
 def _are_moved(discs: Mapping[int, tuple[Piece, int]]) -> bool:
     """Return whether both L5-S and T12-L1 (where in view) are drawn on the disc above; L5-S may be on both."""
 
-    def is_drawn(code: int, landmark: int) -> bool:
+    def is_segmented_as(code: int, landmark: int) -> bool:
         return code in discs and landmark_shares(discs[code][0]).get(landmark, 0.0) > MOSTLY
 
-    return is_drawn(DISC_L4_L5, DISC_L5_S) and not is_drawn(DISC_T12_L1, DISC_T12_L1)
+    return is_segmented_as(DISC_L4_L5, DISC_L5_S) and not is_segmented_as(DISC_T12_L1, DISC_T12_L1)
 
 
 def _is_sacrum(raw: LabelArray, middle: npt.NDArray[np.float64]) -> bool:

@@ -13,7 +13,7 @@ from totalspineseg_server.nnunet.raw_dataset import dataset_name
 from totalspineseg_server.nnunet.trust_file import write_trust
 from totalspineseg_server.trust import Trust
 
-KEPT_ENTRIES: Final = ("init_args", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
+CHECKPOINT_ENTRIES: Final = ("init_args", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
 """Entries of a checkpoint that are kept: those for inference and the history, without the optimizer's state."""
 STOCK_TRAINER: Final = "nnUNetTrainer"
 """Name of the trainer in written checkpoints: nnU-Net looks for this class before it predicts, and has only its own."""
@@ -53,7 +53,7 @@ def stock_checkpoint(checkpoint: Mapping[str, Any], weights: Mapping[str, torch.
         checkpoint: From ``load_checkpoint``. Not modified.
         weights: The network's tensors, under the names of the checkpoint's.
     """
-    entries = {key: checkpoint[key] for key in KEPT_ENTRIES if key in checkpoint}
+    entries = {key: checkpoint[key] for key in CHECKPOINT_ENTRIES if key in checkpoint}
     return {**entries, "trainer_name": STOCK_TRAINER, "network_weights": _stored_once(weights, checkpoint)}
 
 

@@ -28,7 +28,7 @@ from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.prediction import Predictor
 
 TILES: Final = 24
-"""Tiles of each step from which INT8 learns the range of values."""
+"""Number of tiles of each step that show INT8 the range of values."""
 MIN_DICE: Final = 0.95
 """Smallest mean Dice of each group of structures with the exact result. Chosen, not measured."""
 
@@ -72,7 +72,7 @@ def compare_ways(
     for number, scan in enumerate(scans, start=1):
         tell(f"exact result of scan {number} of {len(scans)}")
         with _timed(taken):
-            labels = _labels(scan(), exact[1], exact[2])
+            labels = labels_of(scan(), exact[1], exact[2])
         truths.append(Packed.of(labels))
     ways: dict[Way, Callable[[], tuple[Predictor, Predictor]]] = {}
     if look is not None:
@@ -162,7 +162,7 @@ def _compared(
     for number, (scan, truth) in enumerate(zip(scans, truths, strict=True), start=1):
         tell(f"{way}: scan {number} of {len(scans)}")
         with _timed(rated):
-            labels = _labels(scan(), *predictors)
+            labels = labels_of(scan(), *predictors)
         exact = truth.unpacked()
         score = score_case(exact, labels)
         rated.scores.append(score)
@@ -177,17 +177,23 @@ def _compared(
         way,
         len(scans),
         rated.names_differ,
-        round(differ, 6),
-        {group: round(value, 4) for group, value in means.items()},
-        round(rated.seconds / len(scans), 2),
-        round(seconds_exact, 2),
+        differ,
+        means,
+        rated.seconds / len(scans),
+        seconds_exact,
         passed=agrees and not rated.names_differ,
         release="" if way == BOX else openvino_release(),
     )
 
 
-def _labels(scan: pipeline.Scan, step1: Predictor, step2: Predictor) -> LabelArray:
-    """Return the codes of a scan; all 0 if no spine is found, which is a result like any other."""
+def labels_of(scan: pipeline.Scan, step1: Predictor, step2: Predictor) -> LabelArray:
+    """Return the codes of a scan on its 1 mm grid; all 0 if no spine is found, which is a result like any other.
+
+    Args:
+        scan: From ``pipeline.prepare``.
+        step1: The network of step 1.
+        step2: The network of step 2.
+    """
     try:
         return pipeline.finish(pipeline.locate(scan, step1), step2).labels
     except NoSpineError:

@@ -76,7 +76,7 @@ def comparison(model: ModelFiles, way: Way) -> Comparison | None:
 
 
 def is_allowed(model: ModelFiles, way: Way) -> bool:
-    """Return whether a way was compared for these weights and passed; arguments as of ``comparison``."""
+    """Return whether a way was compared for these weights and passed; see ``comparison`` for the arguments."""
     found = comparison(model, way)
     return found is not None and found.passed
 
@@ -128,7 +128,7 @@ def _machine(folder: Path) -> str:
 
 
 def processor() -> str:
-    """Return the name of the processor, or its architecture if the system does not tell."""
+    """Return the name of the processor, or its architecture if the system does not say."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -43,8 +43,8 @@ class FocusedPredictor:
     """Step 1 in the box that a coarse look gives it; the answer covers the whole image.
 
     Args:
-        fine: Step 1.
-        look: A fast step 1, of whose result only the position is used; None for the whole image but air, as in step 2,
+        fine: Step 1. look: A fast step 1, of whose result only the position is used; None for the whole image except
+        air, as in step 2,
             which gets only the crop around the spine.
         skip_air: Whether the box ends where the image holds nothing but air beyond it, and tiles of air are left out.
     """

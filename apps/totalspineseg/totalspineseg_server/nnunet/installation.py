@@ -6,6 +6,7 @@ from typing import Final
 
 from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.files import read_json, sha256_of, storage_errors, write_json
+from totalspineseg_server.io.zips import require_space
 from totalspineseg_server.locks import locked
 from totalspineseg_server.nnunet.download import Progress, download
 from totalspineseg_server.nnunet.model_folder import ModelFolder
@@ -13,7 +14,6 @@ from totalspineseg_server.nnunet.raw_dataset import dataset_name
 from totalspineseg_server.nnunet.unpack import unpack_model
 from totalspineseg_server.registry.model_store import DATASET_OF_STEP, OFFICIAL_PREFIX, ModelStore
 from totalspineseg_server.registry.releases import NEWEST, OFFICIAL_NAME, RELEASES, require_same, require_supported
-from totalspineseg_server.zips import require_space
 
 RELEASES_URL: Final = "https://github.com/neuropoly/totalspineseg/releases/download"
 STEP1_PATCH: Final = (256, 256, 48)

@@ -26,7 +26,7 @@ AnyPredictor = WarmPredictor | FocusedPredictor
 
 @dataclass(frozen=True)
 class _Opened:
-    """A model folder, with its name, place and files when it was opened, and how it is computed."""
+    """A model folder with its name, location and files when it was opened, and the runtime that computes it."""
 
     folder: ModelFolder
     key: tuple[str, Path, Stamp]

@@ -141,7 +141,7 @@ def _require_nncf() -> Any:
     Raises:
         WeightsError: It is not installed or does not load.
     """
-    # Without this, importing it would prepare reports of its use to its makers.
+    # Without this, importing it would prepare to report its use to its makers.
     os.environ[NO_REPORTS] = "1"
     return _optional("nncf", needed_by="INT8")
 

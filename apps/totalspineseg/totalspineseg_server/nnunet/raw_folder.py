@@ -8,8 +8,8 @@ from typing import Any, Final
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import PARTIAL_PREFIX, read_json, remove_leftovers, storage_errors, write_json
 from totalspineseg_server.geometry import Grid, LabelArray
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.places import COMMAND
-from totalspineseg_server.volume_io import write_volume
 
 CASES_FILE: Final = "cases.json"
 """File beside ``dataset.json`` with the subject of each case, a digest of its sources, and in step 2 the origin of its

@@ -89,7 +89,7 @@ def openvino_is_faster(device: str, folder: Path) -> bool:
 
 
 def require_compared(asked: AskedRuntime, model: ModelFiles) -> None:
-    """Check that INT8 may be used if somebody asks for it; arguments as of ``chosen``.
+    """Check that INT8 may be used if somebody asks for it; see ``chosen`` for the arguments.
 
     Raises:
         WeightsError: INT8 results were not compared with the exact ones for these weights, or differ too much.

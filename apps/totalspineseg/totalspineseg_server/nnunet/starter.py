@@ -37,7 +37,7 @@ Batch: TypeAlias = list[torch.Tensor]
 """Channels (B, C, Z, Y, X), region shares (B, R, Z, Y, X), and where found discs are marked (B, 1, Z, Y, X): nowhere in
 patches that keep their synthetic discs."""
 FOUND_EVERY = round(1 / ((1 - EXACT_CHANNEL_SHARE) * FOUND_CHANNEL_SHARE))
-"""One of this many patches of step 2 is marked with the discs that step 1 finds in it."""
+"""One in this many patches of step 2 is marked with the discs that step 1 finds in it."""
 WEIGHT_DECAY = 1e-4
 POLY_POWER = 0.9
 MAX_GRADIENT_NORM = 12.0

@@ -21,7 +21,7 @@ Spine: TypeAlias = SyntheticSpine | RealSpine
 
 _SWAP_LEFT_RIGHT = 0.5
 _SMALL_SCAN, _SMALLEST = 0.2, 0.25
-"""Share of patches that are small scans (normalized by themselves), and their smallest side over the patch's."""
+"""Share of patches that are small scans (normalized by themselves), and their smallest side relative to the patch's."""
 _REAL_POOL = 4
 """Number of scans of people in memory at a time, each posed differently."""
 _FIELDS_BESIDE_PEOPLE = {
@@ -80,7 +80,8 @@ def class_table(step: int, spine: Spine, *, swapped: bool = False) -> NDArray[np
 
 
 def _window(rng: np.random.Generator, spine: Spine, size: tuple[int, ...], step: int) -> tuple[slice, ...]:
-    """Return the position of a patch, (X, Y, Z), in step 2 in the column's box; half of them are at landmark discs."""
+    """Return the position of a patch, (X, Y, Z); in step 2 it lies in the column's box. Half of the patches are at
+    landmark discs."""
     low, high = np.zeros(3, int), np.array(spine.labels.shape)
     codes = spine.possible if isinstance(spine, RealSpine) else spine.labels
     spots = np.flatnonzero(codes)
@@ -245,7 +246,7 @@ def samples(
         patch: Size on the network's grid, (Z, Y, X).
         pool_size: Number of spines in memory at a time.
         uses_per_spine: Average number of patches from one synthetic spine.
-        near_every: Every how many examples have ``near_marked``, from the first on; None for no example.
+        near_every: One in this many examples has ``near_marked``, beginning with the first; None for no example.
         real: Scans of people.
         real_share: Share of the examples from scans of people.
 

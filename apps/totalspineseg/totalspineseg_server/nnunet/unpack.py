@@ -6,7 +6,7 @@ from typing import Final
 
 from totalspineseg_server.errors import ArchiveError, WeightsError
 from totalspineseg_server.files import storage_errors
-from totalspineseg_server.zips import MAX_RATIO, open_archive
+from totalspineseg_server.io.zips import MAX_RATIO, open_archive
 
 WANTED: Final = re.compile(r"plans\.json|dataset\.json|trust\.json|fold_(?:\d+|all)/checkpoint_(?:final|best)\.pth")
 """Files of a model folder; all others are not extracted."""

@@ -21,7 +21,7 @@ FINAL: Final = 2
 
 
 @dataclass(frozen=True)
-class DrawnScan:
+class SegmentedScan:
     """A labeled scan as both networks drew it.
 
     Attributes:
@@ -41,7 +41,7 @@ class DrawnScan:
     counts: Mapping[int, Trust]
 
 
-def count_failures(scans: Sequence[DrawnScan], *, mirror: Mapping[int, bool]) -> Trust:
+def count_failures(scans: Sequence[SegmentedScan], *, mirror: Mapping[int, bool]) -> Trust:
     """Name each scan with the trust measured on the other patients.
 
     Args:
@@ -80,7 +80,7 @@ def failure(numbering: Numbering, *, wrong: bool) -> Trust:
     return Trust(contradicted=counts) if numbering.contradicted else Trust(uncontradicted=counts)
 
 
-def _named(scan: DrawnScan, trusts: Mapping[int, Trust]) -> tuple[Numbering | None, LabelArray]:
+def _named(scan: SegmentedScan, trusts: Mapping[int, Trust]) -> tuple[Numbering | None, LabelArray]:
     shape = scan.grid.shape
     # Only the grid of the image counts: its voxels are those of the maps.
     image = pipeline.Scan(Volume(np.broadcast_to(np.float32(0), shape), scan.grid.affine), scan.grid)

@@ -12,10 +12,10 @@ from totalspineseg_server.numbering.solver import FALSE, Path
 from totalspineseg_server.transforms.labeling import UNNAMED, Naming
 
 UNEXPLAINED_SHARE: Final = 0.5
-"""Share of the usual volume of its kind from which a piece has the size of a structure."""
+"""Smallest share of the usual volume of its kind with which a piece has the size of a structure."""
 
 SWOLLEN: Final = 1.35
-"""Factor from which a vertebra that is larger than its neighbors contains more than itself (neighbors differ by 5-10
+"""A vertebra that is larger than its neighbors by this factor contains more than itself (neighbors differ by 5-10
 %)."""
 NEIGHBORS: Final = 6
 """Number of vertebrae around a missed one that are compared."""

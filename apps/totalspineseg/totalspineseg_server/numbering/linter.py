@@ -42,7 +42,7 @@ CORD_SLICES: Final = 5
 MIN_STRUCTURE_MM3: Final = 30.0
 """Smallest volume of a level; less is a speck (a disc has over 1000 mm3)."""
 WIDE_STEP: Final = 1.6
-"""Factor from which a step from vertebra to vertebra that is longer than its neighbors skips a vertebra."""
+"""A step from vertebra to vertebra that is longer than its neighbors by this factor skips a vertebra."""
 APART: Final = 2
 """Number of places from a vertebra to the nearest vertebra that it must not touch."""
 NEAR_STEPS: Final = 3

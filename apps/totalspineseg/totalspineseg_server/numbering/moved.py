@@ -14,7 +14,7 @@ from totalspineseg_server.transforms.pieces import Pieces
 NEAR: Final = 6
 """Largest distance over which a misplaced landmark indicates a shift, in places of the column (three levels)."""
 OWN_SHARE: Final = 0.25
-"""Share of a disc with the class of the landmark that is its name from which the network also saw the landmark there.
+"""If this share of a disc has the class of the landmark that is its name, the network also saw the landmark there.
 """
 
 

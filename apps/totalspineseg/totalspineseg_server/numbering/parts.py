@@ -22,7 +22,7 @@ JOIN_VOX: Final = 1
 FRAGMENT_MM3: Final = 30.0
 """Smallest loose part that is reported; smaller ones are ragged borders and not worth a reader's time."""
 DUPLICATE_SHARE: Final = 0.35
-"""Share of the largest part from which a second part looks like another level with the same name, not like a
+"""Smallest share of the largest part with which a second part looks like another level of the same name, not like a
 fragment."""
 DUPLICATE_MM: Final = 8.0
 """Smallest distance along the canal between the centers of such parts: half the smallest level."""
@@ -34,7 +34,7 @@ BODY_SHARE: Final = 0.6
 """If there is no canal, a vertebra that is thinner than this share of the usual thickness in its map shows no body,
 because processes and arches are half as thick."""
 CORE_SHARE: Final = 0.8
-"""Share of the greatest depth below the surface from which voxels are the core of a vertebra, inside its body."""
+"""Voxels deeper below the surface than this share of the greatest depth are the core of a vertebra, inside its body."""
 MAX_BODY_DEPTH_MM: Final = 45.0
 """Largest depth of a body, which is up to 38 mm; a body with its arch is deeper."""
 ARCH_DROP_MM: Final = 40.0

@@ -8,12 +8,12 @@ from totalspineseg_server.anatomy import CODE_OF
 from totalspineseg_server.corrections.displayed_corrections import UNCONFIRMED, DisplayedCorrections
 from totalspineseg_server.corrections.history import PACS_DIR
 from totalspineseg_server.corrections.wire import from_wire
-from totalspineseg_server.dicom.seg_writer import write_seg
 from totalspineseg_server.geometry import Volume
+from totalspineseg_server.io.dicom.seg_writer import write_seg
+from totalspineseg_server.io.volumes import read_labels
 from totalspineseg_server.pacs.address import configured_client, configured_filter
 from totalspineseg_server.pacs.cache import MAX_GB
 from totalspineseg_server.pacs.pacs_datastore import PacsDatastore
-from totalspineseg_server.volume_io import read_labels
 
 NO_MODEL: Final = "none"
 """Model name of a label that was drawn without a model."""

@@ -11,11 +11,11 @@ from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
 from totalspineseg_server.corrections.image_records import anonymous
-from totalspineseg_server.dicom.headers import is_localizer
-from totalspineseg_server.dicom.seg_object import SegReference
-from totalspineseg_server.dicom.seg_writer import MANUFACTURER
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import partial_folder, storage_errors
+from totalspineseg_server.io.dicom.headers import is_localizer
+from totalspineseg_server.io.dicom.seg_object import SegReference
+from totalspineseg_server.io.dicom.seg_writer import MANUFACTURER
 
 logger = logging.getLogger(__name__)
 

@@ -9,15 +9,16 @@ from typing import Any, Final
 import requests
 from dicomweb_client import DICOMwebClient
 
-from totalspineseg_server.dicom.headers import may_be_volume
+from totalspineseg_server.io.dicom.headers import may_be_volume
 from totalspineseg_server.pacs.found_series import Series, find_series
 
 logger = logging.getLogger(__name__)
 
 FRESH_SECONDS: Final = 10.0
-"""Smallest age at which a list is read again; a client asks for it several times in a row."""
+"""A list younger than this is not read again, because a client asks for it several times in a row."""
 REST: Final = 20
-"""Age at which a list is read again, as a multiple of the time that reading took, which is seconds for a large PACS."""
+"""A list is read again when it is older than this multiple of the time that reading it took, which is seconds for a
+large PACS."""
 MAX_FRESH_SECONDS: Final = 300.0
 """Largest age of a list."""
 

@@ -15,16 +15,16 @@ from dicomweb_client import DICOMwebClient
 
 from totalspineseg_server.corrections.datastore import SpineDatastore
 from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, RENUMBERED, DisplayedCorrections
-from totalspineseg_server.dicom.headers import read_header
-from totalspineseg_server.dicom.series import read_series
 from totalspineseg_server.errors import ImageError, MemoryShortageError, StorageError, TotalSpineSegError
 from totalspineseg_server.files import copy_file, move_folder, storage_errors
+from totalspineseg_server.io.dicom.headers import read_header
+from totalspineseg_server.io.dicom.series import read_series
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.locks import NamedLocks
 from totalspineseg_server.pacs.address import is_uid
 from totalspineseg_server.pacs.cache import MAX_GB, excess, is_in_use, mark_used, measure
 from totalspineseg_server.pacs.found_series import Series, downloaded, patient_of
 from totalspineseg_server.pacs.listing import Listing
-from totalspineseg_server.volume_io import write_volume
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from totalspineseg_server.corrections.correction_store import Correction
 from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG
 from totalspineseg_server.corrections.outcomes import Outcome, accepted
 from totalspineseg_server.corrections.receipts import Sender
-from totalspineseg_server.dicom.seg_object import SegReference, seg_content
 from totalspineseg_server.errors import LabelError, StorageError, TotalSpineSegError
+from totalspineseg_server.io.dicom.seg_object import SegReference, seg_content
 from totalspineseg_server.pacs.found_series import image_series, is_own
 from totalspineseg_server.pacs.pacs_datastore import UNSENT, PacsDatastore
 

@@ -176,4 +176,4 @@ def _captions(cuts: Sequence[Cut], places: Sequence[tuple[int, int]], doubtful: 
 def _described(cuts: Sequence[Cut]) -> str:
     """Describe a sheet for people who cannot see it."""
     levels = ", ".join(cut.name for cut in cuts)
-    return f"The spine from the side{f', and cuts across the canal through {levels}' if levels else ''}"
+    return f"The spine from the side{f', and cross-sections of the canal through {levels}' if levels else ''}"

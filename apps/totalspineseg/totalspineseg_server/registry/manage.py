@@ -98,7 +98,7 @@ def require_served(store: ModelStore, name: str) -> None:
 
 
 def was_judged(store: ModelStore, name: str) -> bool:
-    """Return whether a gate ever judged a version. The starter weights count as judged, because others are compared
+    """Return whether the gate ever judged a version. The starter weights count as judged, because others are compared
     with them.
     """
     return name == STARTER or bool((read_record(store, name) or {}).get("gate") or _looks(store, name))

@@ -7,7 +7,7 @@ Image = NDArray[np.float32]
 
 RINGING_ODDS, GHOST_ODDS, WRAP_ODDS, METAL_ODDS = 0.12, 0.12, 0.05, 0.03
 """Share of scans with each artifact at full strength. It is small, so that networks learn anatomy first."""
-KEPT_SPECTRUM = (0.55, 0.8)
+SAMPLED_SPECTRUM = (0.55, 0.8)
 """Share of the spectrum along one axis that a truncated acquisition samples."""
 METAL_RADIUS_MM = (6.0, 22.0)
 
@@ -26,7 +26,7 @@ def add_artifacts(rng: np.random.Generator, image: Image, spacing: tuple[float, 
     """
     axis = int(rng.choice((1, 2)))  # The phase direction is front to back, or along the column.
     if rng.random() < RINGING_ODDS * strength:
-        image = ringing(image, int(rng.choice((1, 2))), float(rng.uniform(*KEPT_SPECTRUM)))
+        image = ringing(image, int(rng.choice((1, 2))), float(rng.uniform(*SAMPLED_SPECTRUM)))
     if rng.random() < GHOST_ODDS * strength:
         image = ghosts(image, axis, int(rng.integers(2, 6)), float(rng.uniform(0.04, 0.18) * strength))
     if rng.random() < WRAP_ODDS * strength:

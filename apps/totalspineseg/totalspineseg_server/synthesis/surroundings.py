@@ -20,8 +20,8 @@ Floats = NDArray[np.float64]
 Point = tuple[float, float, float]
 
 _RIB, _NEXT_RIB, _LAST_RIB, _FIRST_RIB = (90.0, 26.0), (80.0, 34.0), (60.0, 42.0), (48.0, 10.0)
-"""Reach to the side and fall of a rib as far as it is drawn, mm; then those of T11 and T12, which end free, and of T1,
-which bends forward. The numbers are ours."""
+"""How far a rib reaches to the side and how far it falls, as far as it is drawn, mm; then the same for T11 and T12,
+which end free, and for T1, which bends forward. The numbers are ours."""
 _STOUT_ODDS, _STOUT_MM = 0.25, (8.0, 42.0)
 """Share of people with more fat under the skin of the back, and how much more."""
 _RECTUM_MM = (7.0, 15.0)

@@ -43,7 +43,7 @@ few rise far. In between, the quantile follows the skewness linearly."""
 SINCE_BEGINNING: Final[Mapping[str, float]] = MappingProxyType({measure: 2 * MARGINS[measure] for measure in MARGINS})
 """Largest allowed fall over all trainings of a site together, so that small falls do not add up."""
 MIN_SUBJECTS: Final = 3
-"""Smallest number of subjects from which anything can be concluded about other subjects."""
+"""Smallest number of subjects that allow a conclusion about other subjects."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Split:
         return self.role[subject] == HOLD
 
 
-def drawn_out(subject: str) -> bool:
+def hash_holds_out(subject: str) -> bool:
     """Return whether the hash holds out this subject, if it is not among the site's first."""
     digest = hashlib.sha256(f"{SALT}:{subject}".encode()).digest()
     return int.from_bytes(digest[:4], "big") % 100 < HOLDOUT_PERCENT
@@ -62,7 +62,7 @@ def assign(split: Split, subjects: Iterable[str]) -> Split:
     role = dict(split.role)
     for subject in subjects:
         if subject not in role:
-            role[subject] = HOLD if len(role) >= FIRST_TO_TRAINING and drawn_out(subject) else TRAIN
+            role[subject] = HOLD if len(role) >= FIRST_TO_TRAINING and hash_holds_out(subject) else TRAIN
     return Split(MappingProxyType(role))
 
 

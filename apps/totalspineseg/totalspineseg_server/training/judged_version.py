@@ -111,7 +111,7 @@ def _compared_with(store: ModelStore, name: str, steps: Collection[int]) -> Mapp
     before = {step: store.named(other) for step, other in store.before_last().items()}
     if all(before[step].name == name for step in steps):
         raise WeightsError(
-            f"There is nothing to compare {name!r} with: it is in use now and was in use before. Activate the version "
-            "that it should be compared with first."
+            f"There is nothing to compare {name!r} with: it is in use now and was in use before. First activate the "
+            "version to compare it with."
         )
     return before

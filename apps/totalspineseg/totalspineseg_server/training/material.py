@@ -16,15 +16,15 @@ from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, ST
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume, to_ras
+from totalspineseg_server.io.volumes import read_image, read_labels
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
 from totalspineseg_server.nnunet.content_version import parts_of
 from totalspineseg_server.plausible import require_plausible
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.records import lineage, read_record
-from totalspineseg_server.training.holdout import Split, drawn_out, update_split
+from totalspineseg_server.training.holdout import Split, hash_holds_out, update_split
 from totalspineseg_server.training.scoring import JudgedCase
 from totalspineseg_server.training.site import Site
-from totalspineseg_server.volume_io import read_image, read_labels
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def site_material(
 
 def _may_judge(split: Split, subject: str) -> bool:
     """Return whether a subject is held out, or would be once somebody corrects one of its scans."""
-    return split.holds_out(subject) if subject in split.role else drawn_out(subject)
+    return split.holds_out(subject) if subject in split.role else hash_holds_out(subject)
 
 
 def judged_cases(sources: tuple[ScanSource, ...]) -> tuple[tuple[JudgedCase, ...], tuple[Skipped, ...]]:

@@ -18,16 +18,16 @@ from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionSt
 from totalspineseg_server.errors import GridError, ImageError, StorageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume
+from totalspineseg_server.io.volumes import read_image
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource
 from totalspineseg_server.registry.handled import Measured, measured_once
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
-from totalspineseg_server.training.holdout import drawn_out, read_split
+from totalspineseg_server.training.holdout import hash_holds_out, read_split
 from totalspineseg_server.training.reference import handles
 from totalspineseg_server.training.retrain_settings import REPLAY_CASES
 from totalspineseg_server.training.scoring import JudgedCase, Model, predict_named
 from totalspineseg_server.training.site import Site
-from totalspineseg_server.volume_io import read_image
 
 SEED: Final = 71_993
 """First part of the seed of every replay scan; the reference set of the gate uses another."""
@@ -178,7 +178,7 @@ def own_answers(
         if found == count or tried == 2 * count:
             return
         subject = site.subject(image_id)
-        held = split.holds_out(subject) if subject in split.role else drawn_out(subject)
+        held = split.holds_out(subject) if subject in split.role else hash_holds_out(subject)
         if held is not judges or sha256 in seen or site.corrections.in_force(image_id):
             continue
         latest = predictions.latest(image_id)

@@ -31,9 +31,8 @@ def odd_discs(labels: Labels, *, missed: Collection[int] = ()) -> Labels:
     """Mark every other disc, beginning with the most superior one present.
 
     Args:
-        labels: uint8 (X, Y, Z), output codes. Not modified.
-        missed: Discs in view that have no voxels. They count all the same: otherwise two neighboring vertebrae would
-            get the same class and look like one vertebra.
+        labels: uint8 (X, Y, Z), output codes. Not modified. missed: Discs in view that have no voxels. They are
+        counted nevertheless: otherwise two neighboring vertebrae would get the same class and look like one vertebra.
 
     Returns:
         A new uint8 map: 1 in the odd discs, else 0; all 0 without discs.

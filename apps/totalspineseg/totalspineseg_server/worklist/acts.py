@@ -19,12 +19,12 @@ from totalspineseg_server.corrections.unreviewed import ACCEPTED_NAMES, ALL
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import labels_from_iso
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.renumber import renumber
 from totalspineseg_server.numbering.report import report, sentence
 from totalspineseg_server.spellings import code_of_name
 from totalspineseg_server.transforms.components import labels_present
-from totalspineseg_server.volume_io import write_volume
 from totalspineseg_server.worklist.rows import Row
 from totalspineseg_server.worklist.scans import PREDICTION, View
 
@@ -56,7 +56,7 @@ class Submit(Protocol):
 
 
 class Undo(Protocol):
-    """Takes the newest label of an image back, see ``Inbox.undo``."""
+    """Takes back the newest label of an image, see ``Inbox.undo``."""
 
     def __call__(self, image_id: str, correction_id: str, *, user: str) -> str:
         """Take it back, and return the id of the label that is now displayed again."""
@@ -67,7 +67,7 @@ class Acts:
 
     Args:
         submit: Accepts a label as if a client had sent it.
-        undo: Takes the newest label back.
+        undo: Takes back the newest label.
         corrections: All submitted labels.
         rejections: All rejections.
     """
@@ -88,7 +88,7 @@ class Acts:
             ConflictError: Another result is shown now, or the maps of this one are gone.
             LabelError: There is no level of such a name in this result, or the names contradict each other.
         """
-        _require_shown(view, prediction)
+        _require_displayed(view, prediction)
         maps = view.label.maps
         if maps is None:
             raise ConflictError(
@@ -136,7 +136,7 @@ class Acts:
         """
         if row.status == "finished":
             raise ConflictError("This scan is finished already. Undo that first, or correct it in 3D Slicer.")
-        _require_shown(view, prediction)
+        _require_displayed(view, prediction)
         record = view.label.record
         numbering = (record.numbering if record else None) or {}
         if certainty_of(numbering) is None or is_doubtful(numbering):
@@ -208,7 +208,7 @@ def submitted_text(correction: Correction) -> str:
     return "Accepted as it is." if correction.unchanged else message_of(correction)
 
 
-def _require_shown(view: View, prediction: str) -> None:
+def _require_displayed(view: View, prediction: str) -> None:
     label = view.label
     if label.of != PREDICTION or label.record is None or label.record.id != prediction:
         raise ConflictError("Another result is shown for this scan now. Open the scan again.")

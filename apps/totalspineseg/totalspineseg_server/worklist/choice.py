@@ -17,13 +17,13 @@ from totalspineseg_server.corrections.unreviewed import ACCEPTED_NAMES, UNREVIEW
 from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import Grid, LabelArray
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.spellings import code_of_name
-from totalspineseg_server.volume_io import write_volume
 from totalspineseg_server.worklist.acts import Submit
 
 REGION: Final = max(WIRE_LABELS.values()) + 1
-"""Value of the region from which nothing is to be learned; it follows those of the structures."""
+"""Value of the regions that are left out of training; it follows those of the structures."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Choice:
     Attributes:
         label: Id of the finished label to use.
         take: Name of a structure -> id of the finished label from which it is taken instead.
-        leave_out: Ids of finished labels; where they differ from ``label``, nothing is learned.
+        leave_out: Ids of finished labels; places where they differ from ``label`` are left out of training.
     """
 
     label: str
@@ -67,7 +67,7 @@ def choose(
     labels = {id_: known[id_] for id_ in (choice.label, *sorted(named - {choice.label}))}
     base = labels[choice.label]
     if any(one.image_sha256 != base.image_sha256 for one in labels.values()):
-        raise ConflictError("These labels were made on different images. Choose one of them whole.")
+        raise ConflictError("Labels of different images cannot be merged. Choose one of them as it is.")
     codes = {id_: corrections.codes(one) for id_, one in labels.items()}
     merged = merge(codes, choice)
     params = _params(base, labels, merged, is_whole=len(labels) == 1)
@@ -92,7 +92,7 @@ def merge(codes: Mapping[str, LabelArray], choice: Choice) -> LabelArray:
         choice: The label that counts, and the structures to take from others.
 
     Returns:
-        uint8 of the same shape; ``UNREVIEWED`` where nothing is to be learned.
+        uint8 of the same shape; ``UNREVIEWED`` at the places that are left out of training.
 
     Raises:
         LabelError: A label does not have the structure that is to be taken from it.

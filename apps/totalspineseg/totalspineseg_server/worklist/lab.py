@@ -124,7 +124,7 @@ def open_lab(
         maps: Stored maps of the networks.
         corrections: The submitted labels.
         submit: Accepts a label as if a client had sent it.
-        undo: Takes the newest label back.
+        undo: Takes back the newest label.
     """
     store, rejections = studies(), Rejections(root)
     worklist = Worklist(studies, Records(root, scores, corrections, rejections, store.fingerprint))

@@ -28,7 +28,7 @@ _KEYS: Final[Mapping[Sort, Callable[[Row], Any]]] = MappingProxyType(
 
 @dataclass(frozen=True)
 class Query:
-    """A question to the worklist.
+    """The request of a client for rows of the worklist.
 
     Attributes:
         search: Part of an id, a level, a user or a reason, in upper or lower case; several words must all be found.
@@ -71,7 +71,7 @@ def select(rows: Sequence[Row], query: Query) -> Page:
 
     Args:
         rows: All rows, sorted by id. Not modified.
-        query: The question.
+        query: The request of the client.
     """
     counts = Counter[str](row.status for row in rows)
     found = list(_found(rows, query))

@@ -15,9 +15,9 @@ from totalspineseg_server.corrections.rejections import Rejection
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.report import sentence
 
-Status = Literal["new", "predicted", "failed", "in work", "submitted", "parked", "rejected", "finished"]
+Status = Literal["new", "predicted", "failed", "in progress", "submitted", "parked", "rejected", "finished"]
 DATE_LETTERS: Final = 8
-"""Letters of a date in DICOM, such as 20260131."""
+"""Number of characters of a DICOM date, such as 20260131."""
 STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 
 
@@ -105,7 +105,7 @@ def row_of(
     elif last is not None:
         row |= {"status": "submitted", **_by(last)}
     elif offer.time and now - offer.time < RESERVED_SECONDS:
-        row |= {"status": "in work", "user": offer.client, "date": text_of_time(offer.time)}
+        row |= {"status": "in progress", "user": offer.client, "date": text_of_time(offer.time)}
     return Row(image_id, study=study, about=about, **row)
 
 

@@ -18,13 +18,13 @@ from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, Pr
 from totalspineseg_server.errors import UnknownImageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, labels_from_iso, to_ras
+from totalspineseg_server.io.volumes import read_image, write_volume
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.report import DOUBTFUL_PROBABILITY
 from totalspineseg_server.plausible import without_regions
-from totalspineseg_server.volume_io import read_image, write_volume
 from totalspineseg_server.worklist.rows import Row
 
-KEPT_SCANS: Final = 3
+MAX_SCANS: Final = 3
 """Number of scans in memory, some hundred megabytes: a page asks for the image, the label and the levels of one
 scan."""
 GRAY_LEVELS: Final = 32_000
@@ -114,7 +114,7 @@ class Scans:
                     self._memory[key] = view
             else:
                 self._memory.move_to_end(key)
-            while len(self._memory) > KEPT_SCANS:
+            while len(self._memory) > MAX_SCANS:
                 self._memory.popitem(last=False)
         return view
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 HEIGHT_PX: Final = 420
 """Height of a picture on the page: it is not scaled down, so its letters can be read."""
 COLORS: Final = 128
-"""Number of colors: a third of the bytes of a picture in full color, and names and levels look the same."""
+"""Number of colors: it takes a third of the bytes of full color, and names and levels look the same."""
 MAX_PICTURES: Final = 20_000
 """Largest number of pictures, at most a gigabyte; the oldest are removed."""
 SWEEP_EVERY: Final = 500

@@ -23,7 +23,8 @@ logger = logging.getLogger(__name__)
 FRESH_SECONDS: Final = 1.0
 """Time during which the rows count as fresh: a page asks several times within a second."""
 REST: Final = 5
-"""Length of the pause between two updates, in update times, so that many scans leave processors for readers."""
+"""Length of the pause between two updates, as a multiple of the time that an update takes: with many scans, too,
+processors stay free for readers."""
 WAIT_SECONDS: Final = 1.0
 """Longest time that a request waits for newer rows: a PACS that does not answer must not delay the page."""
 FIRST_WAIT_SECONDS: Final = 10.0
@@ -71,7 +72,7 @@ class Records:
 
 @dataclass(frozen=True)
 class _Lines:
-    """All rows as last made."""
+    """All rows as they were last made."""
 
     changes: Mapping[str, Change] = field(default_factory=dict)
     rows: Mapping[str, Row] = field(default_factory=dict)

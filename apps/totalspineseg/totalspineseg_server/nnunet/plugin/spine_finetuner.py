@@ -47,7 +47,7 @@ from totalspineseg_server.nnunet.training import (
 from totalspineseg_server.nnunet.training_log import TrainingLog
 
 BAD_LOSSES: Final = 10
-"""Number of losses in a row that are not finite after which a training ends, because it will not recover."""
+"""A training ends after this many losses in a row that are not finite, because it will not recover."""
 STATE_SECONDS: Final = 60.0
 """Seconds after which another state is stored even within an epoch: with large networks on a CPU an epoch takes an
 hour, and writing a state takes seconds."""

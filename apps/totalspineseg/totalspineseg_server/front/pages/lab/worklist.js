@@ -3,7 +3,7 @@
 import { blobUrl, get, ohifPath, readerName, scanPath, send, setStrategy, strategy as chosenStrategy } from '/lab/api.js';
 import { ask, day, duration, element, isTyping, percent, say, tag } from '/lab/dom.js';
 
-const STATUSES = ['new', 'predicted', 'failed', 'in work', 'submitted', 'parked', 'rejected', 'finished'];
+const STATUSES = ['new', 'predicted', 'failed', 'in progress', 'submitted', 'parked', 'rejected', 'finished'];
 const CERTAINTIES = ['certain', 'counted', 'doubtful'];
 const COLUMNS = [
   ['', ''],

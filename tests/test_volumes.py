@@ -12,7 +12,7 @@ from dicom_series import itk_slices, save, slices
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.files import write_file
 from totalspineseg_server.geometry import Grid, same_grid
-from totalspineseg_server.volume_io import is_image_name, read_codes, read_image, read_labels, stem, write_volume
+from totalspineseg_server.io.volumes import is_image_name, read_codes, read_image, read_labels, stem, write_volume
 
 AFFINE = np.array([[0, 0, 3.3, 5], [-0.6, 0.02, 0, 7], [0, 0.6, 0.1, 8], [0, 0, 0, 1]])
 """Slightly sheared, as some scanners write it; ITK refuses such, nibabel does not."""

@@ -9,9 +9,9 @@ from pydicom import Dataset
 from pydicom.sr.coding import Code
 from pydicom.uid import generate_uid
 
-from totalspineseg_server.dicom.headers import Sources, read_headers, uid_from
-from totalspineseg_server.dicom.seg_writer import ALGORITHM, MANUFACTURER, MAX_LO, SERIES_NUMBER
-from totalspineseg_server.dicom.terms import SCHEME, term_of
+from totalspineseg_server.io.dicom.headers import Sources, read_headers, uid_from
+from totalspineseg_server.io.dicom.seg_writer import ALGORITHM, MANUFACTURER, MAX_LO, SERIES_NUMBER
+from totalspineseg_server.io.dicom.terms import SCHEME, term_of
 from totalspineseg_server.version import VERSION
 
 OWN_SCHEME: Final = "99TOTALSPINESEG"

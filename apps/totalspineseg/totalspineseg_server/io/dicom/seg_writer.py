@@ -14,12 +14,12 @@ from pydicom.sr.coding import Code
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 
 from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, NAME_OF
-from totalspineseg_server.dicom.headers import Sources, read_headers, uid_from
-from totalspineseg_server.dicom.source_images import point_to_originals, reference_images
-from totalspineseg_server.dicom.stack import stack_of
-from totalspineseg_server.dicom.terms import ANATOMICAL_STRUCTURE, SCHEME, Term, dicom_cielab_of, term_of
 from totalspineseg_server.errors import EmptySegmentationError
 from totalspineseg_server.geometry import LabelArray, Volume, on_grid
+from totalspineseg_server.io.dicom.headers import Sources, read_headers, uid_from
+from totalspineseg_server.io.dicom.source_images import point_to_originals, reference_images
+from totalspineseg_server.io.dicom.stack import stack_of
+from totalspineseg_server.io.dicom.terms import ANATOMICAL_STRUCTURE, SCHEME, Term, dicom_cielab_of, term_of
 from totalspineseg_server.spellings import with_mark
 
 MANUFACTURER: Final = "TotalSpineSeg for MONAI Label"

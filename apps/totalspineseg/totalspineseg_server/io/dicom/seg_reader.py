@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
-from totalspineseg_server.dicom.frames import Frame, frames_of
-from totalspineseg_server.dicom.headers import Sources, read_headers
-from totalspineseg_server.dicom.seg_object import SegSource, frames_of_seg, is_label_map, open_seg
-from totalspineseg_server.dicom.stack import LPS_TO_RAS
 from totalspineseg_server.errors import GridError, ImageError, LabelError
 from totalspineseg_server.geometry import SAME_VOXEL, Affine, Grid, LabelArray
+from totalspineseg_server.io.dicom.frames import Frame, frames_of
+from totalspineseg_server.io.dicom.headers import Sources, read_headers
+from totalspineseg_server.io.dicom.seg_object import SegSource, frames_of_seg, is_label_map, open_seg
+from totalspineseg_server.io.dicom.stack import LPS_TO_RAS
 from totalspineseg_server.segments import MAX_SEGMENTS, Segment, Submission
 
 Indices = npt.NDArray[np.intp]

@@ -17,14 +17,14 @@ from nibabel.arrayproxy import ArrayProxy
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import CHUNK_BYTES
 from totalspineseg_server.geometry import Affine, AnyArray, Grid, Volume
-from totalspineseg_server.unpacking import MAX_BYTES, require_bounded
+from totalspineseg_server.io.unpacking import MAX_BYTES, require_bounded
 
 MAX_APART_VOX: Final = 0.5
-"""Number of voxels from which two positions of a corner, by the two forms of a header, mean that one form is wrong;
-rounding moves it by less than a tenth.
+"""Largest distance, in voxels, between the positions of a corner by the two forms of a header. If it is larger, one
+form is wrong; rounding moves a corner by less than a tenth.
 """
 MAX_SKEW_DEG: Final = 0.012
-"""Skew from which ITK ignores an sform if there is a qform (measured with ITK 5.4), degrees from right angles."""
+"""Skew above which ITK ignores an sform if there is a qform (measured with ITK 5.4), degrees from right angles."""
 SCANNER: Final = 1
 """Code of a form in the scanner's coordinates."""
 UNIT_MASK: Final = 7

@@ -17,13 +17,13 @@ from totalspineseg_server.errors import ArchiveError, StorageError, TooLargeErro
 MAX_ENTRIES: Final = 10_000
 """Largest number of entries. A whole spine of thin slices is 500 files, a model a few dozen."""
 BYTES_PER_ENTRY: Final = 512
-"""Largest number of bytes read at once, for each entry. zipfile reads the list of entries in one piece, about 100 bytes
-for each.
+"""Largest number of bytes per entry that are read at once. zipfile reads the list of entries in one piece, about 100
+bytes for each.
 """
 MAX_RATIO: Final = 200
 """Largest compression of a model's file. Weights hardly compress, JSON some tenfold; zip bombs start at a thousand."""
 RATIO_FROM_BYTES: Final = 1 << 20
-"""Size from which the compression matters."""
+"""Smallest size of a file whose compression is checked."""
 CHUNK_BYTES: Final = 1 << 20
 """Number of bytes that are copied at once."""
 KINDS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)

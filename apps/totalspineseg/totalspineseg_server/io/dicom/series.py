@@ -13,14 +13,13 @@ import SimpleITK as sitk
 from pydicom import Dataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from totalspineseg_server.dicom.deflated import is_deflated
-from totalspineseg_server.dicom.headers import pixel_bytes, read_headers
-from totalspineseg_server.dicom.stack import Stack, stack_of
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import storage_errors
 from totalspineseg_server.geometry import AnyArray
 from totalspineseg_server.image import Image
-from totalspineseg_server.unpacking import itk_name
+from totalspineseg_server.io.dicom.headers import is_deflated, pixel_bytes, read_headers
+from totalspineseg_server.io.dicom.stack import Stack, stack_of
+from totalspineseg_server.io.unpacking import itk_name
 
 SCALING_KEYWORDS: Final = (
     "PixelValueTransformationSequence",

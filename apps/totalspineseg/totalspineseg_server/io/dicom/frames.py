@@ -8,8 +8,8 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from pydicom import Dataset
 
-from totalspineseg_server.dicom.headers import is_capture, sop_class, sop_instance
 from totalspineseg_server.errors import ImageError
+from totalspineseg_server.io.dicom.headers import is_capture, sop_class, sop_instance
 
 _GROUPS: Final = (
     "PlanePositionSequence",

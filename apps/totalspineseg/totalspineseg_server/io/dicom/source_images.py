@@ -13,10 +13,10 @@ from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
-from totalspineseg_server.dicom.frames import Frame
-from totalspineseg_server.dicom.headers import uid_from
-from totalspineseg_server.dicom.stack import Stack
 from totalspineseg_server.errors import ImageError
+from totalspineseg_server.io.dicom.frames import Frame
+from totalspineseg_server.io.dicom.headers import uid_from
+from totalspineseg_server.io.dicom.stack import Stack
 
 _MR_IMAGE: Final = "1.2.840.10008.5.1.4.1.1.4"
 _TEXT: Final = ("PatientID", "AccessionNumber", "StudyID")

@@ -9,9 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from pydicom import Dataset
 
-from totalspineseg_server.dicom.frames import Frame, frames_of
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.geometry import Affine, Grid
+from totalspineseg_server.io.dicom.frames import Frame, frames_of
 
 SLICE_TOLERANCE_MM: Final = 0.1
 """Largest difference between the gaps in one series (headers are rounded to 0.01-0.1 mm)."""

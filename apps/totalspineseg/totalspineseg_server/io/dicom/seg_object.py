@@ -14,10 +14,9 @@ import pydicom
 from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 
-from totalspineseg_server.dicom.deflated import require_bounded
-from totalspineseg_server.dicom.headers import SEG_CLASSES, sop_class
 from totalspineseg_server.errors import ImageError, LabelError
 from totalspineseg_server.geometry import LabelArray
+from totalspineseg_server.io.dicom.headers import SEG_CLASSES, require_bounded, sop_class
 
 SegSource: TypeAlias = Path | bytes | Dataset
 """A SEG file, its content, or the object itself."""

@@ -21,9 +21,9 @@ from totalspineseg_server.errors import ImageError, MemoryShortageError, Storage
 from totalspineseg_server.files import write_file
 from totalspineseg_server.geometry import AnyArray, Grid, Volume, to_ras
 from totalspineseg_server.image import Image
-from totalspineseg_server.nifti import MAX_SKEW_DEG, read_nifti
+from totalspineseg_server.io.nifti import MAX_SKEW_DEG, read_nifti
+from totalspineseg_server.io.unpacking import itk_name, missing_content, require_bounded
 from totalspineseg_server.plausible import is_upside_down
-from totalspineseg_server.unpacking import itk_name, missing_content, require_bounded
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -406,7 +406,7 @@ def _to_3d(data: AnyArray, *, average: bool) -> AnyArray:
 
 def _read_dicom(path: Path) -> Image:
     # Import here, because importing pydicom takes longer than reading a NIfTI image.
-    from totalspineseg_server.dicom.series import read_series
+    from totalspineseg_server.io.dicom.series import read_series
 
     return read_series(path)
 

@@ -1,1 +1,0 @@
-"""Read DICOM image series, read and write segmentation objects, and make demo studies for a PACS."""

@@ -1,0 +1,1 @@
+"""Read DICOM image series; read and write segmentation objects."""
