@@ -32,6 +32,7 @@ from totalspineseg_server.anatomy import CODE_OF, DISC_T12_L1  # noqa: E402
 from totalspineseg_server.errors import TotalSpineSegError  # noqa: E402
 from totalspineseg_server.files import read_json, sha256_of, write_json  # noqa: E402
 from totalspineseg_server.geometry import LabelArray  # noqa: E402
+from totalspineseg_server.io.volumes import read_labels, write_volume  # noqa: E402
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, prepare_cases  # noqa: E402
 from totalspineseg_server.nnunet.draws import draws_of, in_order_of_choice  # noqa: E402
 from totalspineseg_server.nnunet.finetune import Progress, fine_tune  # noqa: E402
@@ -44,7 +45,6 @@ from totalspineseg_server.nnunet.starter_plans import FEATURES, STARTER_FOLDERS 
 from totalspineseg_server.training.remembered import replay_sources  # noqa: E402
 from totalspineseg_server.training.retrain_settings import REPLAY_CASES  # noqa: E402
 from totalspineseg_server.training.scoring import Model, predict_named  # noqa: E402
-from totalspineseg_server.volume_io import read_labels, write_volume  # noqa: E402
 
 STARTER = ROOT / "apps" / "totalspineseg" / "model" / "starter"
 WORK = "tuning"
