@@ -27,7 +27,7 @@ from totalspineseg_server.anatomy import (
     Step2,
     column,
 )
-from totalspineseg_server.transforms.one_spine import one_spine
+from totalspineseg_server.transforms.pieces import one_spine
 
 Labels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]

@@ -12,7 +12,7 @@ from phantom import RAS, CodeReader, image_of, lumbar_codes
 from totalspineseg_server.activelearning.batch import SpineBatch
 from totalspineseg_server.anatomy import WIRE_LABELS
 from totalspineseg_server.clock import Stopwatch
-from totalspineseg_server.corrections.datastore import is_safe_tag
+from totalspineseg_server.corrections.correction_store import is_safe_tag
 from totalspineseg_server.errors import (
     BusyError,
     ImageError,

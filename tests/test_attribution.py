@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from block_spines import block_spine, classes_of
+from test_corrections_store import Scene
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF
-from totalspineseg_server.corrections import history
-from totalspineseg_server.corrections.attribution import Attribution
-from totalspineseg_server.corrections.correction_store import Received
+from totalspineseg_server.corrections import ids
+from totalspineseg_server.corrections.interpretation import Interpreter, Received
 from totalspineseg_server.corrections.predictions import (
     KEPT_DAYS,
     DrawnMaps,
@@ -37,7 +37,7 @@ class Predictions:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.store, self.maps = PredictionStore(root), DrawnMaps(root)
-        self.attribution = Attribution(self.store, self.maps)
+        self.interpreter = Interpreter(self.store, self.maps, Scene(lambda _: None, lambda *_: None))
 
     def add(
         self, key: str, labels: LabelArray, *, client: str = "", image: str = "scan", content: str = CONTENT
@@ -57,7 +57,7 @@ class Predictions:
         return Received(receipt, Path(), "scan", CONTENT)
 
     def corrected(self, submission: Submission, *, client: str = "user-xyz", stated: str | None = None) -> str | None:
-        found = self.attribution.corrected(self.received(client, stated), submission, GRID)
+        found = self.interpreter.corrected(self.received(client, stated), submission, GRID)
         return None if found is None else found.prediction.id
 
 
@@ -86,11 +86,11 @@ def test_after_a_review_a_label_corrects_the_prediction_under_review(predictions
     predictions.add("1", TRUTH, client="ada")
     predictions.review("2", "1", client="ada")
     for stated in (None, "2"):
-        likely = predictions.attribution.likely(predictions.received("ada", stated))
+        likely = predictions.interpreter.likely(predictions.received("ada", stated))
         assert (likely and likely.id) == "1"
         assert predictions.corrected(renamed(), client="ada", stated=stated) == "1"
     predictions.review("3", "gone", client="ada")
-    gone = predictions.attribution.likely(predictions.received("ada", "3"))
+    gone = predictions.interpreter.likely(predictions.received("ada", "3"))
     assert (gone and gone.id) == "3", "the only record of it that is left"
 
 
@@ -127,15 +127,15 @@ def test_a_prediction_counts_for_what_it_was_made_for_under_any_name(predictions
     refused."""
     predictions.add("1", TRUTH, image="before")
     predictions.add("2", TRUTH, image="other", content="cd" * 32)
-    attribution = predictions.attribution
+    interpreter = predictions.interpreter
     assert predictions.corrected(renamed(L2="L3")) == "1"
     assert predictions.corrected(renamed(), stated="1") == "1"
-    likely = attribution.likely(predictions.received())
+    likely = interpreter.likely(predictions.received())
     assert likely is not None
     assert likely.id == "1"
-    attribution.require_of_image(predictions.received(stated="1"))
+    interpreter.require_of_image(predictions.received(stated="1"))
     with pytest.raises(LabelError, match="a prediction for 'other'"):
-        attribution.require_of_image(predictions.received(stated="2"))
+        interpreter.require_of_image(predictions.received(stated="2"))
 
 
 def test_a_damaged_record_is_passed_over(predictions: Predictions, caplog: pytest.LogCaptureFixture) -> None:
@@ -153,8 +153,8 @@ def test_a_prediction_in_a_session_costs_no_look_through_all_others(
     """After 20000 predictions of images in sessions, each request first listed all of them, for 0.6 s."""
     for number in range(5):
         predictions.add(f"{number}", TRUTH, image="", content=f"{number}" * 64)
-    listed, entries = [], history.entries
-    monkeypatch.setattr(history, "entries", lambda folder: listed.append(folder.name) or entries(folder))
+    listed, entries = [], ids.entries
+    monkeypatch.setattr(ids, "entries", lambda folder: listed.append(folder.name) or entries(folder))
     assert predictions.store.ids("", "3" * 64) == ("3",)
     assert predictions.store.find("", "3", "3" * 64) is not None
     assert [record.id for record in predictions.store.newest_first("", "4" * 64)] == ["4"]

@@ -20,8 +20,7 @@ from test_spider_cases import slab
 from tiny_models import write_models
 from totalspineseg_server.agreement import GROUPS
 from totalspineseg_server.anatomy import CANAL, CORD, DISC_L5_S, LUMBAR, SACRUM, UNREVIEWED
-from totalspineseg_server.corrections.submission import map_names, read_submission
-from totalspineseg_server.corrections.unreviewed import with_unreviewed
+from totalspineseg_server.corrections.submission import map_names, read_submission, with_unreviewed
 from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.registry.model_store import STARTER, ModelStore

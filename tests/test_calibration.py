@@ -14,8 +14,8 @@ from totalspineseg_server.geometry import Volume
 from totalspineseg_server.nnunet import calibration
 from totalspineseg_server.nnunet.calibration import STEPS, calibrate
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
+from totalspineseg_server.nnunet.discovery import write_trust
 from totalspineseg_server.nnunet.model_folder import models_in
-from totalspineseg_server.nnunet.trust_file import write_trust
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.trust import Trust
 

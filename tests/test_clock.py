@@ -11,7 +11,7 @@ import pytest
 
 from phantom import RAS, CodeReader, image_of, lumbar_codes
 from test_corrections_store import Desk
-from totalspineseg_server.corrections import history
+from totalspineseg_server.corrections import ids
 from totalspineseg_server.corrections.predictions import KEPT_PER_IMAGE, DrawnMaps, PredictionStore
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.infers.published import FullTask
@@ -30,7 +30,7 @@ def a_day_ahead() -> Iterator[None]:
             return datetime.now(tz) + timedelta(days=1)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(history, "datetime", Ahead)
+        patch.setattr(ids, "datetime", Ahead)
         yield
 
 

@@ -38,7 +38,7 @@ from totalspineseg_server.cohort.worker import REFUSAL, ScanWorker, job_json
 from totalspineseg_server.errors import ClusterError
 from totalspineseg_server.geometry import Grid
 from totalspineseg_server.io.volumes import write_volume
-from totalspineseg_server.nnunet.content_version import files_in_use
+from totalspineseg_server.nnunet.discovery import files_in_use
 from totalspineseg_server.nnunet.networks import Networks
 from totalspineseg_server.numbering.evidence import Pin
 from totalspineseg_server.registry.model_store import ModelStore

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from dicom_series import save, slices
-from totalspineseg_server.cohort.fingerprints import fingerprint, same_content
 from totalspineseg_server.cohort.inputs import (
     MISSING,
     NO_PROOF,
@@ -19,6 +18,7 @@ from totalspineseg_server.cohort.inputs import (
     skipped_sentences,
     unvisited_folders,
 )
+from totalspineseg_server.cohort.record import fingerprint, same_content
 from totalspineseg_server.cohort.run_options import RunOptions
 from totalspineseg_server.cohort.work import Work
 from totalspineseg_server.errors import ImageError

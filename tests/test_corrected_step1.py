@@ -12,15 +12,15 @@ from phantom import GRAY_PER_CODE, RAS, CodeReader, image_of, lumbar_codes
 from totalspineseg_server.anatomy import CODE_OF, DISCS
 from totalspineseg_server.clock import Stopwatch
 from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps
-from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import SettingError
 from totalspineseg_server.geometry import Grid, Volume
-from totalspineseg_server.infers.inference_progress import Progress
 from totalspineseg_server.infers.published import Step2Task
+from totalspineseg_server.infers.services import Progress
 from totalspineseg_server.infers.settings import read_settings
 from totalspineseg_server.infers.task import Outcome
 from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.pipeline import prepare
+from totalspineseg_server.segments import to_wire
 
 TRUTH = lumbar_codes()
 ONE_MORE = {"T12-L1": "L1-L2", "L1-L2": "L2-L3", "L2-L3": "L3-L4", "L3-L4": "L4-L5", "L4-L5": "L5-L6"}

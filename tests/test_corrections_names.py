@@ -10,11 +10,10 @@ import SimpleITK as sitk
 
 from totalspineseg_server.anatomy import NAME_OF, WIRE_LABELS
 from totalspineseg_server.corrections.submission import map_names, read_submission
-from totalspineseg_server.corrections.wire import STEP1_WIRE_LABELS, from_wire, to_wire
 from totalspineseg_server.errors import GridError, ImageError, LabelError
 from totalspineseg_server.geometry import Grid
 from totalspineseg_server.io.volumes import write_volume
-from totalspineseg_server.segments import Segment, Submission
+from totalspineseg_server.segments import STEP1_WIRE_LABELS, Segment, Submission, from_wire, to_wire
 
 OBLIQUE = np.array([[0.9, -0.3, 0, 5], [0.25, 1.1, 0.1, -7], [0, 0.05, 3.3, 11], [0, 0, 0, 1.0]])
 SHIFTED = OBLIQUE + np.array([[0, 0, 0, 0.5], [0] * 4, [0] * 4, [0] * 4])

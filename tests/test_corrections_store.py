@@ -6,28 +6,27 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
 from pacs_serving import wait_for
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
-from totalspineseg_server.corrections import datastore, history
-from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.datastore import is_safe_tag
-from totalspineseg_server.corrections.displayed_corrections import STEP1_TAG
-from totalspineseg_server.corrections.inbox import Inbox, Lint, Studies
+from totalspineseg_server.corrections import datastore, ids
+from totalspineseg_server.corrections.correction_store import STEP1_TAG, Correction, CorrectionStore, is_safe_tag
+from totalspineseg_server.corrections.inbox import Inbox
+from totalspineseg_server.corrections.interpretation import Lint
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import BusyError, LabelError, StorageError
 from totalspineseg_server.files import PARTIAL_PREFIX, sha256_of
-from totalspineseg_server.geometry import Grid
+from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.io.volumes import read_labels, write_volume
 
 pytestmark = pytest.mark.slow
@@ -35,6 +34,26 @@ pytestmark = pytest.mark.slow
 GRID = Grid((4, 4, 4), np.diag([1.0, 1.0, 2.0, 1.0]))
 SENDER = Sender(user="ada", client="slicer-7", file_name="my label.nii.gz")
 L4_L5: Mapping[str, Any] = {"label_info": [{"name": "L4", "idx": 7}, {"name": "L5", "idx": 8}]}
+
+
+class Scene:
+    """Images, and what clients are shown of them."""
+
+    def __init__(self, image_file: Callable[[str], Path | None], publish: Callable[..., object]) -> None:
+        self.image_file = image_file
+        self.save_label = publish
+
+    def series_folder(self, image_id: str) -> Path | None:
+        return None
+
+    def offer_to(self, image_id: str, names: Collection[str]) -> Mapping[str, Any] | None:
+        return None
+
+    def show(self, correction: Correction, codes: Volume, more: Mapping[str, Any] | None = None) -> None:
+        datastore.SpineDatastore.show(cast(Any, self), correction, codes, more)
+
+    def remove_label(self, label_id: str, label_tag: str) -> None:
+        pass
 
 
 class Desk:
@@ -47,9 +66,9 @@ class Desk:
         self.receipts = Receipts(root)
         self.lint: Lint = lambda codes, grid: ({"kind": "gap"},)
         self.images = {"img": root / "img.nii.gz"}
-        studies = Studies(lambda image: self.images.get(image), lambda *label: self._publish(*label))
+        scene = Scene(lambda image: self.images.get(image), lambda *label: self._publish(*label))
         self.inbox = Inbox(
-            self.receipts, self.store, self.predictions, lambda *label: self.lint(*label), DrawnMaps(root), studies
+            self.receipts, self.store, self.predictions, DrawnMaps(root), scene, lambda *label: self.lint(*label)
         )
         self.published: list[tuple[str, np.ndarray, str, dict[str, Any]]] = []
         self.image = root / "img.nii.gz"
@@ -143,16 +162,16 @@ def test_simultaneous_saves_lose_nothing(desk: Desk) -> None:
 
 def test_of_two_labels_at_once_the_newer_one_is_shown(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients saw the label of one reader, and the training used that of the other."""
-    accept, first_is_kept, second_is_shown = desk.store.accept, threading.Event(), threading.Event()
+    own, first_is_kept, second_is_shown = desk.store.file, threading.Event(), threading.Event()
 
     def slow(*parts: Any) -> Any:
-        kept = accept(*parts)
+        kept = own(*parts)
         if not first_is_kept.is_set():
             first_is_kept.set()
             second_is_shown.wait(0.5)
         return kept
 
-    monkeypatch.setattr(desk.store, "accept", slow)
+    monkeypatch.setattr(desk.store, "file", slow)
     first = threading.Thread(target=desk.submit)
     first.start()
     first_is_kept.wait()
@@ -186,7 +205,7 @@ def test_a_full_disk_leaves_nothing_under_a_final_name(desk: Desk, call: int, mo
 
 
 def prediction(image: str, client: str) -> PredictionRecord:
-    return PredictionRecord(history.new_id(), image, "totalspineseg", {"step1": "a"}, {"total": 1.0}, {}, None, client)
+    return PredictionRecord(ids.new_id(), image, "totalspineseg", {"step1": "a"}, {"total": 1.0}, {}, None, client)
 
 
 def test_a_correction_knows_the_prediction_it_corrects(desk: Desk) -> None:
@@ -292,18 +311,18 @@ def test_who_takes_no_ones_place_is_not_told_so(desk: Desk, first: str, second: 
 def test_image_ids_become_one_harmless_folder_name(image_id: str) -> None:
     if not image_id:
         with pytest.raises(ValueError, match="image id"):
-            history.folder_name(image_id)
+            ids.folder_name(image_id)
         return
-    name = history.folder_name(image_id)
+    name = ids.folder_name(image_id)
     assert "/" not in name
     assert "\x00" not in name
     assert not name.startswith(".")
-    assert len(name.encode()) <= history.MAX_FOLDER_NAME
+    assert len(name.encode()) <= ids.MAX_FOLDER_NAME
 
 
 def test_different_ids_have_different_folders() -> None:
-    ids = ["a/b", "a%2Fb", "a_b", "a b", "a", "A", "x" * 400, "x" * 401, ".a", "%2Ea"]
-    assert len({history.folder_name(i) for i in ids}) == len(ids)
+    images = ["a/b", "a%2Fb", "a_b", "a b", "a", "A", "x" * 400, "x" * 401, ".a", "%2Ea"]
+    assert len({ids.folder_name(image) for image in images}) == len(images)
 
 
 def test_a_damaged_record_is_named(desk: Desk) -> None:

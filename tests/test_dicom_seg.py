@@ -20,7 +20,6 @@ from pydicom import Dataset, dcmread
 from dicom_series import OBLIQUE, SIZE, STACKS, at, enhanced, picture, save, slices
 from totalspineseg_server.anatomy import BY_CODE, CODE_OF, DISCS, NAME_OF, STRUCTURES, VERTEBRAE, WIRE_LABELS, column
 from totalspineseg_server.corrections.submission import map_names
-from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import EmptySegmentationError, GridError, ImageError, LabelError
 from totalspineseg_server.geometry import Grid, Volume, to_ras
 from totalspineseg_server.io.dicom.headers import read_headers, uid_from
@@ -30,6 +29,7 @@ from totalspineseg_server.io.dicom.seg_writer import seg_bytes, write_seg
 from totalspineseg_server.io.dicom.terms import cielab_of, dicom_cielab_of, term_of
 from totalspineseg_server.io.volumes import read_image, read_labels, write_volume
 from totalspineseg_server.pacs.results import result_segmentation
+from totalspineseg_server.segments import to_wire
 
 GRID = Grid(SIZE, OBLIQUE)
 WRITTEN = Path(__file__).parent / "dicom_written"

@@ -11,8 +11,7 @@ import pytest
 
 from test_corrections_store import GRID, Desk
 from totalspineseg_server.anatomy import WIRE_LABELS
-from totalspineseg_server.corrections import file_contents, label_files
-from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
+from totalspineseg_server.corrections import image_records, label_files
 from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import StorageError
@@ -26,7 +25,7 @@ def desk(tmp_path: Path) -> Desk:
 
 
 def opened(desk: Desk) -> StudiesDatastore:
-    return StudiesDatastore(str(desk.root), auto_reload=False, corrections=DisplayedCorrections(desk.store))
+    return StudiesDatastore(str(desk.root), auto_reload=False, corrections=desk.store)
 
 
 def shown_correction(studies: StudiesDatastore) -> Any:
@@ -140,7 +139,7 @@ def test_images_that_an_older_version_read_are_not_read_again(desk: Desk, monkey
     """The first list after an update would read every finished scan of a large site."""
     stat = desk.image.stat()
     older_studies(desk, image_imprint=[stat.st_size, stat.st_mtime_ns])
-    monkeypatch.setattr(file_contents, "sha256_of", pytest.fail)
+    monkeypatch.setattr(image_records, "sha256_of", pytest.fail)
     assert opened(desk).get_label_uri("img", "original")
 
 

@@ -11,19 +11,22 @@ import pytest
 from block_spines import block_spine, classes_of
 from test_corrections_store import Desk
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
-from totalspineseg_server.corrections.checks import UNCONFIRMED, beside_prediction
+from totalspineseg_server.corrections.comparison import (
+    UNCONFIRMED,
+    beside_prediction,
+    compare,
+    follow_rename,
+    with_untouched,
+)
 from totalspineseg_server.corrections.predictions import KeptMaps
-from totalspineseg_server.corrections.renames import compare, follow_rename
 from totalspineseg_server.corrections.submission import Mapped, map_names
-from totalspineseg_server.corrections.unreviewed import with_untouched
-from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import LabelError, SettingError
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.infers.listed import as_listed, names_with_marks
 from totalspineseg_server.infers.settings import Rename, client_config, doubtful_names_of, read_pins, read_settings
 from totalspineseg_server.numbering.evidence import Pin
 from totalspineseg_server.numbering.renumber import NamedMap
-from totalspineseg_server.segments import Segment, Submission
+from totalspineseg_server.segments import Segment, Submission, to_wire
 from totalspineseg_server.spellings import code_of_name, renamed_level, similar_name, with_mark, without_mark
 from totalspineseg_server.training.material import site_material
 from training_site import make_site
@@ -142,7 +145,7 @@ def test_levels_that_follow_a_rename_lose_their_marks_where_it_settles_the_names
     assert compared is not None
     numbering = SimpleNamespace(certainty=certainty, probability=0.5)
     monkeypatch.setattr(
-        "totalspineseg_server.corrections.renames.renumber",
+        "totalspineseg_server.corrections.comparison.renumber",
         lambda *_: ({L3: L4, L4: L5, L5: CODE_OF["L6"]}, numbering),
     )
     followed = follow_rename(compared)

@@ -11,16 +11,14 @@ import pytest
 
 from block_spines import block_spine, classes_of
 from phantom import RAS, CodeReader, image_of, lumbar_codes
+from test_corrections_store import Scene
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
 from totalspineseg_server.certainty import Certainty
-from totalspineseg_server.corrections.attribution import Corrected
-from totalspineseg_server.corrections.checks import beside_prediction, check
+from totalspineseg_server.corrections.comparison import Corrected, beside_prediction, check, compare
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.displayed_corrections import message_of
-from totalspineseg_server.corrections.inbox import Inbox, Studies
+from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
-from totalspineseg_server.corrections.renames import compare
 from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.infers.published import FullTask
@@ -119,11 +117,11 @@ def test_what_a_rename_did_is_the_first_sentence() -> None:
         tag="final",
         **fields,
     )
-    message = message_of(correction)
+    message = correction.message
     assert message.startswith("You renamed L5 to L6")
     assert message.endswith("Please check: L3 is missing.")
     assert "finished label" in message
-    unfinished = message_of(replace(correction, tag="original"))
+    unfinished = replace(correction, tag="original").message
     assert "not count" in unfinished and "finished label" not in unfinished
 
 
@@ -179,8 +177,8 @@ def test_a_doubtful_result_is_known_again_when_it_is_submitted_as_it_came(tmp_pa
     request = {"image": str(image), "image_id": "a", "model": "totalspineseg", "result_extension": ".nii.gz"}
     result, report = FullTask(services)(request)
     assert report["numbering"]["confident"] is False
-    studies = Studies(lambda image_id: image, lambda *label: None)
-    inbox = Inbox(Receipts(tmp_path), CorrectionStore(tmp_path), services.predictions, check, services.maps, studies)
+    scene = Scene(lambda image_id: image, lambda *label: None)
+    inbox = Inbox(Receipts(tmp_path), CorrectionStore(tmp_path), services.predictions, services.maps, scene)
     params = {"label_info": [{"name": name} for name in WIRE_LABELS]}
     kept = inbox.submit("a", Path(result), tag="final", sender=Sender("", "ada", ""), params=params)
     assert kept.findings[0]["kind"] == "unchanged"

@@ -14,17 +14,16 @@ from totalspineseg_server import pipeline
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.files import sha256_of, write_json
 from totalspineseg_server.geometry import Volume
-from totalspineseg_server.nnunet import content_version, fast_comparison, fast_ways
-from totalspineseg_server.nnunet.content_version import files_in_use
+from totalspineseg_server.nnunet import discovery, fast_comparison, fast_ways
+from totalspineseg_server.nnunet.discovery import files_in_use
 from totalspineseg_server.nnunet.fast_comparison import TILES, TileRecorder, compare_ways
 from totalspineseg_server.nnunet.fast_ways import BOX, INT8, Comparison, comparison, is_allowed, keep_comparison
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.networks import Networks
 from totalspineseg_server.nnunet.openvino_cache import MODEL, RECORD, WEIGHTS, entry_key
 from totalspineseg_server.nnunet.openvino_network import keep_int8, load_openvino
-from totalspineseg_server.nnunet.packed import Packed
 from totalspineseg_server.nnunet.runtimes import chosen, chosen_for_all
-from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.prediction import Packed, Prediction
 from totalspineseg_server.registry.model_store import ModelStore
 
 
@@ -202,13 +201,13 @@ def test_the_weights_are_not_read_before_they_are_needed(tmp_path: Path, monkeyp
     for step in (1, 2):
         write_model_folder(tmp_path / "model" / "starter", step)
     store, read = ModelStore(tmp_path / "model"), list[Path]()
-    original = content_version.model_digest
+    original = discovery.model_digest
 
     def counted(folder: Path, checkpoint: Path) -> str:
         read.append(checkpoint)
         return original(folder, checkpoint)
 
-    monkeypatch.setattr(content_version, "model_digest", counted)
+    monkeypatch.setattr(discovery, "model_digest", counted)
     assert Networks(store, device="cpu", runtime="auto").folder(1).name == "starter"
     models = [files_in_use(store, step) for step in (1, 2)]
     assert chosen_for_all("auto", "cpu", models) == "torch"

@@ -19,18 +19,17 @@ import torch
 from test_trainers import scores_of
 from totalspineseg_server.corrections.correction_store import Correction
 from totalspineseg_server.errors import StorageError, TrainingError
-from totalspineseg_server.nnunet import predictor, preprocessed
+from totalspineseg_server.nnunet import finetune_job, predictor
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.patches import Sample
 from totalspineseg_server.nnunet.plugin.spine_finetuner import SpineFinetuner
 from totalspineseg_server.nnunet.training_log import TrainingLog
 from totalspineseg_server.registry import model_store as registry_store
 from totalspineseg_server.registry.model_store import STARTER
-from totalspineseg_server.training import candidates, judging, publication, retraining
+from totalspineseg_server.training import candidates, judging, retraining
 from totalspineseg_server.training.compare import SubjectScores
-from totalspineseg_server.training.reporter import Reporter
 from totalspineseg_server.training.retraining import Retrained, retrain
-from totalspineseg_server.training.runs import is_running, only_one, state_of
+from totalspineseg_server.training.runs import Reporter, is_running, only_one, state_of
 from totalspineseg_server.training.site import Site
 from training_site import correct, make_site, tiny_reference, tiny_replay, tiny_settings
 
@@ -139,15 +138,15 @@ def before_renaming() -> None:
 
 
 MOMENTS: dict[str, tuple[Callable[[], None], bool]] = {
-    "storing cases": (lambda: on_call(preprocessed, "_write", 2), True),
+    "storing cases": (lambda: on_call(finetune_job, "_write", 2), True),
     "preparing cases": (lambda: on_call(retraining, "prepare_cases", 1), False),
     "an iteration of step 1": (lambda: on_call(SpineFinetuner, "train_step", 3), True),
     "writing a checkpoint": (half_checkpoint, True),
     "renaming a checkpoint": (before_renaming, True),
     "an iteration of step 2": (lambda: on_call(SpineFinetuner, "train_step", 7), True),
     "judging": (lambda: on_call(judging, "judge", 1), True),
-    "copying the version": (lambda: on_call(publication.shutil, "copytree", 2), True),
-    "before the version appears": (lambda: on_call(publication, "write_record", 1), True),
+    "copying the version": (lambda: on_call(candidates.shutil, "copytree", 2), True),
+    "before the version appears": (lambda: on_call(candidates, "write_record", 1), True),
     "between publishing and activating": (lambda: on_call(registry_store, "note", 1), True),
     "writing the pointer": (lambda: on_call(registry_store, "write_json", 1), True),
 }
@@ -295,7 +294,7 @@ def test_a_disk_that_fills_while_publishing_publishes_nothing(tmp_path: Path, mo
     site = make_site(tmp_path)
     corrections = list(site.corrections.all())
     with monkeypatch.context() as patch:
-        patch.setattr(publication.shutil, "copytree", full_disk)
+        patch.setattr(candidates.shutil, "copytree", full_disk)
         with pytest.raises(StorageError, match=r"disk .* full"):
             train(site)
     assert site.models.versions() == ()

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-import totalspineseg_server.corrections.file_contents as module
-from totalspineseg_server.corrections.file_contents import ContentHashes, Remembered
+import totalspineseg_server.corrections.image_records as module
+from totalspineseg_server.corrections.image_records import ContentHashes, Remembered
 from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.files import sha256_of

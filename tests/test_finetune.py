@@ -38,7 +38,6 @@ from totalspineseg_server.errors import GridError, LabelError, StorageError, Tra
 from totalspineseg_server.geometry import Volume, image_to_iso, labels_to_iso
 from totalspineseg_server.nnunet import training_log
 from totalspineseg_server.nnunet.augmentation import build_augmentation
-from totalspineseg_server.nnunet.candidate import write_candidate
 from totalspineseg_server.nnunet.cases import (
     LabeledScan,
     Origin,
@@ -50,10 +49,17 @@ from totalspineseg_server.nnunet.cases import (
 )
 from totalspineseg_server.nnunet.checkpoint import load_checkpoint
 from totalspineseg_server.nnunet.finetune import Finetuned, Stopped, fine_tune, trainer_of
-from totalspineseg_server.nnunet.finetune_job import Job, Progress
+from totalspineseg_server.nnunet.finetune_job import (
+    IDENTIFIER,
+    PLANS,
+    Job,
+    dataset_folder,
+    store_cases,
+    training_dataset,
+    training_plans,
+)
 from totalspineseg_server.nnunet.finetune_settings import NONE, OPTIMIZERS, FinetuneSettings, Strength
-from totalspineseg_server.nnunet.folders import NnunetFolders
-from totalspineseg_server.nnunet.model_folder import CONFIGURATION, ModelFolder
+from totalspineseg_server.nnunet.model_folder import CONFIGURATION, ModelFolder, write_candidate
 from totalspineseg_server.nnunet.odd_channel import (
     EXACT_CHANNEL_SHARE,
     FOUND_CHANNEL_SHARE,
@@ -64,14 +70,7 @@ from totalspineseg_server.nnunet.odd_channel import (
 from totalspineseg_server.nnunet.patches import Patches, Sample
 from totalspineseg_server.nnunet.plugin import spine_finetuner
 from totalspineseg_server.nnunet.plugin.spine_finetuner import SpineFinetuner
-from totalspineseg_server.nnunet.preprocessed import (
-    IDENTIFIER,
-    PLANS,
-    dataset_folder,
-    store_cases,
-    training_dataset,
-    training_plans,
-)
+from totalspineseg_server.nnunet.raw_folder import NnunetFolders
 from totalspineseg_server.nnunet.targets import (
     IGNORE_CLASS,
     REGIONS,
@@ -82,9 +81,8 @@ from totalspineseg_server.nnunet.targets import (
     region_shares,
     step_target,
 )
-from totalspineseg_server.nnunet.teacher import Teacher
-from totalspineseg_server.nnunet.training import deep_loss, learning_rate, region_hits, region_loss, usual_rate
-from totalspineseg_server.nnunet.training_log import TrainingLog, dice_text
+from totalspineseg_server.nnunet.training import Teacher, deep_loss, learning_rate, region_hits, region_loss, usual_rate
+from totalspineseg_server.nnunet.training_log import Progress, TrainingLog, dice_text
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.training.candidates import Candidates, Lesson
 from totalspineseg_server.trust import UNMEASURED, Trust

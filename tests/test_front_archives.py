@@ -15,13 +15,13 @@ from monailabel.utils.sessions import Sessions
 from dicom_series import save, slices
 from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
-from totalspineseg_server.corrections.wire import from_wire
 from totalspineseg_server.errors import ArchiveError, StorageError, TooLargeError
 from totalspineseg_server.front.received_files import unpack_series
 from totalspineseg_server.front.studies import _add_session
 from totalspineseg_server.infers.http import status_of
 from totalspineseg_server.io import zips
 from totalspineseg_server.io.volumes import read_image, read_labels, write_volume
+from totalspineseg_server.segments import from_wire
 
 LIMIT = 1 << 20
 LINK = 0o120777 << 16

@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from totalspineseg_server.clock import Stopwatch
 from totalspineseg_server.front import infer
 from totalspineseg_server.infers.http import BUSY
-from totalspineseg_server.infers.inference_progress import Progress
+from totalspineseg_server.infers.services import Progress
 
 SECONDS = 30.0
 PATH = "/infer/totalspineseg"

@@ -19,13 +19,13 @@ from pacs_serving import write_study
 from phantom import PIR
 from serving import Server
 from totalspineseg_server.anatomy import STRUCTURES
-from totalspineseg_server.corrections.outcomes import MAX_KEPT, Outcome, Outcomes
-from totalspineseg_server.front import ohif, stow
+from totalspineseg_server.front import front_messages, ohif, stow
 from totalspineseg_server.front.bundle import CHANGES, read_bundle
 from totalspineseg_server.front.stow import Upload, instances
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.dicom.seg_writer import seg_bytes, write_seg
 from totalspineseg_server.pacs.address import Address, PathError, is_uid, resource
+from totalspineseg_server.pacs.outcomes import MAX_KEPT, Outcome, Outcomes
 
 
 def small_bundle(folder: Path, **texts: str) -> Path:
@@ -255,7 +255,7 @@ def test_a_fault_while_counting_is_told_and_the_store_request_succeeds(
         stow.take_submissions(request, lambda _: True, "reader")
     told = app.outcomes.of(seg.SOPInstanceUID)
     assert told is not None
-    assert (told.status, told.message) == ("refused", stow.FAILED)
+    assert (told.status, told.message) == ("refused", front_messages.FAILED_TO_COUNT)
 
 
 def test_a_body_on_a_slow_disk_stalls_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

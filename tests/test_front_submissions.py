@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,12 @@ from pacs_serving import wait_for
 from phantom import RAS, image_of, lumbar_codes
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.receipts import Claims, Receipts, Sender
-from totalspineseg_server.corrections.wire import to_wire
+from totalspineseg_server.corrections.receipts import Receipts, Sender, receipt_of
 from totalspineseg_server.front import failures as errors
 from totalspineseg_server.front import saved, studies
 from totalspineseg_server.infers.listed import LISTED
 from totalspineseg_server.io.volumes import write_volume
+from totalspineseg_server.segments import to_wire
 from totalspineseg_server.training.site import folder_site
 
 APP_DIR = Path(__file__).resolve().parents[1] / "apps" / "totalspineseg"
@@ -70,12 +71,12 @@ def test_a_label_that_the_server_fails_to_read_waits_until_it_is_asked_for(
     app: Any, client: TestClient, submit: Callable[..., Any], error: Exception, status: int
 ) -> None:
     """The client read "the server failed", and the label was gone."""
-    sound = app._inbox._lint
+    sound = app._inbox._interpreter._lint
 
     def fail(*_: object) -> Any:
         raise error
 
-    app._inbox._lint = fail
+    app._inbox._interpreter._lint = fail
     answer = submit()
     (waiting,) = client.get("/submissions/").json()
     assert answer.status_code == status
@@ -83,7 +84,7 @@ def test_a_label_that_the_server_fails_to_read_waits_until_it_is_asked_for(
     assert (waiting["image"], waiting["status"]) == ("a", "waiting")
     assert type(error).__name__ in waiting["reason"]
     assert [one["submission"] for one in client.post("/submissions/interpret").json()] == [waiting["submission"]]
-    app._inbox._lint = sound
+    app._inbox._interpreter._lint = sound
     assert client.post("/submissions/interpret").json() == []
     assert unused(client) == []
     assert app.datastore().get_label_info("a", "final")["correction"] == waiting["submission"]
@@ -131,17 +132,8 @@ def test_a_server_reads_what_another_one_was_killed_over(tmp_path: Path) -> None
     write_volume(label, to_wire(CODES), RAS)
     receipts = Receipts(folder / ".totalspineseg")
     sender, params = Sender("admin", "ada", "label.nii.gz"), json.loads(NAMES)
-    receipts.keep(
-        receipts.new_id(()),
-        "a",
-        label,
-        raw_sha256="",
-        tag="final",
-        sender=sender,
-        params=params,
-        info={},
-        claims=Claims(),
-    )
+    receipt = receipt_of("a", label, tag="final", sender=sender, params=params)
+    receipts.keep(replace(receipt, id=receipts.new_id(())), label)
     store = CorrectionStore(folder / ".totalspineseg")
     with running_server(tmp_path):
         wait_for(lambda: store.in_force("a"))

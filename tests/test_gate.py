@@ -28,8 +28,15 @@ from totalspineseg_server.training.compare import (
     compare,
     lower_bound,
 )
-from totalspineseg_server.training.reference import handled, named, reference_cases
-from totalspineseg_server.training.scoring import JudgedCase, Model, predict_named, score_models
+from totalspineseg_server.training.scoring import (
+    JudgedCase,
+    Model,
+    handled,
+    named,
+    predict_named,
+    reference_cases,
+    score_models,
+)
 from totalspineseg_server.training.verdict import HOLDOUT, REFERENCE, Beginning, GateReport, Verdict, judge
 
 

@@ -9,10 +9,9 @@ import pytest
 from iterative import label_iteratively
 from totalspineseg_server.geometry import Grid, Volume, labels_on_grid
 from totalspineseg_server.transforms.canal import fill_canal
-from totalspineseg_server.transforms.crop import crop_box
-from totalspineseg_server.transforms.discs import odd_discs
+from totalspineseg_server.transforms.discs import crop_box, odd_discs
 from totalspineseg_server.transforms.levels import level_points
-from totalspineseg_server.transforms.one_spine import one_spine
+from totalspineseg_server.transforms.pieces import one_spine
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from totalspineseg_server.corrections.image_ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
+from totalspineseg_server.corrections.ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
 from totalspineseg_server.corrections.label_files import DRAWN_ON
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.files import sha256_of

@@ -12,7 +12,7 @@ from tiny_models import write_model_folder
 from totalspineseg_server.cli import main
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.records import VersionRecord, images_trained_on, read_record, write_record
-from totalspineseg_server.training import holdout, judged_version, judging, reference
+from totalspineseg_server.training import holdout, judged_version, judging, scoring
 from totalspineseg_server.training.compare import SubjectScores
 from totalspineseg_server.training.material import site_material
 from totalspineseg_server.training.scoring import JudgedCase, score_models
@@ -187,7 +187,7 @@ def test_real_networks_are_judged(
         write_model_folder(staging, 2, spacing=SPACING_MM)
     monkeypatch.setattr(judging, "score_models", score_models)
     # Random weights handle nothing, and would judge by nothing.
-    monkeypatch.setattr(reference, "HANDLED", 0.0)
+    monkeypatch.setattr(scoring, "HANDLED", 0.0)
     monkeypatch.setattr(holdout, "hash_holds_out", lambda subject: True)
     monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
     (tmp_path / "studies" / "sub-1.nii.gz").unlink()

@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from test_corrections_store import L4_L5, SENDER, Desk
-from totalspineseg_server.corrections import inbox, receipts
+from totalspineseg_server.corrections import interpretation, receipts
 from totalspineseg_server.corrections.answers import NOT_TRIED
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.receipts import Claims, Waiting
@@ -60,7 +60,7 @@ def waiting(desk: Desk) -> Waiting:
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else type(value).__name__,
 )
-@pytest.mark.parametrize("place", ["lint", "read_image", "sha256_of", "accept", "likely"])
+@pytest.mark.parametrize("place", ["lint", "read_image", "sha256_of", "file", "likely"])
 def test_what_fails_while_a_label_is_read_loses_nothing(
     desk: Desk, place: str, error: Exception, heard: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -69,14 +69,14 @@ def test_what_fails_while_a_label_is_read_loses_nothing(
         if place == "lint":
             patch.setattr(desk, "lint", fails(error))
         if place == "read_image":
-            patch.setattr(inbox, "read_image", fails(error))
+            patch.setattr(interpretation, "read_image", fails(error))
         if place == "sha256_of":
-            own = inbox.sha256_of
-            patch.setattr(inbox, "sha256_of", lambda path: fails(error)() if path == desk.image else own(path))
-        if place == "accept":
-            patch.setattr(desk.store, "accept", fails(error))
+            own = interpretation.sha256_of
+            patch.setattr(interpretation, "sha256_of", lambda path: fails(error)() if path == desk.image else own(path))
+        if place == "file":
+            patch.setattr(desk.store, "file", fails(error))
         if place == "likely":
-            patch.setattr(desk.inbox._attribution, "likely", fails(error))
+            patch.setattr(desk.inbox._interpreter, "likely", fails(error))
         for _ in range(2):
             with pytest.raises(heard, match=r"kept.*(?i:submit it again)"):
                 desk.submit()
@@ -145,10 +145,9 @@ def test_a_label_that_another_server_read_first_is_answered_as_that_one_filed_it
     other = Desk(desk.root)
     own = desk.receipts.keep
 
-    def keep(*args: Any, **kwargs: Any) -> receipts.Receipt:
-        receipt = own(*args, **kwargs)
+    def keep(receipt: receipts.Receipt, file: Path) -> None:
+        own(receipt, file)
         other.inbox.interpret_waiting(again=False)
-        return receipt
 
     desk.receipts.keep = keep  # type: ignore[method-assign]
     if status == "accepted":
@@ -172,7 +171,7 @@ def test_a_label_that_ends_the_server_is_not_read_again_by_itself(desk: Desk) ->
 
 @pytest.mark.parametrize("file", ["codes.nii.gz", "record.json"])
 def test_kill_9_while_a_label_is_filed_costs_nothing(desk: Desk, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    desk.store.accept = fails(RuntimeError())  # type: ignore[method-assign]
+    desk.store.file = fails(RuntimeError())  # type: ignore[method-assign]
     with pytest.raises(SubmissionError):
         desk.submit()
     (desk.receipts.folder(waiting(desk).receipt) / file).write_bytes(b"half a file")
@@ -201,8 +200,10 @@ def test_a_label_that_waited_is_shown_with_the_word_that_it_was_renumbered(desk:
     with pytest.raises(MemoryShortageError):
         desk.submit()
     desk.lint = lambda codes, grid: ()
-    own = desk.store.accept
-    desk.store.accept = lambda *label: own(*label[:-1], {"message": "The others follow."})  # type: ignore[method-assign]
+    own, followed = desk.store.file, {"message": "The others follow."}
+    desk.store.file = (  # type: ignore[method-assign]
+        lambda folder, record, codes=None: own(folder, replace(record, renumbered=followed), codes)
+    )
     assert desk.inbox.interpret_waiting(again=True) == ()
     ((_, _, _, info),) = desk.published
     assert info["renumbered"] is True
@@ -214,7 +215,7 @@ def test_a_label_that_waited_does_not_come_back_after_the_next_was_taken_back(de
         desk.submit()
     desk.lint = lambda codes, grid: ()
     newer = desk.submit({**L4_L5, "unreviewed": "L5"})
-    assert desk.inbox.withdraw("img", "final", user="ada", hide=lambda image, tag: None) == (newer.id,)
+    assert desk.inbox.withdraw("img", "final", user="ada") == (newer.id,)
     desk.inbox.interpret_waiting(again=True)
     assert len(desk.store.of_image("img")) == 2
     assert (desk.store.in_force("img"), len(desk.published)) == ((), 1)

@@ -17,8 +17,8 @@ from serving import Server, running_server
 from tiny_models import write_models
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.io.volumes import write_volume
+from totalspineseg_server.segments import to_wire
 from viewer import window
 
 pytestmark = [

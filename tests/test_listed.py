@@ -7,10 +7,10 @@ import pytest
 
 from totalspineseg_server.anatomy import BY_CODE, CANAL, CODE_OF, CORD, SACRUM, WIRE_LABELS
 from totalspineseg_server.corrections.predictions import KEPT_PER_IMAGE, DrawnMaps, KeptMaps
-from totalspineseg_server.corrections.wire import STEP1_WIRE_LABELS, from_names, to_wire
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.infers.listed import as_listed, listed_names
 from totalspineseg_server.numbering.renumber import NamedMap
+from totalspineseg_server.segments import STEP1_WIRE_LABELS, from_names, to_wire
 
 GRID = Grid((4, 4, 4), np.eye(4))
 L4, L5, T12 = (CODE_OF[name] for name in ("L4", "L5", "T12"))

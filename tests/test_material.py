@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from totalspineseg_server.corrections.checks import INCOMPLETE
+from totalspineseg_server.corrections.comparison import INCOMPLETE
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.nnunet.cases import Origin
 from totalspineseg_server.training import material

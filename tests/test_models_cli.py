@@ -23,9 +23,9 @@ from totalspineseg_server.cli.retrain import SETTINGS
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.geometry import Grid
 from totalspineseg_server.io.volumes import read_labels, write_volume
-from totalspineseg_server.nnunet.folders import NnunetFolders
 from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in
 from totalspineseg_server.nnunet.predictor import WarmPredictor
+from totalspineseg_server.nnunet.raw_folder import NnunetFolders
 from totalspineseg_server.nnunet.training_log import TrainingLog
 from totalspineseg_server.registry.handled import measured_once
 from totalspineseg_server.registry.model_store import ModelStore

@@ -14,8 +14,7 @@ from tiny_models import checkpoint_dict, write_model_folder
 from totalspineseg_server.errors import MemoryShortageError, WeightsError
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import WarmPredictor
-from totalspineseg_server.nnunet.preprocessing import normalize
-from totalspineseg_server.nnunet.resampling import resample, resample_above
+from totalspineseg_server.nnunet.preprocessing import normalize, resample, resample_above
 from totalspineseg_server.nnunet.tiles import gaussian_weights, sliding_logits, tile_starts
 
 ROUNDING = 1e-5

@@ -96,7 +96,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
     def refuse(_: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("totalspineseg_server.corrections.not_offered.os.scandir", refuse)
+    monkeypatch.setattr("totalspineseg_server.corrections.folder_contents.os.scandir", refuse)
     assert "Grant" in studies_in(tmp_path).status()["not_offered"]["closed/"]
 
 

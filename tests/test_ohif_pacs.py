@@ -20,12 +20,12 @@ from phantom import PIR, lumbar_codes
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.submission import map_names
-from totalspineseg_server.corrections.wire import from_wire
 from totalspineseg_server.geometry import Volume, to_ras
 from totalspineseg_server.io.dicom.seg_reader import read_seg
 from totalspineseg_server.io.dicom.seg_writer import seg_bytes, write_seg
 from totalspineseg_server.io.volumes import read_labels
 from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.segments import from_wire
 from totalspineseg_server.training.material import site_material
 from totalspineseg_server.training.site import Site
 
@@ -332,8 +332,8 @@ def test_images_pass_and_count_as_nothing(server: PacsServer) -> None:
 
 
 def test_a_label_from_slicer_goes_to_the_pacs_by_name(server: PacsServer, tmp_path: Path) -> None:
-    from totalspineseg_server.corrections.wire import to_wire
     from totalspineseg_server.io.volumes import write_volume
+    from totalspineseg_server.segments import to_wire
 
     study = server.studies[SLICER]
     file = tmp_path / "label.nii.gz"

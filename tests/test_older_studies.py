@@ -15,9 +15,9 @@ from phantom import RAS, lumbar_codes
 from serving import Server, running_server
 from totalspineseg_server.anatomy import WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.segments import to_wire
 from totalspineseg_server.training.material import site_material
 from totalspineseg_server.training.site import Site
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pacs_stand_in import FIRST, SECOND, Pacs, named, pacs_app, two_studies
-from totalspineseg_server.corrections import history
+from totalspineseg_server.corrections import ids
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.io.volumes import read_image, write_volume
@@ -122,7 +122,7 @@ def test_corrected_series_and_patients_who_train_or_judge_stay(
 ) -> None:
     app = pacs_app(Pacs(files), tmp_path, monkeypatch)
     assert not app._is_needed(FIRST)
-    (tmp_path / "work" / "corrections" / history.folder_name(SECOND) / "2026").mkdir(parents=True)
+    (tmp_path / "work" / "corrections" / ids.folder_name(SECOND) / "2026").mkdir(parents=True)
     assert app._is_needed(SECOND)
     update_split(tmp_path / "work" / "holdout.json", [app._subject(FIRST)])
     assert app._is_needed(FIRST)

@@ -351,7 +351,7 @@ def test_what_was_counted_is_said_to_be_although_the_pacs_takes_nothing_back(tmp
         raise requests.ConnectionError("no answer")
 
     store = PacsDatastore(Pacs(files), tmp_path, {"Modality": "MR"}, publisher=publisher)
-    reference = SegReference("1.2", "1.3", "1.4", "", ("2.25.70001.1",), "Reader", ("L4",))
+    reference = SegReference("1.2", "1.3", "1.4", ("2.25.70001.1",), "Reader", ("L4",))
     kept = SimpleNamespace(
         id="c1",
         image="2.25.70001.1",

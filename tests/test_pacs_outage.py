@@ -22,19 +22,18 @@ from totalspineseg_server.anatomy import WIRE_LABELS
 from totalspineseg_server.cli.site_folder import has_corrections, site_of
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.submission import map_names
-from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import EmptySegmentationError, ImageError, MemoryShortageError, StorageError
 from totalspineseg_server.front import failures as errors
-from totalspineseg_server.front import studies
+from totalspineseg_server.front import front_messages, studies
 from totalspineseg_server.geometry import Grid
 from totalspineseg_server.io.dicom.seg_reader import read_seg
 from totalspineseg_server.io.dicom.seg_writer import seg_bytes
 from totalspineseg_server.io.volumes import read_image, write_volume
 from totalspineseg_server.pacs import address
-from totalspineseg_server.pacs.found_series import find_series
+from totalspineseg_server.pacs.found_series import StoredSeries, find_series
 from totalspineseg_server.pacs.listing import Listing
 from totalspineseg_server.pacs.pacs_datastore import PacsDatastore
-from totalspineseg_server.pacs.stored_series import StoredSeries
+from totalspineseg_server.segments import to_wire
 from totalspineseg_server.training.material import site_material
 
 pytestmark = pytest.mark.slow
@@ -258,7 +257,7 @@ def test_slicer_submits_while_the_pacs_is_down(tmp_path: Path, files: Path, monk
     pacs.down = True
     app.datastore().changed()
     answer = submit()
-    assert (answer.status_code, answer.json()["warning"]) == (200, studies.NOT_IN_PACS), answer.text
+    assert (answer.status_code, answer.json()["warning"]) == (200, front_messages.PACS_REFUSED_LABEL), answer.text
     (kept,) = CorrectionStore(work).of_image(FIRST)
     assert (kept.status, kept.id) == ("accepted", answer.json()["correction"])
     (case,) = site_material(app._site).training

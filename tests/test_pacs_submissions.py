@@ -12,11 +12,11 @@ from pacs_stand_in import CODES, FIRST, SECOND, Pacs, pacs_app, two_studies
 from phantom import PIR, CodeReader
 from totalspineseg_server.anatomy import CODE_OF
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.outcomes import Outcome
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.dicom.seg_object import seg_reference
 from totalspineseg_server.io.dicom.seg_writer import seg_bytes, write_seg
+from totalspineseg_server.pacs.outcomes import Outcome
 
 pytestmark = pytest.mark.slow
 

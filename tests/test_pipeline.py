@@ -17,7 +17,7 @@ from totalspineseg_server.geometry import Grid, Volume, labels_on_grid
 from totalspineseg_server.numbering.chain import Pin
 from totalspineseg_server.pipeline import Options, Sibling, finish, locate, named_levels, prepare, segment, step2_input
 from totalspineseg_server.prediction import Prediction
-from totalspineseg_server.transforms.crop import crop_box
+from totalspineseg_server.transforms.discs import crop_box
 
 GOLDEN = Path(__file__).parent / "golden"
 CLEAN = ["cervicothoracic_clean", "lower_lumbar_clean", "thoracolumbar_clean", "whole_clean"]

@@ -13,8 +13,7 @@ import pytest
 from rooms import LIB, ROOT
 
 from totalspineseg_server import files, processes
-from totalspineseg_server.corrections.history import new_id
-from totalspineseg_server.corrections.image_ids import file_stem
+from totalspineseg_server.corrections.ids import file_stem, new_id
 
 STUBS = Path(mypy.__file__).parent / "typeshed" / "stdlib"
 FILES = sorted(LIB.rglob("*.py"))
@@ -208,7 +207,7 @@ def test_a_program_is_started_as_it_is_where_linux_cannot_tie_it(monkeypatch: py
 def test_what_worker_processes_get_can_be_sent_to_them() -> None:
     """With ``spawn`` a worker process gets its data as a pickle, not as a copy of the memory."""
     from totalspineseg_server.nnunet.starter import _Stream
-    from totalspineseg_server.nnunet.starter_settings import StarterSettings
+    from totalspineseg_server.nnunet.starter_plans import StarterSettings
 
     sent = pickle.dumps(_Stream(1, 3, (32, 32, 32), StarterSettings(), None, ()))
     stream = pickle.loads(sent)  # noqa: S301

@@ -7,7 +7,7 @@ import pytest
 
 from block_spines import block_spine
 from totalspineseg_server.anatomy import CANAL, CODE_OF, CORD, DISCS, SACRUM, UNREVIEWED, VERTEBRAE
-from totalspineseg_server.corrections.checks import check
+from totalspineseg_server.corrections.comparison import check
 from totalspineseg_server.errors import ImageError, LabelError
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.io.volumes import read_codes, write_volume

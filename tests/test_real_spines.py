@@ -14,8 +14,7 @@ from totalspineseg_server.nnunet import starter_batches
 from totalspineseg_server.nnunet.real_spines import RealSpine, draw_pose, read_cases, save_case, vary_scan
 from totalspineseg_server.nnunet.starter import train_starter
 from totalspineseg_server.nnunet.starter_batches import draw_sample, samples
-from totalspineseg_server.nnunet.starter_plans import STARTER_FOLDERS, regions_of
-from totalspineseg_server.nnunet.starter_settings import StarterSettings
+from totalspineseg_server.nnunet.starter_plans import STARTER_FOLDERS, StarterSettings, regions_of
 from totalspineseg_server.nnunet.training import region_loss
 from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
 

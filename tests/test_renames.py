@@ -10,14 +10,13 @@ import pytest
 from block_spines import block_spine, classes_of, step1_answer
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, SACRUM, WIRE_LABELS
 from totalspineseg_server.certainty import certainty_of
-from totalspineseg_server.corrections import renames
+from totalspineseg_server.corrections import comparison
+from totalspineseg_server.corrections.comparison import Followed, compare, follow_rename
 from totalspineseg_server.corrections.predictions import KeptMaps
-from totalspineseg_server.corrections.renames import Followed, compare, follow_rename
 from totalspineseg_server.corrections.submission import map_names
-from totalspineseg_server.corrections.wire import VERTEBRAE_NAME, to_wire
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.numbering.renumber import NamedMap, renumber
-from totalspineseg_server.segments import Segment, Submission
+from totalspineseg_server.segments import VERTEBRAE_NAME, Segment, Submission, to_wire
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
@@ -60,7 +59,7 @@ def test_names_counted_after_a_rename_are_not_called_doubtful(monkeypatch: pytes
         codes, _ = renumber(*arguments) or ({}, None)
         return codes, SimpleNamespace(probability=0.9, certainty="counted")
 
-    monkeypatch.setattr(renames, "renumber", counted)
+    monkeypatch.setattr(comparison, "renumber", counted)
     followed = follow(sent(2), kept(2))
     assert followed is not None
     assert certainty_of(followed.report) == "counted"
@@ -84,7 +83,7 @@ def test_levels_do_not_follow_where_two_would_have_one_name(
 ) -> None:
     """A reader's own segments, which are not structures, counted as two with the same name."""
     numbering = SimpleNamespace(probability=0.9, certainty="counted")
-    monkeypatch.setattr(renames, "renumber", lambda *_: (codes, numbering))
+    monkeypatch.setattr(comparison, "renumber", lambda *_: (codes, numbering))
     submission = sent(2)
     labels = np.array(submission.layers[0])
     labels[0, 0, :4] = (200, 200, 201, 201)

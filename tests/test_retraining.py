@@ -30,7 +30,7 @@ from totalspineseg_server.registry.manage import list_versions, require_served, 
 from totalspineseg_server.registry.model_store import STARTER, ModelStore
 from totalspineseg_server.registry.records import VersionRecord, removed_versions, write_record
 from totalspineseg_server.registry.removal import remove_versions
-from totalspineseg_server.training import holdout, judging, reference, remembered
+from totalspineseg_server.training import holdout, judging, remembered, scoring
 from totalspineseg_server.training.compare import SubjectScores
 from totalspineseg_server.training.material import site_material
 from totalspineseg_server.training.retraining import Retrained, retrain
@@ -187,7 +187,7 @@ def test_weights_that_handle_no_synthetic_spine_replay_none(tmp_path: Path, monk
     log = (result.run / "log.txt").read_text(encoding="utf-8")
     assert re.search(r"forgetting\D+0 synthetic\D+0 scans", log)
     assert show_version(site.models, result.version)["replay"] == []
-    monkeypatch.setattr(reference, "HANDLED", 0.0)
+    monkeypatch.setattr(scoring, "HANDLED", 0.0)
     correct(site, tmp_path, "sub-7", 7)
     again = train(site, replay=None)
     assert "48 synthetic" in (again.run / "log.txt").read_text(encoding="utf-8")

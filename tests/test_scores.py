@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from totalspineseg_server.activelearning.doubt import DOUBTFUL, Parts, parts_of
-from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Score, Scores
+from totalspineseg_server.activelearning.scores import DOUBTFUL, WHOLE_MODEL, Parts, Score, Scores, parts_of
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
 
 IN_USE = {"step1": "new-1", "step2": "new-2"}

@@ -24,14 +24,13 @@ from totalspineseg_server.cli import main
 from totalspineseg_server.errors import TrainingError
 from totalspineseg_server.nnunet.augmentation import FirstChannelTransform
 from totalspineseg_server.nnunet.cases import Origin, ScanSource
-from totalspineseg_server.nnunet.folders import NnunetFolders
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.plugin.spine_trainer import with_scanners
-from totalspineseg_server.nnunet.raw_dataset import RawOptions, dataset_name, write_raw_datasets
-from totalspineseg_server.nnunet.splits import split_by_subject, subjects_of
+from totalspineseg_server.nnunet.raw_dataset import RawOptions, split_by_subject, subjects_of, write_raw_datasets
+from totalspineseg_server.nnunet.raw_folder import NnunetFolders
 from totalspineseg_server.nnunet.targets import IGNORE_CLASS, REGIONS, step_target
 from totalspineseg_server.nnunet.training_log import TrainingLog
-from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.model_store import ModelStore, dataset_name
 from totalspineseg_server.training import scratch
 from totalspineseg_server.training.runs import only_one
 from totalspineseg_server.training.scratch import ScratchSettings, train_from_scratch

@@ -16,11 +16,10 @@ from tiny_models import write_model_folder
 from totalspineseg_server.anatomy import CANAL, CODE_OF, LUMBAR, UNREVIEWED
 from totalspineseg_server.cli import COMMANDS, _parser, main
 from totalspineseg_server.io.volumes import read_labels, write_volume
-from totalspineseg_server.nnunet.folders import NnunetFolders
-from totalspineseg_server.nnunet.raw_dataset import FOUND_BY, dataset_name
-from totalspineseg_server.nnunet.raw_folder import read_cases
+from totalspineseg_server.nnunet.raw_dataset import FOUND_BY
+from totalspineseg_server.nnunet.raw_folder import NnunetFolders, read_cases
 from totalspineseg_server.nnunet.targets import IGNORE_CLASS
-from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.model_store import ModelStore, dataset_name
 from totalspineseg_server.training import scratch
 from training_site import SPACING_MM, tiny_scan
 

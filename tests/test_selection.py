@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from test_corrections_store import Desk
-from totalspineseg_server.activelearning.doubt import Parts
 from totalspineseg_server.activelearning.offers import Offers
-from totalspineseg_server.activelearning.scores import Score
+from totalspineseg_server.activelearning.scores import Parts, Score
 from totalspineseg_server.activelearning.selection import FinishedLevels, counts_of, rarity
 from totalspineseg_server.activelearning.strategies import DoubtfulFirst, MostToLearn, SurestFirst
-from totalspineseg_server.corrections import correction_store as store
+from totalspineseg_server.corrections import ids
 from totalspineseg_server.corrections.image_records import noted_for
 from totalspineseg_server.errors import LabelError
 
@@ -69,8 +68,8 @@ def test_each_record_is_read_once_however_often_a_scan_is_offered(
 ) -> None:
     """Every Next Sample read the records of all finished labels, and in this order twice."""
     desk, read = Desk(tmp_path), list[Path]()
-    once = store._read
-    monkeypatch.setattr(store, "_read", lambda entry: [read.append(entry), once(entry)][1])
+    once = ids.read_record
+    monkeypatch.setattr(ids, "read_record", lambda kind, entry, name: [read.append(entry), once(kind, entry, name)][1])
     levels = FinishedLevels(desk.store)
     assert levels.of(["img", "other"]) == []
     first = desk.submit()

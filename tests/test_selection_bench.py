@@ -14,7 +14,7 @@ from local_server import own_app
 from server_process import server_process
 
 from tiny_models import write_models
-from totalspineseg_server.activelearning.doubt import Parts
+from totalspineseg_server.activelearning.scores import Parts
 
 TESTS = Path(__file__).parent
 

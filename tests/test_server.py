@@ -17,9 +17,9 @@ from phantom import PIR, RAS, image_of, lumbar_codes, own_image
 from serving import Server, studies_server
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.wire import STEP1_WIRE_LABELS, from_names, from_wire, to_wire
 from totalspineseg_server.geometry import Grid, Volume, to_ras
 from totalspineseg_server.io.volumes import read_labels, write_volume
+from totalspineseg_server.segments import STEP1_WIRE_LABELS, from_names, from_wire, to_wire
 
 CODES = lumbar_codes()
 # The client leaves its sockets to the garbage collector.

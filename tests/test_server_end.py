@@ -15,9 +15,9 @@ from serving import Server, running_server
 from totalspineseg_server.anatomy import WIRE_LABELS
 from totalspineseg_server.corrections.inbox import Ongoing
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
-from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.processes import STOP_SECONDS
+from totalspineseg_server.segments import to_wire
 from totalspineseg_server.server import REQUEST_SECONDS, REST_SECONDS, SUBMISSION_SECONDS
 
 HANGS, LABEL_SECONDS, REQUESTS_SECONDS = 10_000, 6.0, 1

@@ -13,8 +13,8 @@ from test_server import add_image, infer
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.predictions import PredictionStore
-from totalspineseg_server.corrections.wire import from_names, to_wire
 from totalspineseg_server.io.volumes import read_labels, write_volume
+from totalspineseg_server.segments import from_names, to_wire
 
 CODES = lumbar_codes()
 ENDS = [CODE_OF[name] for name in ("T12-L1", "L5-S", "sacrum", "T12")]

@@ -17,11 +17,11 @@ from serving import MAX_UPLOAD_MB, Server, phantom_server, running_server
 from tiny_models import write_models
 from totalspineseg_server.anatomy import WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.nnunet.networks import Networks
 from totalspineseg_server.registry.model_store import STARTER
+from totalspineseg_server.segments import to_wire
 from totalspineseg_server.training.runs import is_running, newest_run, only_one, state_of
 from training_site import SPACING_MM, tiny_scan
 

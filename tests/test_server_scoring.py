@@ -14,8 +14,8 @@ from monailabel.client.client import MONAILabelClient
 from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
 from totalspineseg_server.anatomy import WIRE_LABELS
-from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.io.volumes import write_volume
+from totalspineseg_server.segments import to_wire
 
 NAMES = ("scored-a", "scored-b", "scored-nothing")
 WAIT_S = 500

@@ -12,9 +12,9 @@ from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
 from test_server import accepted
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
-from totalspineseg_server.corrections.wire import from_names, from_wire
 from totalspineseg_server.geometry import Grid
 from totalspineseg_server.io.volumes import read_labels, write_volume
+from totalspineseg_server.segments import from_names, from_wire
 
 CODES = lumbar_codes()
 DRAWN = [name for name in WIRE_LABELS if (CODE_OF[name] == CODES).any()]

@@ -13,7 +13,7 @@ import pytest
 from tiny_models import DATASETS, write_models
 from totalspineseg_server import cli
 from totalspineseg_server.front.sockets import listening
-from totalspineseg_server.nnunet.trust_file import TRUST_FILE
+from totalspineseg_server.nnunet.discovery import TRUST_FILE
 from totalspineseg_server.processes import free_port
 from totalspineseg_server.version import VERSION
 

@@ -14,15 +14,20 @@ from totalspineseg_server import anatomy
 from totalspineseg_server.cli import main
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.nnunet import starter_batches
+from totalspineseg_server.nnunet.discovery import read_trust, write_trust
 from totalspineseg_server.nnunet.odd_channel import EXACT_CHANNEL_SHARE, NEAR_MM
-from totalspineseg_server.nnunet.starter import _batches, train_starter
+from totalspineseg_server.nnunet.starter import StarterFinder, _batches, train_starter
 from totalspineseg_server.nnunet.starter_batches import class_table, draw_sample, odd_discs, samples
-from totalspineseg_server.nnunet.starter_finder import StarterFinder
 from totalspineseg_server.nnunet.starter_model import build_network, draws_outlines, export_model, warm_start
-from totalspineseg_server.nnunet.starter_plans import CHECKPOINT, GRIDS, STARTER_FOLDERS, dataset_json, regions_of
-from totalspineseg_server.nnunet.starter_settings import StarterSettings
+from totalspineseg_server.nnunet.starter_plans import (
+    CHECKPOINT,
+    GRIDS,
+    STARTER_FOLDERS,
+    StarterSettings,
+    dataset_json,
+    regions_of,
+)
 from totalspineseg_server.nnunet.training import deep_loss
-from totalspineseg_server.nnunet.trust_file import read_trust, write_trust
 from totalspineseg_server.synthesis import Field, SpineOptions, SyntheticSpine, random_spine
 from totalspineseg_server.trust import UNMEASURED, Trust
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from totalspineseg_server.synthesis.artifacts import Image, add_artifacts, ghosts, metal, ringing, wrap
+from totalspineseg_server.synthesis.render import Image, add_artifacts, ghosts, metal, ringing, wrap
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ from totalspineseg_server.synthesis import Field, SpineOptions, SyntheticSpine, 
 from totalspineseg_server.synthesis import morphometry as mm
 from totalspineseg_server.synthesis.canal_shape import trace_canal
 from totalspineseg_server.synthesis.column import bend_column
-from totalspineseg_server.synthesis.raster import Raster
-from totalspineseg_server.synthesis.shapes import Local, arch
+from totalspineseg_server.synthesis.shapes import Local, Raster, arch
 from totalspineseg_server.synthesis.tissues import Tissue
 
 pytestmark = pytest.mark.slow

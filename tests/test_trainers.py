@@ -22,8 +22,7 @@ from totalspineseg_server.nnunet.training_log import TrainingLog
 from totalspineseg_server.registry.manage import list_versions, require_served, show_version
 from totalspineseg_server.registry.model_store import STARTER, ModelStore
 from totalspineseg_server.registry.records import holder, trained_on
-from totalspineseg_server.training import holdout, judging, material, retraining
-from totalspineseg_server.training import reference as gate_reference
+from totalspineseg_server.training import holdout, judging, material, retraining, scoring
 from totalspineseg_server.training.compare import SubjectScores
 from totalspineseg_server.training.material import site_material
 from totalspineseg_server.training.retrain_settings import RetrainSettings, client_config, read_settings
@@ -68,7 +67,7 @@ def test_corrections_become_a_served_version_that_says_what_made_it(
 ) -> None:
     """The whole loop runs with real networks in the gate; random ones find nothing, so nothing can fall."""
     # They handle nothing either, and would judge by nothing.
-    monkeypatch.setattr(gate_reference, "HANDLED", 0.0)
+    monkeypatch.setattr(scoring, "HANDLED", 0.0)
     site = make_site(tmp_path)
     correction = next(site.corrections.all())
     before = {step: ModelFolder.open(site.models.resolve(step).root, step=step).digest for step in (1, 2)}

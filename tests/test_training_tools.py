@@ -16,9 +16,9 @@ from monailabel.client.client import MONAILabelClientException
 from phantom import RAS, lumbar_codes
 from totalspineseg_server.agreement import LEVELS, MEASURES
 from totalspineseg_server.anatomy import WIRE_LABELS
-from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.volumes import write_volume
+from totalspineseg_server.segments import to_wire
 from totalspineseg_server.training.retrain_settings import read_settings
 
 BEFORE = {"step1": "old-1", "step2": "old-2"}

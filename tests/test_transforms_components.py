@@ -8,11 +8,9 @@ from block_spines import block_spine, classes_of
 from totalspineseg_server.anatomy import CANAL, CODE_OF, CORD, SACRUM, VERTEBRAE
 from totalspineseg_server.errors import NoSpineError
 from totalspineseg_server.transforms import components as c
-from totalspineseg_server.transforms.canal import fill_canal, soft_structure
-from totalspineseg_server.transforms.centerline import canal_extent, smooth_centerline
-from totalspineseg_server.transforms.crop import crop_box
-from totalspineseg_server.transforms.discs import missing_discs, odd_discs
-from totalspineseg_server.transforms.one_spine import one_spine
+from totalspineseg_server.transforms.canal import canal_extent, fill_canal, smooth_centerline, soft_structure
+from totalspineseg_server.transforms.discs import crop_box, missing_discs, odd_discs
+from totalspineseg_server.transforms.pieces import one_spine
 
 FULL = np.ones((3, 3, 3), dtype=bool)
 SEEDS = range(6)

@@ -5,10 +5,9 @@ import pytest
 
 from block_spines import block_spine, classes_of, step1_answer
 from iterative import label_iteratively
-from totalspineseg_server.transforms.labeling import Naming, name_iteratively, paint
+from totalspineseg_server.transforms.labeling import Naming, interleave, name_iteratively, paint
 from totalspineseg_server.transforms.landmarks import find_landmarks
 from totalspineseg_server.transforms.levels import level_points
-from totalspineseg_server.transforms.ordering import interleave
 from totalspineseg_server.transforms.pieces import find_pieces
 
 VIEWS = [("C1", "S"), ("C1", "T4"), ("C2", "L1"), ("T3", "S"), ("T10", "L3"), ("L1", "S"), ("C6", "T6"), ("L4", "S")]

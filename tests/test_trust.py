@@ -16,18 +16,17 @@ from totalspineseg_server.anatomy import CODE_OF, DISC_L5_S, DISC_T12_L1, DISCS,
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.nnunet import predictor
-from totalspineseg_server.nnunet.calibration import observe
+from totalspineseg_server.nnunet.calibration import SegmentedScan, count_failures, observe
+from totalspineseg_server.nnunet.discovery import TRUST_FILE, read_trust, write_trust
 from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in
 from totalspineseg_server.nnunet.model_zips import export_version, import_version
-from totalspineseg_server.nnunet.packed import Packed
 from totalspineseg_server.nnunet.predictor import WarmPredictor
-from totalspineseg_server.nnunet.trust_file import TRUST_FILE, read_trust, write_trust
-from totalspineseg_server.nnunet.wrong_names import SegmentedScan, count_failures
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.evidence import tilt_deg
 from totalspineseg_server.numbering.evidence_weights import CAREFUL
 from totalspineseg_server.numbering.naming import name_map
 from totalspineseg_server.numbering.report import report, sentence
+from totalspineseg_server.prediction import Packed
 from totalspineseg_server.registry.model_store import STARTER, ModelStore
 from totalspineseg_server.trust import UNMEASURED, Failures, LowerEnd, Seen, Trust, trust_from_json
 

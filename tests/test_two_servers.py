@@ -13,8 +13,8 @@ from phantom import RAS, image_of, lumbar_codes
 from serving import MAX_UPLOAD_MB, Server, phantom_server
 from totalspineseg_server.anatomy import WIRE_LABELS
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
-from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.io.volumes import read_labels, write_volume
+from totalspineseg_server.segments import to_wire
 
 IMAGES = tuple(f"scan-{number}" for number in range(6))
 NAMES = json.dumps({"label_info": [{"name": name, "idx": value} for name, value in WIRE_LABELS.items()]})

@@ -26,22 +26,22 @@ from totalspineseg_server.anatomy import (
     WIRE_LABELS,
     column,
 )
-from totalspineseg_server.corrections.correction_store import RECORD_FILE
-from totalspineseg_server.corrections.submission import Mapped, map_names
-from totalspineseg_server.corrections.unreviewed import with_unreviewed
+from totalspineseg_server.corrections.ids import RECORD_FILE
+from totalspineseg_server.corrections.submission import Mapped, map_names, with_unreviewed
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Grid
 from totalspineseg_server.io.volumes import read_labels
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, prepare_case
+from totalspineseg_server.nnunet.finetune_job import IDENTIFIER, dataset_folder, store_cases
 from totalspineseg_server.nnunet.finetune_settings import NONE
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.odd_channel import marked_discs
 from totalspineseg_server.nnunet.patches import Patches
-from totalspineseg_server.nnunet.preprocessed import IDENTIFIER, dataset_folder, store_cases
-from totalspineseg_server.nnunet.raw_dataset import RawOptions, dataset_name, write_raw_datasets
+from totalspineseg_server.nnunet.raw_dataset import RawOptions, write_raw_datasets
 from totalspineseg_server.nnunet.targets import IGNORE_CLASS, step_target, thoracic_is_uneven
 from totalspineseg_server.nnunet.training import region_loss
 from totalspineseg_server.plausible import without_regions
+from totalspineseg_server.registry.model_store import dataset_name
 from totalspineseg_server.segments import Segment, Submission
 from totalspineseg_server.training.material import judged_cases, site_material
 from training_site import SPACING_MM, correct, make_site, tiny_scan

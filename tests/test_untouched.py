@@ -11,28 +11,26 @@ import torch
 
 from block_spines import block_spine, classes_of
 from phantom import DISC_MM, LUMBAR_TOP_DOWN, SHAPE, VERTEBRA_MM
+from test_corrections_store import Scene
 from tiny_models import write_model_folder
 from totalspineseg_server.agreement import GROUPS, CaseScore, Left, score_case
 from totalspineseg_server.anatomy import CANAL, CODE_OF, CORD, DISC_L5_S, NAME_OF, SACRUM, UNREVIEWED, Step1
+from totalspineseg_server.corrections.comparison import compare, with_untouched
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.inbox import Inbox, Studies
+from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
-from totalspineseg_server.corrections.renames import compare
 from totalspineseg_server.corrections.submission import Mapped, map_names
-from totalspineseg_server.corrections.unreviewed import with_untouched
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.nnunet.cases import prepare_case
-from totalspineseg_server.nnunet.content_version import parts_of
-from totalspineseg_server.nnunet.finetune_job import Job
+from totalspineseg_server.nnunet.discovery import parts_of
+from totalspineseg_server.nnunet.finetune_job import IDENTIFIER, Job, store_cases
 from totalspineseg_server.nnunet.finetune_settings import NONE, FinetuneSettings
 from totalspineseg_server.nnunet.model_folder import ModelFolder
-from totalspineseg_server.nnunet.patches import Patches, Sample
-from totalspineseg_server.nnunet.preprocessed import IDENTIFIER, store_cases
-from totalspineseg_server.nnunet.region_weights import UNTOUCHED_WEIGHT, region_weights, rim_of
+from totalspineseg_server.nnunet.patches import UNTOUCHED_WEIGHT, Patches, Sample, region_weights, rim_of
 from totalspineseg_server.nnunet.targets import REGIONS, region_shares
 from totalspineseg_server.nnunet.training import deep_loss, region_loss
 from totalspineseg_server.numbering.renumber import NamedMap
@@ -40,8 +38,7 @@ from totalspineseg_server.registry.model_store import STARTER
 from totalspineseg_server.registry.records import VersionRecord, write_record
 from totalspineseg_server.segments import Segment, Submission
 from totalspineseg_server.training.compare import SubjectScores
-from totalspineseg_server.training.material import is_of_line, judged_cases, line_of, site_material
-from totalspineseg_server.training.start import start_of
+from totalspineseg_server.training.material import is_of_line, judged_cases, line_of, site_material, start_of
 from totalspineseg_server.training.verdict import GateReport, judge
 from training_site import SPACING_MM, correct, make_site, tiny_settings
 
@@ -119,8 +116,8 @@ def inbox_of(root: Path) -> Inbox:
     if predictions.find("img", "p") is None:
         predictions.keep(PredictionRecord("p", "img", "totalspineseg", dict(KEPT.versions), {}, {}, None, "slicer"))
         maps.keep(sha256_of(image), replace(KEPT, image="img"))
-    studies = Studies(lambda _: image, lambda *_: None)
-    return Inbox(Receipts(root), CorrectionStore(root), predictions, lambda *_: (), maps, studies)
+    scene = Scene(lambda _: image, lambda *_: None)
+    return Inbox(Receipts(root), CorrectionStore(root), predictions, maps, scene, lambda *_: ())
 
 
 def submitted(

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from totalspineseg_server.corrections import attribution as module
-from totalspineseg_server.corrections.attribution import Uploads, resolve_image
-from totalspineseg_server.corrections.receipts import Claims
+from totalspineseg_server.corrections import receipts as module
+from totalspineseg_server.corrections.interpretation import resolve_image
+from totalspineseg_server.corrections.receipts import Claims, Uploads
 from totalspineseg_server.errors import LabelError, UnknownImageError
 
 READER, OTHER = "user-xyz", "script"

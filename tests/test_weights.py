@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import totalspineseg_server.io.zips as zips_module
-import totalspineseg_server.nnunet.unpack as unpack_module
+import totalspineseg_server.nnunet.model_zips as zips_of_models
 from tiny_models import write_model_folder
 from totalspineseg_server.cli import main
 from totalspineseg_server.cli import weights as weights_command
@@ -22,8 +22,8 @@ from totalspineseg_server.files import sha256_of
 from totalspineseg_server.nnunet import installation as weights_module
 from totalspineseg_server.nnunet.download import download
 from totalspineseg_server.nnunet.installation import assets, install
+from totalspineseg_server.nnunet.model_zips import unpack_model
 from totalspineseg_server.nnunet.networks import Networks
-from totalspineseg_server.nnunet.unpack import unpack_model
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.releases import NEWEST, RELEASES
 
@@ -382,7 +382,10 @@ def test_bombs_and_damaged_zips_are_refused(tmp_path, content, match):
 
 @pytest.mark.parametrize(
     ("module", "name", "value", "match"),
-    [(zips_module, "MAX_ENTRIES", 1, "more than 1 entries"), (unpack_module, "MAX_TOTAL_BYTES", 10, "unpacks to more")],
+    [
+        (zips_module, "MAX_ENTRIES", 1, "more than 1 entries"),
+        (zips_of_models, "MAX_TOTAL_BYTES", 10, "unpacks to more"),
+    ],
 )
 def test_limits_of_a_zip(tmp_path, zips, monkeypatch, module, name, value, match):
     monkeypatch.setattr(module, name, value)

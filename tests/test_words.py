@@ -2,7 +2,8 @@
 
 import ast
 import re
-from collections.abc import Iterator
+import string
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,8 @@ PAGES = [
     *(LIB / "front" / "pages").rglob("*.html"),
     *(LIB / "cohort").glob("*.js"),
 ]
+MESSAGES = sorted(LIB.rglob("*messages.py"))
+"""Files that hold the sentences of a room, so that they can be read in a row and translated."""
 SCRIPT_NAME = re.compile(r"\b(?:const|let|function)\s+(\w+)")
 """A name that a script defines."""
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -109,6 +112,48 @@ def faults(text: str) -> list[str]:
     return found
 
 
+def template(node: ast.AST) -> str:
+    """Return the text of a constant, or of an f-string with "{}" for each value; "" for anything else."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(str(part.value) if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    return str(node.value) if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def sentences(text: str) -> list[str]:
+    """Return the sentences in a Python file, without docstrings, lines of the log, descriptions of fields, and wrong
+    arguments."""
+    tree = ast.parse(text)
+    skipped = {id(docstring) for _, docstring in docstrings(tree)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            skipped |= {id(part) for part in ast.walk(node) if part is not node}
+        elif isinstance(node, ast.Call):
+            skipped |= {id(keyword.value) for keyword in node.keywords if keyword.arg == "description"}
+            if ast.unparse(node.func).startswith("logger."):
+                skipped |= {id(argument) for argument in node.args}
+    found = [template(node) for node in ast.walk(tree) if id(node) not in skipped]
+    return [line for line in found if line.count(" ") > 1 and line.endswith(".") and not line.startswith("expected ")]
+
+
+def misfilled(text: str, module: str, known: Mapping[str, str]) -> list[str]:
+    """Return where a room's sentence is filled, or handed over, without exactly the values that it names."""
+    tree = ast.parse(text)
+    filled = {
+        id(node.func.value): {keyword.arg for keyword in node.keywords}
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format"
+    }
+    plain = {id(value) for node in ast.walk(tree) if isinstance(node, ast.Call) for value in node.args}
+    uses = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == module]
+    return [
+        f"line {node.lineno}: {node.attr}"
+        for node in uses
+        if node.attr in known
+        and id(node) in plain | filled.keys()
+        and filled.get(id(node), set()) != {name for _, name, *_ in string.Formatter().parse(known[node.attr]) if name}
+    ]
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
@@ -149,6 +194,33 @@ def test_plain_words_pass(source: str) -> None:
 def test_no_file_of_the_app_the_tools_or_the_tests_support_has_an_old_pattern() -> None:
     found = {str(file.relative_to(ROOT)): faults(file.read_text(encoding="utf-8")) for file in [*FILES, *SUPPORT]}
     assert {file: old for file, old in found.items() if old} == {}
+
+
+def test_sentences_outside_the_file_of_the_messages_are_found() -> None:
+    assert sentences("raise E(f'There is no scan {name!r}. Choose one.')") == ["There is no scan {}. Choose one."]
+    assert sentences("logger.error('It failed now.')\nraise ValueError(f'expected a word, got {x}.')") == []
+
+
+def test_a_sentence_without_its_values_is_found() -> None:
+    known = {"NO_SCAN": "There is no scan {name!r}. Choose one."}
+    for use in ("f(m.NO_SCAN)", "m.NO_SCAN.format(names=1)", "m.NO_SCAN.format(name=1, date=2)"):
+        assert misfilled(use, "m", known) == ["line 1: NO_SCAN"], use
+    assert misfilled("m.NO_SCAN.format(name=1)", "m", known) == []
+
+
+@pytest.mark.parametrize("path", MESSAGES, ids=lambda f: f.stem)
+def test_the_sentences_of_a_room_are_in_one_file_and_get_their_values(path: Path) -> None:
+    """A sentence elsewhere would be missed by a translator, and a missing value shows only when somebody reads it."""
+    known = {
+        line.target.id: template(line.value) if line.value else ""
+        for line in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
+    }
+    texts = {file.name: file.read_text(encoding="utf-8") for file in path.parent.rglob("*.py") if file != path}
+    assert {name: found for name, text in texts.items() if (found := sentences(text))} == {}
+    assert {name: found for name, text in texts.items() if (found := misfilled(text, path.stem, known))} == {}
+    used = {name for text in texts.values() for name in re.findall(rf"\b{path.stem}\.([A-Z0-9_]+)", text)}
+    assert set(known) - used == set()
 
 
 def test_a_test_module_begins_with_what_it_tests() -> None:

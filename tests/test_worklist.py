@@ -6,14 +6,12 @@ from typing import Any
 
 import pytest
 
-from totalspineseg_server.activelearning.doubt import Parts
-from totalspineseg_server.activelearning.scores import Score, Scores
+from totalspineseg_server.activelearning.scores import Parts, Score, Scores
 from totalspineseg_server.anatomy import CODE_OF
-from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Rejection, Rejections
 from totalspineseg_server.corrections.image_records import Offer
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Sender
-from totalspineseg_server.corrections.rejections import Rejection, Rejections
 from totalspineseg_server.worklist.query import Query, select
 from totalspineseg_server.worklist.rows import Row, levels_text, row_of
 from totalspineseg_server.worklist.worklist import Records, Worklist

@@ -1,16 +1,15 @@
 """A tiny site for training tests: coarse synthetic scans with corrections, and tiny networks."""
 
 from collections.abc import Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tiny_models import TRAINER, write_models
-from totalspineseg_server.corrections.correction_store import Correction, Received
-from totalspineseg_server.corrections.predictions import PredictionRecord
-from totalspineseg_server.corrections.receipts import Claims, Receipts, Sender
-from totalspineseg_server.corrections.submission import Mapped
+from totalspineseg_server.corrections.correction_store import Correction
+from totalspineseg_server.corrections.receipts import Receipts, Sender, receipt_of
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.volumes import write_volume
@@ -93,19 +92,25 @@ def correct(
     write_volume(label, codes.data, codes.grid)
     present = tuple(int(code) for code in np.unique(codes.data) if code)
     receipts, sender = Receipts(site.history), Sender("reader", "client", "label.nii.gz")
-    receipt = receipts.keep(
-        receipts.new_id(()),
-        image_id,
-        label,
-        raw_sha256="",
-        tag="final",
-        sender=sender,
-        params={},
-        info={},
-        claims=Claims(),
-    )
+    receipt = replace(receipt_of(image_id, label, tag="final", sender=sender, params={}), id=receipts.new_id(()))
+    receipts.keep(receipt, label)
     versions = {"step1": made_by, "step2": made_by}
-    predicted = PredictionRecord("p", image_id, "totalspineseg", versions, {}, {}, None, "client") if made_by else None
-    received = Received(receipt, receipts.folder(receipt), image_id, sha256_of(path), predicted, {"strategy": "random"})
-    mapped = Mapped(codes.data, 2, 0, present, untouched=untouched)
-    return site.corrections.accept(received, mapped, codes.grid)
+    record = Correction(
+        **asdict(sender),
+        id=receipt.id,
+        image=image_id,
+        status="accepted",
+        reason="",
+        step=2,
+        tag=receipt.tag,
+        raw=receipt.raw,
+        raw_sha256=receipt.raw_sha256,
+        image_sha256=sha256_of(path),
+        received=receipt.received,
+        prediction={"id": "p", "model": "totalspineseg", "versions": versions} if made_by else None,
+        label_info=None,
+        present=present,
+        untouched=untouched,
+        offered={"strategy": "random"},
+    )
+    return site.corrections.file(receipts.folder(receipt), record, codes)

@@ -30,16 +30,21 @@ from local_server import APP  # noqa: E402
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, TrainingCase, prepare_case  # noqa: E402
 from totalspineseg_server.nnunet.checkpoint import load_checkpoint  # noqa: E402
 from totalspineseg_server.nnunet.finetune import Stopped, fine_tune  # noqa: E402
-from totalspineseg_server.nnunet.finetune_job import LATEST, Progress  # noqa: E402
+from totalspineseg_server.nnunet.finetune_job import (  # noqa: E402  # noqa: E402
+    IDENTIFIER,
+    LATEST,
+    StoredCase,
+    dataset_folder,
+    store_cases,
+)
 from totalspineseg_server.nnunet.finetune_settings import NONE, FinetuneSettings  # noqa: E402
 from totalspineseg_server.nnunet.installation import STEP1_PATCH  # noqa: E402
 from totalspineseg_server.nnunet.model_folder import ModelFolder  # noqa: E402
 from totalspineseg_server.nnunet.patches import Patches  # noqa: E402
-from totalspineseg_server.nnunet.preprocessed import IDENTIFIER, StoredCase, dataset_folder, store_cases  # noqa: E402
 from totalspineseg_server.nnunet.runtimes import resolve_device  # noqa: E402
 from totalspineseg_server.nnunet.targets import REGIONS  # noqa: E402
 from totalspineseg_server.nnunet.training import region_hits  # noqa: E402
-from totalspineseg_server.nnunet.training_log import dice_text  # noqa: E402
+from totalspineseg_server.nnunet.training_log import Progress, dice_text  # noqa: E402
 from totalspineseg_server.synthesis import Field  # noqa: E402
 from totalspineseg_server.training.remembered import replay_sources  # noqa: E402
 

@@ -36,24 +36,23 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from server_process import server_process
 
 from totalspineseg_server.cli import main as totalspineseg
-from totalspineseg_server.corrections.history import new_id
+from totalspineseg_server.corrections.ids import new_id
 from totalspineseg_server.files import read_json, write_json
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, prepare_case
 from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
 from totalspineseg_server.nnunet.finetune import fine_tune
+from totalspineseg_server.nnunet.finetune_job import store_cases
 from totalspineseg_server.nnunet.finetune_settings import FinetuneSettings
 from totalspineseg_server.nnunet.installation import STEP1_PATCH, STEP1_PATCH_RELEASE, assets
 from totalspineseg_server.nnunet.model_folder import ModelFolder
-from totalspineseg_server.nnunet.preprocessed import store_cases
 from totalspineseg_server.processes import unwind_on_signals
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.records import VersionRecord
 from totalspineseg_server.registry.releases import NEWEST
 from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
-from totalspineseg_server.training.candidates import Candidates, Lesson
-from totalspineseg_server.training.publication import publish
+from totalspineseg_server.training.candidates import Candidates, Lesson, publish
 
 FEATURES: Final = [32, 64, 128, 256, 320, 320, 320]
 BLOCKS: Final = [1, 3, 4, 6, 6, 6, 6]

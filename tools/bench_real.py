@@ -36,26 +36,24 @@ sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tools")]
 from spider_cases import DISC, VERTEBRA, WHOLE_CANAL, find_discs, read_patients  # noqa: E402
 
 from totalspineseg_server import pipeline  # noqa: E402
-from totalspineseg_server.activelearning.doubt import Parts, parts_of  # noqa: E402
+from totalspineseg_server.activelearning.scores import Parts, parts_of  # noqa: E402
 from totalspineseg_server.anatomy import CANAL, CORD, DISCS, NAME_OF, SACRUM, VERTEBRAE, column  # noqa: E402
 from totalspineseg_server.certainty import CERTAINTIES  # noqa: E402
 from totalspineseg_server.errors import NoSpineError  # noqa: E402
 from totalspineseg_server.geometry import LabelArray, Volume, labels_on_grid, to_ras  # noqa: E402
 from totalspineseg_server.infers.disagreement import disagreement_of  # noqa: E402
 from totalspineseg_server.io.volumes import read_image, read_labels  # noqa: E402
-from totalspineseg_server.nnunet.calibration import STEPS, cord_dice, cord_logit, observe  # noqa: E402
+from totalspineseg_server.nnunet.calibration import FINAL, STEPS, cord_dice, cord_logit, failure, observe  # noqa: E402  # noqa: E402
+from totalspineseg_server.nnunet.discovery import write_trust  # noqa: E402
 from totalspineseg_server.nnunet.model_folder import models_in  # noqa: E402
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor  # noqa: E402
-from totalspineseg_server.nnunet.trust_file import write_trust  # noqa: E402
-from totalspineseg_server.nnunet.wrong_names import FINAL, failure  # noqa: E402
 from totalspineseg_server.numbering.chain import Numbering  # noqa: E402
 from totalspineseg_server.numbering.linter import lint  # noqa: E402
 from totalspineseg_server.numbering.report import report  # noqa: E402
 from totalspineseg_server.numbering.step1_names import step1_names  # noqa: E402
 from totalspineseg_server.prediction import Prediction  # noqa: E402
 from totalspineseg_server.transforms.components import Box  # noqa: E402
-from totalspineseg_server.transforms.one_spine import one_spine  # noqa: E402
-from totalspineseg_server.transforms.pieces import find_pieces  # noqa: E402
+from totalspineseg_server.transforms.pieces import find_pieces, one_spine  # noqa: E402
 from totalspineseg_server.trust import Trust  # noqa: E402
 
 STARTER = ROOT / "apps" / "totalspineseg" / "model" / "starter"

@@ -7,11 +7,11 @@ import local_server  # noqa: F401  (puts the package on the path)
 import torch
 
 from totalspineseg_server import pipeline
-from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.io.volumes import read_image, write_volume
 from totalspineseg_server.nnunet.networks import Networks
 from totalspineseg_server.numbering.linter import lint
 from totalspineseg_server.prediction import Predictor
+from totalspineseg_server.segments import to_wire
 
 
 def warm_request(scan: Path, networks: Networks, result: Path) -> tuple[float, float]:

@@ -37,10 +37,10 @@ from monailabel.client.client import MONAILabelClient  # noqa: E402
 from retraining_bench import Case, Progress, ServerError, submit  # noqa: E402
 from synthetic_scanner import FloatImage, new_scanner, old_scanner  # noqa: E402
 
-from totalspineseg_server.activelearning.doubt import Parts  # noqa: E402
+from totalspineseg_server.activelearning.scores import Parts  # noqa: E402
 from totalspineseg_server.agreement import GROUPS, LEVELS, CaseScore  # noqa: E402
 from totalspineseg_server.corrections.correction_store import CorrectionStore  # noqa: E402
-from totalspineseg_server.corrections.history import HISTORY_DIR  # noqa: E402
+from totalspineseg_server.corrections.ids import HISTORY_DIR  # noqa: E402
 from totalspineseg_server.files import move_folder, partial_folder  # noqa: E402
 from totalspineseg_server.geometry import Volume  # noqa: E402
 from totalspineseg_server.io.volumes import write_volume  # noqa: E402

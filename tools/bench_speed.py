@@ -61,8 +61,7 @@ from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in
 from totalspineseg_server.nnunet.networks import coarse_look
 from totalspineseg_server.nnunet.openvino_network import keep_int8, load_openvino
 from totalspineseg_server.nnunet.predictor import TILE_STEP, WarmPredictor
-from totalspineseg_server.nnunet.preprocessing import Box, FloatArray
-from totalspineseg_server.nnunet.resampling import resample
+from totalspineseg_server.nnunet.preprocessing import Box, FloatArray, resample
 from totalspineseg_server.numbering.linter import lint
 from totalspineseg_server.numbering.step1_names import step1_names
 from totalspineseg_server.prediction import Prediction

@@ -11,8 +11,8 @@ from typing import Any, Final
 from monailabel.client.client import MONAILabelClient
 from server_process import APP, ROOT, StartError, server_process
 
+from totalspineseg_server.nnunet.discovery import TRUST_FILE
 from totalspineseg_server.nnunet.model_folder import ModelFolder
-from totalspineseg_server.nnunet.trust_file import TRUST_FILE
 from totalspineseg_server.registry.model_store import NAME, STARTER, ModelStore
 
 __all__ = ["APP", "ROOT", "UNFINISHED", "TrainingFailedError", "own_app", "serving", "train"]

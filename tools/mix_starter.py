@@ -20,8 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
 from totalspineseg_server.files import read_json, sha256_of, write_json  # noqa: E402
-from totalspineseg_server.nnunet.candidate import mixed_weights  # noqa: E402
-from totalspineseg_server.nnunet.model_folder import models_in  # noqa: E402
+from totalspineseg_server.nnunet.model_folder import mixed_weights, models_in  # noqa: E402
 from totalspineseg_server.nnunet.starter_model import draws_outlines, export_model  # noqa: E402
 from totalspineseg_server.nnunet.starter_plans import FEATURES, STARTER_FOLDERS  # noqa: E402
 

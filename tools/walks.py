@@ -112,8 +112,8 @@ def _served(folder: Path, recorder: Recorder) -> dict[str, Walk]:
     from starlette.testclient import TestClient
 
     from totalspineseg_server.anatomy import WIRE_LABELS
-    from totalspineseg_server.corrections.wire import to_wire
     from totalspineseg_server.io.volumes import write_volume
+    from totalspineseg_server.segments import to_wire
     from totalspineseg_server.server import configure, create_app
     from training_site import tiny_scan
 

@@ -22,8 +22,8 @@ from monailabel.client.client import MONAILabelClient, MONAILabelClientException
 from phantom import RAS, image_of, lumbar_codes  # noqa: E402
 from serving import running_server  # noqa: E402
 from totalspineseg_server.anatomy import WIRE_LABELS  # noqa: E402
-from totalspineseg_server.corrections.wire import to_wire  # noqa: E402
 from totalspineseg_server.io.volumes import write_volume  # noqa: E402
+from totalspineseg_server.segments import to_wire  # noqa: E402
 
 
 def main() -> None:

@@ -14,10 +14,10 @@ class MONAILabelApp(RealApp):  # type: ignore[misc]
 
     def train(self, request: dict[str, Any]) -> Any:
         from totalspineseg_server.registry import model_store as store
-        from totalspineseg_server.training import publication
+        from totalspineseg_server.training import candidates
 
         shorten_trainings(BEFORE)
-        self._hold("copying", publication.shutil, "copytree", call=2)
+        self._hold("copying", candidates.shutil, "copytree", call=2)
         self._hold("activating", store, "write_json", call=1)
         return super().train(request)
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import requests
 from fastapi import HTTPException
 from monailabel.config import settings as host_settings
 from monailabel.interfaces.app import MONAILabelApp
@@ -22,19 +21,13 @@ from totalspineseg_server.activelearning.selection import FinishedLevels, counts
 from totalspineseg_server.activelearning.strategies import DoubtfulFirst, First, Last, MostToLearn, Random, SurestFirst
 from totalspineseg_server.anatomy import NAME_OF
 from totalspineseg_server.bids import subject_of
-from totalspineseg_server.corrections.attribution import Uploads
-from totalspineseg_server.corrections.checks import check
-from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.datastore import SpineDatastore, is_safe_tag
-from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
-from totalspineseg_server.corrections.history import HISTORY_DIR, STUDIES_DIR
-from totalspineseg_server.corrections.image_ids import is_usable_id
-from totalspineseg_server.corrections.image_records import noted_for
-from totalspineseg_server.corrections.inbox import Inbox, Studies
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, is_safe_tag
+from totalspineseg_server.corrections.datastore import SpineDatastore
+from totalspineseg_server.corrections.ids import HISTORY_DIR, STUDIES_DIR, is_usable_id
+from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.label_files import DRAWN_ON
-from totalspineseg_server.corrections.outcomes import Outcome, Outcomes
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
-from totalspineseg_server.corrections.receipts import Receipts, Sender, Waiting
+from totalspineseg_server.corrections.receipts import Receipt, Receipts, Sender, Uploads, Waiting
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import (
     ImageError,
@@ -52,6 +45,7 @@ from totalspineseg_server.infers.review import ReviewTask
 from totalspineseg_server.infers.services import Networks, Services
 from totalspineseg_server.infers.sessions import TrustedPath, remove_expired
 from totalspineseg_server.infers.settings import doubtful_names_of, result_tag
+from totalspineseg_server.pacs.outcomes import Outcome, Outcomes
 from totalspineseg_server.processes import end_with_parent
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.releases import warning_of, weights_text
@@ -95,8 +89,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         self._maps = DrawnMaps(root)
         self._receipts = Receipts(root)
         self._datastore = store = self.open_studies(studies, root)
-        images = Studies(store.image_file, store.save_label, store.series_folder, self._offered)
-        self._inbox = Inbox(self._receipts, self._corrections, self._predictions, check, self._maps, images)
+        self._inbox = Inbox(self._receipts, self._corrections, self._predictions, self._maps, store)
         self.outcomes = Outcomes()
         self.submissions = self._inbox.ongoing
         self._uploads = Uploads()
@@ -108,7 +101,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         self._weights_texts: dict[tuple[tuple[int, str], ...], str] = {}
         self._site = Site(root, models, self._corrections, store.image_file, self._subject)
         self.lab = open_lab(
-            root, self.datastore, scores, self._maps, self._corrections, self.submit_label, self._undo_label
+            root, self.datastore, scores, self._maps, self._corrections, self.submit_label, self._inbox.undo
         )
         super().__init__(
             app_dir,
@@ -135,9 +128,6 @@ class App(MONAILabelApp):  # type: ignore[misc]
             runtime=runtime_of(conf.get("runtime") or ""),
             whole_image=bool(conf.get("whole_image")),
         )
-
-    def _undo_label(self, image_id: str, correction_id: str, *, user: str) -> str:
-        return self._inbox.undo(image_id, correction_id, user=user, hide=self._datastore.remove_label)
 
     @property
     def models(self) -> ModelStore:
@@ -212,20 +202,19 @@ class App(MONAILabelApp):  # type: ignore[misc]
             studies: The folder, or its address.
             root: Folder of the history.
         """
-        displayed = DisplayedCorrections(self._corrections)
         if is_address(studies):
             from totalspineseg_server.pacs.cache import MAX_GB
             from totalspineseg_server.pacs.configured_store import pacs_datastore
 
             room = float(self._settings.get("cache_gb") or MAX_GB)
-            return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room, corrections=displayed)
+            return pacs_datastore(root, is_needed=self._is_needed, cache_gb=room, corrections=self._corrections)
         work = self._settings.get("work")
         return StudiesDatastore(
             str(Path(work) / STUDIES_DIR) if work else studies,
             images=studies if work else "",
             auto_reload=host_settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
             read_only=host_settings.MONAI_LABEL_DATASTORE_READ_ONLY,
-            corrections=displayed,
+            corrections=self._corrections,
         )
 
     def _is_needed(self, series: str) -> bool:
@@ -403,15 +392,6 @@ class App(MONAILabelApp):  # type: ignore[misc]
         # A label from before scores were stored, or whose score was deleted, still has its record.
         return self._scorer.fill(image_id) if model == WHOLE_MODEL else {"skipped": True}
 
-    def _offered(self, image_id: str, sender: Sender) -> Mapping[str, Any] | None:
-        """Return the offer of an image to a sender, as recorded with the image."""
-        try:
-            return noted_for(self._datastore.get_image_info(image_id), sender.names)
-        except requests.RequestException:
-            # The PACS does not answer. The label matters more than the record of the offer.
-            logger.warning("The PACS does not answer, so it is not recorded which strategy offered %r.", image_id)
-            return None
-
     def add_image(self, image_id: str, file: Path, info: Mapping[str, Any], sender: Sender) -> str:
         """Add an image to the studies; see ``StudiesDatastore.add_image``.
 
@@ -440,7 +420,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         """Accept an annotator's label; see ``Inbox.submit``, also for the errors.
 
         Args:
-            image_id: Image that it was sent for; see ``corrections.attribution``.
+            image_id: Image that it was sent for; see ``corrections.interpretation``.
             file: The label.
             tag: Tag that it was sent for.
             params: Parameters that were sent with it.
@@ -457,17 +437,13 @@ class App(MONAILabelApp):  # type: ignore[misc]
         """Read the submissions that could not be read when they arrived; see ``Inbox.interpret_waiting``."""
         return self._inbox.interpret_waiting(again=again)
 
-    def waiting_submissions(self) -> tuple[Waiting, ...]:
-        """Return the submissions that could not be read yet, oldest first."""
-        return self._receipts.waiting()
-
-    def unfiled_submissions(self) -> tuple[Waiting, ...]:
-        """Return the latest submissions that belong to no image, oldest first."""
-        return self._receipts.unfiled()
-
-    def parked_submissions(self) -> tuple[Correction, ...]:
-        """Return the submissions that could not be understood."""
-        return tuple(correction for correction in self._corrections.all() if correction.status == "parked")
+    def unused_submissions(self) -> list[tuple[Receipt | Correction, str, str]]:
+        """Return the submissions that are not used, oldest first, each with its status ("parked", "unfiled", "waiting")
+        and the reason."""
+        parked = [(one, "parked", one.reason) for one in self._corrections.all() if one.status == "parked"]
+        unfiled = [(one.receipt, "unfiled", one.reason) for one in self._receipts.unfiled()]
+        waiting = [(one.receipt, "waiting", one.reason) for one in self._receipts.waiting()]
+        return sorted((*parked, *unfiled, *waiting), key=lambda unused: unused[0].id)
 
     def withdraw_label(self, image_id: str, tag: str, user: str) -> tuple[str, ...]:
         """Take back the labels of an image under a tag; see ``Inbox.withdraw``.
@@ -479,7 +455,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         if not (is_usable_id(image_id) and is_safe_tag(tag)):
             raise UnknownLabelError(image_id, tag)
         is_listed = tag in self._datastore.get_labels_by_image_id(image_id)
-        withdrawn = self._inbox.withdraw(image_id, tag, user=user, hide=self._datastore.remove_label)
+        withdrawn = self._inbox.withdraw(image_id, tag, user=user)
         if not is_listed and not withdrawn:
             raise UnknownLabelError(image_id, tag)
         return withdrawn

@@ -7,7 +7,7 @@ The stages are ``prepare -> locate -> step2_input -> segment``. Arrays stay in m
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 
@@ -31,14 +31,16 @@ from totalspineseg_server.numbering.evidence import Localizer, Step1Names
 from totalspineseg_server.numbering.findings import IMAGE, Finding
 from totalspineseg_server.numbering.naming import Method, name_map
 from totalspineseg_server.numbering.step1_names import step1_names
-from totalspineseg_server.prediction import Predictor
+from totalspineseg_server.prediction import Prediction, Predictor
 from totalspineseg_server.transforms.canal import soft_structure
 from totalspineseg_server.transforms.components import Box
-from totalspineseg_server.transforms.crop import CROP_MARGIN_MM, crop_box
-from totalspineseg_server.transforms.discs import discs_named_as, odd_discs
+from totalspineseg_server.transforms.discs import CROP_MARGIN_MM, crop_box, discs_named_as, odd_discs
 from totalspineseg_server.transforms.labeling import UNNAMED
 from totalspineseg_server.transforms.levels import level_points
 from totalspineseg_server.trust import UNMEASURED, Trust
+
+STEP1_SOFT: Final = ("canal", "cord")
+"""Regions of step 1 whose probabilities are asked for."""
 
 
 @dataclass(frozen=True)
@@ -199,9 +201,24 @@ def locate(scan: Scan, predictor: Predictor, options: Options | None = None, *, 
     Raises:
         NoSpineError: The network found no disc or no canal, or no level fits its result.
     """
-    options = options or Options()
     with clock("step 1 network"):
-        prediction = predictor.predict(scan.iso.data[np.newaxis], soft=("canal", "cord"))
+        prediction = predictor.predict(scan.iso.data[np.newaxis], soft=STEP1_SOFT)
+    return located(scan, prediction, options, clock=clock)
+
+
+def located(scan: Scan, prediction: Prediction, options: Options | None = None, *, clock: Clock = no_clock) -> Located:
+    """Name what the step-1 network found, see ``locate``.
+
+    Args:
+        scan: From ``prepare``.
+        prediction: The network's answer for the scan, with the probabilities of ``STEP1_SOFT``.
+        options: Options for naming the levels.
+        clock: Measures the stages.
+
+    Raises:
+        NoSpineError: The network found no disc or no canal, or no level fits its result.
+    """
+    options = options or Options()
     with _explained(scan):
         labels, numbering = _name(prediction.labels, 1, scan.iso.grid, options, clock, trust=prediction.trust)
         _require_named(labels, 1)

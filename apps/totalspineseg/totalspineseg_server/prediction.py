@@ -1,5 +1,6 @@
-"""Define the types that networks and the pipeline share."""
+"""Define the types that networks and the pipeline share, and a label map that takes little memory."""
 
+import zlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -7,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.trust import UNMEASURED, Trust
 
 
@@ -46,3 +48,25 @@ class Predictor(Protocol):
         Returns:
             Labels, and one probability map for each name in ``soft``.
         """
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A label map that takes little memory.
+
+    Attributes:
+        shape: Shape of the map.
+        content: Its voxels, compressed.
+    """
+
+    shape: tuple[int, ...]
+    content: bytes
+
+    @classmethod
+    def of(cls, labels: LabelArray) -> "Packed":
+        """Pack a uint8 map. Not modified."""
+        return cls(labels.shape, zlib.compress(np.ascontiguousarray(labels).tobytes(), 1))
+
+    def unpacked(self) -> LabelArray:
+        """Return the map, which cannot be written to."""
+        return np.frombuffer(zlib.decompress(self.content), np.uint8).reshape(self.shape)

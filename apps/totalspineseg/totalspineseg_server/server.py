@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from totalspineseg_server import places
-from totalspineseg_server.corrections.history import HISTORY_DIR
+from totalspineseg_server.corrections.ids import HISTORY_DIR
 from totalspineseg_server.errors import AddressError, StorageError
 from totalspineseg_server.files import storage_errors, write_text
 from totalspineseg_server.front.guard import LOOPBACK, own_names
@@ -200,7 +200,7 @@ def serve(
     """
     import uvicorn
 
-    from totalspineseg_server.nnunet.content_version import files_in_use
+    from totalspineseg_server.nnunet.discovery import files_in_use
     from totalspineseg_server.nnunet.fast_ways import INT8
     from totalspineseg_server.nnunet.runtimes import chosen_for_all, require, runtime_of
     from totalspineseg_server.registry.model_store import ModelStore
@@ -369,8 +369,8 @@ def require_weights(weights: str, *, app_dir: Path) -> None:
     """
     if not weights:
         return
+    from totalspineseg_server.nnunet.discovery import read_trust
     from totalspineseg_server.nnunet.networks import Networks
-    from totalspineseg_server.nnunet.trust_file import read_trust
     from totalspineseg_server.registry.model_store import ModelStore
 
     networks = Networks(ModelStore(app_dir / "model", weights=weights))

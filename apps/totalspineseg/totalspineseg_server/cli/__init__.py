@@ -40,8 +40,8 @@ COMMANDS: Final = MappingProxyType(
 )
 """Command -> what it does; each is a module of this package."""
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-"""Exit codes: a scan failed or lint found something; the command cannot be carried out; Ctrl-C."""
+EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
+"""Exit codes: the command cannot be carried out; Ctrl-C."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,9 +45,9 @@ def execute(arguments: argparse.Namespace) -> int:
     from totalspineseg_server.errors import LabelError
     from totalspineseg_server.nnunet.calibration import calibrate, joined
     from totalspineseg_server.nnunet.cases import Skipped
+    from totalspineseg_server.nnunet.discovery import write_trust
     from totalspineseg_server.nnunet.model_folder import models_in_use
     from totalspineseg_server.nnunet.runtimes import require
-    from totalspineseg_server.nnunet.trust_file import write_trust
 
     require(arguments.device, "torch")
     store = model_store(None, arguments.weights)

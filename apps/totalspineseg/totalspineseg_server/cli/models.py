@@ -125,7 +125,7 @@ def _judge(store: "ModelStore", arguments: argparse.Namespace) -> int:
 
 
 def _activate(store: "ModelStore", arguments: argparse.Namespace) -> None:
-    from totalspineseg_server.nnunet.activation import activate
+    from totalspineseg_server.nnunet.model_folder import activate
     from totalspineseg_server.registry.manage import was_judged
 
     steps = activate(store, arguments.name, force=arguments.force)

@@ -65,9 +65,9 @@ def execute(arguments: argparse.Namespace) -> int:
     from totalspineseg_server.cli.site_folder import has_corrections
     from totalspineseg_server.errors import LabelError
     from totalspineseg_server.nnunet.cases import Skipped
-    from totalspineseg_server.nnunet.folders import NnunetFolders
-    from totalspineseg_server.nnunet.raw_dataset import DISTURBED_SHARE, RawOptions, dataset_name, write_raw_datasets
-    from totalspineseg_server.nnunet.raw_folder import read_cases
+    from totalspineseg_server.nnunet.raw_dataset import DISTURBED_SHARE, RawOptions, write_raw_datasets
+    from totalspineseg_server.nnunet.raw_folder import NnunetFolders, read_cases
+    from totalspineseg_server.registry.model_store import dataset_name
 
     steps = tuple(sorted(set(arguments.step or (1, 2))))
     disturbed = DISTURBED_SHARE if arguments.disturbed_share is None else arguments.disturbed_share

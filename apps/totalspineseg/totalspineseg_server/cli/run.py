@@ -169,10 +169,9 @@ def _pass_on(arguments: argparse.Namespace, cases: "Sequence[Case]", summary: "S
 def _run(arguments: argparse.Namespace, cases: "tuple[Case, ...]", options: "RunOptions") -> "tuple[Summary, str]":
     """Process the scans; return the summary, and a sentence that warns of the weights ("" for none)."""
     from totalspineseg_server.cohort.documents import weights_warning, write_documents
-    from totalspineseg_server.cohort.progress import Progress
-    from totalspineseg_server.cohort.running import run
+    from totalspineseg_server.cohort.running import Progress, run
     from totalspineseg_server.cohort.work import Work
-    from totalspineseg_server.nnunet.content_version import files_in_use
+    from totalspineseg_server.nnunet.discovery import files_in_use
     from totalspineseg_server.nnunet.runtimes import chosen_for_all, with_runtime
     from totalspineseg_server.registry.releases import weights_text
 

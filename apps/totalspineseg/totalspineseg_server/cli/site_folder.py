@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.history import HISTORY_DIR, PACS_DIR, STUDIES_DIR
+from totalspineseg_server.corrections.ids import HISTORY_DIR, PACS_DIR, STUDIES_DIR
 from totalspineseg_server.corrections.image_records import images_folder
-from totalspineseg_server.pacs.stored_series import StoredSeries
+from totalspineseg_server.pacs.found_series import StoredSeries
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.training.site import Site, folder_site
 

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
-    from totalspineseg_server.nnunet.folders import NnunetFolders
+    from totalspineseg_server.nnunet.raw_folder import NnunetFolders
     from totalspineseg_server.training.scratch import ScratchSettings, train_from_scratch
 
     folders = NnunetFolders.at(arguments.nnunet)

@@ -56,8 +56,7 @@ def execute(arguments: argparse.Namespace) -> int:
     """Run the training; return the exit code."""
     from totalspineseg_server.nnunet.real_spines import read_cases
     from totalspineseg_server.nnunet.starter import train_starter
-    from totalspineseg_server.nnunet.starter_plans import STARTER_FOLDERS
-    from totalspineseg_server.nnunet.starter_settings import StarterSettings
+    from totalspineseg_server.nnunet.starter_plans import STARTER_FOLDERS, StarterSettings
 
     logging.getLogger().setLevel(logging.INFO)
     values = {f.name: getattr(arguments, f.name, None) for f in fields(StarterSettings)}

@@ -7,11 +7,18 @@ from typing import Any, Final, Literal, Protocol
 
 from totalspineseg_server import pipeline
 from totalspineseg_server.clock import Stopwatch
-from totalspineseg_server.cohort.fingerprints import fingerprint, same_content
 from totalspineseg_server.cohort.inputs import Case
 from totalspineseg_server.cohort.interchange import interchange_files
 from totalspineseg_server.cohort.outputs import FOLDERS, REPORTS, Result, make_folders, result_files, write_result
-from totalspineseg_server.cohort.record import levels_in_view, read_record, record_path, remove_record, structures_json
+from totalspineseg_server.cohort.record import (
+    fingerprint,
+    levels_in_view,
+    read_record,
+    record_path,
+    remove_record,
+    same_content,
+    structures_json,
+)
 from totalspineseg_server.cohort.run_options import RunOptions
 from totalspineseg_server.errors import ImageError, StorageError, TotalSpineSegError
 from totalspineseg_server.files import remove_leftovers, storage_errors, write_json

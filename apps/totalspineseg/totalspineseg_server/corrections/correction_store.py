@@ -1,33 +1,42 @@
-"""Store all corrections, append-only: each with the file as it was sent, its codes, and a record.
+"""Store what readers decided about images, append-only: corrections, their withdrawals, and rejections of results.
 
 ``<history>/corrections/<image>/<UTC time>-<random>/`` holds ``raw<ending>``, ``received.json`` (see
 ``corrections.receipts``), ``codes.nii.gz`` (if accepted) and ``record.json``. An entry appears complete or not at all,
 and is never changed.
+
+``<history>/rejections/<image>/<id>/record.json`` rejects a result with a reason, so that the scan must be drawn,
+or takes the previous rejection back.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
-from totalspineseg_server.corrections import history
-from totalspineseg_server.corrections.predictions import PredictionRecord
-from totalspineseg_server.corrections.receipts import Receipt, Sender
-from totalspineseg_server.corrections.submission import Mapped
-from totalspineseg_server.errors import StorageError, TotalSpineSegError
-from totalspineseg_server.files import from_fields, move_folder, read_json, staged_folder, write_json
-from totalspineseg_server.geometry import Grid, LabelArray, Volume
+from totalspineseg_server.corrections import answers, ids
+from totalspineseg_server.corrections.image_records import Remembered
+from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.files import move_folder, staged_folder, write_json
+from totalspineseg_server.geometry import LabelArray, Volume
 from totalspineseg_server.io.volumes import read_labels, write_volume
 
-logger = logging.getLogger(__name__)
-
-RECORD_FILE = "record.json"
 CODES_FILE = "codes.nii.gz"
-CHOSEN_PARAMETER = "chosen"
-"""Parameter of a submission: see ``Correction.chosen``."""
+FINAL_TAG: Final = "final"
+"""Datastore tag of a finished label, whose names are certain. Clients that state no tag get this one."""
+STEP1_TAG: Final = "step1"
+"""Datastore tag of corrected step-1 maps: input of step 2, never a finished label."""
+READER_TAGS: Final = (STEP1_TAG, FINAL_TAG)
+"""Datastore tags that only submissions of readers may have; others are for predictions and work in progress."""
+SAFE_TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 
 Status = Literal["accepted", "parked"]
+
+
+def is_safe_tag(tag: str) -> bool:
+    """Return whether a label tag is a plain word."""
+    return SAFE_TAG.fullmatch(tag) is not None
 
 
 class Withdrawals:
@@ -47,17 +56,17 @@ class Withdrawals:
         Raises:
             StorageError: It could not be written; the correction still counts.
         """
-        record = {"image": image_id, "correction": correction_id, "user": user, "received": history.now_text()}
+        record = {"image": image_id, "correction": correction_id, "user": user, "received": ids.now_text()}
         with staged_folder(self.folder(image_id) / correction_id) as entry:
-            write_json(entry / RECORD_FILE, record)
+            write_json(entry / ids.RECORD_FILE, record)
 
     def of_image(self, image_id: str) -> frozenset[str]:
         """Return the ids of the corrections of an image that were withdrawn."""
-        return frozenset(history.names(self.folder(image_id)))
+        return frozenset(ids.names(self.folder(image_id)))
 
     def folder(self, image_id: str) -> Path:
         """Return the folder that changes with the withdrawals of an image; it may not exist."""
-        return self._root / history.folder_name(image_id)
+        return self._root / ids.folder_name(image_id)
 
 
 @dataclass(frozen=True)
@@ -84,8 +93,8 @@ class Correction:
         unreviewed: Codes whose voxels the annotator did not check.
         overlap_voxels: Number of voxels that more than one segment claimed.
         findings: Findings on the label (see ``numbering.linter``); empty if parked.
-        renumbered: How the other levels followed the one that was renamed (see ``corrections.renames``), or None.
-        untouched: Codes left as predicted (see ``corrections.unreviewed``); empty in older records.
+        renumbered: How the other levels followed the one that was renamed (see ``corrections.comparison``), or None.
+        untouched: Codes left as predicted (see ``corrections.comparison``); empty in older records.
         renamed: Codes whose name was changed or confirmed while their outline was left as predicted.
         offered: How the image was offered to its author: ``strategy``, time (``ts``) and ``score``; None if it was
             opened otherwise.
@@ -131,36 +140,23 @@ class Correction:
         """The author of the label, under the name that other readers see."""
         return self.client or self.user
 
-
-@dataclass(frozen=True)
-class Received:
-    """A submission while it is read.
-
-    Attributes:
-        receipt: The submission as it was sent.
-        folder: Its folder.
-        image_id: Image it belongs to.
-        image_sha256: Present hash of that image.
-        prediction: The prediction that it corrects.
-        offered: See ``Correction``.
-    """
-
-    receipt: Receipt
-    folder: Path
-    image_id: str
-    image_sha256: str
-    prediction: PredictionRecord | None = None
-    offered: Mapping[str, Any] | None = None
+    @property
+    def displayed_tag(self) -> str:
+        """The datastore's tag under which it is shown; a step-1 map never replaces a finished label."""
+        if self.step != 1:
+            return self.tag
+        return STEP1_TAG if self.tag in READER_TAGS else f"{self.tag}-{STEP1_TAG}"
 
     @property
-    def file(self) -> Path:
-        """The submitted file."""
-        return self.folder / self.receipt.raw
-
-    @property
-    def sender(self) -> Sender:
-        """Who sent it."""
-        return self.receipt.sender
+    def message(self) -> str:
+        """The answer to the author of an accepted label: first the effect of a rename, findings last."""
+        return answers.submitted(
+            self.step,
+            len(self.present),
+            renumbered=str(self.renumbered.get("message", "")) if self.renumbered else "",
+            findings=[str(finding.get("message", "")) for finding in self.findings],
+            is_finished=self.tag in READER_TAGS,
+        )
 
 
 class CorrectionStore:
@@ -174,49 +170,36 @@ class CorrectionStore:
     def __init__(self, root: Path) -> None:
         self.root = root / "corrections"
         self.withdrawals = Withdrawals(root)
+        self._remembered: Remembered[tuple[Correction, ...]] = Remembered()
 
-    def accept(
-        self,
-        received: Received,
-        mapped: Mapped,
-        grid: Grid,
-        findings: tuple[Mapping[str, Any], ...] = (),
-        renumbered: Mapping[str, Any] | None = None,
-    ) -> Correction:
-        """File a submission whose segments all have known names.
+    def file(self, folder: Path, correction: Correction, codes: Volume | None = None) -> Correction:
+        """Move a submission to the corrections of its image.
 
         Args:
-            received: The submission.
-            mapped: Its codes.
-            grid: Grid of the image.
-            findings: Findings on the label.
-            renumbered: How other levels followed a renamed one.
+            folder: Folder of the submission, with the file as it was sent.
+            correction: Its record.
+            codes: Its codes on the grid of the image; None if it is parked. Not modified.
+
+        Returns:
+            The record.
 
         Raises:
             StorageError: It could not be written; it still waits.
         """
-        record = self._record(received, "accepted", "", step=mapped.step, findings=findings)
-        record |= {"present": mapped.present, "overlap_voxels": mapped.overlap_voxels, "renumbered": renumbered}
-        record |= {"unreviewed": mapped.unreviewed, "untouched": mapped.untouched, "renamed": mapped.renamed}
-        record |= {"unchanged": mapped.unchanged, "dice": mapped.dice, "unconfirmed": mapped.unconfirmed}
-        write_volume(received.folder / CODES_FILE, mapped.codes, grid)
-        return self._file(Correction(**record), received)
-
-    def park(self, received: Received, error: TotalSpineSegError) -> Correction:
-        """File a submission that cannot be used, with the reason.
-
-        Raises:
-            StorageError: It could not be written; it still waits.
-        """
-        return self._file(Correction(**self._record(received, "parked", str(error))), received)
+        # The entry appears complete, because everything is written before its folder moves.
+        if codes is not None:
+            write_volume(folder / CODES_FILE, codes.data, codes.grid)
+        write_json(folder / ids.RECORD_FILE, asdict(correction))
+        move_folder(folder, self._folder(correction.image) / correction.id)
+        return correction
 
     def ids(self, image_id: str) -> tuple[str, ...]:
         """Return the ids of all corrections of an image, oldest first."""
-        return history.names(self._folder(image_id))
+        return ids.names(self._folder(image_id))
 
     def of_image(self, image_id: str) -> tuple[Correction, ...]:
         """Return all corrections of an image, parked ones too, oldest first; those that cannot be read are logged."""
-        return tuple(_readable(self._folder(image_id), _log))
+        return tuple(ids.records(Correction, ids.entries(self._folder(image_id)), "correction"))
 
     def read(self, image_id: str, correction_id: str) -> Correction:
         """Return the record of a correction.
@@ -224,33 +207,46 @@ class CorrectionStore:
         Raises:
             StorageError: It cannot be read.
         """
-        return _read(self._folder(image_id) / correction_id)
+        return ids.read_record(Correction, self._folder(image_id) / correction_id, "correction")
 
     def any_of(self, image_id: str) -> bool:
         """Return whether an image has a correction, even a parked or damaged one."""
-        return bool(history.entries(self._folder(image_id)))
+        return bool(ids.entries(self._folder(image_id)))
 
     def all(self) -> Iterator[Correction]:
         """Yield all corrections of all images; those that cannot be read are logged."""
-        return self.readable(_log)
+        return ids.records(Correction, self._entries(), "correction")
 
     def readable(self, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
         """Yield all corrections; a damaged record is reported (image folder and reason) and skipped."""
-        for folder in history.entries(self.root):
-            yield from _readable(folder, on_damaged)
+
+        def report(entry: Path, error: StorageError) -> None:
+            on_damaged(entry.parent.name, error)
+
+        return ids.records(Correction, self._entries(), "correction", report)
+
+    def corrected(self, images: Iterable[str]) -> frozenset[str]:
+        """Return those of these images that have a correction, even a parked or damaged one."""
+        folders = frozenset(ids.names(self.root))
+        return frozenset(image_id for image_id in images if ids.folder_name(image_id) in folders)
 
     def in_force(self, image_id: str) -> tuple[Correction, ...]:
-        """Return the accepted corrections of an image that were not withdrawn, oldest first, without damaged ones."""
-        withdrawn = self.withdrawals.of_image(image_id)
-        return tuple(c for c in self.of_image(image_id) if c.status == "accepted" and c.id not in withdrawn)
+        """Return the accepted corrections of an image that were not withdrawn, oldest first, without damaged ones; they
+        are read again only if one was added or withdrawn."""
+        folders = self._folder(image_id), self.withdrawals.folder(image_id)
+        return self._remembered.value(image_id, folders, lambda: self._read_in_force(image_id))
+
+    def under(self, image_id: str, tag: str) -> tuple[Correction, ...]:
+        """Return the corrections of an image that count and belong under a tag of the datastore, oldest first."""
+        return tuple(c for c in self.in_force(image_id) if c.displayed_tag == tag)
+
+    def displayed(self, image_id: str) -> dict[str, Correction]:
+        """Return tag of the datastore -> the correction of an image that clients see: the newest one that counts."""
+        return {c.displayed_tag: c for c in self.in_force(image_id)}
 
     def latest_accepted(self, image_id: str, step: int = 2) -> Correction | None:
         """Return the newest accepted correction of an image for a step, unless it was withdrawn, or None."""
         return next((c for c in reversed(self.in_force(image_id)) if c.step == step), None)
-
-    def folders(self, image_id: str) -> tuple[Path, Path]:
-        """Return the folders that change with the corrections of an image and with their withdrawals."""
-        return self._folder(image_id), self.withdrawals.folder(image_id)
 
     def codes(self, correction: Correction) -> LabelArray:
         """Return the codes of an accepted correction; see ``volume``."""
@@ -272,66 +268,73 @@ class CorrectionStore:
         """Return the folder of a correction."""
         return self._folder(correction.image) / correction.id
 
+    def _entries(self) -> Iterator[Path]:
+        """Yield the folders of all corrections of all images."""
+        return (entry for folder in ids.entries(self.root) for entry in ids.entries(folder))
+
+    def _read_in_force(self, image_id: str) -> tuple[Correction, ...]:
+        withdrawn = self.withdrawals.of_image(image_id)
+        return tuple(c for c in self.of_image(image_id) if c.status == "accepted" and c.id not in withdrawn)
+
     def _folder(self, image_id: str) -> Path:
-        return self.root / history.folder_name(image_id)
-
-    def _record(
-        self,
-        received: Received,
-        status: Status,
-        reason: str,
-        *,
-        step: int | None = None,
-        findings: tuple[Mapping[str, Any], ...] = (),
-    ) -> dict[str, Any]:
-        prediction, receipt = received.prediction, received.receipt
-        return {
-            "id": receipt.id,
-            "image": received.image_id,
-            "status": status,
-            "reason": reason,
-            "step": step,
-            "tag": receipt.tag,
-            **asdict(receipt.sender),
-            "raw": receipt.raw,
-            "raw_sha256": receipt.raw_sha256,
-            "image_sha256": received.image_sha256,
-            "received": receipt.received,
-            "prediction": None
-            if prediction is None
-            else {"id": prediction.id, "model": prediction.model, "versions": dict(prediction.versions)},
-            "label_info": receipt.params.get("label_info"),
-            "findings": findings,
-            "offered": received.offered,
-            "chosen": _ids(receipt.params.get(CHOSEN_PARAMETER)),
-        }
-
-    def _file(self, correction: Correction, received: Received) -> Correction:
-        # The entry appears complete, because everything is written before its folder moves.
-        write_json(received.folder / RECORD_FILE, asdict(correction))
-        move_folder(received.folder, self._folder(correction.image) / received.folder.name)
-        return correction
+        return self.root / ids.folder_name(image_id)
 
 
-def _readable(folder: Path, on_damaged: Callable[[str, StorageError], None]) -> Iterator[Correction]:
-    """Yield the corrections in the folder of an image; a damaged record is reported and skipped."""
-    for entry in history.entries(folder):
-        try:
-            correction = _read(entry)
-        except StorageError as error:
-            on_damaged(folder.name, error)
-        else:
-            yield correction
+MAX_REASON: Final = 500
+"""Largest number of characters in a reason: a sentence or two."""
 
 
-def _read(entry: Path) -> Correction:
-    record = read_json(entry / RECORD_FILE)
-    return from_fields(Correction, record, f"of correction {entry.name} in {entry.parent}")
+@dataclass(frozen=True)
+class Rejection:
+    """A reader's decision that a result cannot be used, with the reason.
+
+    Attributes:
+        id: Sorts by time, among corrections too.
+        image: Image id.
+        reason: The reason in the reader's words; empty if this takes the previous rejection back.
+        user: See ``Sender``.
+        client: See ``Sender``.
+        prediction: Id of the rejected prediction; empty if there was none.
+        received: UTC, ISO 8601.
+    """
+
+    id: str
+    image: str
+    reason: str
+    user: str
+    client: str
+    prediction: str
+    received: str
+
+    @property
+    def reader(self) -> str:
+        """Who rejected it, under the name that other readers see."""
+        return self.client or self.user
 
 
-def _ids(value: object) -> tuple[str, ...]:
-    return tuple(map(str, value)) if isinstance(value, (list, tuple)) else ()
+class Rejections:
+    """The rejections below a history folder; append-only."""
 
+    def __init__(self, root: Path) -> None:
+        self._root = root / "rejections"
 
-def _log(image: str, error: StorageError) -> None:
-    logger.warning("A correction of %s cannot be read and is skipped: %s", image, error)
+    def add(self, image_id: str, reason: str, sender: Sender, prediction: str = "") -> Rejection:
+        """Record a rejection; without a reason, take the previous one back.
+
+        Raises:
+            StorageError: It could not be written.
+        """
+        folder = self._root / ids.folder_name(image_id)
+        entry_id = ids.new_id(ids.names(folder))
+        record = Rejection(
+            entry_id, image_id, reason[:MAX_REASON], sender.user, sender.client, prediction, ids.now_text()
+        )
+        with staged_folder(folder / entry_id) as entry:
+            write_json(entry / ids.RECORD_FILE, asdict(record))
+        return record
+
+    def latest(self, image_id: str) -> Rejection | None:
+        """Return the latest rejection; None if there is none, or if it was taken back."""
+        newest_first = reversed(ids.entries(self._root / ids.folder_name(image_id)))
+        found = next(ids.records(Rejection, newest_first, "rejection"), None)
+        return found if found is not None and found.reason else None

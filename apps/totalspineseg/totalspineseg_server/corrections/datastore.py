@@ -9,13 +9,12 @@ import io
 import json
 import logging
 import os
-import re
 import tempfile
 import threading
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -23,12 +22,25 @@ from typing import Any, Final
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
-from totalspineseg_server.corrections.displayed_corrections import CORRECTION, FINAL_TAG, DisplayedCorrections, info_of
-from totalspineseg_server.corrections.file_contents import ContentHashes
-from totalspineseg_server.corrections.image_ids import OFFERED_ENDINGS, split_name
-from totalspineseg_server.corrections.image_records import IMAGES_DIR, ImageRecords, older_index
-from totalspineseg_server.corrections.label_files import DRAWN_ON, LABELS_DIR, DisplayedLabel, LabelFiles
+from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore, is_safe_tag
+from totalspineseg_server.corrections.ids import OFFERED_ENDINGS, split_name
+from totalspineseg_server.corrections.image_records import (
+    IMAGES_DIR,
+    ContentHashes,
+    ImageRecords,
+    noted_for,
+    older_index,
+)
+from totalspineseg_server.corrections.label_files import (
+    DRAWN_ON,
+    LABELS_DIR,
+    DisplayedLabel,
+    LabelFiles,
+    info_of,
+    write_correction,
+)
 from totalspineseg_server.errors import StorageError
+from totalspineseg_server.geometry import Volume
 from totalspineseg_server.locks import locked
 
 logger = logging.getLogger(__name__)
@@ -36,14 +48,8 @@ logger = logging.getLogger(__name__)
 CONTENTS_FILE: Final = "contents.json"
 """File with hashes of images and labels, so that the server does not read all of them at each start; it may be deleted.
 """
-SAFE_TAG: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 INDEX_SECONDS: Final = 60.0
 """Longest wait for another process that changes the studies: copying a large image to a slow disk takes seconds."""
-
-
-def is_safe_tag(tag: str) -> bool:
-    """Return whether a label tag is a plain word."""
-    return SAFE_TAG.fullmatch(tag) is not None
 
 
 class SpineDatastore(Datastore):  # type: ignore[misc]
@@ -58,7 +64,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         corrections: The corrections that are shown; None if only saved labels are shown.
     """
 
-    def __init__(self, folder: Path, images: Path, own: Path, corrections: DisplayedCorrections | None) -> None:
+    def __init__(self, folder: Path, images: Path, own: Path, corrections: CorrectionStore | None) -> None:
         self._place = folder
         self._corrections = corrections
         self._holder = 0
@@ -69,7 +75,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         self._contents = ContentHashes(own / CONTENTS_FILE)
         for name, size, time_ns, sha256 in older.hashes():
             self._contents.learn(images / name, size, time_ns, sha256)
-        self._labels = LabelFiles(folder / LABELS_DIR, self._contents, older)
+        self._labels = LabelFiles(folder / LABELS_DIR, self._contents, older, corrections)
 
     # Questions that a folder and a PACS answer differently.
 
@@ -142,6 +148,10 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         with self._turn():
             self._records.write(image_id, {**self._records.of(image_id), **info})
 
+    def offer_to(self, image_id: str, names: Collection[str]) -> Mapping[str, Any] | None:
+        """Return the last offer of an image to a client with one of these names, with its ``strategy``, or None."""
+        return noted_for(self._records.of(image_id), names)
+
     def _image_entry(self, image_id: str, file: Path | None) -> dict[str, Any]:
         """Return the entry of an image in a list."""
         info = self._records.of(image_id)
@@ -164,11 +174,11 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Return tag -> the id of the label, which is that of the image."""
-        return dict.fromkeys(self._known(image_id), image_id)
+        return dict.fromkeys(self._labels.displayed(image_id), image_id)
 
     def get_label_by_image_id(self, image_id: str, tag: str) -> str:
         """Return the id of a label, which is that of its image; "" if there is none."""
-        return image_id if tag in self._known(image_id) else ""
+        return image_id if tag in self._labels.displayed(image_id) else ""
 
     def get_label(self, label_id: str, label_tag: str, params: Any = None) -> Any:
         """Return the content of a label's file, or None."""
@@ -193,7 +203,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     def get_label_info(self, label_id: str, label_tag: str) -> dict[str, Any]:
         """Return the information about a label, even if its image was replaced."""
-        label = self._known(label_id).get(_plain(label_tag))
+        label = self._labels.displayed(label_id).get(_plain(label_tag))
         return {} if label is None else dict(label.info)
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
@@ -226,6 +236,23 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             self._labels.write(image_id, tag, Path(label_filename), info)
         return image_id
 
+    def show(self, correction: Correction, codes: Volume, more: Mapping[str, Any] | None = None) -> None:
+        """Show an accepted correction under its tag, in place of the label shown before.
+
+        Args:
+            correction: The correction.
+            codes: Its codes, on the grid of its image. Not modified.
+            more: Other information that is shown with it. Not modified.
+
+        Raises:
+            KeyError: There is no such image.
+            StorageError: It could not be written; the label shown before is still there.
+        """
+        with tempfile.TemporaryDirectory(prefix="totalspineseg-label-") as name:
+            file = Path(name) / "label.nii.gz"
+            write_correction(codes, file)
+            self.save_label(correction.image, str(file), correction.displayed_tag, info_of(correction, more))
+
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Add to the information about a label.
 
@@ -234,7 +261,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             StorageError: It could not be written.
         """
         tag = _plain(label_tag)
-        label = self._known(label_id).get(tag)
+        label = self._labels.displayed(label_id).get(tag)
         if label is not None and label.file is None:
             label = self._written(label_id, tag)
         if label is None:
@@ -251,50 +278,16 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         with self._turn():
             self._labels.remove(label_id, [tag for tag in self._labels.tags() if tag == _plain(label_tag)])
 
-    def _known(self, image_id: str) -> dict[str, DisplayedLabel]:
-        """Return the labels of an image by tag, whether or not they fit it: saved ones, and corrections that count."""
-        return self._with_corrections(image_id, self._labels.of(image_id))
-
-    def _all_known(self) -> dict[str, dict[str, DisplayedLabel]]:
-        """Return the same for every image."""
-        images, names = self.list_images(), self._labels.names()
-        has_corrections = None if self._corrections is None else self._corrections.any_of()
-        known = {}
-        for image_id in images:
-            known[image_id] = self._labels.of(image_id, names)
-            if has_corrections is not None and has_corrections(image_id):
-                known[image_id] = self._with_corrections(image_id, known[image_id])
-        return known
-
-    def _with_corrections(self, image_id: str, saved: Mapping[str, DisplayedLabel]) -> dict[str, DisplayedLabel]:
-        """Return the labels of an image with those that follow from its corrections.
-
-        Args:
-            image_id: The image.
-            saved: The labels that have files. Not modified.
-        """
-        found = dict(saved)
-        if self._corrections is None:
-            return found
-        newest = self._corrections.of(image_id)
-        for tag, label in saved.items():
-            # A correction that the history does not know stays: the history may have been lost.
-            displayed = str(label.info.get(CORRECTION) or "")
-            if displayed and tag not in newest and self._corrections.has(image_id, displayed):
-                del found[tag]
-        for tag, correction in newest.items():
-            here = saved.get(tag)
-            if here is None or not here.is_own or here.info.get(CORRECTION) not in (None, correction.id):
-                found[tag] = DisplayedLabel(None, info_of(correction))
-        return found
-
     def _displayed(self, image_id: str) -> dict[str, DisplayedLabel]:
         """Return the labels of an image by tag that this server made and that were drawn on its present content."""
-        return self._fitting(image_id, self._known(image_id))
+        return self._fitting(image_id, self._labels.displayed(image_id))
 
     def _all_shown(self) -> dict[str, dict[str, DisplayedLabel]]:
         """Return the same for every image."""
-        return {image_id: self._fitting(image_id, known) for image_id, known in self._all_known().items()}
+        return {
+            image_id: self._fitting(image_id, known)
+            for image_id, known in self._labels.all_displayed(self.list_images()).items()
+        }
 
     def _fitting(self, image_id: str, known: Mapping[str, DisplayedLabel]) -> dict[str, DisplayedLabel]:
         return {tag: label for tag, label in known.items() if self._fits(image_id, tag, label)}
@@ -302,12 +295,10 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
     def _written(self, image_id: str, tag: str) -> DisplayedLabel | None:
         """Write the label file of a correction if it has none, for instance because it was deleted; return the
         label."""
-        correction = None if self._corrections is None else self._corrections.of(image_id).get(tag)
+        correction = None if self._corrections is None else self._corrections.displayed(image_id).get(tag)
         if self._corrections is None or correction is None:
             return None
-        with tempfile.TemporaryDirectory(prefix="totalspineseg-label-") as name:
-            file = self._corrections.draw(correction, Path(name))
-            self.save_label(image_id, str(file), tag, info_of(correction))
+        self.show(correction, self._corrections.volume(correction))
         return self._labels.of(image_id).get(tag)
 
     def _fits(self, image_id: str, tag: str, label: DisplayedLabel) -> bool:
@@ -368,7 +359,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     def status(self) -> dict[str, Any]:
         """Return how many images and labels there are."""
-        known = self._all_known()
+        known = self._labels.all_displayed(self.list_images())
         tags = Counter(tag for labels in known.values() for tag, label in labels.items() if label.is_own)
         final = {image_id: labels[FINAL_TAG] for image_id, labels in known.items() if FINAL_TAG in labels}
         finished = sum(self._fits(image_id, FINAL_TAG, label) for image_id, label in final.items())

@@ -1,7 +1,8 @@
-"""Store the label maps that clients see: ``labels/<tag>/<image><ending>``, each with a hidden note beside it.
+"""Hold the labels that clients see: saved maps, and the newest corrections that count.
 
-The note has the information about the map. Both may be deleted together: a reader's label is written again from the
-corrections, and a prediction can be computed again. A map without a note was copied there by somebody else.
+The maps are ``labels/<tag>/<image><ending>``, each with a hidden note beside it that has the information about the map.
+Both may be deleted together: a reader's label is written again from the corrections, and a prediction can be computed
+again. A map without a note was copied there by somebody else.
 """
 
 import logging
@@ -10,11 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from totalspineseg_server.corrections.file_contents import ContentHashes, Remembered
-from totalspineseg_server.corrections.image_ids import OFFERED_ENDINGS, by_image, file_stem, image_files, split_name
-from totalspineseg_server.corrections.image_records import OlderIndex
+from totalspineseg_server.anatomy import NAME_OF, WIRE_LABELS
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.corrections.folder_contents import by_image, image_files
+from totalspineseg_server.corrections.ids import OFFERED_ENDINGS, file_stem, split_name
+from totalspineseg_server.corrections.image_records import ContentHashes, OlderIndex, Remembered
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import copy_file, read_json_or, sha256_of, storage_errors, write_json
+from totalspineseg_server.geometry import Volume
+from totalspineseg_server.io.volumes import write_volume
+from totalspineseg_server.plausible import without_regions
+from totalspineseg_server.segments import STEP1_WIRE_LABELS, to_wire
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +29,14 @@ LABELS_DIR: Final = "labels"
 DRAWN_ON: Final = "image_sha256"
 """Field of a label: hash of the image on which it was drawn; "" if unknown. Labels that were copied by hand do not have
 it."""
+RENUMBERED: Final = "renumbered"
+"""Field of a displayed label: whether it was renumbered after it was sent."""
+UNCONFIRMED: Final = "unconfirmed"
+"""Field of a displayed label: names that its reader left marked as doubtful. It is also the kind of the finding about
+them.
+"""
+CORRECTION: Final = "correction"
+"""Field of a displayed label: the id of the correction; predictions have none."""
 ASIDE: Final = ".not-submitted"
 """Ending that is added to the name of a label that somebody else copied to the place of the server's label."""
 
@@ -51,12 +66,16 @@ class LabelFiles:
         folder: Folder of the labels; it is made when the first label is written.
         contents: Hashes of their files.
         older: The index of an earlier version.
+        corrections: The corrections that clients see, too; None if they see only saved labels.
     """
 
-    def __init__(self, folder: Path, contents: ContentHashes, older: OlderIndex) -> None:
+    def __init__(
+        self, folder: Path, contents: ContentHashes, older: OlderIndex, corrections: CorrectionStore | None
+    ) -> None:
         self.folder = folder
         self._contents = contents
         self._older = older
+        self._corrections = corrections
         self._tags: Remembered[tuple[str, ...]] = Remembered()
         self._names: Remembered[dict[str, list[str]]] = Remembered()
         self._infos: Remembered[dict[str, Any]] = Remembered()
@@ -89,6 +108,17 @@ class LabelFiles:
             if labels:
                 found[tag] = next((label for label in labels if label.is_own), labels[0])
         return found
+
+    def displayed(self, image_id: str) -> dict[str, DisplayedLabel]:
+        """Return the labels of an image by tag, whether or not they fit it: saved ones, and corrections that count."""
+        return self._with_corrections(image_id, self.of(image_id))
+
+    def all_displayed(self, images: Sequence[str]) -> dict[str, dict[str, DisplayedLabel]]:
+        """Return the same for many images."""
+        names = self.names()
+        corrected = frozenset() if self._corrections is None else self._corrections.corrected(images)
+        known = {image_id: self.of(image_id, names) for image_id in images}
+        return known | {one: self._with_corrections(one, known[one]) for one in images if one in corrected}
 
     def write(self, image_id: str, tag: str, source: Path, info: Mapping[str, Any]) -> None:
         """Show a label map under a tag, in place of the previous one.
@@ -142,6 +172,28 @@ class LabelFiles:
         for tag in tags:
             for file in self._files(image_id, tag):
                 remove_file(file)
+
+    def _with_corrections(self, image_id: str, saved: Mapping[str, DisplayedLabel]) -> dict[str, DisplayedLabel]:
+        """Return the labels of an image with those that follow from its corrections.
+
+        Args:
+            image_id: The image.
+            saved: The labels that have files. Not modified.
+        """
+        found = dict(saved)
+        if self._corrections is None:
+            return found
+        newest = self._corrections.displayed(image_id)
+        for tag, label in saved.items():
+            # A correction that the history does not know stays: the history may have been lost.
+            displayed = str(label.info.get(CORRECTION) or "")
+            if displayed and tag not in newest and displayed in self._corrections.ids(image_id):
+                del found[tag]
+        for tag, correction in newest.items():
+            here = saved.get(tag)
+            if here is None or not here.is_own or here.info.get(CORRECTION) not in (None, correction.id):
+                found[tag] = DisplayedLabel(None, info_of(correction))
+        return found
 
     def _read_tags(self) -> tuple[str, ...]:
         if not self.folder.is_dir():
@@ -198,3 +250,37 @@ def remove_file(file: Path) -> None:
     """
     with storage_errors(file):
         file.unlink(missing_ok=True)
+
+
+def info_of(correction: Correction, more: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return the information about a correction as a label.
+
+    Args:
+        correction: An accepted correction.
+        more: Other fields. Not modified.
+    """
+    labels = STEP1_WIRE_LABELS if correction.step == 1 else WIRE_LABELS
+    return {
+        CORRECTION: correction.id,
+        "user": correction.user,
+        "client_id": correction.client,
+        "label_info": [{"name": name, "idx": value} for name, value in labels.items()],
+        UNCONFIRMED: [NAME_OF[code] for code in correction.unconfirmed],
+        "prediction": correction.prediction,
+        DRAWN_ON: correction.image_sha256,
+        RENUMBERED: correction.renumbered is not None,
+        **(more or {}),
+    }
+
+
+def write_correction(codes: Volume, file: Path) -> None:
+    """Write a correction in the form that clients get.
+
+    Args:
+        codes: Its codes, on the grid of its image. Not modified.
+        file: NIfTI file of wire ids.
+
+    Raises:
+        StorageError: The file could not be written.
+    """
+    write_volume(file, to_wire(without_regions(codes.data)), codes.grid)

@@ -4,7 +4,6 @@ The record states the image and the weights, so that a correction can be compare
 are deleted after a while, allow naming the levels again without running the networks.
 """
 
-import logging
 import re
 import shutil
 import time
@@ -16,9 +15,9 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from totalspineseg_server.certainty import certainty_of
-from totalspineseg_server.corrections import history
+from totalspineseg_server.corrections import ids
 from totalspineseg_server.errors import ImageError, StorageError, WeightsError
-from totalspineseg_server.files import from_fields, read_json, staged_folder, write_json
+from totalspineseg_server.files import read_json, staged_folder, write_json
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.numbering.evidence import Localizer, Step1Names
@@ -26,9 +25,6 @@ from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.transforms.components import Box, labels_present
 from totalspineseg_server.trust import UNMEASURED, trust_from_json
 
-logger = logging.getLogger(__name__)
-
-RECORD_FILE = "record.json"
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Pattern of an id. It is checked, because clients may state ids and each is the name of a folder."""
 UNLISTED = "unlisted"
@@ -127,19 +123,19 @@ class DrawnMaps:
                     "landmarks": sorted(output.step1.landmarks),
                     "by_reader": output.step1.by_reader,
                 }
-            write_json(entry / RECORD_FILE, record)
-        images = sorted(history.entries(self._root), key=_changed)
+            write_json(entry / ids.RECORD_FILE, record)
+        images = sorted(ids.entries(self._root), key=_changed)
         expiry = time.time() - KEPT_DAYS * 24 * 3600
         expired = [image for image in images[-KEPT_IMAGES:] if _changed(image) < expiry]
-        for old in (*history.entries(folder)[:-KEPT_PER_IMAGE], *images[:-KEPT_IMAGES], *expired):
+        for old in (*ids.entries(folder)[:-KEPT_PER_IMAGE], *images[:-KEPT_IMAGES], *expired):
             shutil.rmtree(old, ignore_errors=True)
 
     def images(self) -> Iterator[tuple[str, str]]:
         """Yield the hash and the latest name of each image with maps, ordered by hash; skip images without a name."""
-        for folder in history.entries(self._root):
+        for folder in ids.entries(self._root):
             for entry in reversed(self._entries(folder.name)):
                 try:
-                    image = read_json(entry / RECORD_FILE).get("image")
+                    image = read_json(entry / ids.RECORD_FILE).get("image")
                 except StorageError:
                     continue
                 if image:
@@ -148,7 +144,7 @@ class DrawnMaps:
 
     def ids(self, image_sha256: str) -> tuple[str, ...]:
         """Return the ids of the predictions whose maps are kept, oldest first."""
-        return history.names(self._root / image_sha256)
+        return ids.names(self._root / image_sha256)
 
     def of_prediction(self, image_sha256: str, prediction: str) -> KeptMaps | None:
         """Return the maps of one prediction, or None."""
@@ -186,7 +182,7 @@ class DrawnMaps:
         return None
 
     def _entries(self, image_sha256: str) -> tuple[Path, ...]:
-        return history.entries(self._root / image_sha256)
+        return ids.entries(self._root / image_sha256)
 
 
 def _changed(folder: Path) -> float:
@@ -200,7 +196,7 @@ def _changed(folder: Path) -> float:
 def _read(entry: Path) -> KeptMaps | None:
     """Return an entry; None if it is damaged or was removed, because it can be made again."""
     try:
-        record: dict[str, Any] = read_json(entry / RECORD_FILE)
+        record: dict[str, Any] = read_json(entry / ids.RECORD_FILE)
         affine = np.array(record["affine"])
         raw, labels = read_labels(entry / RAW_FILE).data, read_labels(entry / LABELS_FILE).data
         x, y, z = record["iso_shape"]
@@ -211,7 +207,7 @@ def _read(entry: Path) -> KeptMaps | None:
                 labels,
                 1 if record["step"] == 1 else 2,
                 _step1(entry, record),
-                trust_from_json(record["trust"], source=RECORD_FILE) if "trust" in record else UNMEASURED,
+                trust_from_json(record["trust"], source=ids.RECORD_FILE) if "trust" in record else UNMEASURED,
             ),
             iso=Grid((x, y, z), np.array(record["iso_affine"])),
             versions=record["versions"],
@@ -280,7 +276,7 @@ class PredictionRecord:
     numbering: Mapping[str, Any] | None
     client: str
     image_sha256: str = ""
-    created: str = field(default_factory=history.now_text)
+    created: str = field(default_factory=ids.now_text)
     disagreement: Mapping[str, float] = field(default_factory=dict)
     marked: tuple[int, ...] = ()
     reviewed: str = ""
@@ -302,12 +298,12 @@ class PredictionStore:
             StorageError: It could not be written.
         """
         with staged_folder(self._folder(record.image, record.image_sha256) / record.id) as entry:
-            write_json(entry / RECORD_FILE, asdict(record))
+            write_json(entry / ids.RECORD_FILE, asdict(record))
 
     def ids(self, image_id: str, image_sha256: str = "") -> tuple[str, ...]:
         """Return the ids of all predictions for an image, oldest first; for an image outside the studies its hash is
         needed."""
-        return history.names(self._folder(image_id, image_sha256))
+        return ids.names(self._folder(image_id, image_sha256))
 
     def of_image(self, image_id: str) -> tuple[PredictionRecord, ...]:
         """Return all predictions for an image, oldest first."""
@@ -315,7 +311,7 @@ class PredictionStore:
 
     def newest_first(self, image_id: str, image_sha256: str = "") -> Iterator[PredictionRecord]:
         """Yield all predictions for an image, newest first; each is read only when it is needed. See ``ids``."""
-        return _readable(reversed(history.entries(self._folder(image_id, image_sha256))))
+        return ids.records(PredictionRecord, reversed(ids.entries(self._folder(image_id, image_sha256))), "prediction")
 
     def latest(self, image_id: str, *clients: str) -> PredictionRecord | None:
         """Return the newest prediction for an image, preferably one for ``clients``; None if there is none."""
@@ -333,25 +329,16 @@ class PredictionStore:
 
     def anywhere(self, prediction_id: str) -> PredictionRecord | None:
         """Return the prediction with this id, whatever the name of its image, or None."""
-        return self._in_one_of(history.entries(self._root), prediction_id)
+        return self._in_one_of(ids.entries(self._root), prediction_id)
 
     def _in_one_of(self, folders: Iterable[Path], prediction_id: str) -> PredictionRecord | None:
         if not ID.fullmatch(prediction_id):
             return None
         entries = (folder / prediction_id for folder in folders)
-        return next(_readable(entry for entry in entries if entry.is_dir()), None)
+        return next(ids.records(PredictionRecord, filter(Path.is_dir, entries), "prediction"), None)
 
     def _folder(self, image_id: str, image_sha256: str = "") -> Path:
         # Image folders have a prefix of their own, so that no image id equals the name of another folder.
         if image_id:
-            return self._root / f"image-{history.folder_name(image_id)}"
+            return self._root / f"image-{ids.folder_name(image_id)}"
         return self._root / (f"{UNLISTED}-{image_sha256}" if image_sha256 else UNLISTED)
-
-
-def _readable(entries: Iterable[Path]) -> Iterator[PredictionRecord]:
-    """Yield the records of some entries; one that cannot be read is logged and skipped."""
-    for entry in entries:
-        try:
-            yield from_fields(PredictionRecord, read_json(entry / RECORD_FILE), f"of prediction {entry.name}")
-        except StorageError as error:
-            logger.warning("A prediction cannot be read and is skipped: %s", error)

@@ -6,15 +6,29 @@ that belongs to no image moves to ``<history>/unfiled/``.
 """
 
 import logging
+import math
 import shutil
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from totalspineseg_server.corrections import answers, history
-from totalspineseg_server.errors import StorageError
-from totalspineseg_server.files import copy_file, from_fields, move_folder, read_json, staged_folder, write_json
+from totalspineseg_server.corrections import answers, ids
+from totalspineseg_server.errors import MemoryShortageError, StorageError, SubmissionError, TotalSpineSegError
+from totalspineseg_server.files import (
+    FULL_DISK,
+    copy_file,
+    from_fields,
+    move_folder,
+    read_json,
+    sha256_of,
+    staged_folder,
+    write_json,
+)
+from totalspineseg_server.locks import file_lock
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +38,9 @@ SEG_SUFFIX: Final = ".dcm"
 """Ending of a DICOM segmentation."""
 LABEL_SUFFIXES: Final = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", SEG_SUFFIX)
 """Endings that the raw file keeps; any other ending becomes ".bin"."""
+AT_ONCE_SECONDS: Final = 60.0
+"""Longest time between the upload of a volume and its label in *Submit Label*: writing and sending a large label takes
+this long."""
 MAX_UNFILED: Final = 100
 """Largest number of submissions that belong to no image; beyond it, the oldest are deleted."""
 
@@ -61,6 +78,80 @@ class Claims:
 
     renamed: tuple[str, ...] = ()
     uploaded: str = ""
+
+
+@dataclass
+class _Volumes:
+    """Uploads and offers of all clients with the same name.
+
+    Attributes:
+        last: The image uploaded last; empty after a label was sent or another image was offered.
+        since: Time of that upload, monotonic, s.
+        opened: Images that these clients uploaded or were offered.
+        refused: Name -> hashes of the volumes that were refused under it.
+        renamed: Name -> ids of the images that such volumes became later.
+    """
+
+    last: str = ""
+    since: float = -math.inf
+    opened: set[str] = field(default_factory=set)
+    refused: dict[str, set[str]] = field(default_factory=dict)
+    renamed: dict[str, set[str]] = field(default_factory=dict)
+
+
+class Uploads:
+    """The volumes that clients uploaded or tried to upload, and the images that they were offered.
+
+    If a reader renames a volume in 3D Slicer and presses *Submit Label*, the volume is uploaded under the new name, but
+    the label is sent for the old name, which may belong to another patient's image. Without sign-in most clients have
+    the same name, so the uploads of a client do not prove whose label is sent.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._of: dict[str, _Volumes] = {}
+
+    def record_upload(self, client: str, image_id: str, sha256: str) -> None:
+        """Record that a client uploaded a volume.
+
+        Args:
+            client: Its name.
+            image_id: The image that the volume became.
+            sha256: Hash of the file.
+        """
+        with self._lock:
+            known = self._of.setdefault(client, _Volumes())
+            known.last, known.since = image_id, time.monotonic()
+            known.opened.add(image_id)
+            for name, refused in known.refused.items():
+                if sha256 in refused and name != image_id:
+                    known.renamed.setdefault(name, set()).add(image_id)
+
+    def record_refusal(self, client: str, image_id: str, sha256: str) -> None:
+        """Record that a client tried to upload a volume under the name of another image."""
+        with self._lock:
+            self._of.setdefault(client, _Volumes()).refused.setdefault(image_id, set()).add(sha256)
+
+    def record_offer(self, client: str, image_id: str) -> None:
+        """Record that a client was offered an image ("" for none), which clears its scene."""
+        with self._lock:
+            known = self._of.setdefault(client, _Volumes())
+            known.last = ""
+            known.opened.add(image_id)
+
+    def claims(self, client: str, image_id: str) -> Claims:
+        """Return the other images to which a label from a client may belong.
+
+        Args:
+            client: Its name.
+            image_id: The image for which it is sent.
+        """
+        with self._lock:
+            known = self._of.setdefault(client, _Volumes())
+            recent = time.monotonic() - known.since < AT_ONCE_SECONDS
+            uploaded = known.last if recent and image_id not in known.opened else ""
+            known.last = ""
+            return Claims(tuple(sorted(known.renamed.get(image_id, ()))), uploaded)
 
 
 @dataclass(frozen=True)
@@ -110,6 +201,44 @@ class Receipt:
         return Claims(self.renamed, self.uploaded)
 
 
+def receipt_of(
+    image_id: str,
+    file: Path,
+    *,
+    tag: str,
+    sender: Sender,
+    params: Mapping[str, Any],
+    claims: Claims | None = None,
+    info: Mapping[str, Any] | None = None,
+    fault: str = "",
+) -> Receipt:
+    """Return a submission that was sent just now, without an id; see ``Receipt``.
+
+    Args:
+        image_id: Image for which it was sent.
+        file: The submitted file. Not modified.
+        tag: Tag under which it was sent.
+        sender: Who sent it.
+        params: Parameters sent with it.
+        claims: Other images to which it may belong.
+        info: Other information that is shown with the label.
+        fault: Why it cannot be used, if that is known already.
+    """
+    return Receipt(
+        id="",
+        image=image_id,
+        tag=tag,
+        **asdict(sender),
+        raw=f"raw{label_suffix(file.name)}",
+        raw_sha256=sha256_of(file),
+        received=ids.now_text(),
+        params=params,
+        info=info or {},
+        **asdict(claims or Claims()),
+        fault=fault,
+    )
+
+
 @dataclass(frozen=True)
 class Waiting:
     """A submission that has not become a correction.
@@ -137,53 +266,53 @@ class Receipts:
 
     def new_id(self, earlier: Iterable[str]) -> str:
         """Return an id that sorts after those of all waiting submissions and after ``earlier``."""
-        return history.new_id((*history.names(self._root), *earlier))
+        return ids.new_id((*ids.names(self._root), *earlier))
 
-    def keep(
-        self,
-        receipt_id: str,
-        image_id: str,
-        file: Path,
-        *,
-        raw_sha256: str,
-        tag: str,
-        sender: Sender,
-        params: Mapping[str, Any],
-        info: Mapping[str, Any],
-        claims: Claims,
-        fault: str = "",
-    ) -> Receipt:
-        """Store a submission, completely or not at all; see ``Receipt``.
+    def keep(self, receipt: Receipt, file: Path) -> None:
+        """Store a submission, completely or not at all.
+
+        Args:
+            receipt: The submission, with an id that no other one has.
+            file: The submitted file. Copied.
 
         Raises:
             StorageError: It could not be written; nothing is left half-written.
         """
-        receipt = Receipt(
-            id=receipt_id,
-            image=image_id,
-            tag=tag,
-            **asdict(sender),
-            raw=f"raw{label_suffix(file.name)}",
-            raw_sha256=raw_sha256,
-            received=history.now_text(),
-            params=params,
-            info=info,
-            **asdict(claims),
-            fault=fault,
-        )
-
         with staged_folder(self._root / receipt.id) as entry:
             copy_file(file, entry / receipt.raw)
             write_json(entry / RECEIPT_FILE, asdict(receipt))
-        return receipt
 
     def folder(self, receipt: Receipt) -> Path:
         """Return the folder of a submission until it is read."""
         return self._root / receipt.id
 
-    def lock_file(self, receipt: Receipt) -> Path:
-        """Return the file that is locked while a submission is read."""
-        return self._root / f".{receipt.id}.lock"
+    @contextmanager
+    def reading(self, receipt: Receipt, *, wait: bool = True) -> Iterator[bool]:
+        """Lock a submission while it is read and shown, because another server may serve the same folder.
+
+        Args:
+            receipt: The submission.
+            wait: Whether to wait until another server has read it.
+
+        Yields:
+            Whether it is locked; False if another server reads it and ``wait`` is False.
+
+        Raises:
+            StorageError: It cannot be locked.
+        """
+        file = self._root / f".{receipt.id}.lock"
+        with ExitStack() as held:
+            try:
+                stream = held.enter_context(file_lock(file, math.inf if wait else 0))
+            except StorageError as error:
+                raise unread(error, receipt) from error
+            try:
+                yield stream is not None
+            finally:
+                if stream is not None and not self.folder(receipt).is_dir():
+                    # The submission was read. Others that wait for the lock notice that its folder is gone.
+                    with suppress(OSError):
+                        file.unlink()
 
     def waiting(self) -> tuple[Waiting, ...]:
         """Return the submissions that are not read yet, oldest first; log those whose record is damaged."""
@@ -208,16 +337,27 @@ class Receipts:
         """
         _write_reason(self.folder(receipt), reason)
         move_folder(self.folder(receipt), self._unfiled / receipt.id)
-        for old in history.entries(self._unfiled)[:-MAX_UNFILED]:
+        for old in ids.entries(self._unfiled)[:-MAX_UNFILED]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def unread(error: Exception, receipt: Receipt) -> TotalSpineSegError:
+    """Return the error for a client whose submission could not be read and waits."""
+    if isinstance(error, StorageError):
+        return type(error)(answers.not_read(str(error), receipt.id))
+    if isinstance(error, OSError) and error.errno in FULL_DISK:
+        return StorageError(answers.not_read(answers.DISK_IS_FULL, receipt.id))
+    if isinstance(error, MemoryShortageError | MemoryError):
+        return MemoryShortageError(answers.not_read(answers.NO_MEMORY, receipt.id))
+    return SubmissionError(answers.not_read(answers.NOT_READABLE, receipt.id))
+
+
 def _write_reason(folder: Path, reason: str) -> None:
-    write_json(folder / FAILURE_FILE, {"reason": reason, "time": history.now_text()})
+    write_json(folder / FAILURE_FILE, {"reason": reason, "time": ids.now_text()})
 
 
 def _listed(folder: Path, reason: str) -> Iterator[Waiting]:
-    for entry in history.entries(folder):
+    for entry in ids.entries(folder):
         try:
             receipt = from_fields(Receipt, read_json(entry / RECEIPT_FILE), f"of submission {entry.name}")
             failure = read_json(entry / FAILURE_FILE) if (entry / FAILURE_FILE).exists() else {}

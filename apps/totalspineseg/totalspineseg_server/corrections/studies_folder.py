@@ -14,23 +14,27 @@ from typing import Any, Final
 
 from monailabel.interfaces.exception import ImageNotFoundException
 
+from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.datastore import SpineDatastore
-from totalspineseg_server.corrections.dicom_folders import VOLUMES_DIR, DicomFolder, DicomFolders
-from totalspineseg_server.corrections.displayed_corrections import DisplayedCorrections
-from totalspineseg_server.corrections.history import HISTORY_DIR
-from totalspineseg_server.corrections.image_ids import (
-    OFFERED_ENDINGS,
+from totalspineseg_server.corrections.folder_contents import (
+    VOLUMES_DIR,
+    DicomFolder,
+    DicomFolders,
     by_image,
-    file_stem,
     image_in_studies,
+    not_offered,
+    studies_files,
+)
+from totalspineseg_server.corrections.ids import (
+    HISTORY_DIR,
+    OFFERED_ENDINGS,
+    file_stem,
     is_usable_id,
     same_examination,
     split_name,
-    studies_files,
 )
 from totalspineseg_server.corrections.image_records import IMAGES_FILE, PATIENT, anonymous, images_folder
 from totalspineseg_server.corrections.label_files import remove_file
-from totalspineseg_server.corrections.not_offered import not_offered
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.files import (
     PARTIAL_PREFIX,
@@ -82,7 +86,7 @@ class StudiesDatastore(SpineDatastore):
         images: str = "",
         auto_reload: bool = True,
         read_only: bool = False,
-        corrections: DisplayedCorrections | None = None,
+        corrections: CorrectionStore | None = None,
     ) -> None:
         folder, own = Path(path), Path(path) if images else Path(path) / HISTORY_DIR
         with storage_errors(folder):

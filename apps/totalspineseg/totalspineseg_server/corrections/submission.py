@@ -1,11 +1,13 @@
 """Read the label file that an annotator's program sent, and turn its segment names into codes.
 
-This is the only way in which a label of a client is read.
+This is the only way in which a label of a client is read. Regions below a segment "unreviewed", and structures listed
+as unreviewed, count neither in a training nor in the gate. A region hides the structures below it; listed structures
+keep their voxels, because the odd discs of step 2 need every disc.
 """
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +17,7 @@ import SimpleITK as sitk
 from totalspineseg_server.anatomy import (
     BACKGROUND,
     BY_CODE,
+    NAME_OF,
     SACRUM,
     STEP1_FROM_CODE,
     UNREVIEWED,
@@ -23,11 +26,10 @@ from totalspineseg_server.anatomy import (
     Kind,
 )
 from totalspineseg_server.corrections import answers
-from totalspineseg_server.corrections.wire import REVIEW_PREFIX, VERTEBRAE_NAME, is_vertebrae
 from totalspineseg_server.errors import ImageError, LabelError
 from totalspineseg_server.geometry import AnyArray, Grid, LabelArray, Volume
 from totalspineseg_server.io.volumes import open_itk, read_labels
-from totalspineseg_server.segments import MAX_SEGMENTS, Segment, Submission
+from totalspineseg_server.segments import MAX_SEGMENTS, REVIEW_PREFIX, VERTEBRAE_NAME, Segment, Submission, is_vertebrae
 from totalspineseg_server.spellings import code_of_name, is_marked, similar_name
 
 SEGMENT_KEY: Final = re.compile(r"Segment(\d+)_(Name|LabelValue|Layer)")
@@ -36,6 +38,8 @@ ACCEPTED_MARK: Final = "accepted"
 """Name of an empty segment with which readers confirm the structures that they left as predicted."""
 PAINT_ORDER: Final = (Kind.DISC, Kind.VERTEBRA, Kind.CANAL, Kind.CORD, Kind.SACRUM)
 """Order of painting: where segments overlap, the later kind wins, as in results of the pipeline."""
+UNREVIEWED_NAMES: Final = "unreviewed"
+"""Parameter of a submission: names of structures that nobody checked, as a list or as one text with commas."""
 
 
 def read_submission(path: Path, label_info: object) -> Submission:
@@ -292,3 +296,45 @@ def _paint(
 def _painted_when(code: int) -> tuple[int, int]:
     """Return a key that sorts codes in the order of painting; unchecked regions come last and cover the rest."""
     return (len(PAINT_ORDER), 0) if code == UNREVIEWED else (PAINT_ORDER.index(BY_CODE[code].kind), -code)
+
+
+def with_unreviewed(mapped: Mapped, names: object) -> Mapped:
+    """Return a submission with the structures that its reader did not check.
+
+    Args:
+        mapped: The submission in codes. Not modified.
+        names: The parameter ``unreviewed``; None or empty if everything was checked.
+
+    Raises:
+        LabelError: Not a list of names, an unknown one, or one that has no voxel in the label.
+    """
+    region = answers.or_mark_region(UNREVIEWED_NAMES)
+    codes = named_codes(mapped, names, UNREVIEWED_NAMES, or_else=region)
+    if codes and codes == set(mapped.present):
+        listed = [NAME_OF[code] for code in sorted(codes)]
+        raise LabelError(answers.all_unreviewed(listed))
+    return replace(mapped, unreviewed=tuple(sorted(codes)))
+
+
+def named_codes(mapped: Mapped, names: object, parameter: str, *, or_else: str = "") -> frozenset[int]:
+    """Return the codes of structures that a parameter of a submission lists by name.
+
+    Args:
+        mapped: The submission in codes. Not modified.
+        names: A list of names, or one text with commas; None lists nothing.
+        parameter: Name of the parameter, for messages.
+        or_else: Another remedy for the author, for the message about a name that is not in the label.
+
+    Raises:
+        LabelError: Not a list of names, an unknown one, or one that has no voxel in the label.
+    """
+    words = names.split(",") if isinstance(names, str) else names or []
+    if not isinstance(words, Sequence) or not all(isinstance(word, str) for word in words):
+        raise LabelError(answers.no_list_of_names(parameter, names))
+    codes = set()
+    for word in filter(None, (word.strip() for word in words)):
+        code = code_of_name(word)
+        if code is None or code not in mapped.present:
+            raise LabelError(answers.not_in_label(parameter, word, or_else))
+        codes.add(code)
+    return frozenset(codes)

@@ -9,11 +9,9 @@ from typing import Any, Final
 import numpy as np
 
 from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, OWN_NUMBERS, UNREVIEWED, UNREVIEWED_NAME
-from totalspineseg_server.corrections.checks import check
-from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, DisplayedCorrections
-from totalspineseg_server.corrections.history import HISTORY_DIR, STUDIES_DIR
-from totalspineseg_server.corrections.inbox import Inbox, Studies
+from totalspineseg_server.corrections.correction_store import FINAL_TAG, CorrectionStore
+from totalspineseg_server.corrections.ids import HISTORY_DIR, STUDIES_DIR
+from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
@@ -91,11 +89,10 @@ class _Desk:
         self._store = StudiesDatastore(
             str(work / STUDIES_DIR) if work else str(studies),
             images=str(studies) if work else "",
-            corrections=DisplayedCorrections(self._corrections),
+            corrections=self._corrections,
         )
-        images = Studies(self._store.image_file, self._store.save_label)
         self._inbox = Inbox(
-            Receipts(history), self._corrections, PredictionStore(history), check, DrawnMaps(history), images
+            Receipts(history), self._corrections, PredictionStore(history), DrawnMaps(history), self._store
         )
 
     def add(self, pair: Pair, numbers: str, origin: str) -> bool:

@@ -14,8 +14,7 @@ import numpy as np
 from totalspineseg_server.anatomy import C1, C2, UNREVIEWED, UNREVIEWED_NAME
 from totalspineseg_server.bids import DESCRIPTION_FILE, FINISHED, description, folder_of, label_path
 from totalspineseg_server.color_tables import BIDS_TABLE, bids_table
-from totalspineseg_server.corrections.correction_store import CODES_FILE, Correction
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG
+from totalspineseg_server.corrections.correction_store import CODES_FILE, FINAL_TAG, Correction
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.files import sha256_of, staged_folder, storage_errors, write_json, write_text
 from totalspineseg_server.geometry import AnyArray, Volume, on_grid

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
-from totalspineseg_server.corrections.correction_store import RECORD_FILE
-from totalspineseg_server.corrections.history import HISTORY_DIR, PACS_DIR
+from totalspineseg_server.corrections.ids import HISTORY_DIR, PACS_DIR, RECORD_FILE
 from totalspineseg_server.corrections.image_records import IMAGES_DIR, INDEX_FILE
 from totalspineseg_server.corrections.label_files import LABELS_DIR
 from totalspineseg_server.errors import ArchiveError

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from totalspineseg_server.corrections.history import now_text
+from totalspineseg_server.corrections.ids import now_text
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.exchange.site_archive import (
     FORMAT,

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from monailabel.config import settings
 from monailabel.endpoints.user import auth as host
 
+from totalspineseg_server.front import front_messages
 from totalspineseg_server.front.host import in_a_thread
 
 logger = logging.getLogger(__name__)
@@ -114,9 +115,7 @@ def fetch_key() -> str:
     content = answer.json()
     key = content.get("public_key") if isinstance(content, dict) else None
     if not isinstance(key, str):
-        raise requests.exceptions.InvalidJSONError(
-            "The realm's answer has no 'public_key'. Check MONAI_LABEL_AUTH_REALM_URI."
-        )
+        raise requests.exceptions.InvalidJSONError(front_messages.NO_PUBLIC_KEY)
     return f"-----BEGIN PUBLIC KEY-----\n{key}\n-----END PUBLIC KEY-----"
 
 
@@ -144,14 +143,10 @@ def user_of_token(token: str, key: RealmKey) -> host.User:
         try:
             claims = _claims(token, key.instead_of(known))
         except jwt.InvalidKeyError as error:
-            raise jwt.InvalidTokenError(
-                "The token is signed with another kind of key than the realm's. Sign in again."
-            ) from error
+            raise jwt.InvalidTokenError(front_messages.OTHER_KEY) from error
     name = claims.get(settings.MONAI_LABEL_AUTH_TOKEN_USERNAME)
     if not isinstance(name, str) or not name:
-        raise jwt.InvalidTokenError(
-            "The token has no user name. Sign in again, or check MONAI_LABEL_AUTH_TOKEN_USERNAME."
-        )
+        raise jwt.InvalidTokenError(front_messages.NO_USER_NAME)
     return host.User(
         username=name,
         email=_text(claims, settings.MONAI_LABEL_AUTH_TOKEN_EMAIL),
@@ -165,10 +160,12 @@ def _claims(token: str, key: str) -> dict[str, Any]:
     claims: dict[str, Any] = jwt.decode(token, key, algorithms=list(ALGORITHMS), options=options)
     issuer = os.environ.get(ISSUER_VARIABLE) or settings.MONAI_LABEL_AUTH_REALM_URI
     if str(claims["iss"]).rstrip("/") != issuer.rstrip("/"):
-        raise jwt.InvalidIssuerError(f"The token was issued by {claims['iss']!r}, not by {issuer!r}. Sign in again.")
+        raise jwt.InvalidIssuerError(front_messages.OTHER_ISSUER.format(stated=claims["iss"], expected=issuer))
     audience = os.environ.get(AUDIENCE_VARIABLE) or settings.MONAI_LABEL_AUTH_CLIENT_ID
     if audience not in _audiences(claims):
-        raise jwt.InvalidAudienceError(f"The token is for {_audiences(claims)!r}, not for {audience!r}. Sign in again.")
+        raise jwt.InvalidAudienceError(
+            front_messages.OTHER_AUDIENCE.format(stated=_audiences(claims), expected=audience)
+        )
     return claims
 
 

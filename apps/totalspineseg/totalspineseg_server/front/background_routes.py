@@ -16,6 +16,7 @@ from monailabel.endpoints.train import run, run_model
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
+from totalspineseg_server.front import front_messages
 from totalspineseg_server.front.host import running_task
 from totalspineseg_server.infers.http import BUSY
 
@@ -105,7 +106,7 @@ def _trains() -> bool:
 
 
 def _busy() -> HTTPException:
-    return HTTPException(BUSY, "A training is already running on these studies. Wait for it to finish, or stop it.")
+    return HTTPException(BUSY, front_messages.TRAINING_RUNS)
 
 
 def _with_progress(task: Any) -> Any:

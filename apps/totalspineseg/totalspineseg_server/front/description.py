@@ -6,8 +6,8 @@ from typing import Any, Final
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from totalspineseg_server.corrections.datastore import SAFE_TAG
-from totalspineseg_server.corrections.image_ids import MAX_STEM_CHARACTERS
+from totalspineseg_server.corrections.correction_store import SAFE_TAG
+from totalspineseg_server.corrections.ids import MAX_STEM_CHARACTERS
 from totalspineseg_server.front.guard import ID_PARAMETERS, SESSION_ID, Known
 from totalspineseg_server.version import VERSION
 

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.responses import JSONResponse, Response
 
 from totalspineseg_server.errors import TotalSpineSegError
+from totalspineseg_server.front import front_messages
 from totalspineseg_server.infers.http import BUSY, NO_ROOM, NOT_FOUND, OURS, UNUSABLE, UPSTREAM, status_of
 from totalspineseg_server.places import PACKAGE
 
@@ -25,8 +26,8 @@ logger = logging.getLogger(__name__)
 UNAUTHORIZED: Final = (400, 401, 403)
 """Statuses by which an identity server rejects a user, rather than failing itself."""
 RUNNING: Final = {
-    "/batch/": "A batch inference is already running on these studies. Wait for it to finish, or stop it.",
-    "/scoring/": "Scoring is already running on these studies. Wait for it to finish, or stop it.",
+    "/batch/": front_messages.BATCH_RUNS,
+    "/scoring/": front_messages.SCORING_RUNS,
 }
 """Beginning of an address -> answer if MONAI Label would start a second process; its own answer is a line of its
 log."""
@@ -75,7 +76,7 @@ def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     place = " ".join(str(part) for part in first.get("loc", ()))
-    return _answer(UNUSABLE, f"{place}: {first.get('msg', 'not valid')}. Correct the request.")
+    return _answer(UNUSABLE, front_messages.BAD_REQUEST.format(place=place, fault=first.get("msg", "not valid")))
 
 
 def _http(request: Request, error: Exception) -> Response:
@@ -100,9 +101,9 @@ def _host(_: Request, error: Exception) -> Response:
 def _upstream(_: Request, error: Exception) -> Response:
     answer = getattr(error, "response", None)
     if answer is not None and answer.status_code in UNAUTHORIZED:
-        return _answer(answer.status_code, "The user name or password was not accepted. Check them and sign in again.")
+        return _answer(answer.status_code, front_messages.NOT_SIGNED_IN)
     logger.warning("A server behind this one did not answer: %s", type(error).__name__)
-    return _answer(UPSTREAM, "A server behind this one (sign-in or PACS) did not answer. Try again later.")
+    return _answer(UPSTREAM, front_messages.NO_ANSWER)
 
 
 def _system(request: Request, error: Exception) -> Response:
@@ -114,10 +115,10 @@ def _no_room(error: OSError) -> Response:
     logger.error("Cannot write: %s", error)
     return _answer(
         NO_ROOM,
-        f"The server cannot write to its disk ({error.strerror}). Free space, or make it writable, and try again.",
+        front_messages.CANNOT_WRITE.format(reason=error.strerror),
     )
 
 
 def _unexpected(request: Request, error: Exception) -> Response:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return _answer(OURS, "Internal server error. Details are in the server's log.")
+    return _answer(OURS, front_messages.OWN_FAULT)

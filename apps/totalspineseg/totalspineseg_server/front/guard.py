@@ -13,8 +13,9 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from totalspineseg_server.corrections.datastore import is_safe_tag
-from totalspineseg_server.corrections.image_ids import is_usable_id
+from totalspineseg_server.corrections.correction_store import is_safe_tag
+from totalspineseg_server.corrections.ids import is_usable_id
+from totalspineseg_server.front import front_messages
 from totalspineseg_server.infers.http import BAD_REQUEST, FORBIDDEN, NOT_FOUND, TOO_LARGE
 from totalspineseg_server.places import COMMAND
 
@@ -149,9 +150,7 @@ class Guard:
         return Refusal(TOO_LARGE, self._limit_text()) if length.isdecimal() and int(length) > self._limit else None
 
     def _limit_text(self) -> str:
-        return (
-            f"The request is larger than the limit of {self._limit / 2**20:g} MiB. Send less, or raise --max-upload-mb."
-        )
+        return front_messages.TOO_LARGE.format(limit=self._limit / 2**20)
 
     def _counted(self, receive: Receive) -> Receive:
         """Count a body as it arrives, because its length may not be declared."""
@@ -171,12 +170,12 @@ class Guard:
 def unsafe_path(path: str) -> Refusal | None:
     """Refuse a path that leads out of its folder or hides something."""
     if ".." in path.split("/") or "\\" in path or any(ord(c) < 32 for c in path):
-        return Refusal(BAD_REQUEST, "The path contains '..', a backslash or a control character. Correct it.")
+        return Refusal(BAD_REQUEST, front_messages.UNSAFE_PATH)
     parts = [part for part in path.split("/") if part]
     if len(parts) == 2 and parts[0] == "session" and not SESSION_ID.fullmatch(parts[1]):
         return Refusal(
             BAD_REQUEST,
-            f"{parts[1]!r} is not a session id. Use the id that the server returned when the session was made.",
+            front_messages.NO_SESSION_ID.format(text=parts[1]),
         )
     return None
 
@@ -204,8 +203,7 @@ def foreign_host(host: str, names: Collection[str]) -> Refusal | None:
         return None
     return Refusal(
         BAD_REQUEST,
-        f"{host!r} is not a name of this server. Use its machine's name or IP address. The person who "
-        "runs the server can add names with --name.",
+        front_messages.FOREIGN_NAME.format(host=host),
     )
 
 
@@ -218,8 +216,7 @@ def foreign_page(method: str, headers: Headers, origins: Collection[str]) -> Ref
         return None
     return Refusal(
         FORBIDDEN,
-        f"Pages of {origin!r} may not change anything on this server. Use its own pages, or add the origin "
-        "to MONAI_LABEL_CORS_ORIGINS.",
+        front_messages.FOREIGN_PAGE.format(origin=origin),
     )
 
 
@@ -228,17 +225,17 @@ def closed_route(method: str, path: str, query: dict[str, str], known: Callable[
     room = path.split("/")[1]
     rest = path.removeprefix(f"/{room}").strip("/")
     if room == "reload":
-        return Refusal(FORBIDDEN, "The app cannot be reloaded over the network. Restart the server.")
+        return Refusal(FORBIDDEN, front_messages.NO_RELOAD)
     if room == "model" and method not in SAFE_METHODS:
-        return Refusal(FORBIDDEN, f"Models cannot be changed over the network. Use the command '{COMMAND} weights'.")
+        return Refusal(FORBIDDEN, front_messages.NO_MODEL_CHANGE.format(command=COMMAND))
     if path.startswith(("/infer/wsi/", "/infer/wsi_v2/")):
-        return Refusal(NOT_FOUND, "This server segments volumes, not slides. Use /infer/{model}.")
+        return Refusal(NOT_FOUND, front_messages.NO_SLIDES)
     if room == "proxy" and not known().on_server:
-        return Refusal(NOT_FOUND, "There is no PACS behind this server; its studies are in a folder.")
+        return Refusal(NOT_FOUND, front_messages.NO_PACS)
     if method != "POST":
         return None
     if room in ("batch", "scoring") and query.get("run_sync", "").lower() in ("true", "1", "yes", "on", "t", "y"):
-        return Refusal(BAD_REQUEST, "Batch inference and scoring run in the background. Leave run_sync out.")
+        return Refusal(BAD_REQUEST, front_messages.RUN_SYNC)
     if path.startswith("/batch/infer/"):
         return _unknown("model", path.removeprefix("/batch/infer/"), known().models)
     if room == "train" and rest:
@@ -252,4 +249,4 @@ def _unknown(kind: str, name: str, names: Collection[str]) -> Refusal | None:
     if name in names:
         return None
     listed = ", ".join(sorted(names)) or "none on this server"
-    return Refusal(NOT_FOUND, f"There is no {kind} {name!r}. Choose one of: {listed}.")
+    return Refusal(NOT_FOUND, front_messages.UNKNOWN_NAME.format(kind=kind, name=name, known=listed))

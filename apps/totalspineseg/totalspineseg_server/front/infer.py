@@ -17,6 +17,7 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from requests_toolbelt import MultipartEncoder
 
+from totalspineseg_server.front import front_messages
 from totalspineseg_server.front.received_files import read_params, save_image, save_label
 from totalspineseg_server.front.saved import report_as_sent, write_as_listed
 from totalspineseg_server.infers.http import BUSY, FORBIDDEN, NOT_FOUND, UNUSABLE
@@ -69,9 +70,9 @@ def router(executor: Executor) -> APIRouter:
         request, loop = _request(model, read_params(params), user), asyncio.get_running_loop()
         role = settings.MONAI_LABEL_AUTH_ROLE_ANNOTATOR
         if settings.MONAI_LABEL_AUTH_ENABLE and saves_label(request) and role not in user.roles:
-            raise HTTPException(FORBIDDEN, f"Only the role {role!r} may save labels. Run the model without save_label.")
+            raise HTTPException(FORBIDDEN, front_messages.ROLE_NEEDED.format(role=role))
         if len(line) >= MAX_WAITING:
-            raise HTTPException(BUSY, f"The server is busy ({len(line)} requests waiting). Try again later.")
+            raise HTTPException(BUSY, front_messages.BUSY_SERVER.format(waiting=len(line)))
 
         def work() -> Response:
             if _is_gone(call, loop):
@@ -123,12 +124,10 @@ def _image(image: str, session_id: str, file: UploadFile | None, folder: Path) -
         sessions = app_instance().sessions()
         session = sessions.get_session(session_id) if sessions is not None else None
         if session is None:
-            raise HTTPException(
-                NOT_FOUND, f"There is no session {session_id!r}. It may have expired; start another one."
-            )
+            raise HTTPException(NOT_FOUND, front_messages.NO_SESSION.format(session=session_id))
         return TrustedPath(session.image)
     if not image:
-        raise HTTPException(UNUSABLE, "The request names no image. Give an image id, a session or a file.")
+        raise HTTPException(UNUSABLE, front_messages.NO_IMAGE)
     return image
 
 

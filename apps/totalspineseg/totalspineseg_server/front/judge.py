@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from fastapi import HTTPException
 
+from totalspineseg_server.front import front_messages
 from totalspineseg_server.infers.http import BUSY
 from totalspineseg_server.processes import stop, tied
 
@@ -45,11 +46,9 @@ class Judge:
         """
         with self._guard:
             if self._is_running:
-                raise HTTPException(
-                    BUSY, f"Version {self._version!r} is being judged. Wait for it to finish, or stop it."
-                )
+                raise HTTPException(BUSY, front_messages.JUDGING_RUNS.format(version=self._version))
             self._is_running, self._was_stopped = True, False
-            self._version, self._line, self._failure = version, "The networks are loaded.", ""
+            self._version, self._line, self._failure = version, front_messages.NETWORKS_LOADED, ""
             self._begun = time.monotonic()
         threading.Thread(target=self._run, args=(words,), name="judge", daemon=True).start()
 

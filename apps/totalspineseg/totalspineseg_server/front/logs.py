@@ -13,6 +13,7 @@ from fastapi import APIRouter, Depends, HTTPException, Query, Response
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 
+from totalspineseg_server.front import front_messages
 from totalspineseg_server.front.failures import without_folders
 from totalspineseg_server.infers.http import NOT_FOUND, UPSTREAM
 
@@ -37,7 +38,7 @@ def router() -> APIRouter:
         """Return the last ``lines`` of the log; a browser asks again after ``refresh`` seconds, unless 0."""
         file = Path(settings.MONAI_LABEL_APP_DIR) / "logs" / "app.log"
         if not file.is_file():
-            raise HTTPException(NOT_FOUND, "This server writes no log file. Look at its terminal output.")
+            raise HTTPException(NOT_FOUND, front_messages.NO_LOG)
         with file.open(encoding="utf-8", errors="replace") as content:
             end = "".join(deque(content, lines))
         headers = {"refresh": str(refresh)} if refresh else {}
@@ -60,9 +61,7 @@ def driver_table() -> bytes:
     try:
         process = subprocess.Popen([PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     except FileNotFoundError as error:
-        raise HTTPException(
-            NOT_FOUND, f"This machine has no NVIDIA driver ({PROGRAM} was not found). Install it, or run on the CPU."
-        ) from error
+        raise HTTPException(NOT_FOUND, front_messages.NO_DRIVER.format(program=PROGRAM)) from error
     try:
         table: bytes = process.communicate(timeout=SECONDS)[0]
     except subprocess.TimeoutExpired as error:
@@ -71,6 +70,6 @@ def driver_table() -> bytes:
         threading.Thread(target=process.communicate, name="driver-end", daemon=True).start()
         raise HTTPException(
             UPSTREAM,
-            f"{PROGRAM} did not answer within {SECONDS:g} s. Restart the GPU's driver.",
+            front_messages.DRIVER_SILENT.format(program=PROGRAM, seconds=SECONDS),
         ) from error
     return table

@@ -15,13 +15,14 @@ from monailabel.interfaces.utils.app import app_instance
 from starlette.staticfiles import StaticFiles
 
 from totalspineseg_server.anatomy import BY_CODE, CANAL, CORD, NAME_OF, SACRUM, STRUCTURES
-from totalspineseg_server.corrections.wire import VERTEBRAE_NAME
+from totalspineseg_server.front import front_messages
 from totalspineseg_server.front.bundle import Bundle, read_bundle
 from totalspineseg_server.front.failures import without_folders
 from totalspineseg_server.front.guard import POLICY
 from totalspineseg_server.front.revalidated import ASK_EACH_TIME, revalidated, tag_of
 from totalspineseg_server.infers.http import NOT_FOUND
 from totalspineseg_server.numbering.evidence_weights import ORDER
+from totalspineseg_server.segments import VERTEBRAE_NAME
 
 OHIF_FOLDER: Final = Path(str(monailabel.__file__)).parent / "endpoints" / "static" / "ohif"
 SCRIPT: Final = "totalspineseg.js"
@@ -30,10 +31,6 @@ COLORS_MARK: Final = "/*COLORS*/{}"
 ORDER_MARK: Final = "/*ORDER*/[]"
 HEAD_END: Final = "</head>"
 BODY: Final = "<body>"
-UNKNOWN_VIEWER: Final = (
-    "This viewer cannot {missing}: it is not the version that this server expects. Use it only to look at images, "
-    "and install the pinned requirements."
-)
 
 
 def router() -> APIRouter:
@@ -66,7 +63,7 @@ def router() -> APIRouter:
         """Return the outcome of a segmentation that was stored in the PACS."""
         outcome = app_instance().outcomes.of(instance)
         if outcome is None:
-            raise HTTPException(NOT_FOUND, "No segmentation with this id was stored here. Store it again.")
+            raise HTTPException(NOT_FOUND, front_messages.NOT_STORED_HERE)
         return Response(without_folders(json.dumps(outcome.as_json())), media_type="application/json")
 
     return routes
@@ -77,7 +74,7 @@ def _index(bundle: Bundle) -> bytes:
     page = (bundle.folder / "index.html").read_text(encoding="utf-8")
     warning = ""
     if bundle.missing or page.count(HEAD_END) != 1 or page.count(BODY) != 1:
-        sentence = UNKNOWN_VIEWER.format(missing=", ".join(bundle.missing) or "be extended")
+        sentence = front_messages.OTHER_VIEWER.format(missing=", ".join(bundle.missing) or "be extended")
         warning = (
             '<div id="totalspineseg-missing" style="position:fixed;top:0;left:0;right:0;z-index:99999;'
             f'background:#b00020;color:#fff;padding:8px;font:16px sans-serif">{html.escape(sentence)}</div>'

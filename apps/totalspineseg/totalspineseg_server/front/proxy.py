@@ -15,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from monailabel.config import settings
 from monailabel.endpoints.user.auth import RBAC, User
 
+from totalspineseg_server.front import front_messages
 from totalspineseg_server.front.stow import Upload, received_body, take_submissions
 from totalspineseg_server.infers.http import NOT_FOUND, NOT_MODIFIED, OK, READ_ONLY, UPSTREAM
 from totalspineseg_server.pacs.address import (
@@ -107,9 +108,7 @@ class Answer:
         self.headers = {name: response.headers[name] for name in PASSED_BACK if name in response.headers}
         if 300 <= self.status < 400 and self.status != NOT_MODIFIED:
             response.close()
-            raise HTTPException(
-                UPSTREAM, "The PACS answered with a redirect, which is not followed. Check the address of --studies."
-            )
+            raise HTTPException(UPSTREAM, front_messages.PACS_REDIRECTS)
 
     @property
     def is_json(self) -> bool:
@@ -165,7 +164,7 @@ def router() -> APIRouter:
         if parts[0] != "studies" or len(parts) > 2:
             raise HTTPException(
                 READ_ONLY,
-                "Instances are stored at 'studies'. Other resources of the PACS cannot be changed through this server.",
+                front_messages.INSTANCES_ONLY,
                 {"allow": "GET"},
             )
         url = configured_address().url("stow", path)
@@ -184,10 +183,8 @@ def router() -> APIRouter:
     def others(path: str, request: Request) -> None:
         """Refuse all other addresses: MONAI Label's own routes here pass any path on."""
         if path.split("/")[0] == "dicom" and request.method not in ("GET", "POST"):
-            raise HTTPException(READ_ONLY, "Only reading (GET) and storing (POST) are passed on to the PACS.")
-        raise HTTPException(
-            NOT_FOUND, f"There is nothing at this address. Use one below {PREFIX}/wado or {PREFIX}/qido."
-        )
+            raise HTTPException(READ_ONLY, front_messages.READ_AND_STORE_ONLY)
+        raise HTTPException(NOT_FOUND, front_messages.NOTHING_HERE.format(prefix=PREFIX))
 
     return routes
 

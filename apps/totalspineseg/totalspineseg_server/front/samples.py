@@ -2,7 +2,7 @@
 
 import logging
 import time
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Depends
 from monailabel.config import settings
@@ -11,12 +11,9 @@ from monailabel.interfaces.utils.app import app_instance
 
 from totalspineseg_server.corrections.image_records import NOTED, noted
 from totalspineseg_server.errors import StorageError
+from totalspineseg_server.front import front_messages
 
 logger = logging.getLogger(__name__)
-
-NOT_RECORDED: Final = (
-    "The server could not record that it offered you this image (its log says why). Somebody else may get it, too."
-)
 
 
 def router() -> APIRouter:
@@ -42,7 +39,7 @@ def router() -> APIRouter:
             store.update_image_info(image, {NOTED: {**noted(store.get_image_info(image)), strategy: offer}})
         except StorageError as error:
             logger.warning("The offer of an image could not be recorded: %s", error)
-            sample["warning"] = NOT_RECORDED
+            sample["warning"] = front_messages.OFFER_NOT_RECORDED
         # The fields of the sample come last: the client sends its label under this id, which nothing else may replace.
         return {**store.get_image_info(image), **sample}
 

@@ -21,6 +21,7 @@ from monailabel.endpoints.datastore import datastore as host_content
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
+from totalspineseg_server.front import front_messages
 from totalspineseg_server.infers.http import NOT_FOUND, NOT_READY, UNUSABLE
 from totalspineseg_server.infers.listed import LISTED, as_listed, without_listed
 from totalspineseg_server.io.volumes import read_labels, write_volume
@@ -101,7 +102,7 @@ def router() -> APIRouter:
         while True:
             file, info = Path(store.get_label_uri(label, tag)), store.get_label_info(label, tag)
             if not file.is_file():
-                raise HTTPException(NOT_FOUND, f"The image {label!r} has no label with the tag {tag!r}.")
+                raise HTTPException(NOT_FOUND, front_messages.NO_LABEL.format(image=label, tag=tag))
             try:
                 content = _content(file, info)
             except (ValueError, OSError):
@@ -112,11 +113,10 @@ def router() -> APIRouter:
         if listings.differs(_address(request), label, tag, info):
             raise HTTPException(
                 NOT_READY,
-                f"The result for {label!r} was replaced a moment ago by one with other structures. Ask again for the "
-                "next sample, or for the list of labels.",
+                front_messages.RESULT_REPLACED.format(label=label),
             )
         if content is None:
-            raise HTTPException(UNUSABLE, "The label's file cannot be read. Delete the label, and make it again.")
+            raise HTTPException(UNUSABLE, front_messages.UNREADABLE_LABEL)
         media_type = mimetypes.guess_type(file.name, strict=False)[0] or BYTES
         # Headers allow no other characters.
         disposition = {"content-disposition": f"attachment; filename*=utf-8''{quote(file.name)}"}

@@ -13,10 +13,11 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 from pydantic import BaseModel, Field
 
-from totalspineseg_server.corrections.history import text_of_time
+from totalspineseg_server.corrections.correction_store import MAX_REASON
+from totalspineseg_server.corrections.ids import text_of_time
 from totalspineseg_server.corrections.receipts import Sender
-from totalspineseg_server.corrections.rejections import MAX_REASON
 from totalspineseg_server.errors import ConflictError, ImageError
+from totalspineseg_server.front import front_messages
 from totalspineseg_server.front.failures import without_folders
 from totalspineseg_server.front.host import running_task
 from totalspineseg_server.front.revalidated import revalidated
@@ -157,7 +158,7 @@ def router() -> APIRouter:
         if not body.submit:
             return answer
         if row.status == "finished":
-            raise ConflictError("This scan is finished already. Undo that first, then pin.")
+            raise ConflictError(front_messages.FINISHED_BEFORE_PIN)
         correction = acts.submit_pinned(row, view, body.names, pinned, _reader(user, body))
         _lab().worklist.update(image)
         return {**answer, "correction": correction.id, "message": submitted_text(correction)}
@@ -175,7 +176,7 @@ def router() -> APIRouter:
         """Say why a result cannot be used; the scan then has to be drawn."""
         _lab().acts.reject(_lab().row(image), body.reason, _reader(user, body))
         _lab().worklist.update(image)
-        return {"message": "Rejected. The scan has to be drawn in 3D Slicer or OHIF."}
+        return {"message": front_messages.REJECTED}
 
     @routes.post("/scans/{image:path}/undo")
     def undo(image: str, body: Act, user: Annotated[User, annotator]) -> dict[str, Any]:
@@ -192,7 +193,7 @@ def router() -> APIRouter:
         choice = Choice(body.correction, body.take, tuple(body.leave_out))
         correction = _lab().choose(image, choice, _reader(user, body))
         _lab().worklist.update(image)
-        return {"correction": correction.id, "message": "This label counts from now on. The others are kept."}
+        return {"correction": correction.id, "message": front_messages.CHOSEN}
 
     @routes.get("/scans/{image:path}")
     def get_scan(image: str, user: Annotated[User, user_role]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
 from totalspineseg_server.errors import AddressError
+from totalspineseg_server.front import front_messages
 
 PORTS: Final = range(1, 65536)
 """Ports that a client can use."""
@@ -31,7 +32,7 @@ def listening(host: str, port: int) -> Iterator[list[socket.socket]]:
         AddressError: The port is out of range, taken or reserved, or the host is not this machine's.
     """
     if port not in PORTS:
-        raise AddressError(f"Port {port} does not exist. Choose one from {PORTS[0]} to {PORTS[-1]} with --port.")
+        raise AddressError(front_messages.NO_PORT.format(port=port, lowest=PORTS[0], highest=PORTS[-1]))
     with ExitStack() as opened:
         sockets = []
         for family, address in _addresses(host, port):
@@ -71,15 +72,10 @@ def _bound(family: int, address: Any) -> socket.socket:
 
 
 def _unknown(host: str) -> AddressError:
-    return AddressError(
-        f"{host!r} is not an address of this machine. Choose --host 127.0.0.1 for this machine only, or --host "
-        "0.0.0.0 for its network."
-    )
+    return AddressError(front_messages.FOREIGN_ADDRESS.format(host=host))
 
 
 def _refused(host: str, port: int, error: OSError) -> AddressError:
     if error.errno == errno.EADDRINUSE:
-        return AddressError(
-            f"Port {port} of {host} is taken by another program. Stop that program, or choose another port with --port."
-        )
-    return AddressError(f"Port {port} of {host} cannot be used ({error.strerror}). Choose another port with --port.")
+        return AddressError(front_messages.TAKEN_PORT.format(port=port, host=host))
+    return AddressError(front_messages.UNUSABLE_PORT.format(port=port, host=host, reason=error.strerror))

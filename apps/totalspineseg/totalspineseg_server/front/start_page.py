@@ -10,6 +10,7 @@ from fastapi import APIRouter, HTTPException, Request, Response
 from monailabel.interfaces.utils.app import app_instance
 from starlette.responses import FileResponse
 
+from totalspineseg_server.front import front_messages
 from totalspineseg_server.front.guard import HEADER, HTML
 from totalspineseg_server.front.ohif import PAGES
 from totalspineseg_server.front.revalidated import revalidated, tag_of
@@ -23,7 +24,6 @@ PLACE: Final = "<!-- weights -->"
 """Mark in the page, replaced by the text about the weights in use."""
 VIEWER: Final = SHIPPED / "npm" / "node_modules" / "@niivue" / "niivue" / "dist" / "index.js"
 """The viewer of the review, which ``make setup`` installs and ``make wheel`` packs."""
-NO_VIEWER: Final = "The viewer is not installed. Run 'make setup' with access to npm, or install a wheel that has it."
 TYPES: Final = {".html": HTML, ".css": "text/css", ".js": "text/javascript"}
 LAB_POLICY: Final = (
     "default-src 'self'; img-src 'self' data: blob:; connect-src 'self' data: blob:; style-src 'self' 'unsafe-inline'; "
@@ -60,14 +60,14 @@ def router() -> APIRouter:
     def viewer() -> Response:
         """Return the viewer of the review."""
         if not VIEWER.is_file():
-            raise HTTPException(NOT_FOUND, NO_VIEWER)
+            raise HTTPException(NOT_FOUND, front_messages.NO_VIEWER)
         return FileResponse(VIEWER, media_type=TYPES[".js"], headers={"cache-control": "private, max-age=3600"})
 
     @routes.get("/lab/{name}", include_in_schema=False)
     def file(name: str, call: Request) -> Response:
         """Return a file of the lab's page."""
         if name not in files:
-            raise HTTPException(NOT_FOUND, f"The page has no file {name[:80]!r}.")
+            raise HTTPException(NOT_FOUND, front_messages.NO_FILE.format(name=name[:80]))
         return _sent(name, *files[name], call)
 
     return routes

@@ -14,10 +14,11 @@ from anyio import to_thread
 from fastapi import Request
 from monailabel.interfaces.utils.app import app_instance
 
-from totalspineseg_server.corrections.outcomes import Outcome
 from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Sender
 from totalspineseg_server.errors import TotalSpineSegError
+from totalspineseg_server.front import front_messages
 from totalspineseg_server.io.dicom.seg_object import SegReference, is_seg, seg_reference
+from totalspineseg_server.pacs.outcomes import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +28,6 @@ PIECE_BYTES: Final = 1 << 20
 """Size of the pieces that are written; bodies arrive in far smaller ones."""
 HEADER_END: Final = b"\r\n\r\n"
 CLIENT: Final = "ohif"
-FAILED: Final = "Not counted: the server failed to process this segmentation. Details are in the server's log."
-"""Reason that is shown if no better one is found."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ def take_submissions(upload: Upload, is_stored: Callable[[str], bool], user: str
 def _take(file: bytes, reference: SegReference, user: str) -> None:
     app = app_instance()
     sender = Sender(user, CLIENT, f"{reference.instance}{SEG_SUFFIX}")
-    app.outcomes.keep(Outcome(reference.instance, "refused", FAILED))
+    app.outcomes.keep(Outcome(reference.instance, "refused", front_messages.FAILED_TO_COUNT))
     with tempfile.TemporaryDirectory(prefix="totalspineseg-seg-") as folder:
         path = Path(folder) / f"label{SEG_SUFFIX}"
         path.write_bytes(file)

@@ -15,13 +15,13 @@ from monailabel.utils.sessions import SessionInfo, Sessions
 from pydantic import BaseModel
 from starlette.responses import FileResponse
 
-from totalspineseg_server.corrections.correction_store import Correction
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, RENUMBERED, UNCONFIRMED, message_of
-from totalspineseg_server.corrections.image_ids import is_usable_id
+from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction
+from totalspineseg_server.corrections.ids import is_usable_id
 from totalspineseg_server.corrections.image_records import NOTED, PATIENT, anonymous
-from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.label_files import DRAWN_ON, RENUMBERED, UNCONFIRMED
 from totalspineseg_server.corrections.receipts import Receipt, Sender
 from totalspineseg_server.errors import SettingError, StorageError
+from totalspineseg_server.front import front_messages
 from totalspineseg_server.front.failures import without_folders
 from totalspineseg_server.front.received_files import (
     client_name,
@@ -44,10 +44,6 @@ OWN_OF_IMAGES: Final = (NOTED, "ts", "name", COUNTED, "PatientID", "StudyInstanc
 OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_info", "user", "client_id", "ts", "name")
 OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, "instance", UNSENT, RENUMBERED, UNCONFIRMED))
 """Fields of images and labels that only this server sets and relies on."""
-NOT_IN_PACS = (
-    "The PACS did not accept the label. It is stored on this server and counts. The server sends it to the PACS again "
-    "when somebody asks for the next sample."
-)
 
 
 class SessionAnswer(BaseModel):
@@ -87,7 +83,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
             correction = app_instance().submit_label(image, file, tag or FINAL_TAG, fields, sender, fault=fault)
         label_info = app_instance().datastore().get_label_info(correction.image, correction.tag)
         return {
-            "message": message_of(correction),
+            "message": correction.message,
             "image": correction.image,
             "label": correction.image,
             "correction": correction.id,
@@ -96,7 +92,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
             "renumbered": correction.renumbered,
             "overlap_voxels": correction.overlap_voxels,
             "prediction": correction.prediction,
-            "warning": NOT_IN_PACS if label_info.get(UNSENT) else "",
+            "warning": front_messages.PACS_REFUSED_LABEL if label_info.get(UNSENT) else "",
         }
 
     @routes.delete("/datastore/label")
@@ -112,11 +108,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
     @routes.get("/submissions/")
     def get_submissions(user: Annotated[User, annotator]) -> list[dict[str, Any]]:
         """Return the submissions that are not used, with the reason, oldest first."""
-        app = app_instance()
-        parked = [_unused(one, "parked", one.reason) for one in app.parked_submissions()]
-        unfiled = [_unused(one.receipt, "unfiled", one.reason) for one in app.unfiled_submissions()]
-        waiting = [_unused(one.receipt, "waiting", one.reason) for one in app.waiting_submissions()]
-        return sorted((*parked, *unfiled, *waiting), key=lambda known: str(known["submission"]))
+        return [_unused(*unused) for unused in app_instance().unused_submissions()]
 
     @routes.post("/submissions/interpret")
     def interpret_submissions(
@@ -139,9 +131,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         sender = _sender(user, read_params(params), file)
         image_id = image or stem(Path(client_name(file)))
         if not is_usable_id(image_id):
-            raise SettingError(
-                f"The image id {image_id[:80]!r} is too long or has control characters. Give a short id without them."
-            )
+            raise SettingError(front_messages.BAD_IMAGE_ID.format(image=image_id[:80]))
         with tempfile.TemporaryDirectory(prefix="totalspineseg-image-") as folder:
             path = save_image(file, Path(folder))
             read_image(path)
@@ -182,7 +172,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         """Keep an image for a while, outside the studies."""
         sessions = _sessions()
         if uncompress and (len(files) != 1 or not client_name(files[0]).lower().endswith(ARCHIVES)):
-            raise HTTPException(UNUSABLE, "'uncompress' needs exactly one .zip file. Send the series as one .zip.")
+            raise HTTPException(UNUSABLE, front_messages.ONE_ZIP)
         # MONAI Label moves the files it gets, so the folder need not outlive this call.
         with tempfile.TemporaryDirectory(prefix="totalspineseg-session-") as folder:
             series = Path(folder) / "series"
@@ -204,9 +194,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         """Return the information about a session, or its image if that is one file."""
         session = _sessions().get_session(session_id, update_ts=update_ts)
         if session is None:
-            raise HTTPException(
-                NOT_FOUND, f"There is no session {session_id!r}. It may have expired; start another one."
-            )
+            raise HTTPException(NOT_FOUND, front_messages.NO_SESSION.format(session=session_id))
         file = Path(session.image)
         if not image:
             known: dict[str, Any] = session.to_json()
@@ -214,7 +202,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         if not file.is_file():
             raise HTTPException(
                 UNUSABLE,
-                "The image of this session is a series of files, which cannot be sent back. Leave 'image' out.",
+                front_messages.SESSION_OF_FILES,
             )
         return FileResponse(file, filename=file.name)
 
@@ -223,9 +211,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         """Refuse the request, because at every call MONAI Label would leave an archive of all studies in the temporary
         folder.
         """
-        raise HTTPException(
-            NOT_FOUND, "This server does not make archives of the studies. Copy the studies folder instead."
-        )
+        raise HTTPException(NOT_FOUND, front_messages.NO_ARCHIVES)
 
     return routes
 
@@ -261,7 +247,7 @@ def _fields_of_image(text: str) -> dict[str, Any]:
 def _sessions() -> Sessions:
     sessions = app_instance().sessions()
     if sessions is None:
-        raise HTTPException(SESSIONS_OFF, "This server has no sessions. Upload the image to the studies instead.")
+        raise HTTPException(SESSIONS_OFF, front_messages.NO_SESSIONS)
     return sessions
 
 

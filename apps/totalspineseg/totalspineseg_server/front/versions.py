@@ -9,6 +9,7 @@ from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.utils.app import app_instance
 
 from totalspineseg_server.errors import ConflictError, WeightsError
+from totalspineseg_server.front import front_messages
 from totalspineseg_server.front.failures import without_folders
 from totalspineseg_server.front.host import running_task
 from totalspineseg_server.front.judge import Judge
@@ -60,7 +61,7 @@ def router() -> APIRouter:
         app = app_instance()
         models_of(app.models, name)
         if app.is_training():
-            raise HTTPException(BUSY, "A training is running on these studies. Judge the version when it has finished.")
+            raise HTTPException(BUSY, front_messages.TRAINING_BEFORE_JUDGING)
         app.free_networks()
         judge.start(name, app.judge_words(name))
         return {"judge": _judging(judge)}
@@ -68,7 +69,7 @@ def router() -> APIRouter:
     @routes.post("/versions/{name}/activate")
     def activate(name: str, user: Annotated[User, admin]) -> dict[str, Any]:
         """Put a version into use; refused if the gate has refused it."""
-        from totalspineseg_server.nnunet.activation import activate as put_into_use
+        from totalspineseg_server.nnunet.model_folder import activate as put_into_use
 
         store = _changeable()
         put_into_use(store, name)
@@ -118,8 +119,5 @@ def _back(store: ModelStore) -> dict[str, str] | None:
 def _changeable() -> ModelStore:
     store: ModelStore = app_instance().models
     if store.weights:
-        raise ConflictError(
-            f"This server was started with the weights {store.weights!r}, so another version would not be used. Start "
-            "it without --weights (WEIGHTS=) first."
-        )
+        raise ConflictError(front_messages.FIXED_WEIGHTS.format(weights=store.weights))
     return store

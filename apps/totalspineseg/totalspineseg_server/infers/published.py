@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from totalspineseg_server import pipeline
 from totalspineseg_server.clock import Stopwatch
-from totalspineseg_server.corrections.displayed_corrections import READER_TAGS, STEP1_TAG, UNCONFIRMED
+from totalspineseg_server.corrections.correction_store import READER_TAGS, STEP1_TAG
+from totalspineseg_server.corrections.label_files import UNCONFIRMED
 from totalspineseg_server.corrections.submission import map_names, read_submission
-from totalspineseg_server.corrections.wire import STEP1_WIRE_LABELS, from_wire
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import LabelArray, Volume, labels_to_iso, on_grid
 from totalspineseg_server.infers.disagreement import disagreement_of
@@ -21,6 +21,7 @@ from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.numbering.step1_names import names_by_reader
 from totalspineseg_server.pipeline import Scan
 from totalspineseg_server.plausible import without_regions
+from totalspineseg_server.segments import STEP1_WIRE_LABELS, from_wire
 from totalspineseg_server.transforms.discs import missing_discs
 
 PREDICTED_TAG = "original"

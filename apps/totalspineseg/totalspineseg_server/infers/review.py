@@ -9,7 +9,6 @@ import numpy as np
 
 from totalspineseg_server.anatomy import BY_CODE, DISCS, Kind
 from totalspineseg_server.corrections.predictions import KeptMaps, PredictionRecord
-from totalspineseg_server.corrections.wire import REVIEW_PREFIX
 from totalspineseg_server.geometry import LabelArray, same_grid
 from totalspineseg_server.infers.published import FullTask
 from totalspineseg_server.infers.services import Services
@@ -19,6 +18,7 @@ from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.numbering.report import NAMED, doubtful_codes
 from totalspineseg_server.pipeline import Scan
+from totalspineseg_server.segments import REVIEW_PREFIX
 from totalspineseg_server.transforms.components import Mask, labels_present
 
 DOUBTFUL, ODD = f"{REVIEW_PREFIX}: level doubtful", f"{REVIEW_PREFIX}: check this"

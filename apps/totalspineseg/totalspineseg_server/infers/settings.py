@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
 from totalspineseg_server.anatomy import STRUCTURES, WIRE_ID, Kind
-from totalspineseg_server.corrections.datastore import is_safe_tag
-from totalspineseg_server.corrections.displayed_corrections import READER_TAGS
+from totalspineseg_server.corrections.correction_store import READER_TAGS, is_safe_tag
 from totalspineseg_server.errors import SettingError
 from totalspineseg_server.numbering.chain import Pin
 from totalspineseg_server.requested import choice, text

@@ -5,14 +5,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from totalspineseg_server.anatomy import BACKGROUND, CODE_OF, DISCS, SACRUM, VERTEBRAE, Kind
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, UNCONFIRMED
-from totalspineseg_server.corrections.wire import from_wire
+from totalspineseg_server.corrections.correction_store import FINAL_TAG
+from totalspineseg_server.corrections.label_files import UNCONFIRMED
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.infers.services import Services
 from totalspineseg_server.io.volumes import read_labels
 from totalspineseg_server.numbering.chain import CONFIDENT_PROBABILITY, Numbering
 from totalspineseg_server.pipeline import Sibling
+from totalspineseg_server.segments import from_wire
 
 
 def level_chances(numbering: Numbering | None) -> Mapping[int, Mapping[int, float]]:

@@ -18,10 +18,10 @@ from totalspineseg_server import pipeline
 from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, DISCS, NAME_OF, WIRE_ID, WIRE_LABELS
 from totalspineseg_server.certainty import proves_nothing
 from totalspineseg_server.clock import Stopwatch
-from totalspineseg_server.corrections import history
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, UNCONFIRMED
+from totalspineseg_server.corrections import ids
+from totalspineseg_server.corrections.correction_store import FINAL_TAG
+from totalspineseg_server.corrections.label_files import UNCONFIRMED
 from totalspineseg_server.corrections.predictions import KeptMaps, PredictionRecord
-from totalspineseg_server.corrections.wire import from_wire, to_wire
 from totalspineseg_server.errors import SettingError, StorageError, UnknownImageError
 from totalspineseg_server.files import sha256_of, storage_errors
 from totalspineseg_server.geometry import LabelArray, Volume, same_grid
@@ -43,6 +43,7 @@ from totalspineseg_server.numbering.linter import lint
 from totalspineseg_server.numbering.renumber import NamedMap, pin_of
 from totalspineseg_server.numbering.report import NAMED, doubtful_codes, report, sentence
 from totalspineseg_server.pipeline import Options, Scan, Sibling
+from totalspineseg_server.segments import from_wire, to_wire
 from totalspineseg_server.spellings import DOUBT_MARK
 from totalspineseg_server.transforms.components import labels_present
 
@@ -166,7 +167,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         file, present = self._write(outcome, settings, clock)
         image_id = str(request.get("image_id") or "")
         record = PredictionRecord(
-            id=history.new_id((*self.services.predictions.ids(image_id, sha256), *self.services.maps.ids(sha256))),
+            id=ids.new_id((*self.services.predictions.ids(image_id, sha256), *self.services.maps.ids(sha256))),
             image=image_id,
             model=str(request.get("model") or ""),
             versions=dict(outcome.versions),

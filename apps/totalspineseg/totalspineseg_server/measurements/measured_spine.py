@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from totalspineseg_server.anatomy import CANAL, CORD
 from totalspineseg_server.geometry import LabelArray
-from totalspineseg_server.transforms.centerline import smooth_centerline
+from totalspineseg_server.transforms.canal import smooth_centerline
 from totalspineseg_server.transforms.components import connected_components
 
 Points = npt.NDArray[np.float64]

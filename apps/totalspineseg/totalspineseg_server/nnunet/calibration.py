@@ -1,4 +1,4 @@
-"""Measure how reliable a pair of networks is: which landmark class they put on which disc of labeled scans."""
+"""Measure how reliable a pair of networks is: which classes and names they put on the parts of labeled scans."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from totalspineseg_server import pipeline
+from totalspineseg_server.agreement import score_case
 from totalspineseg_server.anatomy import (
     CORD,
     DISC_L4_L5,
@@ -22,21 +23,22 @@ from totalspineseg_server.anatomy import (
     Parity,
     Step2,
 )
-from totalspineseg_server.errors import MemoryShortageError, TotalSpineSegError, TrainingError
-from totalspineseg_server.geometry import LabelArray, image_to_iso, labels_to_iso
+from totalspineseg_server.errors import MemoryShortageError, NoSpineError, TotalSpineSegError, TrainingError
+from totalspineseg_server.geometry import Grid, LabelArray, Volume, image_to_iso, labels_to_iso
 from totalspineseg_server.nnunet.cases import LabeledScan, ScanSource, Skipped
 from totalspineseg_server.nnunet.model_folder import ModelFolder
-from totalspineseg_server.nnunet.packed import Packed
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor
-from totalspineseg_server.nnunet.wrong_names import FINAL, SegmentedScan, count_failures
+from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.evidence import SPECK_SHARE, landmark_shares, odd_share
 from totalspineseg_server.numbering.evidence_weights import LARGE_BONE_MM3, MOSTLY, THIN_DISC
-from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.numbering.step1_names import step1_names
+from totalspineseg_server.prediction import Packed, Prediction
 from totalspineseg_server.transforms.components import Box
-from totalspineseg_server.transforms.one_spine import one_spine
-from totalspineseg_server.transforms.pieces import Piece, Pieces, find_pieces
-from totalspineseg_server.trust import LowerEnd, Seen, Trust
+from totalspineseg_server.transforms.pieces import Piece, Pieces, find_pieces, one_spine
+from totalspineseg_server.trust import Failures, LowerEnd, Seen, Trust
 
+FINAL: Final = 2
+"""The step whose names are checked; those of step 1 alone are not."""
 Step = Literal[1, 2]
 STEPS: Final[tuple[Step, ...]] = (1, 2)
 LABELED_SHARE: Final = 0.25
@@ -54,6 +56,78 @@ MIN_S1_VOXELS: Final = 1000
 NEAR_VOX: Final = 3
 MIN_MIRROR_SCANS: Final = 5
 """With fewer scans, the present choice about averaging with the mirror image is kept."""
+
+
+@dataclass(frozen=True)
+class SegmentedScan:
+    """A labeled scan as both networks drew it.
+
+    Attributes:
+        subject: Subject of the scan.
+        grid: Its 1 mm grid.
+        box: The part that step 2 saw.
+        maps: Step -> classes (X, Y, Z) of that step, packed.
+        codes: The label on the whole grid, packed.
+        counts: Step -> the counts in this scan.
+    """
+
+    subject: str
+    grid: Grid
+    box: Box
+    maps: Mapping[int, Packed]
+    codes: Packed
+    counts: Mapping[int, Trust]
+
+
+def count_failures(scans: Sequence[SegmentedScan], *, mirror: Mapping[int, bool]) -> Trust:
+    """Name each scan with the trust measured on the other patients.
+
+    Args:
+        scans: Labeled scans of one or more patients.
+        mirror: Step -> whether the image and its mirror image were averaged.
+
+    Returns:
+        The counts of names with and without a contradiction; scans of which nothing is named do not count.
+    """
+    total = Trust()
+    for scan in scans:
+        others = {
+            step: replace(
+                sum((other.counts[step] for other in scans if other.subject != scan.subject), Trust()), mirror=averaged
+            )
+            for step, averaged in mirror.items()
+        }
+        try:
+            numbering, labels = _named(scan, others)
+        except NoSpineError:
+            continue
+        score = score_case(scan.codes.unpacked(), labels)
+        if numbering is not None and score.levels_found:
+            total = total + failure(numbering, wrong=score.levels_right < score.levels_found)
+    return total
+
+
+def failure(numbering: Numbering, *, wrong: bool) -> Trust:
+    """Return the counts of one scan.
+
+    Args:
+        numbering: Its final names.
+        wrong: Whether one of them is wrong.
+    """
+    counts = Failures(1.0, float(wrong), 1.0 - numbering.probability)
+    return Trust(contradicted=counts) if numbering.contradicted else Trust(uncontradicted=counts)
+
+
+def _named(scan: SegmentedScan, trusts: Mapping[int, Trust]) -> tuple[Numbering | None, LabelArray]:
+    shape = scan.grid.shape
+    # Only the grid of the image counts: its voxels are those of the maps.
+    image = pipeline.Scan(Volume(np.broadcast_to(np.float32(0), shape), scan.grid.affine), scan.grid)
+    whole: Box = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
+    first = pipeline.rename(image, scan.maps[1].unpacked(), whole, 1, trust=trusts[1])
+    names = step1_names(first.labels, first.numbering)
+    step1 = None if names is None else names.part(scan.box)
+    found = pipeline.rename(image, scan.maps[2].unpacked(), scan.box, 2, step1=step1, trust=trusts[2])
+    return found.numbering, found.labels
 
 
 @dataclass(frozen=True)
@@ -162,10 +236,10 @@ class _Way:
         """
         codes: LabelArray = labels_to_iso(labeled.codes).data
         scan = pipeline.Scan(image_to_iso(labeled.image), labeled.image.grid)
-        network = _Remembering(self._networks[1])
-        located = pipeline.locate(scan, network)
+        first = self._networks[1].predict(scan.iso.data[np.newaxis], soft=pipeline.STEP1_SOFT)
+        located = pipeline.located(scan, first)
         whole: Box = (slice(0, codes.shape[0]), slice(0, codes.shape[1]), slice(0, codes.shape[2]))
-        sights = {1: _sight(1, network.last, codes, whole)}
+        sights = {1: _sight(1, first, codes, whole)}
         names = pipeline.step2_input(scan, located.labels, missed=located.numbering.missed if located.numbering else ())
         predicted = self._networks[2].predict(names.channels, soft=(CORD_REGION,))
         return {**sights, 2: _sight(2, predicted, codes, names.box)}
@@ -189,18 +263,6 @@ def cord_dice(soft: npt.NDArray[np.float32], cord: npt.NDArray[np.bool_]) -> lis
     rows = cord.any(axis=(0, 1))
     soft, cord = soft[:, :, rows], cord[:, :, rows]
     return [_dice(soft > _chance(-logit), cord) for logit in CORD_LOGITS]
-
-
-class _Remembering:
-    """A predictor that keeps its last prediction, because the pipeline passes on only the named result."""
-
-    def __init__(self, network: WarmPredictor) -> None:
-        self._network, self.version = network, network.version
-        self.last = Prediction(np.zeros((0, 0, 0), np.uint8))
-
-    def predict(self, channels: Any, *, soft: Any = ()) -> Prediction:
-        self.last = self._network.predict(channels, soft=soft)
-        return self.last
 
 
 def observe(step: Step, raw: LabelArray, codes: LabelArray) -> Trust:

@@ -1,13 +1,21 @@
-"""Find the model folder of a step by its dataset.json, not by its name."""
+"""Find the model folder of a step by its dataset.json, not by its name, its trust and the hash of its content.
 
+Nothing here imports PyTorch.
+"""
+
+import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.anatomy import STEP1_REGIONS, STEP2_REGIONS, Step1, Step2
 from totalspineseg_server.errors import StorageError, WeightsError
-from totalspineseg_server.files import read_json
+from totalspineseg_server.files import load_json, read_json, sha256_of, write_json
 from totalspineseg_server.places import COMMAND
+from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.trust import UNMEASURED, Trust, trust_from_json
 
 STEP_REGIONS: Final[Mapping[int, Mapping[str, tuple[int, ...]]]] = {1: STEP1_REGIONS, 2: STEP2_REGIONS}
 STEP_CLASSES: Final[Mapping[int, tuple[int, ...]]] = {
@@ -23,6 +31,9 @@ BEST_TRAINERS: Final = "nnUNetTrainerDAExt"
 """Beginning of the names of TotalSpineSeg's trainers, whose best checkpoint is used."""
 SEARCH_DEPTH: Final = 4
 """How many levels of folders are searched: dataset, trainer, and one each for a zip and an installation."""
+TRUST_FILE: Final = "trust.json"
+DIGITS: Final = 8
+"""Number of digits of the digest in a version's name: enough to tell any two models of a site apart."""
 
 
 def find_model(root: Path, step: int | None) -> tuple[Path, int]:
@@ -118,3 +129,119 @@ def read_model_json(path: Path) -> dict[str, Any]:
         return read_json(path, "Install the weights again.")
     except StorageError as error:
         raise WeightsError(str(error)) from error
+
+
+def read_trust(folder: Path) -> Trust:
+    """Return how far a model's classes are trusted.
+
+    Args:
+        folder: Folder with plans.json.
+
+    Returns:
+        ``UNMEASURED`` if there is no such file.
+
+    Raises:
+        WeightsError: The file is damaged.
+    """
+    path = folder / TRUST_FILE
+    if not path.exists():
+        return UNMEASURED
+    try:
+        content = load_json(path, f"Run '{COMMAND} calibrate' again, or delete it.")
+    except StorageError as error:
+        raise WeightsError(str(error)) from error
+    return trust_from_json(content, source=TRUST_FILE)
+
+
+def write_trust(folder: Path, trust: Trust) -> None:
+    """Write the file in one step; running servers use it from their next request on.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    write_json(folder / TRUST_FILE, trust.as_json())
+
+
+def model_digest(folder: Path, checkpoint: Path) -> str:
+    """Return the SHA-256 (hex) of plans, dataset and checkpoint, reading the checkpoint once.
+
+    Args:
+        folder: Folder with plans.json and dataset.json.
+        checkpoint: File of the weights.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in (folder / "plans.json", folder / "dataset.json", checkpoint):
+        digest.update(bytes.fromhex(sha256_of(file)))
+    return digest.hexdigest()
+
+
+def answer_digest(folder: Path, digest: str) -> str:
+    """Return the SHA-256 (hex) of everything that determines a model's output: its files, and how far it is trusted.
+
+    Args:
+        folder: Folder with plans.json.
+        digest: From ``model_digest``.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    trust = folder / TRUST_FILE
+    return hashlib.sha256(bytes.fromhex(digest + sha256_of(trust))).hexdigest() if trust.is_file() else digest
+
+
+def parts_of(version: str) -> tuple[str, str]:
+    """Return the name of weights, and the digits that identify their network's output.
+
+    Args:
+        version: The version in a prediction, with or without its runtime ("starter-1a2b3c4d@openvino-2026.4.1").
+    """
+    name, _, digits = version.partition("@")[0].rpartition("-")
+    return name, digits
+
+
+def version_name(name: str, digest: str) -> str:
+    """Return the name followed by the first digits of the digest, such as "starter-1a2b3c4d"."""
+    return f"{name}-{digest[:DIGITS]}"
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """The files of one step's model; none is read before its digest is needed.
+
+    Attributes:
+        path: Folder with plans.json and dataset.json.
+        name: Name of the weights, such as "starter" or "official-r20251124".
+        checkpoint: The file with the weights.
+    """
+
+    path: Path
+    name: str
+    checkpoint: Path
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) over plans, dataset and checkpoint; the checkpoint is read once."""
+        return model_digest(self.path, self.checkpoint)
+
+    @property
+    def version(self) -> str:
+        """Name and first eight digits of the digest of files and trust, such as "starter-1a2b3c4d"."""
+        return version_name(self.name, answer_digest(self.path, self.digest))
+
+
+def files_in_use(store: ModelStore, step: int) -> ModelFiles:
+    """Return the files of the model that a step would run with.
+
+    Args:
+        store: The model versions and those in use.
+        step: 1 or 2.
+
+    Raises:
+        WeightsError: There is no model folder of that step.
+    """
+    choice = store.resolve(step)
+    folder, _ = find_model(choice.root, step)
+    return ModelFiles(folder, choice.name, find_checkpoint(folder))

@@ -23,9 +23,8 @@ from totalspineseg_server.nnunet.fast_ways import BOX, INT8, Comparison, Way, op
 from totalspineseg_server.nnunet.focus import FocusedPredictor
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.openvino_network import keep_int8, load_openvino
-from totalspineseg_server.nnunet.packed import Packed
 from totalspineseg_server.nnunet.predictor import WarmPredictor
-from totalspineseg_server.prediction import Predictor
+from totalspineseg_server.prediction import Packed, Predictor
 
 TILES: Final = 24
 """Number of tiles of each step that show INT8 the range of values."""

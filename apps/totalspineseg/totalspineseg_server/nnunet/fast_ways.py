@@ -15,7 +15,7 @@ from typing import Any, Final, Literal
 
 from totalspineseg_server import places
 from totalspineseg_server.files import read_json_or, sha256_of, storage_errors, write_json
-from totalspineseg_server.nnunet.content_version import ModelFiles
+from totalspineseg_server.nnunet.discovery import ModelFiles
 
 FAST_FILE: Final = "fast.json"
 Way = Literal["box", "openvino-int8"]

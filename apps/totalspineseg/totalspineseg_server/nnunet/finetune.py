@@ -12,12 +12,22 @@ import torch
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.files import storage_errors
 from totalspineseg_server.nnunet.checkpoint import load_checkpoint
-from totalspineseg_server.nnunet.finetune_job import FINETUNING, KEY, STATES, Job, Progress, Stopped
+from totalspineseg_server.nnunet.finetune_job import (
+    FINETUNING,
+    KEY,
+    PREPROCESSED_DIR,
+    STATES,
+    Job,
+    Stopped,
+    StoredCase,
+    training_dataset,
+    training_plans,
+)
 from totalspineseg_server.nnunet.finetune_settings import FinetuneSettings
 from totalspineseg_server.nnunet.model_folder import CONFIGURATION, ModelFolder
 from totalspineseg_server.nnunet.plugin.spine_finetuner import SpineFinetuner
-from totalspineseg_server.nnunet.preprocessed import PREPROCESSED_DIR, StoredCase, training_dataset, training_plans
 from totalspineseg_server.nnunet.runtimes import resolve_device
+from totalspineseg_server.nnunet.training_log import Progress
 
 __all__ = ["Finetuned", "Progress", "Stopped", "fine_tune"]
 

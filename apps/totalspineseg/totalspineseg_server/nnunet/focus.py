@@ -19,7 +19,7 @@ from totalspineseg_server.nnunet.preprocessing import Box, FloatArray
 from totalspineseg_server.nnunet.tiles import tile_starts
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.transforms.components import foreground_box
-from totalspineseg_server.transforms.one_spine import one_spine
+from totalspineseg_server.transforms.pieces import one_spine
 
 logger = logging.getLogger(__name__)
 

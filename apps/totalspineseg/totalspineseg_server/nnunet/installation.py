@@ -10,9 +10,8 @@ from totalspineseg_server.io.zips import require_space
 from totalspineseg_server.locks import locked
 from totalspineseg_server.nnunet.download import Progress, download
 from totalspineseg_server.nnunet.model_folder import ModelFolder
-from totalspineseg_server.nnunet.raw_dataset import dataset_name
-from totalspineseg_server.nnunet.unpack import unpack_model
-from totalspineseg_server.registry.model_store import DATASET_OF_STEP, OFFICIAL_PREFIX, ModelStore
+from totalspineseg_server.nnunet.model_zips import unpack_model
+from totalspineseg_server.registry.model_store import DATASET_OF_STEP, OFFICIAL_PREFIX, ModelStore, dataset_name
 from totalspineseg_server.registry.releases import NEWEST, OFFICIAL_NAME, RELEASES, require_same, require_supported
 
 RELEASES_URL: Final = "https://github.com/neuropoly/totalspineseg/releases/download"

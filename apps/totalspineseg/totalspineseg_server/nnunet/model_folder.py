@@ -1,4 +1,4 @@
-"""Find and check nnU-Net model folders, and build their networks.
+"""Find, check and write nnU-Net model folders, build their networks, and put checked versions into use.
 
 The trainer class in a checkpoint is never looked up: the network is built from the plans.
 """
@@ -13,20 +13,23 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.files import copy_file, write_file
 from totalspineseg_server.nnunet.checkpoint import float32_weights, load_checkpoint, trained_with
-from totalspineseg_server.nnunet.content_version import ModelFiles
 from totalspineseg_server.nnunet.discovery import (
     STEP_CHANNELS,
     STEP_CLASSES,
     STEP_REGIONS,
+    ModelFiles,
     find_checkpoint,
     find_model,
     read_model_json,
+    read_trust,
     step_folders,
+    write_trust,
 )
-from totalspineseg_server.nnunet.trust_file import read_trust
-from totalspineseg_server.registry.manage import require_known
-from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.registry.manage import require_known, require_served
+from totalspineseg_server.registry.model_store import ModelStore, dataset_name
+from totalspineseg_server.registry.releases import require_one_release
 from totalspineseg_server.trust import Trust
 
 CONFIGURATION: Final = "3d_fullres"
@@ -35,6 +38,10 @@ NETWORKS: Final = re.compile(r"dynamic_network_architectures\.architectures\.\w+
 MODULES: Final = re.compile(r"torch\.nn\.(?:modules\.\w+\.)?[A-Z]\w+")
 """Classes that a plans file may name. The file comes from outside, and the classes it names are called."""
 NORMALIZATIONS: Final = ("ZScoreNormalization", "NoNormalization")
+CHECKPOINT_ENTRIES: Final = ("init_args", "inference_allowed_mirroring_axes", "current_epoch", "logging", "_best_ema")
+"""Entries of a checkpoint that are kept: those for inference and the history, without the optimizer's state."""
+STOCK_TRAINER: Final = "nnUNetTrainer"
+"""Name of the trainer in written checkpoints: nnU-Net looks for this class before it predicts, and has only its own."""
 
 
 @dataclass(frozen=True)
@@ -245,3 +252,103 @@ def _check_configuration(configuration: Mapping[str, Any], axes: tuple[int, ...]
         raise WeightsError(
             f"{folder.name!r} is not a 3D nnU-Net model of step {step} with a stock network: it has {problem}."
         )
+
+
+def activate(store: ModelStore, name: str, *, force: bool = False) -> tuple[int, ...]:
+    """Put a version into use for the steps it has.
+
+    Args:
+        store: The versions.
+        name: "starter" or a version's name.
+        force: Whether to put it into use even if the gate refused it.
+
+    Returns:
+        The steps.
+
+    Raises:
+        WeightsError: There is no such version, it cannot be used, the gate refused it, or the steps would come from
+            different releases.
+        StorageError: It could not be written; the versions in use are those from before.
+    """
+    if not force:
+        require_served(store, name)
+    steps = tuple(models_of(store, name))
+    require_one_release(store, {**store.active(), **dict.fromkeys(steps, name)})
+    store.activate(name, steps=steps)
+    return steps
+
+
+def write_candidate(parent: ModelFolder, weights: Mapping[str, torch.Tensor], target: Path, trust: Trust) -> Path:
+    """Write a model folder with new weights.
+
+    Args:
+        parent: The model from which the training started. Not modified.
+        weights: New weights, under the parent's names.
+        target: Folder to write below; it is made if it is missing.
+        trust: How far the new weights are trusted.
+
+    Returns:
+        The model folder in a folder of its dataset, named as nnU-Net's own tools expect it.
+
+    Raises:
+        StorageError: It cannot be written.
+        WeightsError: The parent's checkpoint cannot be read.
+    """
+    # Use a folder for each step, because two models in plain folders may have the same name.
+    folder = target / dataset_name(parent.step) / stock_name(parent)
+    (folder / "fold_0").mkdir(parents=True, exist_ok=True)
+    for name in ("plans.json", "dataset.json"):
+        copy_file(parent.path / name, folder / name)
+    write_trust(folder, trust)
+    content = stock_checkpoint(load_checkpoint(parent.checkpoint), weights)
+    write_file(folder / "fold_0" / "checkpoint_final.pth", lambda temporary: torch.save(content, temporary))
+    return folder
+
+
+def stock_checkpoint(checkpoint: Mapping[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return a checkpoint that nnU-Net loads without the class that trained it.
+
+    Args:
+        checkpoint: From ``load_checkpoint``. Not modified.
+        weights: The network's tensors, under the names of the checkpoint's.
+    """
+    entries = {key: checkpoint[key] for key in CHECKPOINT_ENTRIES if key in checkpoint}
+    return {**entries, "trainer_name": STOCK_TRAINER, "network_weights": _stored_once(weights, checkpoint)}
+
+
+def _stored_once(weights: Mapping[str, torch.Tensor], checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Let all names of a tensor share it again; otherwise the file is almost four times as large."""
+    known = checkpoint["network_weights"]
+    first: dict[tuple[int, int, torch.Size], torch.Tensor] = {}
+    shared = {}
+    for name, value in weights.items():
+        stored = known[name]
+        place = stored.untyped_storage().data_ptr(), stored.storage_offset(), stored.shape
+        same = first.setdefault(place, value)
+        shared[name] = same if torch.equal(same, value) else value
+    return shared
+
+
+def stock_name(model: ModelFolder) -> str:
+    """Return a model's folder name (trainer, plans, configuration) with nnU-Net's own trainer in it."""
+    parts = model.path.name.split("__")
+    plans, configuration = parts[1:] if len(parts) == 3 else ("nnUNetPlans", CONFIGURATION)
+    return f"{STOCK_TRAINER}__{plans}__{configuration}"
+
+
+def mixed_weights(parent: ModelFolder, trained: ModelFolder, share: float) -> dict[str, torch.Tensor]:
+    """Return a mean of the weights of two models with the same architecture.
+
+    Args:
+        parent: The model from which the training started. Not modified.
+        trained: The trained model. Not modified.
+        share: Share of the trained weights, 0 to 1.
+
+    Returns:
+        float32 tensors under the parent's names.
+
+    Raises:
+        WeightsError: A checkpoint cannot be read.
+    """
+    old, new = (float32_weights(load_checkpoint(model.checkpoint)) for model in (parent, trained))
+    return {name: torch.lerp(value, new[name], share) for name, value in old.items()}

@@ -1,24 +1,30 @@
-"""Export versions to zips of nnU-Net's format, and import them from such zips."""
+"""Export versions to zips of nnU-Net's format, and import them from such zips, which may be hostile."""
 
 import json
+import re
 import tempfile
 import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import torch
 
-from totalspineseg_server.errors import WeightsError
-from totalspineseg_server.files import sha256_of, write_file, write_json
-from totalspineseg_server.nnunet.candidate import STOCK_TRAINER, stock_checkpoint, stock_name
+from totalspineseg_server.errors import ArchiveError, WeightsError
+from totalspineseg_server.files import sha256_of, storage_errors, write_file, write_json
+from totalspineseg_server.io.zips import MAX_RATIO, open_archive
 from totalspineseg_server.nnunet.checkpoint import load_checkpoint
-from totalspineseg_server.nnunet.content_version import version_name
-from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in, models_of
-from totalspineseg_server.nnunet.trust_file import TRUST_FILE
-from totalspineseg_server.nnunet.unpack import unpack_model
+from totalspineseg_server.nnunet.discovery import TRUST_FILE, version_name
+from totalspineseg_server.nnunet.model_folder import (
+    STOCK_TRAINER,
+    ModelFolder,
+    models_in,
+    models_of,
+    stock_checkpoint,
+    stock_name,
+)
 from totalspineseg_server.registry.model_store import DATASET_OF_STEP, NAME, OFFICIAL_PREFIX, STARTER, ModelStore
 from totalspineseg_server.registry.records import (
     RECORD_FILE,
@@ -30,12 +36,47 @@ from totalspineseg_server.registry.records import (
 )
 from totalspineseg_server.registry.releases import OFFICIAL_NAME, RELEASE_NAME
 
+WANTED: Final = re.compile(r"plans\.json|dataset\.json|trust\.json|fold_(?:\d+|all)/checkpoint_(?:final|best)\.pth")
+"""Files of a model folder; all others are not extracted."""
+MAX_TOTAL_BYTES: Final = 8 << 30
+"""Largest size of all extracted files together; two official checkpoints with their optimizer's state are well
+below."""
 DATASET_NAMES: Final[Mapping[int, str]] = {
     step: f"Dataset{number}_TotalSpineSeg_step{step}" for step, number in DATASET_OF_STEP.items()
 }
 """Folder names that nnU-Net's own tools expect."""
 MAX_RECORD_BYTES: Final = 16 << 20
 """Largest size of a record; a record with ten thousand labels has about 5 MB."""
+
+
+def unpack_model(archive: Path, target: Path) -> None:
+    """Extract the model files of a zip.
+
+    Args:
+        archive: The zip.
+        target: Existing folder to extract into.
+
+    Raises:
+        WeightsError: The zip is not readable, has no model, or has a link, a zip bomb, or an entry outside its folder.
+        StorageError: The files cannot be written.
+    """
+    try:
+        with (
+            archive.open("rb") as file,
+            storage_errors(target),
+            open_archive(file, target, is_wanted=_is_wanted, max_bytes=MAX_TOTAL_BYTES, max_ratio=MAX_RATIO) as content,
+        ):
+            for entry in content.entries:
+                path = target.joinpath(*PurePosixPath(entry.filename).parts)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                content.extract(entry, path)
+    except (ArchiveError, FileNotFoundError) as error:
+        raise WeightsError(f"No model could be taken out of {archive.name!r}. {error}") from error
+
+
+def _is_wanted(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return "__MACOSX" not in parts and any(WANTED.fullmatch("/".join(parts[-n:])) for n in (1, 2))
 
 
 def export_version(store: ModelStore, name: str, target: Path) -> Path:

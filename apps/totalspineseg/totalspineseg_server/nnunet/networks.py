@@ -6,13 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import RLock
 
-from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
+from totalspineseg_server.nnunet.discovery import STEP_CHANNELS, TRUST_FILE
 from totalspineseg_server.nnunet.fast_ways import BOX, FAST_FILE, is_allowed
 from totalspineseg_server.nnunet.focus import FocusedPredictor, is_worth_a_look
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import TILE_STEP, WarmPredictor
 from totalspineseg_server.nnunet.runtimes import AUTO, AskedRuntime, Runtime, chosen, openvino_is_faster, with_runtime
-from totalspineseg_server.nnunet.trust_file import TRUST_FILE
 from totalspineseg_server.registry.model_store import STARTER, ModelStore
 from totalspineseg_server.registry.releases import require_one_release
 

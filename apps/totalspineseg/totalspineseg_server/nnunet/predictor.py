@@ -17,8 +17,16 @@ from totalspineseg_server.errors import MemoryShortageError, WeightsError
 from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
 from totalspineseg_server.nnunet.fast_ways import INT8
 from totalspineseg_server.nnunet.model_folder import ModelFolder
-from totalspineseg_server.nnunet.preprocessing import Box, FloatArray, nonzero_box, normalize
-from totalspineseg_server.nnunet.resampling import Shape, resample, resample_above, resampled_shape
+from totalspineseg_server.nnunet.preprocessing import (
+    Box,
+    FloatArray,
+    Shape,
+    nonzero_box,
+    normalize,
+    resample,
+    resample_above,
+    resampled_shape,
+)
 from totalspineseg_server.nnunet.runtimes import Runtime, resolve_device, with_runtime
 from totalspineseg_server.nnunet.tiles import sliding_logits
 from totalspineseg_server.prediction import Prediction

@@ -1,4 +1,7 @@
-"""Preprocess images for a network: crop to the nonzero box and normalize (resampling follows, see ``resampling``).
+"""Preprocess images for a network: crop to the nonzero box, normalize, and resample to the plans' spacing.
+
+Both grids cover the same box; the first and last voxels are extended outward. Each axis is multiplied by a matrix with
+two weights in each column, strip by strip, which is faster than gathering neighbors.
 
 Source: the order of operations of nnU-Net 2's DefaultPreprocessor. Different here: resampling is always linear (the
     official plans are at 1 mm, where nothing is resampled).
@@ -9,13 +12,20 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy import ndimage
+
+from totalspineseg_server.geometry import LabelArray
 
 FloatArray = npt.NDArray[np.float32]
 Box = tuple[slice, slice, slice]
 
 MIN_STD: Final = 1e-8
 """Smallest divisor of the Z-score, so that a constant image becomes 0 and not NaN."""
+Shape = tuple[int, int, int]
+
+STRIP: Final = 32
+"""Number of voxels along an axis that a CPU computes at a time: their matrix has few zeros."""
 
 
 def nonzero_box(channels: FloatArray) -> Box | None:
@@ -61,3 +71,125 @@ def normalize(channels: FloatArray, schemes: Sequence[str], inside_only: Sequenc
             # This is numpy's std without subtracting the mean a second time.
             values /= max(np.sqrt(np.square(values).mean()), MIN_STD)
     return result
+
+
+def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> Shape:
+    """Return the number of voxels of a box after resampling, at least one for each axis.
+
+    Args:
+        shape: Voxels before.
+        spacing_mm: Voxel size before, mm.
+        target_mm: Voxel size after, mm.
+    """
+    a, b, c = (max(1, round(n * mm / to)) for n, mm, to in zip(shape, spacing_mm, target_mm, strict=True))
+    return a, b, c
+
+
+def resample(image: torch.Tensor, shape: Shape) -> torch.Tensor:
+    """Resample to another number of voxels over the same box.
+
+    Args:
+        image: (..., A, B, C) float32. Not modified.
+        shape: Shape of the result.
+
+    Returns:
+        A new tensor, or ``image`` itself if it has that shape already.
+    """
+    if tuple(image.shape[-3:]) == shape:
+        return image
+    return _resample_box(image, shape, _whole(shape))
+
+
+def nearest(codes: LabelArray, shape: Sequence[int]) -> LabelArray:
+    """Return a label map with another number of voxels over the same box, each the nearest one.
+
+    Args:
+        codes: uint8 (A, B, C). Not modified.
+        shape: Voxels wanted.
+    """
+    values = torch.from_numpy(np.ascontiguousarray(codes))[None, None].float()
+    found = torch.nn.functional.interpolate(values, size=list(shape), mode="nearest-exact")[0, 0]
+    result: LabelArray = found.to(torch.uint8).numpy()
+    return result
+
+
+def resample_above(image: torch.Tensor, shape: Shape, threshold: float = 0.0) -> tuple[torch.Tensor, Box] | None:
+    """Resample only the box that contains all values above a threshold; see ``resample``.
+
+    An interpolated value is above the threshold only if a neighbor is, so most of the work for small structures can be
+    left out without changing any value above the threshold.
+
+    Args:
+        image: (A, B, C) float32. Not modified.
+        shape: Shape of the whole result.
+        threshold: Values outside the box do not exceed it.
+
+    Returns:
+        The values inside the box, and the box in the resulting grid; None if no value is above the threshold.
+    """
+    above = image > threshold
+    box = []
+    for axis in range(3):
+        hits = above.amax(dim=tuple(other for other in range(3) if other != axis))
+        lower, upper, _ = _neighbors(image.shape[axis], shape[axis])
+        hits = hits.cpu()
+        touched = (hits[lower] | hits[upper]).nonzero()
+        if len(touched) == 0:
+            return None
+        box.append(slice(int(touched[0]), int(touched[-1]) + 1))
+    part = (box[0], box[1], box[2])
+    return _resample_box(image, shape, part), part
+
+
+def _whole(shape: Shape) -> Box:
+    return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
+
+
+def _neighbors(before: int, after: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the neighbors of ``after`` voxel centers among ``before``, and the weight of the upper neighbor."""
+    centers = torch.arange(after, dtype=torch.float64) + 0.5
+    positions = (centers * (before / after) - 0.5).clamp(0, before - 1)
+    lower = positions.floor().long()
+    upper = (lower + 1).clamp(max=before - 1)
+    return lower, upper, (positions - lower).float()
+
+
+def _resample_box(image: torch.Tensor, shape: Shape, box: Box) -> torch.Tensor:
+    """Return the box of the resampled image; axes that shrink most are resampled first to save work."""
+    sizes = [(axis - 3, image.shape[axis - 3], shape[axis], box[axis]) for axis in range(3)]
+    for axis, before, after, part in sorted(sizes, key=lambda size: (size[3].stop - size[3].start) / size[1]):
+        if before == after:
+            image = image.narrow(axis, part.start, part.stop - part.start)
+        else:
+            image = _along(image, axis, after, part)
+    return image
+
+
+def _along(image: torch.Tensor, axis: int, after: int, part: slice) -> torch.Tensor:
+    """Resample one axis (-1, -2 or -3) to ``after`` voxels, and return ``part`` of them."""
+    lower, upper, weight = (values[part] for values in _neighbors(image.shape[axis], after))
+    # A GPU computes the whole matrix at once faster than its strips.
+    strip = STRIP if image.device.type == "cpu" else len(lower)
+    strips = (slice(start, start + strip) for start in range(0, len(lower), strip))
+    made = [_strip_along(image, axis, lower[s], upper[s], weight[s]) for s in strips]
+    return made[0] if len(made) == 1 else torch.cat(made, dim=axis)
+
+
+def _strip_along(
+    image: torch.Tensor, axis: int, lower: torch.Tensor, upper: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """Return some voxels along an axis from their neighbors, see ``_neighbors``."""
+    first, last = int(lower[0]), int(upper[-1])
+    matrix = torch.zeros(last + 1 - first, len(lower))
+    columns = torch.arange(len(lower))
+    matrix[lower - first, columns] = 1 - weight
+    # At the ends both neighbors are the same voxel, so the weights are added.
+    matrix[upper - first, columns] += weight
+    matrix = matrix.to(image.device)
+    image = image.narrow(axis, first, last + 1 - first)
+    if axis == -1:
+        return image @ matrix
+    if axis == -2:
+        return matrix.T @ image
+    planes = image.flatten(-2)
+    return (matrix.T @ planes).unflatten(-1, image.shape[-2:])

@@ -1,8 +1,12 @@
-"""Write labeled scans as nnU-Net raw datasets 101 and 102, for training from scratch with nnU-Net's own tools."""
+"""Write labeled scans as nnU-Net raw datasets 101 and 102, for training from scratch with nnU-Net's own tools.
+
+The cases are split for training and validation by subject; nnU-Net itself would split by case.
+"""
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from totalspineseg_server.errors import LabelError, MemoryShortageError, StorageError, TotalSpineSegError
+from totalspineseg_server.errors import LabelError, MemoryShortageError, StorageError, TotalSpineSegError, TrainingError
+from totalspineseg_server.files import write_json
 from totalspineseg_server.geometry import FloatArray, Grid, LabelArray, Volume, image_to_iso, labels_to_iso
 from totalspineseg_server.locks import locked
 from totalspineseg_server.nnunet.cases import LabeledScan, ScanSource, Skipped, check_codes
@@ -22,12 +27,12 @@ from totalspineseg_server.nnunet.odd_channel import (
     marked_discs,
     training_variant,
 )
-from totalspineseg_server.nnunet.raw_folder import ENDING, RawFolder, Written
+from totalspineseg_server.nnunet.raw_folder import ENDING, LABELS, RawFolder, Written, read_cases
 from totalspineseg_server.nnunet.targets import IGNORE_CLASS, REGIONS, Step, mark, step_target
 from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.prediction import Predictor
-from totalspineseg_server.registry.model_store import DATASET_OF_STEP
-from totalspineseg_server.transforms.crop import CROP_MARGIN_MM, crop_box
+from totalspineseg_server.registry.model_store import dataset_name
+from totalspineseg_server.transforms.discs import CROP_MARGIN_MM, crop_box
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +50,12 @@ again.
 CHANNELS: Final[dict[Step, dict[str, str]]] = {1: {"0": "MRI"}, 2: {"0": "MRI", "1": "noNorm"}}
 MAX_NAME: Final = 150
 """Largest number of characters in a case's name; file systems allow 255 with endings."""
+FOLDS: Final = 5
+"""Number of folds, as in nnU-Net."""
+SPLIT_SEED: Final = 12345
+SPLITS_FILE: Final = "splits_final.json"
+"""nnU-Net's file of folds, which it uses if the file exists."""
+BIDS_SUBJECT: Final = re.compile(r"sub-[A-Za-z0-9]+")
 
 
 @dataclass(frozen=True)
@@ -63,11 +74,6 @@ class RawOptions:
     swapped: bool = True
     disturbed_share: float = DISTURBED_SHARE
     finder: Predictor | None = None
-
-
-def dataset_name(step: int) -> str:
-    """Return nnU-Net's folder name of a step's dataset."""
-    return f"Dataset{DATASET_OF_STEP[step]}_TotalSpineSeg_step{step}"
 
 
 def write_raw_datasets(
@@ -223,3 +229,66 @@ def _description(step: Step) -> dict[str, Any]:
         "file_ending": ENDING,
         "name": dataset_name(step),
     }
+
+
+def subjects_of(dataset: Path) -> dict[str, str]:
+    """Return case -> subject of a raw dataset. If no subject is recorded, it is the case's BIDS subject, or else the
+    case.
+
+    Raises:
+        StorageError: The record of its cases is damaged.
+    """
+    noted = read_cases(dataset)
+    cases = sorted(path.name.removesuffix(ENDING) for path in (dataset / LABELS).glob(f"*{ENDING}"))
+    return {case: noted.get(case, {}).get("subject") or _subject(case.removesuffix(SWAPPED_SUFFIX)) for case in cases}
+
+
+def split_by_subject(subjects: Mapping[str, str]) -> list[dict[str, list[str]]]:
+    """Return the folds, each ``{"train": cases, "val": cases}``.
+
+    Args:
+        subjects: Case -> subject.
+
+    Returns:
+        ``FOLDS`` folds, with no subject on both sides; none if there are fewer subjects than folds.
+    """
+    people = sorted(set(subjects.values()))
+    if len(people) < FOLDS:
+        return []
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(people))
+    fold_of = {people[index]: position % FOLDS for position, index in enumerate(order)}
+    return [
+        {
+            "train": [case for case, subject in subjects.items() if fold_of[subject] != fold],
+            "val": [case for case, subject in subjects.items() if fold_of[subject] == fold],
+        }
+        for fold in range(FOLDS)
+    ]
+
+
+def write_splits(dataset: Path, preprocessed: Path) -> None:
+    """Write the folds of a raw dataset to the file that nnU-Net reads.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    write_json(preprocessed / SPLITS_FILE, split_by_subject(subjects_of(dataset)))
+
+
+def require_fold(fold: str, subjects: Collection[str]) -> None:
+    """Check that a fold can be trained.
+
+    Raises:
+        TrainingError: There are fewer subjects than folds.
+    """
+    people = len(set(subjects))
+    if fold != "all" and people < FOLDS:
+        raise TrainingError(
+            f"A fold for validation needs at least {FOLDS} subjects, and there are only {people}. Train on everything "
+            "with the fold 'all'."
+        )
+
+
+def _subject(case: str) -> str:
+    match = BIDS_SUBJECT.search(case)
+    return match[0] if match else case

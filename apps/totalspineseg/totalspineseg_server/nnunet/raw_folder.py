@@ -1,5 +1,6 @@
-"""Write one raw dataset of nnU-Net; complete cases of earlier calls are kept, and foreign files are never touched."""
+"""Locate nnU-Net's folders and write raw datasets: earlier complete cases stay, and foreign files are never touched."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,9 @@ DATASET_FILE: Final = "dataset.json"
 """nnU-Net's description of a dataset; it is written last, so a dataset without it is unfinished."""
 ENDING: Final = ".nii.gz"
 IMAGES, LABELS = "imagesTr", "labelsTr"
+DEFAULT: Final = Path("nnUNet")
+"""Folder below the working folder that is used by default."""
+VARIABLES: Final = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
 @dataclass(frozen=True)
@@ -158,3 +162,37 @@ class RawFolder:
         """Return the files of a case: the images, then the label."""
         images = [self.path / IMAGES / f"{case}_{number:04d}{ENDING}" for number in range(self._channels)]
         return [*images, self.path / LABELS / f"{case}{ENDING}"]
+
+
+@dataclass(frozen=True)
+class NnunetFolders:
+    """nnU-Net's three folders.
+
+    Attributes:
+        raw: Datasets as ``totalspineseg prepare`` writes them.
+        preprocessed: Plans and preprocessed cases.
+        results: Trained models.
+    """
+
+    raw: Path
+    preprocessed: Path
+    results: Path
+
+    @classmethod
+    def at(cls, base: Path | None = None) -> "NnunetFolders":
+        """Return the folders to use.
+
+        Args:
+            base: Folder with ``raw``, ``preprocessed`` and ``results``; None for nnU-Net's environment variables, with
+                ``DEFAULT`` for those that are not set.
+        """
+        found = []
+        for variable in VARIABLES:
+            stated = os.environ.get(variable) if base is None else None
+            name = variable.removeprefix("nnUNet_")
+            found.append(Path(stated).expanduser() if stated else (base or DEFAULT) / name)
+        return cls(*(path.resolve() for path in found))
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables for nnU-Net's programs."""
+        return dict(zip(VARIABLES, map(str, (self.raw, self.preprocessed, self.results)), strict=True))

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from totalspineseg_server.errors import TotalSpineSegError, WeightsError
-from totalspineseg_server.nnunet.content_version import ModelFiles
+from totalspineseg_server.nnunet.discovery import ModelFiles
 from totalspineseg_server.nnunet.fast_ways import INT8, is_allowed, openvino_release, seconds_of_a_tile
 from totalspineseg_server.nnunet.openvino_cache import cached, entry_key
 from totalspineseg_server.places import COMMAND

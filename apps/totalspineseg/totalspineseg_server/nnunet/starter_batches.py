@@ -15,7 +15,7 @@ from totalspineseg_server.nnunet.real_spines import RealSpine, draw_pose, vary_s
 from totalspineseg_server.nnunet.starter_plans import GRIDS, Grid, regions_of
 from totalspineseg_server.nnunet.targets import is_uneven, mark, present_codes, step_table
 from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, SyntheticSpine, random_spine, render
-from totalspineseg_server.transforms.crop import CROP_MARGIN_MM
+from totalspineseg_server.transforms.discs import CROP_MARGIN_MM
 
 Spine: TypeAlias = SyntheticSpine | RealSpine
 

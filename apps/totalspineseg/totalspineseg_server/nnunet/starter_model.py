@@ -8,8 +8,8 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from torch import nn
 
 from totalspineseg_server.files import sha256_of, write_file, write_json, write_text
+from totalspineseg_server.nnunet.discovery import TRUST_FILE
 from totalspineseg_server.nnunet.starter_plans import CHECKPOINT, FEATURES, dataset_json, plans_json, regions_of
-from totalspineseg_server.nnunet.trust_file import TRUST_FILE
 
 OUTLINE_PARTS: Final = (
     *("encoder.stages.0.", "encoder.stages.1.", "decoder.transpconvs.3."),

@@ -1,8 +1,9 @@
-"""Write the logs of a training: lines for people, lines for programs, curves, TensorBoard events."""
+"""Write the progress of a training into logs: lines for people, lines for programs, curves, TensorBoard events."""
 
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,27 @@ MARGIN: Final = 0.03
 """How far the Dice axis extends beyond 0 and 1, so that missed regions are visible."""
 NOTHING, MISSED = "-", "0.00 (missed)"
 """Texts for a region that is in neither truth nor prediction, and for one that was present and not found."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Progress of a training.
+
+    Attributes:
+        step: 1 or 2.
+        iteration: Number of finished iterations.
+        iterations: Iterations of the whole run.
+        seconds: Time that this process has spent.
+        best: Best mean pseudo Dice so far; nan before the first report.
+        waited: Share of these seconds in which the training waited for patches.
+    """
+
+    step: int
+    iteration: int
+    iterations: int
+    seconds: float
+    best: float
+    waited: float = 0.0
 
 
 def dice_text(dice: Mapping[str, float]) -> str:

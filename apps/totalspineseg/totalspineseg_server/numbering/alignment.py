@@ -9,7 +9,7 @@ from totalspineseg_server.numbering import messages
 from totalspineseg_server.numbering.course import Floats, Ruler
 from totalspineseg_server.numbering.evidence import Localizer
 from totalspineseg_server.numbering.findings import Finding
-from totalspineseg_server.transforms.centerline import canal_extent
+from totalspineseg_server.transforms.canal import canal_extent
 from totalspineseg_server.transforms.labeling import UNNAMED
 from totalspineseg_server.transforms.pieces import Pieces
 

@@ -11,7 +11,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.spatial import cKDTree
 
 from totalspineseg_server.anatomy import Kind
-from totalspineseg_server.transforms.centerline import CanalExtent, canal_extent
+from totalspineseg_server.transforms.canal import CanalExtent, canal_extent
 from totalspineseg_server.transforms.components import Box, Labels, Mask
 from totalspineseg_server.transforms.pieces import MIN_BODY_VOXELS, Piece
 

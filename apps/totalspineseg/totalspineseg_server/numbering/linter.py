@@ -77,10 +77,7 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
     strange = _strange_codes(crop, origin)
     if len(strange) > MOST_STRANGE:
         values = ", ".join(str(finding.code) for finding in strange[:MOST_STRANGE])
-        message = (
-            f"The map has {len(strange)} values that are not codes of structures, such as {values}. "
-            "Nothing was checked: it is an image, or a map with the codes of another program."
-        )
+        message = messages.NO_MAP.format(count=len(strange), values=values)
         return (Finding("not_checked", BACKGROUND, message),)
     parts = levels_in(crop, mm)
     parts = {code: parts[code] for code in _with_a_place(parts)}
@@ -301,9 +298,9 @@ def _wide(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]
         for k, ((upper, lower), length) in enumerate(zip(pairs, lengths, strict=True)):
             near = lengths[max(0, k - NEAR_STEPS) : k] + lengths[k + 1 : k + 1 + NEAR_STEPS]
             if len(near) >= MIN_STEPS and length > WIDE_STEP * float(np.median(near)):
-                names = {"upper": NAME_OF[upper.code], "lower": NAME_OF[lower.code]}
+                above, below = NAME_OF[upper.code], NAME_OF[lower.code]
                 apart, times = lower.place_mm - upper.place_mm, length / float(np.median(near))
-                text = messages.WIDE.format(**names, mm=apart, times=times)
+                text = messages.WIDE.format(upper=above, lower=below, mm=apart, times=times)
                 found.append(Finding("wide", lower.code, text, lower.voxels, _where(lower, origin)))
     return found
 

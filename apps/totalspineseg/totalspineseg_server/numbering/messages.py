@@ -5,6 +5,21 @@ from typing import Final
 
 from totalspineseg_server.anatomy import Kind
 
+# Maps, localizers and pins that cannot be used
+ITERATIVE_PINS: Final = "The method 'iterative' cannot follow pins. Use the method 'chain', or leave the pins out."
+LOCALIZER_SHAPE: Final = (
+    "The localizer has shape {localizer}, but the map has {map}. Resample it to the grid of the map first (nearest "
+    "neighbor)."
+)
+PINS_UNMET: Final = (
+    "The pin was not used, because no structure of its kind is at its height within {mm:.0f} mm: {names}. Place it "
+    "inside the structure; for a vertebra, inside its body (patient coordinates, RAS mm)."
+)
+NO_RAW_MAP: Final = (
+    "The map has values {values!r}, but a raw map of step {step} has only the classes 0 to {last}. Use the map that "
+    "the network made, not a finished label map."
+)
+
 # Findings about a numbering
 A_KIND: Final = MappingProxyType({Kind.DISC: "a disc", Kind.VERTEBRA: "a vertebra", Kind.SACRUM: "the sacrum"})
 LEFT_OUT: Final = "A piece segmented as {kind} ({voxels} voxels) fits no level and was left out."
@@ -34,11 +49,16 @@ NUMBERS_OF: Final = "those of {program}"
 LEVELS: Final = "{first} to {last}"
 NO_LEVEL: Final = "no level"
 EMPTY: Final = "The map is empty, so nothing was checked."
+NO_MAP: Final = (
+    "The map has {count} values that are not codes of structures, such as {values}. Nothing was checked: it is an "
+    "image, or a map with the codes of another program."
+)
 NO_LEVELS: Final = "The map has no vertebra and no disc in TotalSpineSeg's codes, so order and gaps were not checked."
 STEP_CODE: Final = "Value {value} ({voxels} voxels) is a class of the networks, not the code of a structure."
 UNKNOWN_CODE: Final = "Value {value} ({voxels} voxels) is not the code of any structure."
 DUPLICATE: Final = "{name} appears twice, {mm:.0f} mm apart along the canal (the smaller part has {voxels} voxels)."
 FRAGMENT: Final = "A fragment of {name} ({voxels} voxels) is separate from the rest of it."
+TOO_SMALL: Final = "{name} has only {voxels} voxels, too few for a level."
 GAP: Final = "{name} is missing between {above} and {below}."
 ORDER: Final = "{name} is out of order: it comes after {above}."
 ORDER_FIRST: Final = "{name} is out of order: it is the topmost level, but others should be above it."

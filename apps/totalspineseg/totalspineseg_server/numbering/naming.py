@@ -10,6 +10,7 @@ from totalspineseg_server.anatomy import BACKGROUND, C1, NAME_OF, SACRUM, VERTEB
 from totalspineseg_server.clock import Clock, no_clock
 from totalspineseg_server.errors import GridError, LabelError
 from totalspineseg_server.geometry import AnyArray, Volume
+from totalspineseg_server.numbering import messages
 from totalspineseg_server.numbering.chain import Numbering, Pin, number_chain
 from totalspineseg_server.numbering.evidence import Localizer, Step1Names
 from totalspineseg_server.numbering.linter import lint
@@ -18,8 +19,7 @@ from totalspineseg_server.numbering.report import report
 from totalspineseg_server.transforms.canal import fill_canal
 from totalspineseg_server.transforms.components import Labels
 from totalspineseg_server.transforms.labeling import Naming, name_iteratively, paint
-from totalspineseg_server.transforms.one_spine import one_spine
-from totalspineseg_server.transforms.pieces import Step, find_pieces, require_spine
+from totalspineseg_server.transforms.pieces import Step, find_pieces, one_spine, require_spine
 from totalspineseg_server.trust import UNMEASURED, Trust
 
 Method = Literal["chain", "iterative"]
@@ -77,15 +77,12 @@ def name_map(
     if method not in ("chain", "iterative"):
         raise ValueError(f"method must be 'chain' or 'iterative', got {method!r}")
     if pins and method == "iterative":
-        raise LabelError("The method 'iterative' cannot follow pins. Use the method 'chain', or leave the pins out.")
+        raise LabelError(messages.ITERATIVE_PINS)
     _require_classes(raw.data, step)
     series = (*siblings, *(() if localizer is None else (Localizer(_named(localizer)),)))
     for other in (*series, *(() if step1 is None else (step1.discs,))):
         if other.codes.shape != raw.data.shape:
-            raise GridError(
-                f"The localizer has shape {other.codes.shape}, but the map has {raw.data.shape}. Resample it to the "
-                "grid of the map first (nearest neighbor)."
-            )
+            raise GridError(messages.LOCALIZER_SHAPE.format(localizer=other.codes.shape, map=raw.data.shape))
     with clock(f"step {step} spine"):
         classes = one_spine(raw.data.astype(np.uint8, copy=False), step)
     require_spine(classes, step)
@@ -119,10 +116,7 @@ def require_met(numbering: Numbering | None) -> None:
     """
     if numbering is not None and numbering.unmet:
         names = ", ".join(NAME_OF[code] for code in numbering.unmet)
-        raise LabelError(
-            f"The pin was not used, because no structure of its kind is at its height within {PIN_REACH_MM:.0f} mm: "
-            f"{names}. Place it inside the structure; for a vertebra, inside its body (patient coordinates, RAS mm)."
-        )
+        raise LabelError(messages.PINS_UNMET.format(mm=PIN_REACH_MM, names=names))
 
 
 def _named(localizer: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:
@@ -138,7 +132,4 @@ def _require_classes(raw: AnyArray, step: Step) -> None:
     last = max(member.value for member in (Step1 if step == 1 else Step2))
     if raw.size and (raw.max() > last or raw.min() < 0):
         strange = [value for value in np.unique(raw).tolist() if not 0 <= value <= last]
-        raise LabelError(
-            f"The map has values {strange[:5]!r}, but a raw map of step {step} has only the classes 0 to {last}. Use "
-            "the map that the network made, not a finished label map."
-        )
+        raise LabelError(messages.NO_RAW_MAP.format(values=strange[:5], step=step, last=last))

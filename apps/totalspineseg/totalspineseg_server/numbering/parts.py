@@ -246,7 +246,7 @@ def fragments(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp
         name = BY_CODE[code].name
         if largest.volume_mm3 < FRAGMENT_MM3 and not largest.is_cut:
             x, y, z = (np.round(largest.center_vox).astype(int) + origin).tolist()
-            text = f"{name} has only {largest.voxels} voxels, too few for a level."
+            text = messages.TOO_SMALL.format(name=name, voxels=largest.voxels)
             found.append(Finding("fragment", code, text, largest.voxels, (x, y, z)))
         for part in rest:
             if _is_arch(part, largest):

@@ -5,15 +5,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.anatomy import CODE_OF
-from totalspineseg_server.corrections.displayed_corrections import UNCONFIRMED, DisplayedCorrections
-from totalspineseg_server.corrections.history import PACS_DIR
-from totalspineseg_server.corrections.wire import from_wire
+from totalspineseg_server.corrections.correction_store import CorrectionStore
+from totalspineseg_server.corrections.ids import PACS_DIR
+from totalspineseg_server.corrections.label_files import UNCONFIRMED
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.dicom.seg_writer import write_seg
 from totalspineseg_server.io.volumes import read_labels
 from totalspineseg_server.pacs.address import configured_client, configured_filter
 from totalspineseg_server.pacs.cache import MAX_GB
 from totalspineseg_server.pacs.pacs_datastore import PacsDatastore
+from totalspineseg_server.segments import from_wire
 
 NO_MODEL: Final = "none"
 """Model name of a label that was drawn without a model."""
@@ -24,7 +25,7 @@ def pacs_datastore(
     *,
     is_needed: Callable[[str], bool] = lambda series: False,
     cache_gb: float = MAX_GB,
-    corrections: DisplayedCorrections | None = None,
+    corrections: CorrectionStore | None = None,
 ) -> PacsDatastore:
     """Return the datastore of the configured PACS.
 

@@ -1,4 +1,4 @@
-"""List the series of a PACS, and download one."""
+"""List the series of a PACS, download one, and read those that are here without the PACS."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -10,7 +10,8 @@ from typing import Any, Final
 from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset
 
-from totalspineseg_server.corrections.image_records import anonymous
+from totalspineseg_server.corrections.ids import PACS_DIR, is_plain_stem
+from totalspineseg_server.corrections.image_records import IMAGES_DIR, ImageRecords, anonymous, older_index
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import partial_folder, storage_errors
 from totalspineseg_server.io.dicom.headers import is_localizer
@@ -151,3 +152,25 @@ def _write(instance: Dataset, path: Path) -> None:
             f"The PACS sent an image of the series that is not a complete DICOM file ({type(error).__name__}). "
             "Send the series to the PACS again."
         ) from error
+
+
+class StoredSeries:
+    """The series that were fetched once, by UID; nothing is written.
+
+    Args:
+        work: Folder of the history, as in ``serve --work``.
+    """
+
+    def __init__(self, work: Path) -> None:
+        self._folder = work / PACS_DIR
+        self._records = ImageRecords(self._folder / IMAGES_DIR, older_index(self._folder))
+
+    def image_file(self, series: str) -> Path | None:
+        """Return the volume of a series; None if it is not here."""
+        is_known = is_plain_stem(series) and bool(self._records.of(series))
+        file = self._folder / f"{series}.nii"
+        return file if is_known and file.is_file() else None
+
+    def subject(self, series: str) -> str:
+        """Return an anonymous id of a series' patient, the same as the running server's."""
+        return patient_of(series, self._records.of(series))

@@ -13,8 +13,9 @@ from typing import Any, Final
 import requests
 from dicomweb_client import DICOMwebClient
 
+from totalspineseg_server.corrections.correction_store import FINAL_TAG, CorrectionStore
 from totalspineseg_server.corrections.datastore import SpineDatastore
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, RENUMBERED, DisplayedCorrections
+from totalspineseg_server.corrections.label_files import RENUMBERED
 from totalspineseg_server.errors import ImageError, MemoryShortageError, StorageError, TotalSpineSegError
 from totalspineseg_server.files import copy_file, move_folder, storage_errors
 from totalspineseg_server.io.dicom.headers import read_header
@@ -74,7 +75,7 @@ class PacsDatastore(SpineDatastore):
         publisher: Publisher,
         is_needed: Callable[[str], bool] = lambda series: False,
         cache_gb: float = MAX_GB,
-        corrections: DisplayedCorrections | None = None,
+        corrections: CorrectionStore | None = None,
     ) -> None:
         self._is_needed = is_needed
         self._max_bytes = cache_gb * 1e9

@@ -4,15 +4,14 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-from totalspineseg_server.corrections.correction_store import Correction
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG
-from totalspineseg_server.corrections.outcomes import Outcome, accepted
+from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.errors import LabelError, StorageError, TotalSpineSegError
 from totalspineseg_server.io.dicom.seg_object import SegReference, seg_content
 from totalspineseg_server.pacs.found_series import image_series, is_own
+from totalspineseg_server.pacs.outcomes import Outcome
 from totalspineseg_server.pacs.pacs_datastore import UNSENT, PacsDatastore
 
 logger = logging.getLogger(__name__)
@@ -23,20 +22,10 @@ Submit = Callable[[str, Path, str, Mapping[str, Any], Sender, Mapping[str, Any]]
 """Function of the app that receives a label."""
 
 
-class Corrections(Protocol):
-    """Earlier submissions."""
-
-    def of_image(self, image_id: str) -> tuple[Correction, ...]:
-        """Return all submissions for an image."""
-
-    def path(self, correction: Correction) -> Path:
-        """Return the folder of a submission."""
-
-
 def submit_segmentation(
     datastore: PacsDatastore,
     submit: Submit,
-    corrections: Corrections,
+    corrections: CorrectionStore,
     file: Path,
     reference: SegReference,
     sender: Sender,
@@ -74,14 +63,14 @@ def submit_segmentation(
         except TotalSpineSegError as error:
             logger.warning("A segmentation of series %s was not counted: %s", series, error)
             return Outcome(instance, "refused", f"Not counted: {error}", series)
-    outcome = accepted(instance, correction)
+    outcome = _outcome_of(instance, correction)
     label_info = datastore.get_label_info(series, FINAL_TAG)
     if label_info.get("instance") == instance and label_info.get(UNSENT):
         return replace(outcome, message=f"{outcome.message} {NOT_PUT_BACK}")
     return outcome
 
 
-def _earlier(corrections: Corrections, series: str, file: Path, sender: Sender) -> Correction | None:
+def _earlier(corrections: CorrectionStore, series: str, file: Path, sender: Sender) -> Correction | None:
     """Return the record of the same instance with the same content, or None."""
     try:
         same_name = [known for known in corrections.of_image(series) if known.file_name == sender.file_name]
@@ -94,6 +83,6 @@ def _earlier(corrections: Corrections, series: str, file: Path, sender: Sender) 
 
 
 def _outcome_of(instance: str, known: Correction) -> Outcome:
-    if known.status == "accepted":
-        return accepted(instance, known)
-    return Outcome(instance, "parked", f"Not counted: {known.reason}", known.image, known.id)
+    if known.status == "parked":
+        return Outcome(instance, "parked", f"Not counted: {known.reason}", known.image, known.id)
+    return Outcome(instance, "accepted", known.message, known.image, known.id, tuple(known.findings))

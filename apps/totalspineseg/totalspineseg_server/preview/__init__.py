@@ -13,8 +13,7 @@ from totalspineseg_server.preview.palette import (
     STEP_PALETTE,
     Palette,
 )
-from totalspineseg_server.preview.pictures import JPEG_QUALITY, mid_sagittal, save_picture
-from totalspineseg_server.preview.plane import OPACITY, Picture, Plane
+from totalspineseg_server.preview.plane import JPEG_QUALITY, OPACITY, Picture, Plane, mid_sagittal, save_picture
 from totalspineseg_server.preview.planes import Course, course_of
 from totalspineseg_server.preview.sheet import sheet_svg
 

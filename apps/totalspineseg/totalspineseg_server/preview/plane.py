@@ -1,7 +1,8 @@
-"""Draw one curved plane of a scan as a picture: image, translucent labels, points and tags."""
+"""Draw one curved plane of a scan as a picture (image, translucent labels, points and tags), and save pictures."""
 
 from collections.abc import Collection
 from functools import lru_cache
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -9,15 +10,18 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from totalspineseg_server.anatomy import BY_CODE, DISCS
+from totalspineseg_server.files import write_file
 from totalspineseg_server.geometry import AnyArray, LabelArray, Volume, to_ras
 from totalspineseg_server.preview.palette import CODE_PALETTE, LEVEL_CODES, POINT_PALETTE, Palette
-from totalspineseg_server.preview.planes import Course
+from totalspineseg_server.preview.planes import Course, course_of
 from totalspineseg_server.tags import Tag, add_tags
 
 Picture = npt.NDArray[np.uint8]
 
 WINDOW_PERCENTILES: Final = (1.0, 99.5)
 """Percentiles of the gray values that become black and white: fat and coils are brighter than a T2 spine."""
+JPEG_QUALITY: Final = 88
+"""Quality at which small letters stay sharp."""
 OPACITY: Final = 0.45
 """Opacity of the labels: the edges of bodies and cord stay visible through them."""
 DOUBTFUL_STRIPE_PX: Final = 6
@@ -247,3 +251,40 @@ def windowed(gray: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
 
 def _resized(gray: npt.NDArray[np.uint8], size_px: tuple[int, int]) -> npt.NDArray[np.uint8]:
     return np.asarray(Image.fromarray(gray).resize(size_px, Image.Resampling.BICUBIC), dtype=np.uint8)
+
+
+def mid_sagittal(
+    volume: Volume, labels: LabelArray | None = None, *, doubtful: Collection[int] = (), height_px: int | None = None
+) -> Picture:
+    """Return the sagittal picture along the canal, with labels and names; ``Plane`` makes other pictures.
+
+    Args:
+        volume: Image, any orientation and spacing. Not modified.
+        labels: Codes on the same grid; None for the plain image in the middle. Not modified.
+        doubtful: Codes whose level is doubtful.
+        height_px: See ``Plane``.
+
+    Returns:
+        (rows, columns, 3) uint8; see ``Plane.picture``.
+    """
+    plane = Plane(volume, course_of(labels, volume.grid), sagittal=True, height_px=height_px)
+    return plane.picture(labels, doubtful=doubtful)
+
+
+def save_picture(path: Path, rgb: Picture) -> None:
+    """Write a picture as JPEG or PNG, depending on the ending of ``path``; it appears complete or not at all.
+
+    Args:
+        path: Final name, ending in .jpg, .jpeg or .png; its folder exists.
+        rgb: (rows, columns, 3) uint8. Not modified.
+
+    Raises:
+        ValueError: Another ending.
+        StorageError: The file could not be written.
+    """
+    kinds = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG"}
+    kind = kinds.get(path.suffix.lower())
+    if kind is None:
+        raise ValueError(f"expected a picture name ending in .jpg, .jpeg or .png, got {path.name!r}")
+    options = {"quality": JPEG_QUALITY, "subsampling": 0} if kind == "JPEG" else {}
+    write_file(path, lambda temporary: Image.fromarray(rgb).save(temporary, kind, **options))

@@ -29,6 +29,11 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 """Pattern of a version's name, which is also the name of its folder: no separators, no leading dot."""
 
 
+def dataset_name(step: int) -> str:
+    """Return nnU-Net's folder name of a step's dataset."""
+    return f"Dataset{DATASET_OF_STEP[step]}_TotalSpineSeg_step{step}"
+
+
 @dataclass(frozen=True)
 class Choice:
     """The weights in use for a step.

@@ -1,10 +1,15 @@
 """Draw synthetic spines: label maps, images of random contrast, demo studies."""
 
-from totalspineseg_server.synthesis.classes import disc_order, mark_discs, step1_classes, step2_classes
 from totalspineseg_server.synthesis.demo import demo_studies
-from totalspineseg_server.synthesis.options import Field, SpineOptions
 from totalspineseg_server.synthesis.render import RenderOptions, render, thick_slices
-from totalspineseg_server.synthesis.synthetic_spine import SyntheticSpine, random_spine
+from totalspineseg_server.synthesis.synthetic_spine import (
+    Field,
+    SpineOptions,
+    SyntheticSpine,
+    random_spine,
+    step1_classes,
+    step2_classes,
+)
 
 __all__ = [
     "Field",
@@ -12,8 +17,6 @@ __all__ = [
     "SpineOptions",
     "SyntheticSpine",
     "demo_studies",
-    "disc_order",
-    "mark_discs",
     "random_spine",
     "render",
     "step1_classes",

@@ -10,8 +10,7 @@ from scipy.interpolate import PchipInterpolator
 from totalspineseg_server import anatomy
 from totalspineseg_server.synthesis import morphometry as mm
 from totalspineseg_server.synthesis.column import BentColumn
-from totalspineseg_server.synthesis.raster import WORLD, Raster
-from totalspineseg_server.synthesis.shapes import canal_center
+from totalspineseg_server.synthesis.shapes import WORLD, Raster, canal_center
 from totalspineseg_server.synthesis.tissues import Tissue
 
 Codes = NDArray[np.uint8]

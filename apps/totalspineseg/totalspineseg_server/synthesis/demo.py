@@ -5,9 +5,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from totalspineseg_server.synthesis.options import Field, SpineOptions
 from totalspineseg_server.synthesis.render import RenderOptions, render
-from totalspineseg_server.synthesis.synthetic_spine import SyntheticSpine, random_spine
+from totalspineseg_server.synthesis.synthetic_spine import Field, SpineOptions, SyntheticSpine, random_spine
 
 DEMO_FIELDS = (Field.LUMBAR, Field.CERVICOTHORACIC, Field.WHOLE, Field.THORACOLUMBAR, Field.CERVICAL)
 DEMO_WIDTH_MM = 72.0

@@ -1,7 +1,9 @@
-"""Draw a random spine as a label map and a map of tissues."""
+"""Draw a random spine as a label map, which the two networks would see as classes, and a map of tissues."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,14 +11,69 @@ from numpy.typing import NDArray
 from totalspineseg_server import anatomy
 from totalspineseg_server.synthesis.canal_shape import draw_canal, trace_canal
 from totalspineseg_server.synthesis.column import BentColumn, bend_column
-from totalspineseg_server.synthesis.implants import draw_implants
-from totalspineseg_server.synthesis.options import Field, SpineOptions
-from totalspineseg_server.synthesis.raster import Raster
-from totalspineseg_server.synthesis.sacrum import draw_sacrum
+from totalspineseg_server.synthesis.shapes import Raster
 from totalspineseg_server.synthesis.surroundings import draw_surroundings
-from totalspineseg_server.synthesis.vertebrae import draw_cortical_shell, draw_dens, draw_disc, draw_vertebra
+from totalspineseg_server.synthesis.vertebrae import (
+    draw_cortical_shell,
+    draw_dens,
+    draw_disc,
+    draw_implants,
+    draw_sacrum,
+    draw_vertebra,
+)
 
 Codes = NDArray[np.uint8]
+
+
+class Field(Enum):
+    """The part of the column that the scan shows."""
+
+    WHOLE = "whole"
+    CERVICAL = "cervical"
+    CERVICOTHORACIC = "cervicothoracic"
+    THORACIC = "thoracic"
+    THORACOLUMBAR = "thoracolumbar"
+    LUMBAR = "lumbar"
+    LOWER_LUMBAR = "lower lumbar"
+
+
+@dataclass(frozen=True)
+class SpineOptions:
+    """Options of a synthetic spine; None leaves the choice to the random generator.
+
+    Attributes:
+        field: Part of the column in view.
+        thoracic: Number of thoracic vertebrae, 11 to 13.
+        lumbar: Number of lumbar vertebrae, 4 to 6.
+        spacing_mm: Voxel size along x, y, z.
+        width_mm: Extent of the scan right to left.
+        depth_mm: Extent front to back.
+        jitter: Strength of the individual variation; 0 is the average body, 1 a broad population.
+    """
+
+    field: Field | None = None
+    thoracic: int | None = None
+    lumbar: int | None = None
+    spacing_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    width_mm: float | None = None
+    depth_mm: float | None = None
+    jitter: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: A spacing or extent is not positive, or the jitter is negative.
+        """
+        if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
+            raise ValueError(f"expected spacing_mm of three positive lengths, got {self.spacing_mm!r}")
+        for name in ("width_mm", "depth_mm"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"expected {name} above 0, or None for a usual one, got {value!r}")
+        if self.jitter < 0:
+            raise ValueError(f"expected jitter of 0 or more (1 is a broad population), got {self.jitter!r}")
+
 
 _VARIANT_ODDS = ((11, 0.03), (12, 0.94), (13, 0.03)), ((4, 0.05), (5, 0.89), (6, 0.06))
 """Odds of each thoracic and lumbar count. Anomalies are twice as frequent as in people (7.7 %: Tins and Balain,
@@ -120,3 +177,34 @@ def _frame_scan(rng: np.random.Generator, column: BentColumn, options: SpineOpti
     shape = np.maximum(np.round(np.array([width, depth, top - bottom]) / spacing).astype(int), 8)
     origin = np.array([center[0], center[1], (top + bottom) / 2]) - spacing * (shape - 1) / 2
     return Raster(tuple(int(n) for n in shape), options.spacing_mm, tuple(float(v) for v in origin))  # type: ignore[arg-type]
+
+
+def _look_up(labels: NDArray[np.integer[Any]], table: Mapping[int, int]) -> Codes:
+    lut = np.zeros(256, np.uint8)
+    for code, value in table.items():
+        lut[code] = value
+    return np.asarray(lut[labels])
+
+
+def step1_classes(labels: NDArray[np.integer[Any]]) -> Codes:
+    """Return the perfect step-1 network result for a label map.
+
+    Args:
+        labels: Output codes (X, Y, Z). Not modified.
+
+    Returns:
+        Step-1 classes, uint8 (X, Y, Z); all 0 for an empty map.
+    """
+    return _look_up(labels, anatomy.STEP1_FROM_CODE)
+
+
+def step2_classes(labels: NDArray[np.integer[Any]]) -> Codes:
+    """Return the perfect step-2 network result for a label map.
+
+    Args:
+        labels: Output codes (X, Y, Z). Not modified.
+
+    Returns:
+        Step-2 classes, uint8 (X, Y, Z); all 0 for an empty map.
+    """
+    return _look_up(labels, anatomy.STEP2_FROM_CODE)

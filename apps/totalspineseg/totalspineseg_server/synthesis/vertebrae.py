@@ -1,5 +1,6 @@
-"""Draw vertebrae, the dens and the discs between them into a label map and a map of tissues."""
+"""Draw vertebrae, the dens, discs, sacrum, coccyx and implants into a label map and a map of tissues."""
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 
@@ -8,17 +9,20 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from totalspineseg_server import anatomy
-from totalspineseg_server.synthesis.column import BentColumn, Vertebra
-from totalspineseg_server.synthesis.raster import Box, Raster
+from totalspineseg_server.synthesis.column import BentColumn, Segment, Vertebra
 from totalspineseg_server.synthesis.shapes import (
+    WORLD,
+    Box,
     Local,
     Mask,
+    Raster,
     Reach,
     arch,
     arch_reach,
     atlas,
     body,
     body_reach,
+    canal_center,
     capsule,
     outline,
     spinous,
@@ -52,6 +56,26 @@ _CLEFT_ODDS = 0.5
 """Odds that a bright nucleus has a dark line at half height, as in adults."""
 _ENDPLATE_ODDS = 0.06
 """Odds that the bone at an endplate has another signal (Modic changes): fat, water or hard bone."""
+Tissues = NDArray[np.uint8]
+Point = NDArray[np.float64]
+
+IMPLANT_ODDS = 0.05
+"""Share of columns with metal in them."""
+_HELD_LEVELS = (2, 5)
+"""Smallest and largest number of vertebrae that are held together."""
+_SCREW_MM, _ROD_MM = (3.5, 6.0), (3.5, 5.5)
+"""Radius of the void around a screw and a rod: two to three times that of the metal, as on spin echoes."""
+_CEMENT_ODDS = 0.02
+"""Share of columns with a vertebra that is filled with cement."""
+_COCCYX_MM = 42.0
+"""Length of the coccyx along its curve. Source: Woon et al., Eur Spine J 22(4), 2013, 863-870: 44 mm in men, 40 mm in
+women."""
+
+
+_DISC_TISSUES = (Tissue.ANNULUS, Tissue.SACRAL_DISC, Tissue.NUCLEUS)
+"""Tissues of rudimentary discs: dark like most old discs, like marrow, or bright; all discs of a person are alike."""
+_PLATE_MM = 0.9
+"""Thickness of the cortical bone above and below a rudimentary disc."""
 
 
 def draw_vertebra(rng: np.random.Generator, labels: Codes, tissues: Codes, vertebra: Vertebra, raster: Raster) -> None:
@@ -169,3 +193,117 @@ def draw_cortical_shell(labels: Codes, tissues: Codes) -> None:
         edge[low] |= differs
         edge[high] |= differs
     tissues[bone & edge] = Tissue.CORTICAL
+
+
+def draw_implants(rng: np.random.Generator, tissues: Tissues, column: BentColumn, raster: Raster) -> None:
+    """Draw implants into a few columns; labels do not change, because a vertebra with a screw is still a vertebra.
+
+    Args:
+        rng: Source of randomness.
+        tissues: Tissue numbers, (X, Y, Z). Modified.
+        column: The bent column.
+        raster: Grid of the tissues.
+    """
+    metal, cement = rng.random() < IMPLANT_ODDS, rng.random() < _CEMENT_ODDS
+    if metal:
+        count = int(rng.integers(_HELD_LEVELS[0], _HELD_LEVELS[1] + 1))
+        first = int(rng.integers(2, len(column.vertebrae) - count + 1))
+        held = column.vertebrae[first : first + count]
+        if held[-1].region == "cervical":
+            fronts = [v.frame.point(0, v.size.depth / 2 + 2, 0) for v in held]
+            _chain(tissues, raster, fronts, float(rng.uniform(*_ROD_MM)))
+        else:
+            _screws(rng, tissues, held, raster)
+    if cement:
+        vertebra = column.vertebrae[int(rng.integers(9, len(column.vertebrae)))]
+        offsets = rng.uniform((2, -3, -4), (10, 8, 4), (2, 3)) * ((1, 1, 1), (-1, 1, 1))
+        ends = [vertebra.frame.point(*map(float, at)) for at in offsets]
+        _chain(tissues, raster, ends, float(rng.uniform(3, 7)))
+
+
+def _screws(rng: np.random.Generator, tissues: Tissues, held: tuple[Vertebra, ...], raster: Raster) -> None:
+    """Draw two screws per vertebra and a rod on either side."""
+    screw, rod = float(rng.uniform(*_SCREW_MM)), float(rng.uniform(*_ROD_MM))
+    for side in (-1, 1):
+        heads = []
+        for vertebra in held:
+            size = vertebra.size
+            beside = size.canal_width / 2 + size.pedicle_width / 2
+            height = 0.2 * size.height
+            head = vertebra.frame.point(side * (beside + 5), canal_center(vertebra) - size.canal_depth / 2 - 12, height)
+            tip = vertebra.frame.point(side * 0.5 * beside, 0.2 * size.depth, height)
+            _chain(tissues, raster, [head, tip], screw)
+            heads.append(head)
+        _chain(tissues, raster, heads, rod)
+
+
+def _chain(tissues: Tissues, raster: Raster, points: list[Point], radius: float) -> None:
+    for start, end in itertools.pairwise(points):
+        box = raster.around(WORLD, start, end, radius)
+        if box is not None:
+            ends = [(float(p[0]), float(p[1]), float(p[2])) for p in (start, end)]
+            tissues[box][capsule(raster.local(WORLD, box), ends[0], ends[1], radius)] = Tissue.IMPLANT
+
+
+def draw_sacrum(rng: np.random.Generator, labels: Codes, tissues: Codes, column: BentColumn, raster: Raster) -> None:
+    """Draw S1 .. S5 with alae, rudimentary discs between them, and the bone behind the sacral canal."""
+    filling = _DISC_TISSUES[int(rng.integers(len(_DISC_TISSUES)))]
+    for number, segment in enumerate(column.sacrum):
+        half, w, d = segment.height / 2, segment.width / 2, segment.depth
+        box = raster.box(segment.frame, (-w - 5, -d / 2 - 40, -half - 6), (w + 5, d / 2 + 5, half + 6))
+        if box is None:
+            continue
+        local = raster.local(segment.frame, box)
+        part = _sacral_part(local, segment, number)
+        labels[box][part] = anatomy.SACRUM
+        tissues[box][part] = Tissue.MARROW
+    for number, segment in enumerate(column.sacrum[:-1]):
+        _draw_gap(labels, tissues, segment, number, raster, filling)
+    _draw_coccyx(tissues, column, raster)
+
+
+def _draw_coccyx(tissues: Codes, column: BentColumn, raster: Raster) -> None:
+    """Draw the coccyx below S5, bending forward, in tissues only: the label table has no name for it."""
+    last = column.sacrum[-1]
+    long = _COCCYX_MM * column.scale
+    box = raster.box(last.frame, (-12, -12, -last.height / 2 - long - 6), (12, long, 0))
+    if box is None:
+        return
+    local = raster.local(last.frame, box)
+    top = -last.height / 2
+    bone = np.zeros(tissues[box].shape, bool)
+    for first, radius in ((0.0, 6.0), (0.35, 5.0), (0.7, 3.5)):
+        ends = [(0.0, 0.5 * long * t**1.5, top - long * t) for t in (first + 0.06, first + 0.28)]
+        bone |= capsule(local, ends[0], ends[1], radius * column.scale)
+    tissues[box][bone & (tissues[box] != Tissue.AIR)] = Tissue.OTHER_BONE
+
+
+def _draw_gap(labels: Codes, tissues: Codes, segment: Segment, number: int, raster: Raster, filling: Tissue) -> None:
+    """Draw the rudimentary disc below a segment between two plates of cortical bone; its label stays the sacrum."""
+    low, thick = -segment.height / 2, segment.gap / 2
+    width, depth = (0.5 - 0.03 * number) * segment.width, 0.88 * segment.depth
+    reach = thick + 2 * _PLATE_MM
+    box = raster.box(segment.frame, (-width / 2, -depth / 2, low - reach), (width / 2, depth / 2, low + reach))
+    if box is None or segment.gap <= 0:
+        return
+    local = raster.local(segment.frame, box)
+    inside = (outline(local, width, depth) < 1) & (labels[box] == anatomy.SACRUM)
+    off = np.abs(local.superior - low)
+    tissues[box][inside & (off < thick + _PLATE_MM)] = Tissue.CORTICAL
+    tissues[box][inside & (off < thick)] = filling
+
+
+def _sacral_part(local: Local, segment: Segment, number: int) -> NDArray[np.bool_]:
+    half, w, d = segment.height / 2, segment.width / 2, segment.depth
+    narrow = 1 - 0.12 * (half - local.superior) / segment.height  # The sacrum tapers downward.
+    tall = np.abs(local.superior) < half + 0.6
+    core = (outline(local, 0.52 * segment.width, d) < narrow**2) & tall
+    side = np.abs(local.right)
+    drop = np.clip(side - 0.2 * w, 0, None)  # The alae slope backward and sideways.
+    wing = (side < w * narrow) & (np.abs(local.anterior + 0.3 * drop + 0.12 * d) < 0.42 * d + 2) & tall
+    hole = (side - 0.42 * w) ** 2 + (local.superior + half) ** 2 < 16.0
+    back = -(d / 2 + 15.0 * (1 - 0.12 * number))
+    plate = (np.abs(local.anterior - back + 0.25 * side) < 4.0) & (side < 0.42 * w) & tall
+    walls = (np.abs(side - 0.33 * w) < 5) & (local.anterior < -d / 2 + 4) & (local.anterior > back) & tall
+    crest = capsule(local, (0, back - 3, -half * 0.6), (0, back - 8, half * 0.4), 3.5) & (number < 4)
+    return np.asarray(core | (wing & ~hole) | plate | walls | crest)

@@ -14,10 +14,9 @@ from totalspineseg_server.registry.records import images_trained_on
 from totalspineseg_server.training.holdout import foreseen_split
 from totalspineseg_server.training.judging import Judging, never_seen
 from totalspineseg_server.training.material import judged_cases, line_of, site_material
-from totalspineseg_server.training.reference import reference_cases
 from totalspineseg_server.training.remembered import own_answers
 from totalspineseg_server.training.retrain_settings import RetrainSettings
-from totalspineseg_server.training.scoring import JudgedCase, Model
+from totalspineseg_server.training.scoring import JudgedCase, Model, reference_cases
 from totalspineseg_server.training.site import Site
 
 

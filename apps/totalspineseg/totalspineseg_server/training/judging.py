@@ -11,12 +11,11 @@ from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.records import images_trained_on, lineage
+from totalspineseg_server.training.candidates import Judged
 from totalspineseg_server.training.compare import SubjectScores
-from totalspineseg_server.training.publication import Judged
-from totalspineseg_server.training.reference import handled, named
 from totalspineseg_server.training.remembered import as_in_truth
 from totalspineseg_server.training.retrain_settings import RetrainSettings
-from totalspineseg_server.training.scoring import JudgedCase, Model, score_models, score_prediction
+from totalspineseg_server.training.scoring import JudgedCase, Model, handled, named, score_models, score_prediction
 from totalspineseg_server.training.verdict import Beginning, judge
 
 Known = tuple[dict[str, CaseScore], dict[str, CaseScore]]

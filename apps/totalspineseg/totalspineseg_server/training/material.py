@@ -1,4 +1,4 @@
-"""Split the newest finished label of each image by subject: corrections to train on, and corrections to test on."""
+"""Collect what a training begins with: the weights in use, corrections to train on, and corrections to test on."""
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -10,19 +10,20 @@ import numpy as np
 
 from totalspineseg_server.agreement import NOTHING_LEFT, Left
 from totalspineseg_server.anatomy import NAME_OF, UNREVIEWED
-from totalspineseg_server.corrections.checks import INCOMPLETE
-from totalspineseg_server.corrections.correction_store import CODES_FILE, Correction
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, STEP1_TAG
-from totalspineseg_server.errors import ImageError, StorageError
+from totalspineseg_server.corrections.comparison import INCOMPLETE
+from totalspineseg_server.corrections.correction_store import CODES_FILE, FINAL_TAG, STEP1_TAG, Correction
+from totalspineseg_server.errors import ImageError, StorageError, TrainingError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume, to_ras
 from totalspineseg_server.io.volumes import read_image, read_labels
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
-from totalspineseg_server.nnunet.content_version import parts_of
+from totalspineseg_server.nnunet.discovery import parts_of
+from totalspineseg_server.nnunet.runtimes import resolve_device
 from totalspineseg_server.plausible import require_plausible
-from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.registry.records import lineage, read_record
+from totalspineseg_server.registry.model_store import Choice, ModelStore
+from totalspineseg_server.registry.records import lineage, read_record, trained_on
 from totalspineseg_server.training.holdout import Split, hash_holds_out, update_split
+from totalspineseg_server.training.retrain_settings import RetrainSettings
 from totalspineseg_server.training.scoring import JudgedCase
 from totalspineseg_server.training.site import Site
 
@@ -274,3 +275,47 @@ def is_of_line(prediction: Mapping[str, object] | None, line: frozenset[str]) ->
     versions = (prediction or {}).get("versions")
     made_by = [str(version) for version in versions.values()] if isinstance(versions, Mapping) else []
     return any(not line.isdisjoint(parts_of(version)) for version in made_by)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The weights, material and steps of a training.
+
+    Attributes:
+        choices: Step -> the weights in use.
+        material: The site's corrections.
+        steps: The requested steps for which there are corrections.
+    """
+
+    choices: dict[int, Choice]
+    material: Material
+    steps: tuple[int, ...]
+
+
+def start_of(site: Site, settings: RetrainSettings) -> Start:
+    """Return the weights, corrections and steps of a training, after checking the device.
+
+    Args:
+        site: Studies, corrections and models.
+        settings: Settings of the training.
+
+    Raises:
+        TrainingError: There is no correction to train on, or no such device.
+        WeightsError: There are no weights to begin with.
+        StorageError: The hold-out list is damaged or cannot be written.
+    """
+    try:
+        resolve_device(settings.finetune.device)
+    except ValueError as error:
+        raise TrainingError(str(error)) from error
+    choices = {step: site.models.resolve(step) for step in (1, 2)}
+    known = {step: trained_on(site.models, choices[step].name, step) for step in settings.steps}
+    line = line_of(site.models, {choice.name for choice in choices.values()})
+    material = site_material(site, known, line=line)
+    steps = tuple(step for step in settings.steps if material.lessons(step))
+    if not steps:
+        raise TrainingError(
+            "There is no accepted correction to train these steps on, apart from subjects that are held out "
+            f"({len(material.training)} corrections are for other steps). Please submit a corrected label first."
+        )
+    return Start(choices, material, steps)

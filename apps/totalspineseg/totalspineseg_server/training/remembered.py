@@ -24,9 +24,8 @@ from totalspineseg_server.registry.handled import Measured, measured_once
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
 from totalspineseg_server.training.holdout import hash_holds_out, read_split
-from totalspineseg_server.training.reference import handles
 from totalspineseg_server.training.retrain_settings import REPLAY_CASES
-from totalspineseg_server.training.scoring import JudgedCase, Model, predict_named
+from totalspineseg_server.training.scoring import JudgedCase, Model, handles, predict_named
 from totalspineseg_server.training.site import Site
 
 SEED: Final = 71_993

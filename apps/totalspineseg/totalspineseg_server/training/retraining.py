@@ -13,32 +13,31 @@ from totalspineseg_server.nnunet.calibration import STEPS, calibrate, joined
 from totalspineseg_server.nnunet.cases import Origin, ScanSource, Skipped, prepare_cases
 from totalspineseg_server.nnunet.draws import draws_of, in_order_of_choice
 from totalspineseg_server.nnunet.finetune import Stopped, fine_tune
+from totalspineseg_server.nnunet.finetune_job import store_cases
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import WarmPredictor
-from totalspineseg_server.nnunet.preprocessed import store_cases
 from totalspineseg_server.registry.model_store import Choice
 from totalspineseg_server.registry.records import VersionRecord, images_trained_on, removed_versions
 from totalspineseg_server.registry.releases import release_of
-from totalspineseg_server.training.candidates import Candidates, Lesson, clear
-from totalspineseg_server.training.judging import Judging, never_seen
-from totalspineseg_server.training.material import Material, judged_cases
-from totalspineseg_server.training.publication import (
+from totalspineseg_server.training.candidates import (
     PREFIX,
+    Candidates,
     Judged,
+    Lesson,
+    clear,
     not_served,
     publish,
     published,
     refused_since,
     taken_back,
 )
-from totalspineseg_server.training.reference import reference_cases
+from totalspineseg_server.training.judging import Judging, never_seen
+from totalspineseg_server.training.material import Material, judged_cases, start_of
 from totalspineseg_server.training.remembered import own_answers, replay_of
-from totalspineseg_server.training.reporter import Reporter
 from totalspineseg_server.training.retrain_settings import RetrainSettings
-from totalspineseg_server.training.runs import begin, only_one
-from totalspineseg_server.training.scoring import JudgedCase, Model
+from totalspineseg_server.training.runs import Reporter, begin, only_one
+from totalspineseg_server.training.scoring import JudgedCase, Model, reference_cases
 from totalspineseg_server.training.site import Site
-from totalspineseg_server.training.start import start_of
 from totalspineseg_server.training.verdict import GateReport
 from totalspineseg_server.trust import Trust
 

@@ -19,23 +19,18 @@ from totalspineseg_server import places
 from totalspineseg_server.errors import TrainingError
 from totalspineseg_server.files import read_json_or, storage_errors, write_json
 from totalspineseg_server.locks import locked
-from totalspineseg_server.nnunet.folders import NnunetFolders
 from totalspineseg_server.nnunet.plugin.spine_trainer import EPOCHS_VARIABLE, ITERATIONS_VARIABLE, SpineTrainer
-from totalspineseg_server.nnunet.raw_dataset import dataset_name
-from totalspineseg_server.nnunet.raw_folder import DATASET_FILE
+from totalspineseg_server.nnunet.raw_dataset import require_fold, subjects_of, write_splits
+from totalspineseg_server.nnunet.raw_folder import DATASET_FILE, NnunetFolders
 from totalspineseg_server.nnunet.runtimes import resolve_device
-from totalspineseg_server.nnunet.splits import require_fold, subjects_of, write_splits
 from totalspineseg_server.nnunet.training_log import TEXT_FILE
 from totalspineseg_server.places import COMMAND
-from totalspineseg_server.registry.model_store import DATASET_OF_STEP
+from totalspineseg_server.registry.model_store import DATASET_OF_STEP, dataset_name
 from totalspineseg_server.training.runs import is_running, only_one
 
 PLUGIN_DIR: Final = Path(__file__).resolve().parents[1] / "nnunet" / "plugin"
 CONFIGURATION: Final = "3d_fullres"
 """The configuration that the reference used; cases are at 1 mm already."""
-SIZES: Final = ("M", "L", "XL")
-"""Residual encoder presets of nnU-Net; the reference used L."""
-FOLDS: Final = ("0", "1", "2", "3", "4", "all")
 PLANNED_FILE: Final = "totalspineseg.json"
 """File in nnU-Net's preprocessed folder that records the cases from which it was made."""
 SETTINGS_FILE: Final = "training.json"
@@ -58,7 +53,7 @@ class ScratchSettings:
     """Settings of a training from scratch; the defaults are nnU-Net's, which the reference used.
 
     Attributes:
-        size: Preset of the network, see ``SIZES``.
+        size: Residual encoder preset of nnU-Net: "M", "L" (which the reference used) or "XL".
         epochs: Number of epochs.
         iterations: Iterations per epoch; the batch size is that of the plan.
         gpus: Number of GPUs that share the batch (nnU-Net's distributed data parallel).
@@ -93,7 +88,7 @@ def train_from_scratch(
     Args:
         folders: Folders with the raw dataset.
         step: 1 or 2.
-        fold: One of ``FOLDS``; "all" trains on every case.
+        fold: "0" to "4", or "all", which trains on every case.
         settings: Settings; an unfinished run must have the same.
         restart: Delete the run of this fold, finished or not, and make a new plan unless other folds use the present
             one.

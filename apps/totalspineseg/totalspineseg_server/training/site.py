@@ -6,9 +6,8 @@ from pathlib import Path
 
 from totalspineseg_server.bids import subject_of
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.dicom_folders import VOLUMES_DIR, volume_of
-from totalspineseg_server.corrections.history import HISTORY_DIR, STUDIES_DIR
-from totalspineseg_server.corrections.image_ids import image_in_studies
+from totalspineseg_server.corrections.folder_contents import VOLUMES_DIR, image_in_studies, volume_of
+from totalspineseg_server.corrections.ids import HISTORY_DIR, STUDIES_DIR
 from totalspineseg_server.corrections.image_records import IMAGES_DIR, PATIENT, ImageRecords, older_index
 from totalspineseg_server.registry.model_store import ModelStore
 

@@ -68,7 +68,7 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
             WeightsError: There are no weights to begin with.
             StorageError: The hold-out list is damaged or cannot be written.
         """
-        from totalspineseg_server.training.start import start_of
+        from totalspineseg_server.training.material import start_of
 
         start_of(self._site, read_settings(request, self._steps))
 

@@ -1,6 +1,7 @@
-"""Make the second channel of step 2: every other disc, by its place in the column."""
+"""Make the input of step 2: the box around the step-1 result, and every other disc, by its place in the column."""
 
 from collections.abc import Collection
+from typing import Final
 
 import numpy as np
 
@@ -24,7 +25,11 @@ from totalspineseg_server.anatomy import (
     Column,
     column,
 )
-from totalspineseg_server.transforms.components import Labels, labels_present, look_up
+from totalspineseg_server.errors import NoSpineError
+from totalspineseg_server.transforms.components import Box, Labels, foreground_box, labels_present, look_up
+
+CROP_MARGIN_MM: Final = 10
+"""Margin around the step-1 result, at inference and in training: the step-2 networks were trained with it."""
 
 
 def odd_discs(labels: Labels, *, missed: Collection[int] = ()) -> Labels:
@@ -109,3 +114,24 @@ def column_showing(present: Collection[int], *, whole: bool = True) -> Column:
     elif whole and {L4, SACRUM} <= codes and not {L5, DISC_L4_L5} & codes:
         lumbar = 4
     return column(thoracic, lumbar)
+
+
+def crop_box(labels: Labels, *, margin: int) -> Box:
+    """Return the part of a scan that goes to step 2.
+
+    Args:
+        labels: uint8 (X, Y, Z) 1 mm, the step-1 result. Not modified.
+        margin: Voxels to add on every side, as far as the array goes.
+
+    Returns:
+        One slice per axis.
+
+    Raises:
+        NoSpineError: The map is empty.
+    """
+    box = foreground_box(labels, margin_vox=margin)
+    if box is None:
+        raise NoSpineError(
+            "The step-1 result is empty: no spine was found. Check that the image shows the spine, or draw a disc."
+        )
+    return box

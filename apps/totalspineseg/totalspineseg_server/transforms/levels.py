@@ -8,7 +8,7 @@ import numpy.typing as npt
 from scipy.spatial import cKDTree
 
 from totalspineseg_server.anatomy import C1, CANAL, CORD, DISC_C2_C3, LEVEL_POINT, POINT_C1_C2, POINT_C1_TOP, SACRUM
-from totalspineseg_server.transforms.centerline import smooth_centerline
+from totalspineseg_server.transforms.canal import smooth_centerline
 from totalspineseg_server.transforms.components import Labels, foreground_box, look_up
 
 MIN_C1_VOXELS: Final = 500

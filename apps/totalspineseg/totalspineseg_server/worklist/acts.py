@@ -10,21 +10,26 @@ import numpy as np
 
 from totalspineseg_server.anatomy import BY_CODE, NAME_OF, WIRE_LABELS, Kind
 from totalspineseg_server.certainty import certainty_of, is_doubtful
-from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG, message_of
-from totalspineseg_server.corrections.inbox import UNCHANGED_PARAMETER
+from totalspineseg_server.corrections.comparison import ACCEPTED_NAMES, ALL
+from totalspineseg_server.corrections.correction_store import (
+    FINAL_TAG,
+    Correction,
+    CorrectionStore,
+    Rejection,
+    Rejections,
+)
+from totalspineseg_server.corrections.interpretation import UNCHANGED_PARAMETER
 from totalspineseg_server.corrections.receipts import Sender
-from totalspineseg_server.corrections.rejections import Rejection, Rejections
-from totalspineseg_server.corrections.unreviewed import ACCEPTED_NAMES, ALL
-from totalspineseg_server.corrections.wire import to_wire
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import labels_from_iso
 from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.renumber import renumber
 from totalspineseg_server.numbering.report import report, sentence
+from totalspineseg_server.segments import to_wire
 from totalspineseg_server.spellings import code_of_name
 from totalspineseg_server.transforms.components import labels_present
+from totalspineseg_server.worklist import worklist_messages
 from totalspineseg_server.worklist.rows import Row
 from totalspineseg_server.worklist.scans import PREDICTION, View
 
@@ -91,22 +96,17 @@ class Acts:
         _require_displayed(view, prediction)
         maps = view.label.maps
         if maps is None:
-            raise ConflictError(
-                "The segmentation of this result is no longer stored. Predict the scan again, then pin a level."
-            )
+            raise ConflictError(worklist_messages.NO_MAPS_TO_PIN)
         present = set(np.flatnonzero(labels_present(maps.output.labels)).tolist())
         renamed = {_code(old, present): _code(new, None) for old, new in names.items()}
         if not renamed or any(
             (BY_CODE[a].kind is Kind.DISC) != (BY_CODE[b].kind is Kind.DISC) for a, b in renamed.items()
         ):
-            raise LabelError("A disc can only be named as a disc, and a vertebra as a vertebra or the sacrum.")
+            raise LabelError(worklist_messages.OTHER_KIND)
         found = renumber(maps.output, renamed)
         if found is None:
             listed = ", ".join(f"{NAME_OF[old]} as {NAME_OF[new]}" for old, new in renamed.items())
-            raise LabelError(
-                f"With {listed} the other levels cannot be named without a conflict. Choose another name, or correct "
-                "the scan in 3D Slicer."
-            )
+            raise LabelError(worklist_messages.CANNOT_FOLLOW.format(pins=listed))
         codes, numbering = found
         changed = {NAME_OF[old]: NAME_OF[new] for old, new in codes.items() if old != new}
         known = report(numbering, (), affine=maps.iso.affine)
@@ -135,17 +135,14 @@ class Acts:
                 looked at.
         """
         if row.status == "finished":
-            raise ConflictError("This scan is finished already. Undo that first, or correct it in 3D Slicer.")
+            raise ConflictError(worklist_messages.FINISHED_BEFORE_ACCEPTING)
         _require_displayed(view, prediction)
         record = view.label.record
         numbering = (record.numbering if record else None) or {}
         if certainty_of(numbering) is None or is_doubtful(numbering):
-            raise ConflictError(
-                "The names of this result are doubtful, so it cannot be accepted unchanged. Pin a level, or correct "
-                "the scan in 3D Slicer."
-            )
+            raise ConflictError(worklist_messages.DOUBTFUL)
         if missing := sorted(VIEWS - set(views)):
-            raise ConflictError(f"Look at the {' and the '.join(missing)} view first, then accept.")
+            raise ConflictError(worklist_messages.NOT_LOOKED_AT.format(views=" and the ".join(missing)))
         return self._send(row, view, {}, {UNCHANGED_PARAMETER: True, ACCEPTED_NAMES: ALL}, sender)
 
     def reject(self, row: Row, reason: str, sender: Sender) -> None:
@@ -155,9 +152,9 @@ class Acts:
             ConflictError: The scan is finished, or there is no reason.
         """
         if row.status == "finished":
-            raise ConflictError("This scan is finished. Undo that first, then reject its result.")
+            raise ConflictError(worklist_messages.FINISHED_BEFORE_REJECTING)
         if not reason.strip():
-            raise ConflictError("A rejection needs a reason, so that the next reader knows what to look for.")
+            raise ConflictError(worklist_messages.NO_REASON)
         self._rejections.add(row.id, reason.strip(), sender, row.prediction)
 
     def undo(self, row: Row, sender: Sender, *, is_admin: bool) -> str:
@@ -172,22 +169,22 @@ class Acts:
         rejection = self._rejections.latest(row.id)
         label = self._corrections.latest_accepted(row.id)
         if rejection is None and (label is None or label.tag != FINAL_TAG):
-            raise ConflictError("There is nothing to undo on this scan.")
+            raise ConflictError(worklist_messages.NOTHING_TO_UNDO)
         if rejection is not None and (label is None or rejection.id > label.id):
             _require_own(rejection, sender, is_admin=is_admin)
             self._rejections.add(row.id, "", sender, rejection.prediction)
-            return "The rejection was taken back."
+            return worklist_messages.REJECTION_UNDONE
         assert label is not None
         _require_own(label, sender, is_admin=is_admin)
         again = self._undo(row.id, label.id, user=sender.user)
-        return "The label was taken back." + (" The one before it is shown again." if again else "")
+        return worklist_messages.EARLIER_LABEL_RETURNS if again else worklist_messages.LABEL_UNDONE
 
     def _send(
         self, row: Row, view: View, names: Mapping[str, str], more: Mapping[str, Any], sender: Sender
     ) -> Correction:
         maps = view.label.maps
         if maps is None:
-            raise ConflictError("The segmentation of this result is no longer stored. Predict the scan again.")
+            raise ConflictError(worklist_messages.NO_MAPS)
         codes = labels_from_iso(maps.labels, maps.iso, view.grid)
         # The k-th name belongs to value k.
         label_info = [{"name": names.get(name, name), "idx": value} for name, value in WIRE_LABELS.items()]
@@ -205,29 +202,32 @@ def reader(user: str, client: str) -> Sender:
 
 def submitted_text(correction: Correction) -> str:
     """Return the sentences for the reader of an accepted label."""
-    return "Accepted as it is." if correction.unchanged else message_of(correction)
+    return worklist_messages.ACCEPTED if correction.unchanged else correction.message
 
 
 def _require_displayed(view: View, prediction: str) -> None:
     label = view.label
     if label.of != PREDICTION or label.record is None or label.record.id != prediction:
-        raise ConflictError("Another result is shown for this scan now. Open the scan again.")
+        raise ConflictError(worklist_messages.OTHER_RESULT)
 
 
 def _require_own(act: Correction | Rejection, sender: Sender, *, is_admin: bool) -> None:
     if not is_admin and act.user != sender.user:
-        raise ConflictError(f"{act.reader} did this. Only {act.reader} or an administrator can undo it.")
+        raise ConflictError(worklist_messages.OTHER_READER.format(reader=act.reader))
 
 
 def _code(name: str, present: Collection[int] | None) -> int:
     code = code_of_name(name)
     if code is None or BY_CODE[code].kind in (Kind.CORD, Kind.CANAL) or (present is not None and code not in present):
-        raise LabelError(f"{name[:80]!r} is not a level{'' if present is None else ' of this result'}. Choose one.")
+        message = worklist_messages.NO_LEVEL if present is None else worklist_messages.NO_LEVEL_HERE
+        raise LabelError(message.format(name=name[:80]))
     return code
 
 
 def _pin_message(changed: Mapping[str, str], numbering: Numbering) -> str:
     text = sentence(report(numbering, (), affine=np.eye(4)))
     if not changed:
-        return f"Every level keeps its name; {text}."
-    return f"{len(changed)} {'level changes its name' if len(changed) == 1 else 'levels change their names'}; {text}."
+        return worklist_messages.NOTHING_CHANGES.format(certainty=text)
+    if len(changed) == 1:
+        return worklist_messages.ONE_LEVEL_CHANGES.format(certainty=text)
+    return worklist_messages.LEVELS_CHANGE.format(count=len(changed), certainty=text)

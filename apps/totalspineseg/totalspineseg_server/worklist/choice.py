@@ -9,17 +9,18 @@ from typing import Any, Final
 import numpy as np
 
 from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, UNREVIEWED, UNREVIEWED_NAME, WIRE_LABELS
-from totalspineseg_server.corrections.correction_store import CHOSEN_PARAMETER, Correction, CorrectionStore
-from totalspineseg_server.corrections.displayed_corrections import FINAL_TAG
-from totalspineseg_server.corrections.inbox import UNCHANGED_PARAMETER
+from totalspineseg_server.corrections.comparison import ACCEPTED_NAMES
+from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore
+from totalspineseg_server.corrections.interpretation import CHOSEN_PARAMETER, UNCHANGED_PARAMETER
 from totalspineseg_server.corrections.receipts import Sender
-from totalspineseg_server.corrections.unreviewed import ACCEPTED_NAMES, UNREVIEWED_NAMES
-from totalspineseg_server.corrections.wire import to_wire
+from totalspineseg_server.corrections.submission import UNREVIEWED_NAMES
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import Grid, LabelArray
 from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.plausible import without_regions
+from totalspineseg_server.segments import to_wire
 from totalspineseg_server.spellings import code_of_name
+from totalspineseg_server.worklist import worklist_messages
 from totalspineseg_server.worklist.acts import Submit
 
 REGION: Final = max(WIRE_LABELS.values()) + 1
@@ -63,11 +64,11 @@ def choose(
     named = {choice.label, *choice.take.values(), *choice.leave_out}
     known = {one.id: one for one in finished_labels(corrections, image_id)}
     if missing := sorted(named - known.keys()):
-        raise ConflictError(f"{missing[0][:80]!r} is not a finished label of this scan now. Open the scan again.")
+        raise ConflictError(worklist_messages.NOT_FINISHED.format(label=missing[0][:80]))
     labels = {id_: known[id_] for id_ in (choice.label, *sorted(named - {choice.label}))}
     base = labels[choice.label]
     if any(one.image_sha256 != base.image_sha256 for one in labels.values()):
-        raise ConflictError("Labels of different images cannot be merged. Choose one of them as it is.")
+        raise ConflictError(worklist_messages.OTHER_IMAGE)
     codes = {id_: corrections.codes(one) for id_, one in labels.items()}
     merged = merge(codes, choice)
     params = _params(base, labels, merged, is_whole=len(labels) == 1)
@@ -102,7 +103,7 @@ def merge(codes: Mapping[str, LabelArray], choice: Choice) -> LabelArray:
     for name, id_ in choice.take.items():
         code = code_of_name(name)
         if code is None or not (codes[id_] == code).any():
-            raise LabelError(f"{name[:80]!r} is not in the label that you chose for it. Choose another label.")
+            raise LabelError(worklist_messages.NOT_IN_LABEL.format(name=name[:80]))
         taken[code] = codes[id_] == code
     for code in taken:
         merged[merged == code] = BACKGROUND

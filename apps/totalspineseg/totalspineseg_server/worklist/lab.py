@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from totalspineseg_server.activelearning.scores import Scores
-from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Rejections
 from totalspineseg_server.corrections.predictions import DrawnMaps
 from totalspineseg_server.corrections.receipts import Sender
-from totalspineseg_server.corrections.rejections import Rejections
 from totalspineseg_server.errors import UnknownImageError
 from totalspineseg_server.worklist import worklist as lines
 from totalspineseg_server.worklist.acts import Acts, Submit, Undo

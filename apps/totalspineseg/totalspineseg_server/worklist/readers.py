@@ -10,8 +10,8 @@ import numpy as np
 
 from totalspineseg_server.agreement import dice_by_group, named_apart
 from totalspineseg_server.anatomy import NAME_OF, UNREVIEWED
+from totalspineseg_server.corrections.comparison import UNTOUCHED_DICE
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.unreviewed import UNTOUCHED_DICE
 from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.plausible import without_regions

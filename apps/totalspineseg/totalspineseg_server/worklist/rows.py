@@ -8,10 +8,9 @@ from totalspineseg_server.activelearning.offers import RESERVED_SECONDS
 from totalspineseg_server.activelearning.scores import Score
 from totalspineseg_server.anatomy import DISCS, NAME_OF, SACRUM, VERTEBRAE
 from totalspineseg_server.certainty import certainty_of
-from totalspineseg_server.corrections.correction_store import Correction
-from totalspineseg_server.corrections.history import text_of_time
+from totalspineseg_server.corrections.correction_store import Correction, Rejection
+from totalspineseg_server.corrections.ids import text_of_time
 from totalspineseg_server.corrections.image_records import Offer
-from totalspineseg_server.corrections.rejections import Rejection
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.report import sentence
 

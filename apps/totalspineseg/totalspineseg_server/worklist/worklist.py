@@ -11,11 +11,10 @@ from typing import Any, Final, Protocol
 
 from totalspineseg_server.activelearning.offers import RESERVED_SECONDS
 from totalspineseg_server.activelearning.scores import Scores
-from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.history import folder_name
+from totalspineseg_server.corrections.correction_store import CorrectionStore, Rejections
+from totalspineseg_server.corrections.ids import folder_name
 from totalspineseg_server.corrections.image_records import last_noted
 from totalspineseg_server.corrections.predictions import PredictionRecord
-from totalspineseg_server.corrections.rejections import Rejections
 from totalspineseg_server.worklist.rows import Row, about_series, row_of
 
 logger = logging.getLogger(__name__)

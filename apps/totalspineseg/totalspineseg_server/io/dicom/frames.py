@@ -9,6 +9,7 @@ import numpy as np
 from pydicom import Dataset
 
 from totalspineseg_server.errors import ImageError
+from totalspineseg_server.io.dicom import dicom_messages
 from totalspineseg_server.io.dicom.headers import is_capture, sop_class, sop_instance
 
 _GROUPS: Final = (
@@ -70,24 +71,16 @@ def frames_of(header: Dataset) -> tuple[Frame, ...]:
         ImageError: The image has colors, or a slice has no position in the patient (screenshots have none).
     """
     if is_capture(header):
-        raise ImageError(
-            "These are secondary captures (screenshots) without a position in the patient. Send the series "
-            "they were taken from."
-        )
+        raise ImageError(dicom_messages.SCREENSHOTS)
     if int(header.get("SamplesPerPixel") or 1) != 1:
-        raise ImageError(
-            f"The image has {header.SamplesPerPixel} values per voxel (colors) instead of one gray value. Send "
-            "the original series."
-        )
+        raise ImageError(dicom_messages.COLORS.format(values=header.SamplesPerPixel))
     count = int(header.get("NumberOfFrames") or 1)
     if groups := header.get("PerFrameFunctionalGroupsSequence"):
         if len(groups) != count:
-            raise ImageError(
-                f"A multi-frame DICOM object has {count} frames, but describes {len(groups)}. Export the series again."
-            )
+            raise ImageError(dicom_messages.FRAMES_MISCOUNTED.format(count=count, described=len(groups)))
         return tuple(_enhanced(header))
     if count > 1:
-        raise ImageError(f"The {count} frames have no positions in the patient. Send the original series.")
+        raise ImageError(dicom_messages.FRAMES_WITHOUT_PLACE.format(count=count))
     return (_frame(header, [header], None),)
 
 
@@ -104,15 +97,14 @@ def _frame(header: Dataset, places: list[Dataset], number: int | None) -> Frame:
     orientation = _numbers(places, "ImageOrientationPatient", 6)
     spacing = _numbers(places, "PixelSpacing", 2)
     if position is None or orientation is None:
-        raise ImageError("Some DICOM slices have no position or orientation. Export the series again.")
+        raise ImageError(dicom_messages.SLICES_WITHOUT_PLACE)
     axes = np.array(orientation).reshape(2, 3)
     if np.abs(axes @ axes.T - np.eye(2)).max() > _AXES_TOLERANCE:
         raise ImageError(
-            f"The orientation of some DICOM slices ({', '.join(f'{value:g}' for value in orientation)}) does not have "
-            "two perpendicular directions. Export the series again."
+            dicom_messages.NOT_PERPENDICULAR.format(orientation=", ".join(f"{value:g}" for value in orientation))
         )
     if spacing is None or min(spacing) <= 0:
-        raise ImageError("Some DICOM slices have no pixel spacing. Export the series again.")
+        raise ImageError(dicom_messages.NO_SPACING)
     thickness, gap = (_numbers(places, keyword, 1) for keyword in ("SliceThickness", "SpacingBetweenSlices"))
     slope, intercept = (_numbers(places, keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept"))
     name: Any = getattr(header, "filename", None)

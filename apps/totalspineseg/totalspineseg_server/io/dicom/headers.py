@@ -22,6 +22,7 @@ from pydicom.uid import (
 
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import CHUNK_BYTES
+from totalspineseg_server.io.dicom import dicom_messages
 from totalspineseg_server.io.unpacking import MAX_BYTES
 
 Sources: TypeAlias = Path | Sequence[Path | Dataset]
@@ -81,11 +82,11 @@ def read_headers(sources: Sources) -> tuple[Dataset, ...]:
     name = sources.name if isinstance(sources, Path) else "the files"
     headers = [header for header in _all_headers(sources) if _is_image(header)]
     if not headers:
-        raise ImageError(f"There is no DICOM image in {name!r}. Choose the folder of one DICOM series.")
+        raise ImageError(dicom_messages.NO_IMAGE_FILES.format(name=name))
     headers = [header for header in headers if not is_capture(header)] or headers
     series = {str(header.get("SeriesInstanceUID", "")) for header in headers}
     if len(series) > 1:
-        raise ImageError(f"There are {len(series)} DICOM series in {name!r}. Put each series in its own folder.")
+        raise ImageError(dicom_messages.SEVERAL_SERIES.format(count=len(series), name=name))
     for keyword, owner in _ONE_OWNER.items():
         files: dict[str, str] = {}
         for header in headers:
@@ -94,8 +95,7 @@ def read_headers(sources: Sources) -> tuple[Dataset, ...]:
         if len(files) > 1:
             examples = " and ".join(map(repr, list(files.values())[:3]))
             raise ImageError(
-                f"The files of {name!r} share a series UID, but have {len(files)} {owner}, for instance in {examples}. "
-                "Put the files of each into a separate folder."
+                dicom_messages.SEVERAL_OWNERS.format(name=name, count=len(files), owners=owner, examples=examples)
             )
     return tuple(headers)
 
@@ -106,7 +106,7 @@ def read_header(path: Path) -> Dataset | None:
     Raises:
         ImageError: The DICOM file is damaged or too large; leaving it out would shorten the scan.
     """
-    damaged = ImageError(f"The DICOM file {path.name!r} is damaged. Copy it again.")
+    damaged = ImageError(dicom_messages.DAMAGED.format(name=path.name))
     try:
         header = _parsed(path)
     except ImageError:
@@ -196,7 +196,7 @@ def require_bounded(source: Path | bytes) -> None:
             total += len(inflater.decompress(chunk, CHUNK_BYTES))
             rest = inflater.unconsumed_tail
     if total > MAX_BYTES:
-        raise ImageError(f"The DICOM file unpacks to more than {MAX_BYTES >> 20} MiB. Send fewer frames.")
+        raise ImageError(dicom_messages.UNPACKS_TOO_LARGE.format(limit=MAX_BYTES >> 20))
 
 
 def sop_class(header: Dataset) -> str:
@@ -227,7 +227,7 @@ def _all_headers(sources: Sources) -> list[Dataset]:
 def _require_dicom(path: Path) -> list[Dataset]:
     header = read_header(path)
     if header is None:
-        raise ImageError(f"{path.name!r} is not a readable NIfTI, NRRD or DICOM image. Export it again.")
+        raise ImageError(dicom_messages.UNREADABLE_FILE.format(name=path.name))
     return [header]
 
 

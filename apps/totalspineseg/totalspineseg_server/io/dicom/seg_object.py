@@ -16,6 +16,7 @@ from pydicom.errors import InvalidDicomError
 
 from totalspineseg_server.errors import ImageError, LabelError
 from totalspineseg_server.geometry import LabelArray
+from totalspineseg_server.io.dicom import dicom_messages
 from totalspineseg_server.io.dicom.headers import SEG_CLASSES, require_bounded, sop_class
 
 SegSource: TypeAlias = Path | bytes | Dataset
@@ -44,7 +45,6 @@ class SegReference:
         instance: Its own UID.
         series: UID of its series.
         study: UID of its study.
-        frame_of_reference: Its UID; "" if the object names none.
         referenced_series: Image series on which it was drawn; empty if it names none.
         manufacturer: Maker of the program that wrote it; "" if not stated.
         labels: Segment labels in the order of the file.
@@ -53,7 +53,6 @@ class SegReference:
     instance: str
     series: str
     study: str
-    frame_of_reference: str
     referenced_series: tuple[str, ...]
     manufacturer: str
     labels: tuple[str, ...]
@@ -94,7 +93,6 @@ def seg_reference(source: SegSource) -> SegReference:
         instance=_text(seg, "SOPInstanceUID"),
         series=_text(seg, "SeriesInstanceUID"),
         study=_text(seg, "StudyInstanceUID"),
-        frame_of_reference=_text(seg, "FrameOfReferenceUID"),
         referenced_series=tuple(_text(item, "SeriesInstanceUID") for item in series),
         manufacturer=_text(seg, "Manufacturer"),
         labels=tuple(_text(item, "SegmentLabel") for item in segments),
@@ -109,10 +107,7 @@ def open_seg(source: SegSource, *, pixels: bool = True) -> Dataset:
     """
     seg = _open(source, pixels=pixels)
     if sop_class(seg) not in SEG_CLASSES:
-        raise LabelError(
-            f"The object is not a DICOM segmentation (its modality is {_text(seg, 'Modality')!r}). Export the "
-            "segmentation as DICOM SEG."
-        )
+        raise LabelError(dicom_messages.OTHER_MODALITY.format(modality=_text(seg, "Modality")))
     return seg
 
 
@@ -130,7 +125,7 @@ def frames_of_seg(seg: Dataset) -> Iterator[tuple[int, LabelArray]]:
     """
     count, rows, columns = int(seg.get("NumberOfFrames") or 0), int(seg.get("Rows") or 0), int(seg.get("Columns") or 0)
     if not count or not rows or not columns or "PixelData" not in seg:
-        raise LabelError("The DICOM SEG has no frames. Draw a segment and export again.")
+        raise LabelError(dicom_messages.NO_FRAMES)
     syntax = str(getattr(seg.file_meta, "TransferSyntaxUID", "")) if hasattr(seg, "file_meta") else ""
     if int(seg.BitsAllocated) == 1 and (not syntax or syntax in _UNCOMPRESSED):
         yield from _bits(seg, count, rows, columns)
@@ -138,9 +133,7 @@ def frames_of_seg(seg: Dataset) -> Iterator[tuple[int, LabelArray]]:
     try:
         pixels = np.asarray(seg.pixel_array).reshape(count, rows, columns)
     except (RuntimeError, NotImplementedError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise LabelError(
-            "The encoding of the segmentation's pixels is not supported. Export the segmentation without compression."
-        ) from error
+        raise LabelError(dicom_messages.OTHER_ENCODING) from error
     yield from enumerate(_masks(seg, pixels))
 
 
@@ -149,9 +142,7 @@ def _bits(seg: Dataset, count: int, rows: int, columns: int) -> Iterator[tuple[i
     content = np.frombuffer(seg.PixelData, dtype=np.uint8)
     size = rows * columns
     if content.size * 8 < count * size:
-        raise LabelError(
-            f"The file is truncated: it has pixels for {content.size * 8 // size} of {count} frames. Export it again."
-        )
+        raise LabelError(dicom_messages.TRUNCATED.format(present=content.size * 8 // size, count=count))
     for index in range(count):
         first = index * size
         bits = np.unpackbits(content[first // 8 : (first + size + 7) // 8], bitorder="little")
@@ -166,10 +157,7 @@ def _masks(seg: Dataset, pixels: npt.NDArray[Any]) -> npt.NDArray[Any]:
     values = [int(value) for value in np.unique(pixels) if value]
     # In a mask of one byte per pixel, "full" marks the structure; in compressed masks of dcmjs, 1 does.
     if values and values not in ([1], [full]):
-        raise LabelError(
-            f"The segmentation has fractions ({values[:_LISTED_VALUES]} of {full}) instead of masks. Export it as "
-            "binary segments."
-        )
+        raise LabelError(dicom_messages.FRACTIONS.format(values=values[:_LISTED_VALUES], full=full))
     masks: LabelArray = (pixels != 0).astype(np.uint8)
     return masks
 
@@ -189,7 +177,7 @@ def _open(source: SegSource, *, pixels: bool) -> Dataset:
     except ImageError as error:
         raise LabelError(str(error)) from error
     except _NO_DICOM as error:
-        raise LabelError("The file is not a DICOM segmentation (SEG). Export the segmentation again.") from error
+        raise LabelError(dicom_messages.NO_SEGMENTATION) from error
 
 
 def _text(dataset: Dataset, keyword: str) -> str:

@@ -1,7 +1,7 @@
 """Read a DICOM SEG as named layers on the grid of an image; segments are known by their labels, never by number."""
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +9,7 @@ from pydicom import Dataset
 
 from totalspineseg_server.errors import GridError, ImageError, LabelError
 from totalspineseg_server.geometry import SAME_VOXEL, Affine, Grid, LabelArray
+from totalspineseg_server.io.dicom import dicom_messages
 from totalspineseg_server.io.dicom.frames import Frame, frames_of
 from totalspineseg_server.io.dicom.headers import Sources, read_headers
 from totalspineseg_server.io.dicom.seg_object import SegSource, frames_of_seg, is_label_map, open_seg
@@ -16,7 +17,6 @@ from totalspineseg_server.io.dicom.stack import LPS_TO_RAS
 from totalspineseg_server.segments import MAX_SEGMENTS, Segment, Submission
 
 Indices = npt.NDArray[np.intp]
-_WRONG_GRID: Final = "Export the segmentation of this series."
 
 
 def read_seg(
@@ -59,7 +59,7 @@ def read_seg(
             continue
         for number, mask in _masks(opened, pixels, numbers[index]):
             if number not in found:
-                raise LabelError(f"Frames of segment {number} have no segment label. Export the segmentation again.")
+                raise LabelError(dicom_messages.NO_SEGMENT_LABEL.format(number=number))
             found[number].append(_voxels(mask, frames[index], to_voxels, image))
     return _submission(segments, found, image)
 
@@ -67,10 +67,7 @@ def read_seg(
 def _require_frame_of_reference(seg: Dataset, expected: str) -> None:
     own = str(seg.get("FrameOfReferenceUID") or "")
     if expected and own and own != expected:
-        raise GridError(
-            "The segmentation belongs to another examination or position of the patient (its frame of reference is "
-            f"{own!r}). {_WRONG_GRID}"
-        )
+        raise GridError(dicom_messages.OTHER_POSITION.format(frame_of_reference=own))
 
 
 def _segments(seg: Dataset) -> dict[int, str]:
@@ -81,12 +78,12 @@ def _segments(seg: Dataset) -> dict[int, str]:
         if number == 0 and is_label_map(seg):
             continue
         if number in segments:
-            raise LabelError(f"Two segments have the number {number}. Export the segmentation again.")
+            raise LabelError(dicom_messages.TWO_SEGMENTS.format(number=number))
         segments[number] = str(item.get("SegmentLabel") or "").strip()
     if not segments:
-        raise LabelError("The DICOM SEG has no named segments. Export it again.")
+        raise LabelError(dicom_messages.NO_SEGMENTS)
     if len(segments) > MAX_SEGMENTS:
-        raise LabelError(f"Too many segments: {len(segments)} (limit {MAX_SEGMENTS}). Submit only the spine.")
+        raise LabelError(dicom_messages.TOO_MANY_SEGMENTS.format(count=len(segments), limit=MAX_SEGMENTS))
     return segments
 
 
@@ -99,7 +96,7 @@ def _numbers_of_frames(seg: Dataset) -> list[int]:
         numbers.append(int(items[0].get("ReferencedSegmentNumber") or 0) if items else 0)
     count = int(seg.get("NumberOfFrames") or 0)
     if len(numbers) != count:
-        raise LabelError(f"Only {len(numbers)} of {count} frames are described. Export the segmentation again.")
+        raise LabelError(dicom_messages.FRAMES_NOT_DESCRIBED.format(described=len(numbers), count=count))
     return numbers
 
 
@@ -112,7 +109,7 @@ def _frames(seg: Dataset, headers: Sequence[Dataset]) -> Sequence[Frame]:
         places = [known.get(_source(own)) for own in seg.PerFrameFunctionalGroupsSequence]
         if missing := sum(place is None for place in places):
             raise GridError(
-                f"{missing} of {len(places)} frames of the DICOM SEG have no position. {_WRONG_GRID}"
+                dicom_messages.SEG_FRAMES_WITHOUT_PLACE.format(missing=missing, count=len(places))
             ) from error
         return [place for place in places if place is not None]
 
@@ -147,14 +144,14 @@ def _voxels(mask: npt.NDArray[np.bool_], frame: Frame, to_voxels: Affine, image:
     if np.abs(offset_vox).max() > SAME_VOXEL or not _is_plane(whole):
         offset_mm = np.linalg.norm(image.affine[:3, :3] @ offset_vox, axis=0).max()
         raise GridError(
-            f"The segmentation does not lie on the voxels of its series: pixels of its frames ({columns} x {rows} of "
-            f"{frame.spacing[1]:g} x {frame.spacing[0]:g} mm) lie between or across them, up to {offset_mm:.3g} mm "
-            "away. Export the segmentation of this series."
+            dicom_messages.OFF_THE_VOXELS.format(
+                columns=columns, rows=rows, across=frame.spacing[1], down=frame.spacing[0], offset=offset_mm
+            )
         )
     row, column = np.nonzero(mask)
     index = whole.astype(np.intp) @ np.array([column, row, np.ones_like(row)])
     if (index < 0).any() or (index >= np.array(image.shape)[:, np.newaxis]).any():
-        raise GridError(f"The segmentation has voxels outside its series (shape {image.shape}). {_WRONG_GRID}")
+        raise GridError(dicom_messages.OUTSIDE.format(shape=image.shape))
     flat: Indices = np.ravel_multi_index(tuple(index), image.shape)
     return flat
 

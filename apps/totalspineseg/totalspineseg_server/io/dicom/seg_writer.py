@@ -16,6 +16,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, NAME_OF
 from totalspineseg_server.errors import EmptySegmentationError
 from totalspineseg_server.geometry import LabelArray, Volume, on_grid
+from totalspineseg_server.io.dicom import dicom_messages
 from totalspineseg_server.io.dicom.headers import Sources, read_headers, uid_from
 from totalspineseg_server.io.dicom.source_images import point_to_originals, reference_images
 from totalspineseg_server.io.dicom.stack import stack_of
@@ -152,9 +153,7 @@ def seg_bytes(dataset: Dataset) -> bytes:
 def _present(labels: LabelArray, names: Mapping[int, str]) -> tuple[int, ...]:
     codes = tuple(int(code) for code in np.unique(labels) if code != BACKGROUND)
     if not codes:
-        raise EmptySegmentationError(
-            "The label map is empty, so no DICOM SEG can be written. Check that the series shows the spine."
-        )
+        raise EmptySegmentationError(dicom_messages.EMPTY_MAP)
     if unknown := [code for code in codes if code not in names or code not in BY_CODE]:
         raise ValueError(f"expected codes of the label table, got {unknown!r}")
     return codes

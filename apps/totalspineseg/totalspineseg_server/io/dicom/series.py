@@ -17,6 +17,7 @@ from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import storage_errors
 from totalspineseg_server.geometry import AnyArray
 from totalspineseg_server.image import Image
+from totalspineseg_server.io.dicom import dicom_messages
 from totalspineseg_server.io.dicom.headers import is_deflated, pixel_bytes, read_headers
 from totalspineseg_server.io.dicom.stack import Stack, stack_of
 from totalspineseg_server.io.unpacking import itk_name
@@ -54,7 +55,7 @@ def _pixels(stack: Stack) -> AnyArray:
     planes = []
     for frame in stack.frames:
         if frame.file is None:
-            raise ImageError("The slices have no pixels. Send the complete DICOM files.")
+            raise ImageError(dicom_messages.NO_PIXELS)
         plane = read(frame.file, frame.file in scaled)[(frame.number or 1) - 1]
         if frame.scaling:
             slope, intercept = frame.scaling
@@ -72,7 +73,7 @@ def _read_object(path: Path, unscaled: bool) -> AnyArray:
         with _for_decoder(path, unscaled) as file:
             image = sitk.ReadImage(itk_name(file), imageIO="GDCMImageIO")
     except RuntimeError as error:
-        raise ImageError(f"The pixels of the DICOM file {path.name!r} cannot be read. Export it again.") from error
+        raise ImageError(dicom_messages.UNREADABLE_PIXELS.format(name=path.name)) from error
     data: AnyArray = sitk.GetArrayFromImage(image)
     return data if data.ndim == 3 else data[np.newaxis]
 
@@ -92,7 +93,7 @@ def _for_decoder(path: Path, unscaled: bool) -> Iterator[Path]:
         return
     dataset = pydicom.dcmread(path, force=True)
     if len(dataset.get("PixelData") or b"") < pixel_bytes(dataset):
-        raise ImageError(f"The DICOM file {path.name!r} is damaged. Copy it again.")
+        raise ImageError(dicom_messages.DAMAGED.format(name=path.name))
     if deflated:
         dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
     _remove(dataset, (*(SCALING_KEYWORDS if unscaled else ()), *(DISTANCE_KEYWORDS if flat else ())))

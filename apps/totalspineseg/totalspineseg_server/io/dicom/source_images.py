@@ -14,6 +14,7 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from totalspineseg_server.errors import ImageError
+from totalspineseg_server.io.dicom import dicom_messages
 from totalspineseg_server.io.dicom.frames import Frame
 from totalspineseg_server.io.dicom.headers import uid_from
 from totalspineseg_server.io.dicom.stack import Stack
@@ -45,10 +46,7 @@ def reference_images(stack: Stack, *, size: tuple[int, ...]) -> list[Dataset]:
     header = stack.header
     study, series = str(header.get("StudyInstanceUID") or ""), str(header.get("SeriesInstanceUID") or "")
     if not study or not series or not all(frame.sop_instance and frame.sop_class for frame in stack.frames):
-        raise ImageError(
-            "Some DICOM images have no study, series or instance UID, so no DICOM SEG can refer to them. "
-            "Export the series again."
-        )
+        raise ImageError(dicom_messages.NO_UID)
     images = [_stand_in(stack, frame, f"{frame.sop_instance}/{frame.number}") for frame in stack.frames]
     for image in images:
         image.Rows, image.Columns = size

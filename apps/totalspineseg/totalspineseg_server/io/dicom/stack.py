@@ -11,6 +11,7 @@ from pydicom import Dataset
 
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.geometry import Affine, Grid
+from totalspineseg_server.io.dicom import dicom_messages
 from totalspineseg_server.io.dicom.frames import Frame, frames_of
 
 SLICE_TOLERANCE_MM: Final = 0.1
@@ -62,10 +63,7 @@ class Stack:
         is_plausible = stated >= WHOLE_SLICE * self.frames[0].thickness and stated > 0
         if len(self.frames) < 2 or not is_plausible or self.spacing_mm < MISSING_RATIO * stated:
             return ()
-        return (
-            f"The slices are {self.spacing_mm:.1f} mm apart, but their header says {stated:.1f} mm: some are "
-            "missing. Send the whole series.",
-        )
+        return (dicom_messages.SLICES_MISSING.format(spacing=self.spacing_mm, stated=stated),)
 
     @property
     def spacing_mm(self) -> float:
@@ -107,14 +105,9 @@ def _require_one_size(frames: list[Frame]) -> None:
     sizes = Counter((frame.columns, frame.rows) for frame in frames)
     spacings = np.array([frame.spacing for frame in frames])
     if len(sizes) > 1:
-        raise ImageError(
-            f"The slices of the DICOM series have several sizes: {_listed(sizes)}. Put each stack in its own folder."
-        )
+        raise ImageError(dicom_messages.SEVERAL_SIZES.format(sizes=_listed(sizes)))
     if np.ptp(spacings, axis=0).max() > SPACING_TOLERANCE_MM:
-        raise ImageError(
-            f"The slices of the DICOM series have several pixel spacings, {spacings.min():g} to "
-            f"{spacings.max():g} mm. Put each stack in its own folder."
-        )
+        raise ImageError(dicom_messages.SEVERAL_SPACINGS.format(lowest=spacings.min(), highest=spacings.max()))
 
 
 def _listed(counts: Counter[tuple[int, int]]) -> str:
@@ -137,11 +130,8 @@ def _require_parallel(frames: list[Frame]) -> None:
     for direction, count in groups:
         planes[_PLANES[int(np.abs(np.cross(direction[:3], direction[3:])).argmax())]] += count
     listed = ", ".join(f"{count} {plane}" for plane, count in planes.most_common())
-    kind = "perhaps a three-plane localizer" if len(planes) == len(_PLANES) else "perhaps two stacks in one series"
-    raise ImageError(
-        f"The slices of the DICOM series are not parallel: {len(groups)} orientations ({listed}; {kind}). Send "
-        "one stack."
-    )
+    kind = dicom_messages.MAYBE_LOCALIZER if len(planes) == len(_PLANES) else dicom_messages.MAYBE_TWO_STACKS
+    raise ImageError(dicom_messages.NOT_PARALLEL.format(count=len(groups), orientations=listed, cause=kind))
 
 
 def _require_even(frames: list[Frame], normal: Vector) -> float:
@@ -153,15 +143,9 @@ def _require_even(frames: list[Frame], normal: Vector) -> float:
     repeated = int((gaps < SAME_PLACE_MM).sum())
     if repeated:
         distinct = len(frames) - repeated
-        raise ImageError(
-            f"The DICOM series has {len(frames)} images at {distinct} positions (copies, or several echoes or "
-            "phases). Send one image for each position."
-        )
+        raise ImageError(dicom_messages.SEVERAL_AT_ONE_PLACE.format(count=len(frames), places=distinct))
     if gaps.max() - gaps.min() > SLICE_TOLERANCE_MM:
-        raise ImageError(
-            f"The slices of the DICOM series are not evenly spaced: gaps from {gaps.min():.2f} to "
-            f"{gaps.max():.2f} mm. A slice is missing or two stacks are mixed. Send one complete stack."
-        )
+        raise ImageError(dicom_messages.UNEVEN.format(lowest=gaps.min(), highest=gaps.max()))
     return float(gaps.mean())
 
 
@@ -170,7 +154,4 @@ def _require_straight(frames: list[Frame], origin: Vector, normal: Vector) -> No
     along = offsets @ normal
     aside = np.linalg.norm(offsets - np.outer(along, normal), axis=1).max()
     if aside > SLICE_TOLERANCE_MM + DIRECTION_TOLERANCE * np.ptp(along):
-        raise ImageError(
-            f"The slices of the DICOM series are shifted sideways by {aside:.2f} mm (sheared, or two series "
-            "mixed). Send a series that is not sheared or mixed."
-        )
+        raise ImageError(dicom_messages.SHEARED.format(aside=aside))

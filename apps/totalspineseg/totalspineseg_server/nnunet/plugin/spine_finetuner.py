@@ -22,29 +22,28 @@ from totalspineseg_server.errors import TrainingError
 from totalspineseg_server.nnunet.cases import Origin
 from totalspineseg_server.nnunet.finetune_job import (
     FINETUNING,
+    IDENTIFIER,
     ITERATION,
     KEY,
     LATEST,
     PASS_SIZE,
     STATES,
     Job,
-    Progress,
     Stopped,
 )
 from totalspineseg_server.nnunet.patches import Patches, Sample
 from totalspineseg_server.nnunet.plugin.spine_trainer import SpineTrainer
 from totalspineseg_server.nnunet.predictor import is_out_of_memory
-from totalspineseg_server.nnunet.preprocessed import IDENTIFIER
-from totalspineseg_server.nnunet.teacher import Teacher
 from totalspineseg_server.nnunet.training import (
     GRADIENT_NORM,
+    Teacher,
     computes_in_half,
     deep_loss,
     learning_rate,
     region_hits,
     usual_rate,
 )
-from totalspineseg_server.nnunet.training_log import TrainingLog
+from totalspineseg_server.nnunet.training_log import Progress, TrainingLog
 
 BAD_LOSSES: Final = 10
 """A training ends after this many losses in a row that are not finite, because it will not recover."""

@@ -1,23 +1,32 @@
-"""Offer the DICOM series below the studies: each MR series in a folder of its own is an image.
+"""Find what lies in a folder of studies: image files, BIDS trees, folders of DICOM series, and what is not offered.
 
-A series is converted to a volume when somebody needs it. The volumes can be deleted; they are made again.
+A DICOM series is converted to a volume when somebody needs it. The volumes can be deleted; they are made again.
 """
 
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from stat import S_ISREG
 from typing import Final
 
-from totalspineseg_server.corrections.file_contents import Remembered
-from totalspineseg_server.corrections.image_ids import file_stem, is_usable_id
+from totalspineseg_server.corrections.ids import (
+    OFFERED_ENDINGS,
+    bids_folder,
+    file_stem,
+    is_plain_stem,
+    is_usable_id,
+    split_name,
+)
+from totalspineseg_server.corrections.image_records import Remembered
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import copy_file, storage_errors
-from totalspineseg_server.io.unpacking import real_path
-from totalspineseg_server.io.volumes import is_image_name, write_volume
+from totalspineseg_server.io.unpacking import MAX_POINTER_BYTES, missing_content, real_path
+from totalspineseg_server.io.volumes import image_named, is_image_name, is_other_name, stem, write_volume
 from totalspineseg_server.locks import NamedLocks
 
 logger = logging.getLogger(__name__)
@@ -35,6 +44,72 @@ MAX_FOLDERS: Final = 20_000
 """Largest number of folders that are searched, so that a folder with everything in it does not keep the server busy."""
 LOOKED_AT: Final = 5
 """Number of files to open in a folder before it counts as one without DICOM."""
+BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
+MAX_LOOKED_AT: Final = 2000
+"""Largest number of entries of a folder that are examined."""
+LOOSE_IMAGES: Final = (
+    "only files directly in the studies folder and those of a BIDS tree (sub-01/anat/sub-01_T2w.nii.gz) are offered. "
+    "Link or copy the images there, or serve the folder that has the sub- folders"
+)
+DICOM: Final = (
+    "only MR series that have a folder of their own below the studies are offered, if they are volumes and no "
+    "localizers. Give each series a folder, convert it to NIfTI, or serve a DICOMweb server"
+)
+
+
+def is_offered(path: Path) -> bool:
+    """Return whether a file of the studies folder is offered as an image: by its name, and if its content is here."""
+    if not path.name.lower().endswith(OFFERED_ENDINGS) or not is_plain_stem(stem(path)):
+        return False
+    try:
+        stat = path.stat()
+        # Ask once of each file: thousands are listed, perhaps over a network.
+        return S_ISREG(stat.st_mode) and (stat.st_size > MAX_POINTER_BYTES or not missing_content(path))
+    except (OSError, ValueError):
+        return False
+
+
+def image_files(folder: Path) -> list[str]:
+    """Return the names of the image files of a folder, in the order of their endings in ``OFFERED_ENDINGS``.
+
+    Files that are being written and files without a plain name are skipped.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    plain = [file.name for file in folder.iterdir() if is_offered(file)]
+    return sorted(plain, key=lambda name: (OFFERED_ENDINGS.index(split_name(name)[1].lower()), name))
+
+
+def studies_files(folder: Path) -> list[str]:
+    """Return the image files of a studies folder: those directly in it, and those of a BIDS tree in their folders.
+
+    Returns:
+        Their paths below the folder, in the order of ``image_files``, those of a BIDS tree last.
+
+    Raises:
+        OSError: A folder cannot be read.
+    """
+    found = image_files(folder) if folder.is_dir() else []
+    for place in sorted(path.relative_to(folder) for pattern in BIDS_FOLDERS for path in folder.glob(pattern)):
+        # A file whose name does not say where it belongs would share its id with another one.
+        found += [(place / name).as_posix() for name in image_files(folder / place) if bids_folder(name) == place]
+    return found
+
+
+def image_in_studies(folder: Path, image_id: str) -> Path | None:
+    """Return the file of an image of a studies folder; None if there is none."""
+    place = bids_folder(image_id)
+    places = (folder,) if place is None else (folder, folder / place)
+    return next(filter(None, (image_named(each, file_stem(image_id)) for each in places)), None)
+
+
+def by_image(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return image id -> its files, as names or as paths with "/", in the same order."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(split_name(name.rpartition("/")[2])[0], []).append(name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -198,3 +273,77 @@ def _names_in(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
             elif not is_image_name(Path(entry.name)) and entry.name.upper() != DICOM_INDEX and entry.is_file():
                 files.append(entry.name)
     return tuple(sorted(below)), tuple(sorted(files))
+
+
+def not_offered(folder: Path, *, labels: Path, offered: Collection[str] = ()) -> dict[str, str]:
+    """Return the contents of a studies folder that are not offered.
+
+    Args:
+        folder: The folder. Hidden entries are skipped, and files that look like neither an image nor DICOM.
+        labels: The server's own folder of labels, which is skipped.
+        offered: Paths below the folder of the images and series that are offered. Folders with some of these are
+            skipped.
+
+    Returns:
+        Name (of a folder, with a "/" behind it) -> why it is not offered, and what to do.
+    """
+    found, with_images = {}, {way.partition("/")[0] for way in offered}
+    for path in sorted(folder.iterdir()):
+        is_folder = path.is_dir()
+        has_images = is_folder and path.name in with_images
+        if path.name.startswith(".") or has_images or real_path(path) == real_path(labels):
+            continue
+        try:
+            reason = _reason_of_folder(path) if is_folder else _reason_of_file(path)
+        except OSError as error:
+            reason = f"cannot be read ({error.strerror}). Grant the server access to it"
+        if reason:
+            found[f"{path.name}/" if is_folder else path.name] = reason
+    return found
+
+
+def _reason_of_file(path: Path) -> str:
+    if is_offered(path):
+        return ""
+    if reason := missing_content(path) if is_image_name(path) or path.is_symlink() else "":
+        return reason
+    if path.name.lower().endswith(OFFERED_ENDINGS):
+        if not is_plain_stem(stem(path)):
+            return "has a name that is too long or has characters that some systems do not allow. Rename it"
+        # Opening it raises the reason why it cannot be read.
+        path.open("rb").close()
+        return ""
+    if is_image_name(path) or is_other_name(path):
+        return f"is in a format that is not offered. Convert it to {', '.join(OFFERED_ENDINGS)}, or unpack it"
+    return f"is a DICOM file; {DICOM}" if _is_dicom(path) else ""
+
+
+def _reason_of_folder(folder: Path) -> str:
+    """Return why a folder is not offered, by the first image or DICOM file below it."""
+    with os.scandir(folder):
+        pass  # Raise what ``os.walk`` would ignore.
+    for path in islice(_below(folder), MAX_LOOKED_AT):
+        way = path.relative_to(folder.parent).as_posix()
+        if is_image_name(path) and (missing := missing_content(path)):
+            return f"holds {way!r}, which {missing}"
+        if is_image_name(path) or is_other_name(path):
+            return f"contains image files ({way!r}); {LOOSE_IMAGES}"
+        if _is_dicom(path):
+            return f"holds DICOM files ({way!r}); {DICOM}"
+    return ""
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder, those of a folder before those of its subfolders."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if not name.startswith("."):
+                yield Path(place) / name
+
+
+def _is_dicom(path: Path) -> bool:
+    # Import here, because importing pydicom takes longer than listing a folder without DICOM.
+    from totalspineseg_server.io.dicom.headers import is_dicom
+
+    return path.is_file() and is_dicom(path)

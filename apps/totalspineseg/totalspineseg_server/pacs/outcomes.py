@@ -5,9 +5,6 @@ from collections import OrderedDict
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
-from totalspineseg_server.corrections.correction_store import Correction
-from totalspineseg_server.corrections.displayed_corrections import message_of
-
 MAX_KEPT: Final = 1000
 """Largest number of outcomes in memory. A viewer asks at once; older outcomes are in the history of corrections."""
 
@@ -35,12 +32,6 @@ class Outcome:
     def as_json(self) -> dict[str, Any]:
         """Return the fields, for the viewer."""
         return asdict(self)
-
-
-def accepted(instance: str, correction: Correction) -> Outcome:
-    """Return the outcome of an accepted label."""
-    message, findings = message_of(correction), tuple(correction.findings)
-    return Outcome(instance, "accepted", message, correction.image, correction.id, findings)
 
 
 class Outcomes:
