@@ -45,7 +45,8 @@ def tuned(
     monkeypatch.setattr(tune_starter, "fine_tune", trainer)
     monkeypatch.setattr(tune_starter, "predict_named", lambda *_: (slab[1], None))
     out = tmp_path / "out"
-    tune_starter.tune(slab[0], out, 1, FinetuneSettings(), weights=tune_starter.STARTER, replay_cases=0)
+    options: dict[str, Any] = {"weights": tune_starter.STARTER, "replay_cases": 0, "hidden": {DISC_T12_L1}}
+    tune_starter.tune(slab[0], out, 1, FinetuneSettings(), **options)
     return out, trainer, slab[1]
 
 

@@ -4,8 +4,8 @@
 
 Trains one step with the fine-tuning of ``totalspineseg retrain`` on the patients whom ``spider_patients.csv`` does not
 hold out, and on the synthetic spines that it replays. A patient's label is the correction of ``bench_retrain_real.py``:
-discs, vertebrae and canal from the masks; what they do not show is "unreviewed", and so are the cord, and T12-L1,
-which a slab without ribs does not tell from its neighbors. OUT becomes a
+discs, vertebrae and canal from the masks; what they do not show is "unreviewed", and so is the cord; with
+``--hide-t12-l1`` also T12-L1, which a slab without ribs does not tell from its neighbors. OUT becomes a
 starter folder with the new weights of this step and the given weights of the other one; ``mix_starter.py`` averages it
 with those that it began with. If the tool is killed, the same command continues.
 
@@ -16,6 +16,7 @@ Source of the slabs: van der Graaf et al., Lumbar spine segmentation in MR image
 import argparse
 import shutil
 import sys
+from collections.abc import Set
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tools")]
 from bench_retrain_real import TRAINED_ON, Truth, label_of, truth_of  # noqa: E402
 from spider_cases import Patient, read_patients  # noqa: E402
 
-from totalspineseg_server.anatomy import CODE_OF, DISC_T12_L1  # noqa: E402
+from totalspineseg_server.anatomy import CODE_OF, DISC_T12_L1, NAME_OF  # noqa: E402
 from totalspineseg_server.errors import TotalSpineSegError  # noqa: E402
 from totalspineseg_server.files import read_json, sha256_of, write_json  # noqa: E402
 from totalspineseg_server.geometry import LabelArray  # noqa: E402
@@ -36,10 +37,10 @@ from totalspineseg_server.io.volumes import read_labels, write_volume  # noqa: E
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, prepare_cases  # noqa: E402
 from totalspineseg_server.nnunet.draws import draws_of, in_order_of_choice  # noqa: E402
 from totalspineseg_server.nnunet.finetune import Progress, fine_tune  # noqa: E402
+from totalspineseg_server.nnunet.finetune_job import store_cases  # noqa: E402
 from totalspineseg_server.nnunet.finetune_settings import FinetuneSettings  # noqa: E402
 from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in  # noqa: E402
 from totalspineseg_server.nnunet.predictor import WarmPredictor  # noqa: E402
-from totalspineseg_server.nnunet.preprocessed import store_cases  # noqa: E402
 from totalspineseg_server.nnunet.starter_model import export_model  # noqa: E402
 from totalspineseg_server.nnunet.starter_plans import FEATURES, STARTER_FOLDERS  # noqa: E402
 from totalspineseg_server.training.remembered import replay_sources  # noqa: E402
@@ -51,7 +52,16 @@ WORK = "tuning"
 """Folder in OUT with predictions, cases, states and logs."""
 
 
-def tune(slabs: Path, out: Path, step: int, settings: FinetuneSettings, *, weights: Path, replay_cases: int) -> None:
+def tune(
+    slabs: Path,
+    out: Path,
+    step: int,
+    settings: FinetuneSettings,
+    *,
+    weights: Path,
+    replay_cases: int,
+    hidden: Set[int] = frozenset(),
+) -> None:
     """Write a starter folder with fine-tuned weights of one step.
 
     Args:
@@ -61,6 +71,7 @@ def tune(slabs: Path, out: Path, step: int, settings: FinetuneSettings, *, weigh
         settings: Settings of the fine-tuning.
         weights: Starter folder to begin with.
         replay_cases: Number of synthetic spines to replay.
+        hidden: Codes of structures about which the patients' labels teach nothing, apart from the cord.
 
     Raises:
         TotalSpineSegError: A slab cannot be read, a network cannot be loaded, or the training failed.
@@ -69,7 +80,7 @@ def tune(slabs: Path, out: Path, step: int, settings: FinetuneSettings, *, weigh
     networks = {k: WarmPredictor(folder, device=settings.device) for k, folder in parents.items()}
     model = Model(networks[1], networks[2])
     patients = [patient for patient in read_patients() if not patient.held_out]
-    people = [source_of(slabs, patient, model, out / WORK / "predicted") for patient in patients]
+    people = [source_of(slabs, patient, model, out / WORK / "predicted", hidden) for patient in patients]
     sources = in_order_of_choice([*people, *replay_sources(replay_cases)], settings.seed)
     wanted = draws_of(sources, settings.replay_share).count(settings.iterations * settings.batch_size)
     prepared = prepare_cases(
@@ -90,10 +101,10 @@ def tune(slabs: Path, out: Path, step: int, settings: FinetuneSettings, *, weigh
             shutil.copytree(parent.path, out / STARTER_FOLDERS[other], dirs_exist_ok=True)
     folder = out / STARTER_FOLDERS[step]
     export_model(folder, step, trained.weights, FEATURES)
-    write_json(folder / "training.json", record_of(slabs, used, parents[step], settings, replay_cases))
+    write_json(folder / "training.json", record_of(slabs, used, parents[step], settings, replay_cases, hidden))
 
 
-def source_of(slabs: Path, patient: Patient, model: Model, predicted: Path) -> ScanSource:
+def source_of(slabs: Path, patient: Patient, model: Model, predicted: Path, hidden: Set[int]) -> ScanSource:
     """Return the correction of a patient, which is read when it is needed.
 
     Args:
@@ -101,14 +112,15 @@ def source_of(slabs: Path, patient: Patient, model: Model, predicted: Path) -> S
         patient: The patient.
         model: Networks whose predicted cord is marked as such.
         predicted: Folder that keeps the predictions for the next call.
+        hidden: See ``tune``.
     """
     name = name_of(patient)
 
     def read() -> LabeledScan:
         truth = truth_of(slabs, patient.number, sure=patient.sure)
         label, unchecked = label_of(truth, prediction_of(truth, model, predicted / f"{name}.nii.gz"))
-        hidden = {CODE_OF[entry] for entry in unchecked} | {DISC_T12_L1}
-        return LabeledScan(name, name, Origin.CORRECTION, truth.image, label, unreviewed=frozenset(hidden))
+        unreviewed = hidden | {CODE_OF[entry] for entry in unchecked}
+        return LabeledScan(name, name, Origin.CORRECTION, truth.image, label, unreviewed=frozenset(unreviewed))
 
     return ScanSource(name, Origin.CORRECTION, read)
 
@@ -128,7 +140,12 @@ def prediction_of(truth: Truth, model: Model, file: Path) -> LabelArray:
 
 
 def record_of(
-    slabs: Path, used: list[Patient], parent: ModelFolder, settings: FinetuneSettings, replay_cases: int
+    slabs: Path,
+    used: list[Patient],
+    parent: ModelFolder,
+    settings: FinetuneSettings,
+    replay_cases: int,
+    hidden: Set[int],
 ) -> dict[str, Any]:
     """Return what the file beside the weights says about their training."""
     earlier = parent.path / "training.json"
@@ -138,6 +155,7 @@ def record_of(
         "step": parent.step,
         "fine_tuned": asdict(settings),
         "replay_cases": replay_cases,
+        "hidden": sorted(NAME_OF[code] for code in hidden),
         "begun_from_sha256": sha256_of(parent.checkpoint),
         TRAINED_ON: sorted(people),
     }
@@ -161,11 +179,14 @@ def main() -> int:
     parser.add_argument("--iterations", type=int, default=800)
     parser.add_argument("--replay-share", type=float, default=usual.replay_share)
     parser.add_argument("--replay-cases", type=int, default=REPLAY_CASES)
+    parser.add_argument("--hide-t12-l1", action="store_true", help="do not teach which disc is T12-L1")
     parser.add_argument("--device", default=usual.device, help="auto (a GPU if there is one), cpu or cuda")
     given = parser.parse_args()
     settings = FinetuneSettings(iterations=given.iterations, replay_share=given.replay_share, device=given.device)
+    hidden = {DISC_T12_L1} if given.hide_t12_l1 else set()
+    options: dict[str, Any] = {"weights": given.weights, "replay_cases": given.replay_cases, "hidden": hidden}
     try:
-        tune(given.slabs, given.out, given.step, settings, weights=given.weights, replay_cases=given.replay_cases)
+        tune(given.slabs, given.out, given.step, settings, **options)
     except TotalSpineSegError as error:
         print(error, file=sys.stderr)
         return 1
