@@ -181,12 +181,14 @@ def main() -> int:
     parser.add_argument("--replay-cases", type=int, default=REPLAY_CASES)
     parser.add_argument("--hide-t12-l1", action="store_true", help="do not teach which disc is T12-L1")
     parser.add_argument("--device", default=usual.device, help="auto (a GPU if there is one), cpu or cuda")
-    given = parser.parse_args()
-    settings = FinetuneSettings(iterations=given.iterations, replay_share=given.replay_share, device=given.device)
-    hidden = {DISC_T12_L1} if given.hide_t12_l1 else set()
-    options: dict[str, Any] = {"weights": given.weights, "replay_cases": given.replay_cases, "hidden": hidden}
+    arguments = parser.parse_args()
+    settings = FinetuneSettings(
+        iterations=arguments.iterations, replay_share=arguments.replay_share, device=arguments.device
+    )
+    hidden = {DISC_T12_L1} if arguments.hide_t12_l1 else set()
+    options: dict[str, Any] = {"weights": arguments.weights, "replay_cases": arguments.replay_cases, "hidden": hidden}
     try:
-        tune(given.slabs, given.out, given.step, settings, **options)
+        tune(arguments.slabs, arguments.out, arguments.step, settings, **options)
     except TotalSpineSegError as error:
         print(error, file=sys.stderr)
         return 1
