@@ -35,6 +35,9 @@ Floats = npt.NDArray[np.float64]
 HEIGHTS = dict.fromkeys(VERTEBRAE[:7], 17.0)
 HEIGHTS |= {code: 18.5 + 0.75 * k for k, code in enumerate(THORACIC)}
 HEIGHTS |= {code: 29.0 + 1.6 * k for k, code in enumerate(LUMBAR)}
+LORDOSIS = (0.95, 0.9, 0.85)
+"""Length of the last three lumbar levels along the canal, which runs on the inner side of the lordosis, as a share of
+their height."""
 FIELDS = {
     "whole": (11, 50),
     "cervical": (11, 22),
@@ -83,6 +86,7 @@ def build(
     spine = column(thoracic, lumbar)
     scale = float(np.exp(rng.normal(0, 0.09)))
     heights = [HEIGHTS[c] * scale * float(np.exp(rng.normal(0, 0.04))) for c in spine.vertebrae]
+    heights[-len(LORDOSIS) :] = [a * b for a, b in zip(heights[-len(LORDOSIS) :], LORDOSIS, strict=True)]
     starts = np.concatenate([[0.0], np.cumsum(heights)])
     first, last = FIELDS[fov]
     order = list(spine.vertebrae)

@@ -13,9 +13,9 @@ from totalspineseg_server.anatomy import CODE_OF, NAME_OF
 from totalspineseg_server.corrections import ids
 from totalspineseg_server.corrections.interpretation import Interpreter, Received
 from totalspineseg_server.corrections.predictions import (
-    KEPT_DAYS,
-    DrawnMaps,
-    KeptMaps,
+    MAX_DAYS,
+    MapStore,
+    PredictionMaps,
     PredictionRecord,
     PredictionStore,
 )
@@ -36,7 +36,7 @@ class Predictions:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.store, self.maps = PredictionStore(root), DrawnMaps(root)
+        self.store, self.maps = PredictionStore(root), MapStore(root)
         self.interpreter = Interpreter(self.store, self.maps, Scene(lambda _: None, lambda *_: None))
 
     def add(
@@ -44,7 +44,7 @@ class Predictions:
     ) -> None:
         self.store.keep(PredictionRecord(key, image, "totalspineseg", {}, {}, {}, None, client, content))
         drawn = NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), labels, 2)
-        self.maps.keep(content, KeptMaps(key, drawn, GRID, {}, {}, (), image))
+        self.maps.keep(content, PredictionMaps(key, drawn, GRID, {}, {}, (), image))
 
     def review(self, key: str, of: str, *, client: str = "") -> None:
         """Record that somebody asked for a review of a prediction; it has no maps of its own."""
@@ -178,7 +178,7 @@ def test_what_is_no_id_names_no_prediction(predictions: Predictions, stated: str
 
 def test_maps_that_nobody_asked_for_in_a_year_go(predictions: Predictions) -> None:
     predictions.add("1", TRUTH)
-    long_ago = time.time() - (KEPT_DAYS + 1) * 24 * 3600
+    long_ago = time.time() - (MAX_DAYS + 1) * 24 * 3600
     os.utime(predictions.root / "maps" / CONTENT, (long_ago, long_ago))
     predictions.add("2", TRUTH, content="cd" * 32)
     assert predictions.maps.ids(CONTENT) == ()

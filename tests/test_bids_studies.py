@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.label_files import IMAGE_HASH
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid
@@ -53,7 +53,7 @@ def test_the_images_of_a_bids_tree_are_offered_by_their_names(tree: Path) -> Non
 def test_a_label_of_an_image_in_a_bids_tree_lies_in_the_labels_folder(tree: Path, tmp_path: Path) -> None:
     label = volume(tmp_path / "label.nii.gz", 2)
     studies = opened(tree)
-    studies.save_label("sub-01_T2w", str(label), "final", {DRAWN_ON: sha256_of(tree / FILES["sub-01_T2w"])})
+    studies.save_label("sub-01_T2w", str(label), "final", {IMAGE_HASH: sha256_of(tree / FILES["sub-01_T2w"])})
     assert opened(tree).get_labeled_images() == ["sub-01_T2w"]
     assert (tree / "labels" / "final" / "sub-01_T2w.nii.gz").is_file()
     assert sorted(path.name for path in (tree / "sub-01" / "anat").iterdir()) == [

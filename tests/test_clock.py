@@ -12,7 +12,7 @@ import pytest
 from phantom import RAS, CodeReader, image_of, lumbar_codes
 from test_corrections_store import Desk
 from totalspineseg_server.corrections import ids
-from totalspineseg_server.corrections.predictions import KEPT_PER_IMAGE, DrawnMaps, PredictionStore
+from totalspineseg_server.corrections.predictions import MAX_PER_IMAGE, MapStore, PredictionStore
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.infers.published import FullTask
 from totalspineseg_server.infers.services import Services
@@ -52,7 +52,7 @@ def test_a_correction_after_the_clock_was_set_back_is_of_the_prediction_on_the_s
     write_volume(image, image_of(lumbar_codes()), RAS)
     networks: Any = SimpleNamespace(get=CodeReader)
     alone: Any = SimpleNamespace(siblings=lambda image_id: ())
-    services = Services(networks, PredictionStore(tmp_path), DrawnMaps(tmp_path), alone, lambda: "")
+    services = Services(networks, PredictionStore(tmp_path), MapStore(tmp_path), alone, lambda: "")
 
     def predict() -> str:
         file, report = FullTask(services)({"image": str(image), "image_id": "a", "model": "totalspineseg"})
@@ -60,7 +60,7 @@ def test_a_correction_after_the_clock_was_set_back_is_of_the_prediction_on_the_s
         return str(report["prediction"])
 
     with a_day_ahead():
-        for _ in range(KEPT_PER_IMAGE):
+        for _ in range(MAX_PER_IMAGE):
             predict()
     last = predict()
     newest = services.predictions.latest("a")

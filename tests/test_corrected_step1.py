@@ -11,7 +11,7 @@ import pytest
 from phantom import GRAY_PER_CODE, RAS, CodeReader, image_of, lumbar_codes
 from totalspineseg_server.anatomy import CODE_OF, DISCS
 from totalspineseg_server.clock import Stopwatch
-from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps
+from totalspineseg_server.corrections.predictions import MapStore, PredictionMaps
 from totalspineseg_server.errors import SettingError
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.infers.published import Step2Task
@@ -120,8 +120,8 @@ def test_the_kept_maps_know_who_named_step_1(corrected: Path, tmp_path: Path) ->
     drawn = step2({("mine", "step1"): corrected}).output
     assert drawn is not None
     assert drawn.step1 is not None
-    maps = DrawnMaps(tmp_path)
-    maps.keep("0" * 64, KeptMaps("1", drawn, RAS, {"step2": "a"}, {}, ()))
+    maps = MapStore(tmp_path)
+    maps.keep("0" * 64, PredictionMaps("1", drawn, RAS, {"step2": "a"}, {}, ()))
     kept = maps.latest("0" * 64, 2)
     assert kept is not None
     assert kept.output.step1 is not None

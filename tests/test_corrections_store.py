@@ -21,7 +21,7 @@ from totalspineseg_server.corrections import datastore, ids
 from totalspineseg_server.corrections.correction_store import STEP1_TAG, Correction, CorrectionStore, is_safe_tag
 from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.interpretation import Lint
-from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import MapStore, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import BusyError, LabelError, StorageError
@@ -68,7 +68,7 @@ class Desk:
         self.images = {"img": root / "img.nii.gz"}
         scene = Scene(lambda image: self.images.get(image), lambda *label: self._publish(*label))
         self.inbox = Inbox(
-            self.receipts, self.store, self.predictions, DrawnMaps(root), scene, lambda *label: self.lint(*label)
+            self.receipts, self.store, self.predictions, MapStore(root), scene, lambda *label: self.lint(*label)
         )
         self.published: list[tuple[str, np.ndarray, str, dict[str, Any]]] = []
         self.image = root / "img.nii.gz"

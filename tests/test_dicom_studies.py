@@ -9,7 +9,7 @@ import pytest
 from pydicom.dataset import FileDataset
 
 from dicom_series import OBLIQUE, picture, save, slices
-from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.label_files import IMAGE_HASH
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import sha256_of
@@ -61,7 +61,7 @@ def test_a_series_is_converted_once_until_it_changes(tree: Path, monkeypatch: py
         assert Path(opened(tree).get_image_uri(T2)) == volume
     volume.unlink()
     assert Path(studies.get_image_uri(T2)).read_bytes() == content, "another hash would be another image"
-    studies.save_label(T2, str(volume), "final", {DRAWN_ON: sha256_of(volume)})
+    studies.save_label(T2, str(volume), "final", {IMAGE_HASH: sha256_of(volume)})
     assert studies.get_labeled_images() == [T2]
     for file in (tree / "P1" / "st" / "a").iterdir():
         file.unlink()

@@ -12,7 +12,7 @@ import pytest
 from test_corrections_store import GRID, Desk
 from totalspineseg_server.anatomy import WIRE_LABELS
 from totalspineseg_server.corrections import image_records, label_files
-from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.label_files import IMAGE_HASH
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import sha256_of
@@ -104,7 +104,7 @@ def older_studies(desk: Desk, **of_label: Any) -> Path:
     label = desk.root / "labels" / "original" / "img.nii.gz"
     label.parent.mkdir(parents=True)
     shutil.copy(desk.label, label)
-    info = {"ts": 1, "name": "img.nii.gz", DRAWN_ON: sha256_of(desk.image), "model": "totalspineseg", **of_label}
+    info = {"ts": 1, "name": "img.nii.gz", IMAGE_HASH: sha256_of(desk.image), "model": "totalspineseg", **of_label}
     entry = {
         "image": {"ext": ".nii.gz", "info": {"ts": 1, "name": "img.nii.gz", "ward": "3b"}},
         "labels": {"original": {"ext": ".nii.gz", "info": info}},

@@ -18,7 +18,7 @@ from totalspineseg_server.corrections.comparison import (
     follow_rename,
     with_untouched,
 )
-from totalspineseg_server.corrections.predictions import KeptMaps
+from totalspineseg_server.corrections.predictions import PredictionMaps
 from totalspineseg_server.corrections.submission import Mapped, map_names
 from totalspineseg_server.errors import LabelError, SettingError
 from totalspineseg_server.geometry import Grid, Volume
@@ -33,7 +33,7 @@ from training_site import make_site
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
-KEPT = KeptMaps("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
+KEPT = PredictionMaps("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
 L1, L3, L4, L5, T12 = (CODE_OF[name] for name in ("L1", "L3", "L4", "L5", "T12"))
 
 

@@ -17,7 +17,7 @@ from totalspineseg_server.certainty import Certainty
 from totalspineseg_server.corrections.comparison import Corrected, beside_prediction, check, compare
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.inbox import Inbox
-from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import MapStore, PredictionMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
 from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
@@ -30,7 +30,7 @@ from totalspineseg_server.segments import Segment, Submission
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
-KEPT = KeptMaps("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
+KEPT = PredictionMaps("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
 
 
 def sent(names: dict[str, str], labels: LabelArray = TRUTH) -> Submission:
@@ -138,7 +138,7 @@ def test_other_structures_or_another_grid_need_no_network(tmp_path: Path) -> Non
 
     networks: Any = SimpleNamespace(get=Counted)
     alone: Any = SimpleNamespace(siblings=lambda image_id: ())
-    services = Services(networks, PredictionStore(tmp_path), DrawnMaps(tmp_path), alone, lambda: "")
+    services = Services(networks, PredictionStore(tmp_path), MapStore(tmp_path), alone, lambda: "")
 
     def asked(**settings: str) -> tuple[Volume, Mapping[str, Any], int]:
         before = len(runs)
@@ -173,7 +173,7 @@ def test_a_doubtful_result_is_known_again_when_it_is_submitted_as_it_came(tmp_pa
     write_volume(image, image_of(codes), RAS)
     networks: Any = SimpleNamespace(get=CodeReader)
     alone: Any = SimpleNamespace(siblings=lambda image_id: ())
-    services = Services(networks, PredictionStore(tmp_path), DrawnMaps(tmp_path), alone, lambda: "")
+    services = Services(networks, PredictionStore(tmp_path), MapStore(tmp_path), alone, lambda: "")
     request = {"image": str(image), "image_id": "a", "model": "totalspineseg", "result_extension": ".nii.gz"}
     result, report = FullTask(services)(request)
     assert report["numbering"]["confident"] is False

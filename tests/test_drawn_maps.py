@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from totalspineseg_server.corrections import predictions
-from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps
+from totalspineseg_server.corrections.predictions import MapStore, PredictionMaps
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.numbering.renumber import NamedMap
 
@@ -16,14 +16,14 @@ GRID = Grid((4, 4, 4), np.eye(4))
 MAP = np.zeros((4, 4, 4), dtype=np.uint8)
 
 
-def kept(prediction: str) -> KeptMaps:
-    return KeptMaps(prediction, NamedMap(Volume(MAP, np.eye(4)), MAP, 1), GRID, {"step1": "a"}, {}, ())
+def kept(prediction: str) -> PredictionMaps:
+    return PredictionMaps(prediction, NamedMap(Volume(MAP, np.eye(4)), MAP, 1), GRID, {"step1": "a"}, {}, ())
 
 
 def test_maps_of_the_latest_images_alone_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The maps of every image that was ever predicted stayed on the disk for good."""
-    monkeypatch.setattr(predictions, "KEPT_IMAGES", 2)
-    maps, times = DrawnMaps(tmp_path), {"a": 30, "b": 10, "c": 20}
+    monkeypatch.setattr(predictions, "MAX_IMAGES", 2)
+    maps, times = MapStore(tmp_path), {"a": 30, "b": 10, "c": 20}
     began = time.time() - 100
     for image in "abc":
         maps.keep(image, kept("1"))
@@ -33,8 +33,8 @@ def test_maps_of_the_latest_images_alone_stay(tmp_path: Path, monkeypatch: pytes
 
 
 def test_the_latest_maps_of_an_image_stay(tmp_path: Path) -> None:
-    maps = DrawnMaps(tmp_path)
-    for number in range(predictions.KEPT_PER_IMAGE + 1):
+    maps = MapStore(tmp_path)
+    for number in range(predictions.MAX_PER_IMAGE + 1):
         maps.keep("a", kept(str(number)))
     assert maps.of_prediction("a", "0") is None
     assert maps.of_prediction("a", "1") is not None

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import MapStore, PredictionRecord, PredictionStore
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import from_fields
 from totalspineseg_server.infers.settings import pins_from_json
@@ -65,7 +65,7 @@ def test_maps_whose_record_is_of_another_kind_are_made_again(tmp_path: Path, con
     entry = tmp_path / "maps" / "ab" / "p"
     entry.mkdir(parents=True)
     (entry / "record.json").write_text(json.dumps(content), encoding="utf-8")
-    assert DrawnMaps(tmp_path).of_prediction("ab", "p") is None
+    assert MapStore(tmp_path).of_prediction("ab", "p") is None
 
 
 def test_a_run_of_a_later_version_has_its_state(tmp_path: Path) -> None:

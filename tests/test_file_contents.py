@@ -10,7 +10,7 @@ import pytest
 
 import totalspineseg_server.corrections.image_records as module
 from totalspineseg_server.corrections.image_records import ContentHashes, Remembered
-from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.label_files import IMAGE_HASH
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.files import sha256_of
 
@@ -25,7 +25,7 @@ def test_an_image_is_read_once_and_only_if_it_was_touched(
 ) -> None:
     image, read = tmp_path / "a.nii", sha256_of
     image.write_bytes(b"first")
-    drawn_on = ContentHashes(tmp_path / "hashes.json").of(image)
+    image_hash = ContentHashes(tmp_path / "hashes.json").of(image)
     if content is not None:
         image.write_bytes(content)
         # File systems tell times apart by milliseconds at best.
@@ -34,7 +34,7 @@ def test_an_image_is_read_once_and_only_if_it_was_touched(
     monkeypatch.setattr(module, "sha256_of", lambda path: seen.append(path) or read(path))
     contents = ContentHashes(tmp_path / "hashes.json")
     for _ in range(3):
-        assert contents.is_content(image, drawn_on) is same
+        assert contents.is_content(image, image_hash) is same
     assert len(seen) == reads
 
 
@@ -64,10 +64,10 @@ def test_an_image_replaced_before_its_label_was_shown_is_not_finished(tmp_path: 
     image.parent.mkdir()
     for file in (image, label):
         file.write_bytes(b"first")
-    drawn_on = sha256_of(image)
+    image_hash = sha256_of(image)
     studies = StudiesDatastore(str(image.parent), auto_reload=False)
     image.write_bytes(b"other")
-    studies.save_label("a", str(label), "final", {DRAWN_ON: drawn_on})
+    studies.save_label("a", str(label), "final", {IMAGE_HASH: image_hash})
     assert (studies.get_labeled_images(), studies.get_label_uri("a", "final")) == ([], "")
     image.write_bytes(b"first")
     os.utime(image, (0, 0))
@@ -78,7 +78,7 @@ def test_many_who_ask_at_once_have_an_image_read_once(tmp_path: Path, monkeypatc
     """After the studies were copied, each request for a list read all images again, all at the same time."""
     image, read, askers = tmp_path / "a.nii", sha256_of, 4
     image.write_bytes(b"first")
-    drawn_on, together = read(image), threading.Barrier(askers)
+    image_hash, together = read(image), threading.Barrier(askers)
     seen: list[Path] = []
 
     def slowly(path: Path) -> str:
@@ -91,7 +91,7 @@ def test_many_who_ask_at_once_have_an_image_read_once(tmp_path: Path, monkeypatc
 
     def ask(_: int) -> bool:
         together.wait()
-        return contents.is_content(image, drawn_on)
+        return contents.is_content(image, image_hash)
 
     with ThreadPoolExecutor(askers) as pool:
         assert all(pool.map(ask, range(askers)))

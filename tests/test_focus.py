@@ -169,6 +169,14 @@ def test_step_two_gets_no_air_in_its_crop() -> None:
     assert (predictor.predict(image).labels == fine.truth).all() and fine.seen == [slab]
 
 
+def test_air_that_costs_no_tile_moves_none() -> None:
+    """A few millimeters of air at a side moved all tiles: a tenth of the voxels got another label, in the same time."""
+    fine = Fine(drawn(SPINE))
+    FocusedPredictor(fine, None).predict(noisy_slab((slice(4, 120), slice(0, 160), slice(2, 300)), SHAPE)[None])  # type: ignore[arg-type]
+    FocusedPredictor(fine, None).predict(noisy_slab((slice(4, 120), slice(50, 120), slice(2, 300)), SHAPE)[None])  # type: ignore[arg-type]
+    assert fine.seen == [WHOLE, (WHOLE[0], slice(50, 120), WHOLE[2])]
+
+
 @dataclass
 class Seen:
     """A network that finds bright voxels, and remembers which tiles it got."""

@@ -1,5 +1,6 @@
 """Tests against label maps of the reference implementation (tests/golden), voxel by voxel."""
 
+from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -27,9 +28,12 @@ BETTER_STEP2 = {"lower_lumbar_clean": {32: 112}, "thoracic_localizer": {31: 426,
 pytestmark = pytest.mark.golden
 
 
+@cache
 def load(case: str, name: str) -> Volume:
     image = nib.as_closest_canonical(nib.load(GOLDEN / case / f"{name}.nii.gz"))
-    return Volume(np.asarray(image.dataobj), image.affine)
+    data = np.asarray(image.dataobj)
+    data.setflags(write=False)
+    return Volume(data, image.affine)
 
 
 def localizer_of(case: str, grid: Grid) -> np.ndarray | None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from totalspineseg_server.corrections.ids import file_stem, id_of_stem, is_plain_stem, is_usable_id
-from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.label_files import IMAGE_HASH
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid
@@ -68,7 +68,7 @@ def test_an_image_of_any_name_is_kept_in_the_studies_with_its_labels(image_id: s
     folder.mkdir(parents=True)
     studies = StudiesDatastore(str(folder), auto_reload=False)
     assert studies.add_image(image_id, str(image), {}) == image_id
-    assert studies.save_label(image_id, str(label), "final", {DRAWN_ON: sha256_of(image)}) == image_id
+    assert studies.save_label(image_id, str(label), "final", {IMAGE_HASH: sha256_of(image)}) == image_id
     before = {path.relative_to(folder) for path in folder.rglob("*.nii.gz")}
     assert {path.parent for path in before} == {Path(), Path("labels/final")}
     # As after a restart, also where what was known beside the files is lost.

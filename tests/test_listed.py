@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from totalspineseg_server.anatomy import BY_CODE, CANAL, CODE_OF, CORD, SACRUM, WIRE_LABELS
-from totalspineseg_server.corrections.predictions import KEPT_PER_IMAGE, DrawnMaps, KeptMaps
+from totalspineseg_server.corrections.predictions import MAX_PER_IMAGE, MapStore, PredictionMaps
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.infers.listed import as_listed, listed_names
 from totalspineseg_server.numbering.renumber import NamedMap
@@ -52,18 +52,18 @@ def test_the_kth_name_has_value_k() -> None:
 
 def test_what_earlier_results_showed_is_known_while_they_are_kept(tmp_path: Path) -> None:
     """A client keeps what is not listed, so if earlier results are not known, every structure must be listed."""
-    maps = DrawnMaps(tmp_path)
-    kept = [f"2026-{k}" for k in range(KEPT_PER_IMAGE)]
+    maps = MapStore(tmp_path)
+    kept = [f"2026-{k}" for k in range(MAX_PER_IMAGE)]
     for number, prediction in enumerate(kept):
         drawn = NamedMap(Volume(block(1), GRID.affine), block(L4, L5 if number else T12), 2)
-        maps.keep("sha", KeptMaps(prediction, drawn, GRID, {}, {}, ()))
+        maps.keep("sha", PredictionMaps(prediction, drawn, GRID, {}, {}, ()))
         if number == 0:
             assert maps.codes_before("sha", prediction) == frozenset()
         elif number == 1:
             assert maps.codes_before("sha", prediction) == {L4, T12}
     assert maps.codes_before("sha", kept[-1]) is None, "there may have been more"
     assert maps.codes_before("other", "p") == frozenset()
-    damaged = DrawnMaps(tmp_path / "damaged")
-    damaged.keep("sha", KeptMaps("p", drawn, GRID, {}, {}, ()))
+    damaged = MapStore(tmp_path / "damaged")
+    damaged.keep("sha", PredictionMaps("p", drawn, GRID, {}, {}, ()))
     next((tmp_path / "damaged").rglob("labels.nii.gz")).write_bytes(b"")
     assert damaged.codes_before("sha", "q") is None

@@ -14,7 +14,7 @@ from pydicom import Dataset
 
 from dicom_series import save, slices
 from totalspineseg_server.cohort.inputs import find_cases, pair_localizers
-from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.label_files import IMAGE_HASH
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import sha256_of
@@ -144,7 +144,7 @@ def test_endings_of_images_are_read_in_any_case(tmp_path: Path, ending: str) -> 
     assert (studies.list_images(), studies.status()["not_offered"]) == (["one"], {})
     assert Path(studies.get_image_uri("one")) == image
     np.testing.assert_array_equal(read_image(image).data.ravel(), np.arange(64))
-    studies.save_label("one", str(image), "final", {DRAWN_ON: sha256_of(image)})
+    studies.save_label("one", str(image), "final", {IMAGE_HASH: sha256_of(image)})
     assert studies.get_labeled_images() == ["one"]
     assert folder_site(tmp_path, None).image_file("one") == image  # type: ignore[arg-type]
     with pytest.raises(FileExistsError):
@@ -190,7 +190,7 @@ def test_label_maps_that_lie_there_already_are_not_finished(
     assert studies.json()["objects"]["one"]["labels"] == {}
     own = volume(tmp_path / ".new" / "one.nii.gz")
     own.write_bytes(content + b"\0")
-    studies.save_label("one", str(own), "final", {DRAWN_ON: sha256_of(tmp_path / "one.nii.gz")})
+    studies.save_label("one", str(own), "final", {IMAGE_HASH: sha256_of(tmp_path / "one.nii.gz")})
     studies.refresh()
     assert studies.get_labeled_images() == ["one"]
     assert theirs.with_name("one.nii.gz.not-submitted").read_bytes() == content, "somebody's work"

@@ -15,7 +15,7 @@ from pacs_serving import patient_slices
 from pacs_stand_in import CODES, Pacs, datastore, named, two_studies
 from phantom import PIR
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.label_files import IMAGE_HASH
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.io.dicom.seg_object import SegReference
@@ -188,7 +188,7 @@ def test_labels_on_an_outdated_grid_stay_away_after_a_restart(tmp_path: Path, fi
     pacs.series["2.25.70001.1"] = [i for i in whole if i.InstanceNumber <= 40]
     label = tmp_path / "label.nii.gz"
     label.write_bytes(b"label")
-    store.save_label("2.25.70001.1", str(label), "final", {DRAWN_ON: "ab"})
+    store.save_label("2.25.70001.1", str(label), "final", {IMAGE_HASH: "ab"})
     folder = tmp_path / "labels" / "final"
     label.rename(folder / "2.25.70001.1.nrrd")
     assert len(list(folder.iterdir())) == 3

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +16,18 @@ from totalspineseg_server.anatomy import CODE_OF, DISCS, LUMBAR, Step1
 from totalspineseg_server.errors import GridError, NoSpineError
 from totalspineseg_server.geometry import Grid, Volume, labels_on_grid
 from totalspineseg_server.numbering.chain import Pin
-from totalspineseg_server.pipeline import Options, Sibling, finish, locate, named_levels, prepare, segment, step2_input
+from totalspineseg_server.pipeline import (
+    Located,
+    Options,
+    Segmentation,
+    Sibling,
+    finish,
+    locate,
+    named_levels,
+    prepare,
+    segment,
+    step2_input,
+)
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.transforms.discs import crop_box
 
@@ -23,9 +35,12 @@ GOLDEN = Path(__file__).parent / "golden"
 CLEAN = ["cervicothoracic_clean", "lower_lumbar_clean", "thoracolumbar_clean", "whole_clean"]
 
 
+@lru_cache(maxsize=8)
 def load(case: str, name: str) -> Volume:
     image = nib.load(GOLDEN / case / f"{name}.nii.gz")
-    return Volume(np.ascontiguousarray(image.dataobj).astype(np.uint8), image.affine)
+    data = np.ascontiguousarray(image.dataobj).astype(np.uint8)
+    data.setflags(write=False)
+    return Volume(data, image.affine)
 
 
 class Knows:
@@ -46,7 +61,7 @@ class Knows:
 @pytest.mark.parametrize("case", CLEAN)
 def test_clean_maps_give_the_reference_result(case: str, method: str) -> None:
     raw, expected1 = load(case, "step1_raw"), load(case, "step1_output")
-    scan = prepare(Volume(np.random.default_rng(0).random(raw.data.shape, np.float32), raw.affine))
+    scan = prepare(Volume(np.zeros(raw.data.shape, np.float32), raw.affine))
     located = locate(scan, Knows(raw.data), Options(method=method))
     np.testing.assert_array_equal(located.labels, expected1.data)
     network = Knows(load(case, "step2_raw").data)
@@ -65,7 +80,7 @@ def test_discs_below_a_missed_one_are_marked_by_their_place(case: str, missed: s
     """Step 1 read one disc as bone: every vertebra below got its neighbor's name, and all names were certain."""
     raw, truth = load(case, "step1_raw"), load(case, "step1_output")
     hole = truth.data == CODE_OF[missed]
-    scan = prepare(Volume(np.random.default_rng(0).random(raw.data.shape, np.float32), raw.affine))
+    scan = prepare(Volume(np.zeros(raw.data.shape, np.float32), raw.affine))
     located = locate(scan, Knows(np.where(hole, Step1.VERTEBRAE.value, raw.data).astype(np.uint8)))
     network = Knows(load(case, "step2_raw").data)
     finish(located, network)
@@ -83,7 +98,7 @@ def test_levels_have_the_names_of_the_result() -> None:
     raw[(case.truth == CODE_OF["C2-C3"]) | (raw == Step1.C1.value)] = Step1.VERTEBRAE.value
     raw[case.truth == CODE_OF["C7-T1"]] = Step1.DISC.value
     raw[case.truth == CODE_OF["C6-C7"]] = Step1.DISC_C7_T1.value
-    scan = prepare(Volume(np.random.default_rng(0).random(raw.shape, np.float32), case.affine))
+    scan = prepare(Volume(np.zeros(raw.shape, np.float32), case.affine))
     located, known = locate(scan, Knows(raw)), locate(scan, Knows(right))
     box = crop_box(located.labels, margin=10)
     result = finish(located, Knows(columns.classes(case, 2).raw[box]))
@@ -117,7 +132,7 @@ def turned(volume: Volume, codes: str, target: tuple[float, float, float]) -> Gr
 def test_results_come_back_on_the_grid_of_the_scan(codes: str, spacing: tuple[float, float, float]) -> None:
     raw = load("lower_lumbar_clean", "step1_raw")
     grid = turned(raw, codes, spacing)
-    scan = prepare(Volume(np.random.default_rng(0).random(grid.shape, np.float32), grid.affine))
+    scan = prepare(Volume(np.zeros(grid.shape, np.float32), grid.affine))
     assert scan.iso.grid.orientation == "RAS"
     located = locate(scan, Knows(labels_on_grid(raw, scan.iso.grid)))
     labels = scan.labels_to_input(located.labels)
@@ -169,17 +184,22 @@ def test_a_scan_without_a_spine_is_an_error_and_no_empty_success(missing: str) -
     raw = load("lower_lumbar_clean", "step1_raw").data.copy()
     gone = {"everything": range(1, 10), "discs": range(1, 6), "canal": (8, 9)}[missing]
     raw[np.isin(raw, list(gone))] = 0
-    scan = prepare(Volume(np.random.default_rng(0).random(raw.shape, np.float32), np.eye(4)))
+    scan = prepare(Volume(np.zeros(raw.shape, np.float32), np.eye(4)))
     with pytest.raises(NoSpineError, match=r"disc|canal"):
         locate(scan, Knows(raw))
 
 
+@pytest.fixture(scope="module")
+def alone() -> tuple[Located, Segmentation]:
+    """Both results of a scan without help from elsewhere."""
+    located = locate(prepare(Volume(image_of(lumbar_codes()), np.eye(4))), CodeReader(1))
+    return located, finish(located, CodeReader(2))
+
+
 @pytest.mark.parametrize("given", ["localizer", "sibling", "pin"])
-def test_what_came_from_elsewhere_is_weighed_once(given: str) -> None:
+def test_what_came_from_elsewhere_is_weighed_once(given: str, alone: tuple[Located, Segmentation]) -> None:
     """Step 1 named by a localizer that is one level off, and step 2 by both, was certain of wrong names."""
     codes, (l3, l4) = lumbar_codes(), LUMBAR[2:4]
-    scan = prepare(Volume(image_of(codes), np.eye(4)))
-    one, two = CodeReader(1), CodeReader(2)
     below = dict(pairwise(DISCS))
     off = np.zeros_like(codes)
     for code in DISCS[-6:-1]:
@@ -190,8 +210,8 @@ def test_what_came_from_elsewhere_is_weighed_once(given: str) -> None:
         "sibling": Options(siblings=(Sibling(Volume(off, np.eye(4)), {}, "T1"),)),
         "pin": Options(pins=(Pin(l4, (x, y, z)),)),
     }[given]
-    misled = locate(scan, one, options)
-    bare, helped = finish(locate(scan, one), two).step1, finish(misled, two, options).step1
+    misled = locate(alone[0].scan, CodeReader(1), options)
+    bare, helped = alone[1].step1, finish(misled, CodeReader(2), options).step1
     assert bare is not None
     assert helped is not None
     assert (helped.probability, helped.confident, helped.discs.names) == (
@@ -200,7 +220,7 @@ def test_what_came_from_elsewhere_is_weighed_once(given: str) -> None:
         bare.discs.names,
     )
     np.testing.assert_array_equal(helped.discs.codes, bare.discs.codes)
-    assert (misled.labels != locate(scan, one).labels).any(), "the crop and the odd discs are as they were named"
+    assert (misled.labels != alone[0].labels).any(), "the crop and the odd discs are as they were named"
 
 
 def test_every_stage_is_measured() -> None:

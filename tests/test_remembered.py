@@ -15,7 +15,7 @@ from test_gate import many, scores
 from tiny_models import write_model_folder
 from totalspineseg_server.agreement import CaseScore
 from totalspineseg_server.anatomy import DISCS
-from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import MapStore, PredictionMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.io.volumes import write_volume
@@ -51,8 +51,8 @@ def scan(site: Site, root: Path, name: str, codes: LabelArray = WHOLE, *, certai
     record = PredictionRecord(f"p-{name}", name, "totalspineseg", {"step2": "starter-1"}, {}, {}, numbering, "client")
     PredictionStore(site.history).keep(record)
     drawn = NamedMap(Volume(codes, np.eye(4)), codes, 2)
-    kept = KeptMaps(record.id, drawn, grid, record.versions, {}, (), name)
-    DrawnMaps(site.history).keep(sha256_of(path), kept)
+    kept = PredictionMaps(record.id, drawn, grid, record.versions, {}, (), name)
+    MapStore(site.history).keep(sha256_of(path), kept)
     return sha256_of(path)
 
 

@@ -12,7 +12,7 @@ from totalspineseg_server.anatomy import CODE_OF, NAME_OF, SACRUM, WIRE_LABELS
 from totalspineseg_server.certainty import certainty_of
 from totalspineseg_server.corrections import comparison
 from totalspineseg_server.corrections.comparison import Followed, compare, follow_rename
-from totalspineseg_server.corrections.predictions import KeptMaps
+from totalspineseg_server.corrections.predictions import PredictionMaps
 from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.numbering.renumber import NamedMap, renumber
@@ -22,12 +22,12 @@ TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
 
 
-def kept(step: int) -> KeptMaps:
+def kept(step: int) -> PredictionMaps:
     """A prediction in which L4-L5 has the name L5-L6."""
     labels = TRUTH if step == 2 else step1_answer(TRUTH)
     labels = np.where(labels == CODE_OF["L4-L5"], CODE_OF["L5-L6"], labels).astype(np.uint8)
     drawn = NamedMap(Volume(classes_of(TRUTH, step), GRID.affine), labels, 1 if step == 1 else 2)
-    return KeptMaps("p", drawn, GRID, {}, {}, ())
+    return PredictionMaps("p", drawn, GRID, {}, {}, ())
 
 
 def sent(step: int) -> Submission:
@@ -38,7 +38,7 @@ def sent(step: int) -> Submission:
     return Submission((labels,), GRID, segments)
 
 
-def follow(submission: Submission, prediction: KeptMaps) -> Followed | None:
+def follow(submission: Submission, prediction: PredictionMaps) -> Followed | None:
     compared = compare(submission, GRID, prediction)
     return None if compared is None else follow_rename(compared)
 

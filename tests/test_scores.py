@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from totalspineseg_server.activelearning.scores import DOUBTFUL, WHOLE_MODEL, Parts, Score, Scores, parts_of
-from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import MapStore, PredictionRecord, PredictionStore
 
 IN_USE = {"step1": "new-1", "step2": "new-2"}
 NUMBERING = {"certainty": "counted", "probability": 0.96, "findings": [], "levels": [{"code": 44}, {"code": 45}]}
@@ -68,7 +68,7 @@ def predicted(root: Path, id: str = "1", image: str = "a", **more: Any) -> Predi
 
 
 def scores(root: Path) -> Scores:
-    return Scores(root, PredictionStore(root), DrawnMaps(root))
+    return Scores(root, PredictionStore(root), MapStore(root))
 
 
 def test_a_score_comes_from_the_newest_prediction_of_that_content_and_version(tmp_path: Path) -> None:

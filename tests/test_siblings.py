@@ -10,7 +10,7 @@ import pytest
 
 from block_spines import block_spine, classes_of
 from totalspineseg_server.anatomy import CODE_OF
-from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps
+from totalspineseg_server.corrections.predictions import MapStore, PredictionMaps
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.infers.siblings import siblings_of
@@ -39,10 +39,10 @@ def test_a_prediction_of_weights_that_were_replaced_names_no_other_series(
     """Names that an old version had wrong, but with certainty, went on to name predictions of a better version."""
     image = tmp_path / "T1w.nii.gz"
     image.write_bytes(b"image")
-    maps = DrawnMaps(tmp_path / "history")
+    maps = MapStore(tmp_path / "history")
     drawn = NamedMap(Volume(classes_of(LABELS, 2), GRID.affine), LABELS, 2)
     levels = {CODE_OF["L4"]: {CODE_OF["L4"]: 0.97}}
-    maps.keep(sha256_of(image), KeptMaps("p", drawn, GRID, made_with, levels, ()))
+    maps.keep(sha256_of(image), PredictionMaps("p", drawn, GRID, made_with, levels, ()))
     services: Any = SimpleNamespace(
         studies=SimpleNamespace(
             siblings=lambda image_id: ("T1w",),

@@ -15,7 +15,7 @@ from pacs_serving import wait_for
 from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
 from totalspineseg_server.corrections import studies_folder
-from totalspineseg_server.corrections.label_files import DRAWN_ON
+from totalspineseg_server.corrections.label_files import IMAGE_HASH
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import sha256_of
@@ -38,7 +38,7 @@ def test_a_removed_image_is_gone_with_what_is_shown_for_it(tmp_path: Path) -> No
     volume(tmp_path / "studies" / "two.nii.gz")
     studies = StudiesDatastore(str(tmp_path / "studies"), auto_reload=False)
     for tag in ("final", "original"):
-        studies.save_label("one", str(image), tag, {DRAWN_ON: sha256_of(image)})
+        studies.save_label("one", str(image), tag, {IMAGE_HASH: sha256_of(image)})
     kept = volume(tmp_path / "studies" / ".totalspineseg" / "corrections" / "one" / "codes.nii.gz")
     studies.remove_image("one")
     studies.refresh()
@@ -128,8 +128,8 @@ def test_of_a_label_in_another_format_nothing_comes_back(tmp_path: Path) -> None
     old.parent.mkdir()
     old.write_bytes(b"old")
     folder = tmp_path / "labels" / "original"
-    studies.save_label("one", str(old), "original", {DRAWN_ON: sha256_of(image)})
-    studies.save_label("one", str(image), "original", {DRAWN_ON: sha256_of(image)})
+    studies.save_label("one", str(old), "original", {IMAGE_HASH: sha256_of(image)})
+    studies.save_label("one", str(image), "original", {IMAGE_HASH: sha256_of(image)})
     assert sorted(path.name for path in folder.iterdir()) == [".one.nii.gz.json", "one.nii.gz"]
     shutil.copy(old, folder)
     studies.remove_label("one", "original")
@@ -143,7 +143,7 @@ def test_no_label_of_a_removed_image_finishes_another_one(tmp_path: Path) -> Non
     studies = StudiesDatastore(str(tmp_path), auto_reload=False)
     for tag in ("final", "step1"):
         (tmp_path / "labels" / tag).mkdir(parents=True)
-    studies.save_label("one", str(image), "final", {DRAWN_ON: sha256_of(image)})
+    studies.save_label("one", str(image), "final", {IMAGE_HASH: sha256_of(image)})
     for file in ("final/one.nrrd", "step1/one.nii"):
         shutil.copy(image, tmp_path / "labels" / file)
     shutil.copy(image, tmp_path / "labels" / "final" / "other.nrrd")

@@ -22,7 +22,7 @@ from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in
 from totalspineseg_server.nnunet.model_zips import export_version, import_version
 from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.numbering.chain import Numbering
-from totalspineseg_server.numbering.evidence import tilt_deg
+from totalspineseg_server.numbering.evidence import taper, tilt_deg
 from totalspineseg_server.numbering.evidence_weights import CAREFUL
 from totalspineseg_server.numbering.naming import name_map
 from totalspineseg_server.numbering.report import report, sentence
@@ -220,6 +220,50 @@ def test_l5_drawn_as_the_sacrum_is_not_counted_up_from(drawn_disc: bool) -> None
     assert numbering.certainty == "doubtful" or (right and drawn_disc)
 
 
+def with_a_fragment(case: columns.Case, disc: np.ndarray) -> columns.Case:
+    """Draw the front of a disc as L5-S, and the rest of it as sacrum."""
+    case.raw[disc] = case.raw[case.truth == CODE_OF["sacrum"]].max()
+    front = np.argwhere(disc)
+    front = front[front[:, 1] > np.median(front[:, 1])]
+    case.raw[tuple(front.T)] = 5
+    return case
+
+
+def test_the_sacrum_is_not_left_out_if_l5_is_drawn_as_a_part_of_it() -> None:
+    """L5 and the sacrum were one piece around a part of L5-S: it got no name, and a piece of bowel was the sacrum."""
+    case = swallowed(lumbar(), drawn_disc=True)
+    case = with_a_fragment(case, case.truth == CODE_OF["L5-S"])
+    case.raw[np.isin(case.truth, [CODE_OF["L4-L5"], DISC_T12_L1])] = 1
+    labels, numbering = name_map(Volume(case.raw, case.affine), 2, trust=SEEN)
+    assert numbering is not None
+    for structure in ("L4-L5", "L5", "sacrum"):
+        mine = labels[case.truth == CODE_OF[structure]]
+        assert np.mean(mine == CODE_OF[structure]) > 0.6, structure
+    assert not [finding for finding in numbering.findings if finding.voxels > 1000]
+
+
+def test_a_remnant_of_the_disc_between_s1_and_s2_changes_no_name() -> None:
+    """Most people have one, and networks draw it with the class of L5-S. The drawn sacrum hardly tapers, so a doubt is
+    right."""
+    case = lumbar()
+    sacrum, above = case.truth == CODE_OF["sacrum"], np.argwhere(case.truth == CODE_OF["L5-S"])
+    level = np.ptp(np.argwhere(case.truth == CODE_OF["L5"])[:, 2])
+    heights = np.arange(sacrum.shape[2])
+    before = named(case, SEEN)
+    remnant = sacrum & (np.abs(heights - (above[:, 2].mean() - 0.7 * level)) < 2)
+    after = named(with_a_fragment(case, remnant), SEEN)
+    assert [level.code for level in after.levels] == [level.code for level in before.levels]
+    assert after.certainty == "counted" or "below_l5_s" in {finding.kind for finding in after.findings}
+
+
+def test_the_body_of_s1_tapers_and_a_lumbar_one_does_not() -> None:
+    heights, away = (grid.ravel() for grid in np.meshgrid(np.linspace(0, 1, 60), np.linspace(0, 30, 60)))
+    assert taper(heights, away) == pytest.approx(1.0, abs=0.02)
+    s1 = away < 30 - 15 * heights
+    assert taper(heights[s1], away[s1]) == pytest.approx(1.45, abs=0.1)
+    assert taper(heights[:50], away[:50]) is None, "a fragment has no shape"
+
+
 def test_a_class_that_moved_is_one_event() -> None:
     """A T12-L1 one disc too high counted twice, as lost here and as found there, and L6 was invented."""
     place = LANDMARK_DISCS.index(DISC_T12_L1)
@@ -247,6 +291,21 @@ def test_names_that_something_contradicts_are_improbable_until_measured_otherwis
     assert before.contradicted
     assert before.probability / measured.probability == pytest.approx(0.7 / 0.95)
     assert before.levels[0].probability < 0.7
+
+
+@pytest.mark.parametrize(
+    ("kinds", "why"),
+    [
+        (("left_out", "landmark_differs"), "landmark"),
+        (("left_out",), "no name"),
+        (("steps_differ", "landmark_differs"), "step 1"),
+        ((), "contradicts"),
+    ],
+)
+def test_doubtful_names_say_what_contradicts_them(kinds: tuple[str, ...], why: str) -> None:
+    """ "Some evidence contradicts them" did not tell a reader where to look."""
+    known = {"certainty": "doubtful", "contradicted": True, "findings": [{"kind": kind} for kind in kinds]}
+    assert why in sentence(known).rpartition(";")[2]
 
 
 def test_names_are_judged_by_what_other_patients_tell() -> None:

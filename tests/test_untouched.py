@@ -18,7 +18,7 @@ from totalspineseg_server.anatomy import CANAL, CODE_OF, CORD, DISC_L5_S, NAME_O
 from totalspineseg_server.corrections.comparison import compare, with_untouched
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.inbox import Inbox
-from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import MapStore, PredictionMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
 from totalspineseg_server.corrections.submission import Mapped, map_names
 from totalspineseg_server.errors import LabelError
@@ -45,7 +45,7 @@ from training_site import SPACING_MM, correct, make_site, tiny_settings
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
 L3, L4, L5 = (CODE_OF[name] for name in ("L3", "L4", "L5"))
-KEPT = KeptMaps(
+KEPT = PredictionMaps(
     "p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {"step2": "starter-1"}, {}, ()
 )
 EVERY: Final = frozenset(int(code) for code in np.unique(TRUTH) if code)
@@ -110,7 +110,7 @@ def test_nothing_counts_as_left_where_the_prediction_is_not_known() -> None:
 
 def inbox_of(root: Path) -> Inbox:
     """Takes labels of one image, whose prediction is kept."""
-    predictions, maps = PredictionStore(root), DrawnMaps(root)
+    predictions, maps = PredictionStore(root), MapStore(root)
     image = root / "img.nii.gz"
     write_volume(image, TRUTH.astype(np.float32), GRID)
     if predictions.find("img", "p") is None:

@@ -224,7 +224,8 @@ def test_the_sentences_of_a_room_are_in_one_file_and_get_their_values(path: Path
 
 
 def test_a_test_module_begins_with_what_it_tests() -> None:
-    begins = {file.stem: ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "" for file in TESTS}
+    texts = {file.stem: file.read_text(encoding="utf-8") for file in TESTS}
+    begins = {name: text[3:].partition('"""')[0] if text.startswith('"""') else "" for name, text in texts.items()}
     assert {
         name for name, text in begins.items() if not text or NO_SENTENCE.match(text) or NO_VERB.match(text)
     } == set()

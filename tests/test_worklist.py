@@ -10,7 +10,7 @@ from totalspineseg_server.activelearning.scores import Parts, Score, Scores
 from totalspineseg_server.anatomy import CODE_OF
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Rejection, Rejections
 from totalspineseg_server.corrections.image_records import Offer
-from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import MapStore, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.worklist.query import Query, select
 from totalspineseg_server.worklist.rows import Row, levels_text, row_of
@@ -152,7 +152,7 @@ class CountingScores(Scores):
 def test_only_a_scan_that_changed_is_read_again(tmp_path: Path) -> None:
     """With 5000 scans, every look at the page read 10 000 files."""
     predictions, seconds, studies = PredictionStore(tmp_path), [0.0], Folder(5000)
-    scores, rejections = CountingScores(tmp_path, predictions, DrawnMaps(tmp_path)), Rejections(tmp_path)
+    scores, rejections = CountingScores(tmp_path, predictions, MapStore(tmp_path)), Rejections(tmp_path)
     records = Records(tmp_path, scores, CorrectionStore(tmp_path), rejections, lambda image: "1")
     worklist = Worklist(lambda: studies, records, lambda: seconds[0])
 
@@ -186,7 +186,7 @@ def test_a_result_recorded_under_another_name_is_found_without_looking_through_a
 ) -> None:
     """For each scan whose record was gone, the first look at the page listed the folders of all scans."""
     predictions, studies = PredictionStore(tmp_path), Folder(2)
-    scores = Scores(tmp_path, predictions, DrawnMaps(tmp_path))
+    scores = Scores(tmp_path, predictions, MapStore(tmp_path))
     levels = [{"code": CODE_OF["L4"], "probability": 1.0}]
     numbering = {"certainty": "certain", "probability": 1.0, "levels": levels}
     predictions.keep(PredictionRecord("p", "before", "totalspineseg", {"step1": "v1"}, {}, {}, numbering, "", "s"))

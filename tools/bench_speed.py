@@ -96,7 +96,6 @@ TITLES: Final = {
 WAYS: Final = ("stock", "ours", "box", "air", "runtime", "int8")
 STARTER_WAYS: Final = ("stock", "ours", "runtime")
 RUNTIMES: Final = ("stock", "torch", "openvino", "openvino-int8")
-CUT_MM: Final = 3
 NOTHING: Final = -100.0
 """Logit of the random networks: they find nothing."""
 MEASURED: Final = {
@@ -500,9 +499,11 @@ class Memory(torch.nn.Module):  # type: ignore[misc]
         super().__init__()
         self.network = network
         self.known: dict[bytes, torch.Tensor] = {}
+        self.tiles = 0
 
     def forward(self, tile: torch.Tensor) -> torch.Tensor:
         """Return the logits of one tile."""
+        self.tiles += 1
         key = hashlib.sha256(tile.numpy().tobytes()).digest()
         if key not in self.known:
             self.known[key] = self.network(tile)
@@ -526,37 +527,33 @@ class AtOneMillimeter(torch.nn.Module):  # type: ignore[misc]
         return resample(self.network(resample(tile, self.patch)), tile.shape[2:])
 
 
-class Part:
-    """A predictor that sees a part of the image, or not its air.
+class WithoutAirTiles:
+    """A predictor that leaves out tiles of air; the other tiles are those of the whole image.
 
     Args:
         whole: The predictor.
-        cut: Voxels that it does not see at the lower end of each axis.
-        skip_air: See ``WarmPredictor.predict``.
     """
 
-    def __init__(self, whole: WarmPredictor, *, cut: int = 0, skip_air: bool = False) -> None:
-        self.whole, self.cut, self.skip_air, self.version = whole, cut, skip_air, whole.version
+    def __init__(self, whole: WarmPredictor) -> None:
+        self.whole, self.version = whole, whole.version
 
     def predict(self, channels: FloatArray, *, soft: Collection[str] = ()) -> Prediction:
         """Segment one image; see ``WarmPredictor.predict``."""
-        x, y, z = (slice(self.cut, n) for n in channels.shape[1:])
-        return self.whole.predict(channels, soft=soft, within=(x, y, z), skip_air=self.skip_air)
+        return self.whole.predict(channels, soft=soft, skip_air=True)
 
 
 def at_one_millimeter(model: ModelFolder, network: torch.nn.Module) -> WarmPredictor:
-    """Return a predictor whose tiles have voxels of 1 mm."""
+    """Return a predictor whose tiles have voxels of 1 mm; like the official networks it sees no mirror image."""
     patch = [round(n * mm) for n, mm in zip(model.patch, model.spacing_mm, strict=True)]
     grid = {**model.configuration, "spacing": [1.0, 1.0, 1.0], "patch_size": patch}
-    fine = replace(model, configuration=grid)
-    return WarmPredictor(fine, device="cpu", network=AtOneMillimeter(network, model.patch), trust=model.trust)
+    fine, trust = replace(model, configuration=grid), replace(model.trust, mirror=False)
+    return WarmPredictor(fine, device="cpu", network=AtOneMillimeter(network, model.patch), trust=trust)
 
 
 def label_ways(step1: WarmPredictor, step2: WarmPredictor, look: WarmPredictor) -> dict[str, tuple[Any, Any]]:
-    """Return way -> its predictors of both steps. The first one only moves the tiles, for comparison."""
+    """Return way -> its predictors of both steps."""
     return {
-        f"{CUT_MM} mm cut off": (Part(step1, cut=CUT_MM), Part(step2, cut=CUT_MM)),
-        "tiles of air": (Part(step1, skip_air=True), Part(step2, skip_air=True)),
+        "tiles of air": (WithoutAirTiles(step1), WithoutAirTiles(step2)),
         "all air": (FocusedPredictor(step1, None), FocusedPredictor(step2, None)),
         "box, all air": (FocusedPredictor(step1, look), FocusedPredictor(step2, None)),
     }
@@ -568,26 +565,33 @@ def compare_labels(files: Sequence[Path]) -> None:
     networks = {step: Memory(model.load_network()) for step, model in folders.items()}
     own = {step: WarmPredictor(folders[step], device="cpu", network=networks[step]) for step in folders}
     fine = {step: at_one_millimeter(folders[step], networks[step]) for step in folders}
-    look = WarmPredictor(folders[1], device="cpu", network=networks[1], trust=replace(own[1].trust, mirror=False))
+    look = WarmPredictor(folders[1], device="cpu", trust=replace(own[1].trust, mirror=False))
+
+    def labels_and_tiles(scan: pipeline.Scan, step1: Any, step2: Any) -> tuple[LabelArray, int]:
+        before = sum(network.tiles for network in networks.values())
+        labels = labels_of(scan, step1, step2)
+        return labels, sum(network.tiles for network in networks.values()) - before
+
     for title, models in (("grid of 1 mm", fine), ("own grid", own)):
         ways = label_ways(models[1], models[2], look)
-        print(f"\nstarter weights, {title}: voxels that differ, of the labeled ones; levels with another name\n")
-        print("| scan | labeled | " + " | ".join(ways) + " |\n|---|---|" + "---|" * len(ways), flush=True)
+        print(f"\nstarter weights, {title}: labeled voxels that differ; levels with another name; tiles\n")
+        print("| scan | labeled; tiles | " + " | ".join(ways) + " |\n|---|---|" + "---|" * len(ways), flush=True)
         rows: dict[str, list[tuple[float, int]]] = {way: [] for way in ways}
         for file in files:
             scan = pipeline.prepare(read_image(file))
-            exact = labels_of(scan, models[1], models[2])
+            exact, tiles = labels_and_tiles(scan, models[1], models[2])
             labeled = int(np.count_nonzero(exact))
+            cells = [f"{labeled}; {tiles}"]
             for way, predictors in ways.items():
-                labels = labels_of(scan, *predictors)
-                share = np.count_nonzero(labels != exact) / max(labeled, 1)
-                rows[way].append((float(share), names_apart(exact, labels)))
+                labels, tiles = labels_and_tiles(scan, *predictors)
+                share, names = float(np.count_nonzero(labels != exact) / max(labeled, 1)), names_apart(exact, labels)
+                rows[way].append((share, names))
+                cells.append(f"{share:.3%}; {names}; {tiles}")
             for network in networks.values():
                 network.known.clear()
-            cells = [f"{found[-1][0]:.3%}; {found[-1][1]}" for found in rows.values()]
-            print(f"| {file.parent.name}/{file.name} | {labeled} | {' | '.join(cells)} |", flush=True)
+            print(f"| {file.parent.name}/{file.name} | {' | '.join(cells)} |", flush=True)
         for name, middle in (("median", statistics.median), ("largest", max)):
-            cells = [f"{middle([s for s, _ in found]):.3%}" for found in rows.values()]
+            cells = [f"{middle([share for share, _ in found]):.3%}" for found in rows.values()]
             print(f"| {name} | | {' | '.join(cells)} |")
         cells = [str(sum(bool(names) for _, names in found)) for found in rows.values()]
         print(f"| scans with another name, of {len(files)} | | {' | '.join(cells)} |", flush=True)

@@ -25,8 +25,8 @@ from totalspineseg_server.corrections.correction_store import Correction, Correc
 from totalspineseg_server.corrections.datastore import SpineDatastore
 from totalspineseg_server.corrections.ids import HISTORY_DIR, STUDIES_DIR, is_usable_id
 from totalspineseg_server.corrections.inbox import Inbox
-from totalspineseg_server.corrections.label_files import DRAWN_ON
-from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
+from totalspineseg_server.corrections.label_files import IMAGE_HASH
+from totalspineseg_server.corrections.predictions import MapStore, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipt, Receipts, Sender, Uploads, Waiting
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import (
@@ -86,7 +86,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         self._corrections = CorrectionStore(root)
         self._levels = FinishedLevels(self._corrections)
         self._predictions = PredictionStore(root)
-        self._maps = DrawnMaps(root)
+        self._maps = MapStore(root)
         self._receipts = Receipts(root)
         self._datastore = store = self.open_studies(studies, root)
         self._inbox = Inbox(self._receipts, self._corrections, self._predictions, self._maps, store)
@@ -335,7 +335,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
             self._scorer.predicted(image_id, fingerprint, report)
         label = file
         if tag:
-            info = {"model": model, "params": report, DRAWN_ON: report.get("image_sha256", "")}
+            info = {"model": model, "params": report, IMAGE_HASH: report.get("image_sha256", "")}
             try:
                 label = self._datastore.save_label(prepared["image_id"], file, tag, info)
             except BaseException:

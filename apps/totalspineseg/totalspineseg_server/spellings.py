@@ -117,7 +117,7 @@ def level_at(text: str) -> tuple[int, tuple[float, float, float]] | None:
 
 
 def renamed_level(text: str) -> tuple[int, int] | None:
-    """Return the codes of a level and of its right name, of ``L1 -> T12``.
+    """Return the codes of a level and of its right name, from a text such as ``L1 -> T12``.
 
     Returns:
         None if the text does not name two vertebrae (or the sacrum) or two discs.

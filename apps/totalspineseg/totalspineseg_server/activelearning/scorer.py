@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Refused, Score, Scores
-from totalspineseg_server.corrections.predictions import KeptMaps
+from totalspineseg_server.corrections.predictions import PredictionMaps
 from totalspineseg_server.errors import ImageError, NoSpineError, StorageError, UnknownImageError, WeightsError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.infers.disagreement import scale_difference
@@ -176,7 +176,7 @@ class Scorer:
         self._scores.keep(score)
         return {"doubt": score.doubt}
 
-    def _maps(self, score: Score) -> KeptMaps | None:
+    def _maps(self, score: Score) -> PredictionMaps | None:
         """Return the maps of the scored prediction; if they were deleted, the image is predicted again."""
         maps = self._services.maps
         found = maps.of_prediction(score.image_sha256, score.prediction)

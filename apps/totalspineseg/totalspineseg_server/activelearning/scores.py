@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 
 from totalspineseg_server.certainty import is_doubtful
 from totalspineseg_server.corrections import ids
-from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import MapStore, PredictionRecord, PredictionStore
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import from_fields, read_json, storage_errors, write_json
 from totalspineseg_server.infers.disagreement import MIRROR, STEPS
@@ -164,7 +164,7 @@ class Scores:
         maps: Maps of predictions, including those made under another name of the image.
     """
 
-    def __init__(self, root: Path, predictions: PredictionStore, maps: DrawnMaps) -> None:
+    def __init__(self, root: Path, predictions: PredictionStore, maps: MapStore) -> None:
         self._folder = root / "scores"
         self._predictions = predictions
         self._maps = maps

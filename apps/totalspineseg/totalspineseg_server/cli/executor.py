@@ -1,4 +1,4 @@
-"""Add the options that say where a run computes, and make the executor that they choose."""
+"""Add the options that say where a run is computed, and make the executor that they choose."""
 
 import argparse
 import os

@@ -1,7 +1,8 @@
 """Turn labeled scans (BIDS images with derivative labels, or a studies folder's corrections) into nnU-Net datasets.
 
-Dataset101 and Dataset102 then hold exactly these cases. You can interrupt it at any moment; the same command continues.
-Then: totalspineseg train. Step 2 is best prepared when step 1 is trained: --step 2 --discs-by nnUNet/results
+Dataset101 and Dataset102 then hold exactly these cases. You can interrupt it at any moment; the same command
+continues. The next command is totalspineseg train. It is best to prepare step 2 once step 1 is trained: --step 2
+--discs-by nnUNet/results
 """
 
 import argparse

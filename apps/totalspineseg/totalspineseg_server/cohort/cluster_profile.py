@@ -95,7 +95,7 @@ def parse_profile(content: Mapping[str, Any]) -> Profile:
             f"job_extra_directives'), got memory {profile.memory!r} and gpus {list(profile.gpus)!r}"
         )
     if kind == "local" and (profile.memory or profile.options):
-        raise ClusterError("a local profile must have only cluster, workers, cores and gpus, got memory or options")
+        raise ClusterError("a local profile may only contain cluster, workers, cores and gpus, got memory or options")
     return profile
 
 

@@ -102,8 +102,8 @@ def find_cases(source: Path, *, suffixes: Sequence[str] = (), exclude: Path | No
     if not chosen:
         wanted = f" whose name ends in {' or '.join(suffixes)}" if suffixes else ""
         raise ImageError(
-            f"There are no images{wanted} in {str(source)!r}. Images ({', '.join(IMAGE_SUFFIXES)} or DICOM) are "
-            "searched directly in the folder, in sub-*/anat and in sub-*/ses-*/anat"
+            f"There are no images{wanted} in {str(source)!r}. The command looks for images "
+            f"({', '.join(IMAGE_SUFFIXES)} or DICOM) directly in the folder, in sub-*/anat and in sub-*/ses-*/anat"
             + (f". {skipped}" if (skipped := skipped_sentences(source, (), exclude=exclude)) else "")
         )
     return tuple(sorted(_unique(chosen), key=lambda case: case.name))
@@ -275,7 +275,7 @@ def pair_localizers(
         if (subjects := len({subject_of(case.name) for case in cases})) > 1:
             raise ImageError(
                 f"One localizer file, {localizer.name!r}, cannot be used for {subjects} subjects. Give a folder of "
-                "label maps named like the scans, or run one subject's scans (sub-..) alone."
+                "label maps that have the names of the scans, or run one subject's scans (sub-..) alone."
             )
         return tuple(_paired(case, localizer, ours=False) for case in cases)
     paired = []

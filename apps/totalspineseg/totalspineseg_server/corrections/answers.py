@@ -282,7 +282,7 @@ NO_MEMORY: Final = "The server did not have enough memory to read the label."
 NOT_READABLE: Final = "The server failed to read the label. Its log has the reason."
 
 
-def not_shown(reason: str, correction: str, image: str) -> str:
+def stored_only(reason: str, correction: str, image: str) -> str:
     """Say why a label that was read is not shown."""
     return f"{_sentence(reason)} The label is kept, but not shown (correction {correction} of image {image!r})."
 

@@ -17,7 +17,7 @@ from totalspineseg_server.certainty import Certainty, certainty_of, is_doubtful
 from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.correction_store import Correction
 from totalspineseg_server.corrections.label_files import UNCONFIRMED
-from totalspineseg_server.corrections.predictions import KeptMaps, PredictionRecord
+from totalspineseg_server.corrections.predictions import PredictionMaps, PredictionRecord
 from totalspineseg_server.corrections.submission import ACCEPTED_MARK, Mapped, named_codes
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, iso_grid, labels_from_iso, same_grid, to_ras
 from totalspineseg_server.numbering.findings import Finding
@@ -37,7 +37,7 @@ empty segment ``ACCEPTED_MARK`` also means ``ALL``.
 ALL: Final = "all"
 UNTOUCHED_DICE: Final = 0.98
 """A structure that has a higher Dice with its prediction was left as predicted. Corrections of its neighbors, and
-resampling from 1 mm to the grid of the image, change less; redrawing a border in a few slices changes more."""
+resampling from 1 mm to the grid of the image, lower it less; redrawing a border in a few slices lowers it more."""
 DIGITS: Final = 4
 INCOMPLETE: Final = "incomplete"
 """Kind of the finding for a label that shows only some of the structures in view."""
@@ -86,7 +86,7 @@ class Compared:
     """
 
     submission: Submission
-    maps: KeptMaps
+    maps: PredictionMaps
     predicted: LabelArray
     filled: tuple[Segment, ...]
     recognized: tuple[tuple[Segment, Recognized], ...]
@@ -116,7 +116,7 @@ class Corrected:
     compared: Compared | None
 
 
-def compare(submission: Submission, grid: Grid, maps: KeptMaps) -> Compared | None:
+def compare(submission: Submission, grid: Grid, maps: PredictionMaps) -> Compared | None:
     """Find the segments of a prediction in a submission.
 
     Args:
@@ -164,7 +164,7 @@ def follow_rename(compared: Compared) -> Followed | None:
     return Followed(replace(submission, segments=segments), changed, report)
 
 
-def _share_grids(submission: Submission, grid: Grid, maps: KeptMaps) -> bool:
+def _share_grids(submission: Submission, grid: Grid, maps: PredictionMaps) -> bool:
     """Return whether a submission is on the image's grid, and a prediction on the 1 mm grid of that image."""
     return same_grid(submission.grid, grid) and same_grid(iso_grid(grid), maps.iso)
 

@@ -32,7 +32,7 @@ from totalspineseg_server.corrections.image_records import (
     older_index,
 )
 from totalspineseg_server.corrections.label_files import (
-    DRAWN_ON,
+    IMAGE_HASH,
     LABELS_DIR,
     DisplayedLabel,
     LabelFiles,
@@ -166,11 +166,11 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Return the images with a finished label that was drawn on their present content."""
-        return [image_id for image_id, labels in self._all_shown().items() if FINAL_TAG in labels]
+        return [image_id for image_id, labels in self._all_displayed().items() if FINAL_TAG in labels]
 
     def get_unlabeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
         """Return the images without such a label."""
-        return [image_id for image_id, labels in self._all_shown().items() if FINAL_TAG not in labels]
+        return [image_id for image_id, labels in self._all_displayed().items() if FINAL_TAG not in labels]
 
     def get_labels_by_image_id(self, image_id: str) -> dict[str, str]:
         """Return tag -> the id of the label, which is that of the image."""
@@ -215,7 +215,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             image_id: Image that it belongs to.
             label_filename: NIfTI file of wire ids. Copied.
             label_tag: "original", "final", ..
-            label_info: Kept with it; with ``DRAWN_ON`` it counts only while the image has that content.
+            label_info: Kept with it; with ``IMAGE_HASH`` it counts only while the image has that content.
 
         Returns:
             The label id, which is the image id.
@@ -232,7 +232,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             raise KeyError(image_id)
         with self._turn():
             # A label of this server says what it was drawn on; a file that somebody else copied here does not.
-            info = {DRAWN_ON: "", **(label_info or {}), "ts": int(time.time())}
+            info = {IMAGE_HASH: "", **(label_info or {}), "ts": int(time.time())}
             self._labels.write(image_id, tag, Path(label_filename), info)
         return image_id
 
@@ -282,7 +282,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         """Return the labels of an image by tag that this server made and that were drawn on its present content."""
         return self._fitting(image_id, self._labels.displayed(image_id))
 
-    def _all_shown(self) -> dict[str, dict[str, DisplayedLabel]]:
+    def _all_displayed(self) -> dict[str, dict[str, DisplayedLabel]]:
         """Return the same for every image."""
         return {
             image_id: self._fitting(image_id, known)
@@ -305,15 +305,15 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         """Return whether this server made a label on the image's present content; a changed image is read again."""
         if not label.is_own:
             return False
-        drawn_on, file = str(label.info.get(DRAWN_ON) or ""), self.present_file(image_id)
-        if not drawn_on or file is None:
+        image_hash, file = str(label.info.get(IMAGE_HASH) or ""), self.present_file(image_id)
+        if not image_hash or file is None:
             return True
         try:
-            fits = self._contents.is_content(file, drawn_on)
+            fits = self._contents.is_content(file, image_hash)
         except OSError:
             # It was removed, or cannot be read at the moment.
             return True
-        replaced = (image_id, tag, drawn_on)
+        replaced = (image_id, tag, image_hash)
         if not fits and replaced not in self._reported:
             self._reported.add(replaced)
             logger.warning(
@@ -372,7 +372,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
                 "image": self._image_entry(image_id, self.present_file(image_id)),
                 "labels": {tag: {"ext": _ending_of(one), "info": dict(one.info)} for tag, one in labels.items()},
             }
-            for image_id, labels in self._all_shown().items()
+            for image_id, labels in self._all_displayed().items()
         }
         # What is sent must be JSON, whatever a client or an older version has stored.
         content: dict[str, Any] = {"name": self.name(), "description": self.description(), "objects": objects}

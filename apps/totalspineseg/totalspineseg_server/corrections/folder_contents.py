@@ -52,7 +52,7 @@ LOOSE_IMAGES: Final = (
     "Link or copy the images there, or serve the folder that has the sub- folders"
 )
 DICOM: Final = (
-    "only MR series that have a folder of their own below the studies are offered, if they are volumes and no "
+    "only MR series that have a folder of their own below the studies are offered, if they are volumes and not "
     "localizers. Give each series a folder, convert it to NIfTI, or serve a DICOMweb server"
 )
 

@@ -35,8 +35,8 @@ INDEX_FILE: Final = "datastore_v2.json"
 NOTED: Final = "strategy"
 """Field of an image's record: strategy -> the time and client of its last offer of the image."""
 SETTLED_NS: Final = 2_000_000_000
-"""Age of the last change of a file, ns, from which another change would give the file another time. File systems count
-in milliseconds, some in seconds."""
+"""If the last change of a file is at least this old, ns, another change would give the file another time. File
+systems count in milliseconds, some in seconds."""
 SAVE_SECONDS: Final = 60.0
 """Shortest time between two writes of the hashes, because the file has a line for every image."""
 

@@ -21,7 +21,7 @@ from totalspineseg_server.corrections.interpretation import (
     Lint,
     Studies,
 )
-from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
+from totalspineseg_server.corrections.predictions import MapStore, PredictionStore
 from totalspineseg_server.corrections.receipts import Claims, Receipt, Receipts, Sender, Waiting, receipt_of, unread
 from totalspineseg_server.errors import (
     ImageError,
@@ -89,7 +89,7 @@ class Inbox:
         receipts: Receipts,
         corrections: CorrectionStore,
         predictions: PredictionStore,
-        maps: DrawnMaps,
+        maps: MapStore,
         studies: Studies,
         lint: Lint = check,
     ) -> None:
@@ -336,10 +336,10 @@ class Inbox:
         try:
             self._studies.show(correction, self._corrections.volume(correction), more)
         except StorageError as error:
-            raise type(error)(answers.not_shown(str(error), correction.id, correction.image)) from error
+            raise type(error)(answers.stored_only(str(error), correction.id, correction.image)) from error
         except Exception as error:
             logger.exception("Correction %s is not shown", correction.id)
-            raise SubmissionError(answers.not_shown(answers.NOT_SHOWABLE, correction.id, correction.image)) from error
+            raise SubmissionError(answers.stored_only(answers.NOT_SHOWABLE, correction.id, correction.image)) from error
 
 
 def _parked(correction: Correction) -> LabelError:
@@ -347,5 +347,5 @@ def _parked(correction: Correction) -> LabelError:
 
 
 def _content(receipt: Receipt) -> tuple[object, ...]:
-    """Return what is the same if a submission is sent again."""
+    """Return the fields that do not change if a submission is sent again."""
     return receipt.image, receipt.raw_sha256, receipt.tag, receipt.sender, receipt.params, receipt.fault

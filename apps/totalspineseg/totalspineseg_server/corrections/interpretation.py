@@ -25,7 +25,7 @@ from totalspineseg_server.corrections.comparison import (
     with_untouched,
 )
 from totalspineseg_server.corrections.correction_store import Correction, is_safe_tag
-from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import MapStore, PredictionMaps, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Claims, Receipt
 from totalspineseg_server.corrections.submission import (
     UNREVIEWED_NAMES,
@@ -142,7 +142,7 @@ class Interpreter:
         lint: Checks a label.
     """
 
-    def __init__(self, predictions: PredictionStore, maps: DrawnMaps, studies: Studies, lint: Lint = check) -> None:
+    def __init__(self, predictions: PredictionStore, maps: MapStore, studies: Studies, lint: Lint = check) -> None:
         self._predictions = predictions
         self._maps = maps
         self._studies = studies
@@ -327,7 +327,7 @@ class Interpreter:
             if record := self._record_of(maps, received):
                 yield record
 
-    def _record_of(self, maps: KeptMaps, received: Received) -> PredictionRecord | None:
+    def _record_of(self, maps: PredictionMaps, received: Received) -> PredictionRecord | None:
         """Return the record of a prediction, under the present or former name of the image, or outside the studies."""
         names = dict.fromkeys((received.image_id, maps.image, ""))
         found = (self._predictions.find(name, maps.prediction, received.image_sha256) for name in names)

@@ -26,7 +26,7 @@ from totalspineseg_server.segments import STEP1_WIRE_LABELS, to_wire
 logger = logging.getLogger(__name__)
 
 LABELS_DIR: Final = "labels"
-DRAWN_ON: Final = "image_sha256"
+IMAGE_HASH: Final = "image_sha256"
 """Field of a label: hash of the image on which it was drawn; "" if unknown. Labels that were copied by hand do not have
 it."""
 RENUMBERED: Final = "renumbered"
@@ -47,7 +47,7 @@ class DisplayedLabel:
 
     Attributes:
         file: The map; None if it has yet to be written.
-        info: Information about it; without ``DRAWN_ON``, this server did not make it.
+        info: Information about it; without ``IMAGE_HASH``, this server did not make it.
     """
 
     file: Path | None
@@ -56,7 +56,7 @@ class DisplayedLabel:
     @property
     def is_own(self) -> bool:
         """Whether this server made it."""
-        return DRAWN_ON in self.info
+        return IMAGE_HASH in self.info
 
 
 class LabelFiles:
@@ -129,7 +129,7 @@ class LabelFiles:
             image_id: Image to which it belongs.
             tag: Its tag.
             source: The map. Copied.
-            info: Information about it, with ``DRAWN_ON``. Not modified.
+            info: Information about it, with ``IMAGE_HASH``. Not modified.
 
         Raises:
             StorageError: It could not be written; the previous label is still there.
@@ -214,7 +214,7 @@ class LabelFiles:
     def _set_foreign_aside(self, image_id: str, tag: str, files: Iterable[Path]) -> None:
         """Rename label files that this server did not write, before its own files take their place."""
         for file in files:
-            if file.is_file() and not file.name.startswith(".") and DRAWN_ON not in self._info(image_id, tag, file):
+            if file.is_file() and not file.name.startswith(".") and IMAGE_HASH not in self._info(image_id, tag, file):
                 aside = file.with_name(f"{file.name}{ASIDE}")
                 with storage_errors(file):
                     file.replace(aside)
@@ -267,7 +267,7 @@ def info_of(correction: Correction, more: Mapping[str, Any] | None = None) -> di
         "label_info": [{"name": name, "idx": value} for name, value in labels.items()],
         UNCONFIRMED: [NAME_OF[code] for code in correction.unconfirmed],
         "prediction": correction.prediction,
-        DRAWN_ON: correction.image_sha256,
+        IMAGE_HASH: correction.image_sha256,
         RENUMBERED: correction.renumbered is not None,
         **(more or {}),
     }

@@ -31,11 +31,11 @@ UNLISTED = "unlisted"
 """Beginning of the folder name for predictions of images that are not in the studies, such as those of a session. There
 is a folder for each image, with its hash after this word, so that no request has to read all of them. Older records are
 in one folder."""
-KEPT_PER_IMAGE: Final = 4
+MAX_PER_IMAGE: Final = 4
 """Number of predictions for an image whose maps are kept: they can be made again, and take half a megabyte each."""
-KEPT_DAYS: Final = 365
+MAX_DAYS: Final = 365
 """Days without a new prediction after which the maps of an image are deleted; the records stay."""
-KEPT_IMAGES: Final = 1000
+MAX_IMAGES: Final = 1000
 """Number of images whose maps are kept, which is some gigabytes at most. Most images sent with a request are never sent
 again."""
 RAW_FILE: Final = "raw.nii.gz"
@@ -46,7 +46,7 @@ Chances: TypeAlias = Mapping[int, Mapping[int, float]]
 
 
 @dataclass(frozen=True)
-class KeptMaps:
+class PredictionMaps:
     """The maps of one prediction.
 
     Attributes:
@@ -83,13 +83,13 @@ class KeptMaps:
         return whole
 
 
-class DrawnMaps:
+class MapStore:
     """The maps below a history folder, by the content of their image."""
 
     def __init__(self, root: Path) -> None:
         self._root = root / "maps"
 
-    def keep(self, image_sha256: str, maps: KeptMaps) -> None:
+    def keep(self, image_sha256: str, maps: PredictionMaps) -> None:
         """Add the maps of a prediction, and delete the oldest of this image and of all images.
 
         Raises:
@@ -125,9 +125,9 @@ class DrawnMaps:
                 }
             write_json(entry / ids.RECORD_FILE, record)
         images = sorted(ids.entries(self._root), key=_changed)
-        expiry = time.time() - KEPT_DAYS * 24 * 3600
-        expired = [image for image in images[-KEPT_IMAGES:] if _changed(image) < expiry]
-        for old in (*ids.entries(folder)[:-KEPT_PER_IMAGE], *images[:-KEPT_IMAGES], *expired):
+        expiry = time.time() - MAX_DAYS * 24 * 3600
+        expired = [image for image in images[-MAX_IMAGES:] if _changed(image) < expiry]
+        for old in (*ids.entries(folder)[:-MAX_PER_IMAGE], *images[:-MAX_IMAGES], *expired):
             shutil.rmtree(old, ignore_errors=True)
 
     def images(self) -> Iterator[tuple[str, str]]:
@@ -146,11 +146,11 @@ class DrawnMaps:
         """Return the ids of the predictions whose maps are kept, oldest first."""
         return ids.names(self._root / image_sha256)
 
-    def of_prediction(self, image_sha256: str, prediction: str) -> KeptMaps | None:
+    def of_prediction(self, image_sha256: str, prediction: str) -> PredictionMaps | None:
         """Return the maps of one prediction, or None."""
         return next((_read(e) for e in self._entries(image_sha256) if e.name == prediction), None)
 
-    def newest_first(self, image_sha256: str) -> Iterator[KeptMaps]:
+    def newest_first(self, image_sha256: str) -> Iterator[PredictionMaps]:
         """Yield the maps of an image, newest first; each is read only when it is needed."""
         return (maps for entry in reversed(self._entries(image_sha256)) if (maps := _read(entry)) is not None)
 
@@ -163,12 +163,12 @@ class DrawnMaps:
         """
         ids = self.ids(image_sha256)
         earlier = [_read(entry) for entry in self._entries(image_sha256) if entry.name != prediction]
-        if len(ids) >= KEPT_PER_IMAGE or any(maps is None for maps in earlier):
+        if len(ids) >= MAX_PER_IMAGE or any(maps is None for maps in earlier):
             return None
         masks = [labels_present(maps.output.labels) for maps in earlier if maps is not None]
         return frozenset(int(code) for mask in masks for code in np.flatnonzero(mask))
 
-    def latest(self, image_sha256: str, step: int, versions: Mapping[str, str] | None = None) -> KeptMaps | None:
+    def latest(self, image_sha256: str, step: int, versions: Mapping[str, str] | None = None) -> PredictionMaps | None:
         """Return the newest maps of a step, or None.
 
         Args:
@@ -193,14 +193,14 @@ def _changed(folder: Path) -> float:
         return 0.0
 
 
-def _read(entry: Path) -> KeptMaps | None:
+def _read(entry: Path) -> PredictionMaps | None:
     """Return an entry; None if it is damaged or was removed, because it can be made again."""
     try:
         record: dict[str, Any] = read_json(entry / ids.RECORD_FILE)
         affine = np.array(record["affine"])
         raw, labels = read_labels(entry / RAW_FILE).data, read_labels(entry / LABELS_FILE).data
         x, y, z = record["iso_shape"]
-        return KeptMaps(
+        return PredictionMaps(
             prediction=record["prediction"],
             output=NamedMap(
                 Volume(raw, affine),
@@ -260,7 +260,7 @@ class PredictionRecord:
         client: Who requested it: the client id and, with sign-in, the user.
         image_sha256: Hash of the image at that time; empty in older records.
         created: UTC, ISO 8601.
-        disagreement: How much the networks contradict themselves, 0..1: ``steps`` (share of the discs on which step 1
+        disagreement: How much the networks disagree, 0..1: ``steps`` (share of the discs on which step 1
             and step 2 differ) and ``mirror`` (share of the structures on which the image and its mirror image differ).
             Values that were not measured are missing.
         marked: Codes of the levels that the reply named as doubtful; empty in older records.

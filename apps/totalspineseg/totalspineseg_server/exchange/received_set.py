@@ -12,7 +12,7 @@ from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, OWN_NUMBERS, UNREV
 from totalspineseg_server.corrections.correction_store import FINAL_TAG, CorrectionStore
 from totalspineseg_server.corrections.ids import HISTORY_DIR, STUDIES_DIR
 from totalspineseg_server.corrections.inbox import Inbox
-from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
+from totalspineseg_server.corrections.predictions import MapStore, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import StorageError, TotalSpineSegError
@@ -92,7 +92,7 @@ class _Desk:
             corrections=self._corrections,
         )
         self._inbox = Inbox(
-            Receipts(history), self._corrections, PredictionStore(history), DrawnMaps(history), self._store
+            Receipts(history), self._corrections, PredictionStore(history), MapStore(history), self._store
         )
 
     def add(self, pair: Pair, numbers: str, origin: str) -> bool:

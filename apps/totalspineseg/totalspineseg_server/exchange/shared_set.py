@@ -32,7 +32,7 @@ SUFFIXES: Final = ("T1w", "T2w", "PDw", "FLAIR", "T2star")
 CONTRAST: Final = re.compile(r"(?<![a-z0-9])(?:(?P<t1>t1)|(?P<t2>t2|stir)|(?P<pd>pd))(?![0-9])", re.IGNORECASE)
 SESSION: Final = re.compile(r"sub-[A-Za-z0-9]+_(ses-[A-Za-z0-9]+)")
 FACE: Final = frozenset({C1, C2})
-"""Vertebrae beside which the face may be in view."""
+"""Vertebrae near the face, which may be in view with them."""
 README: Final = """# Finished labels of the spine
 
 Images of the spine with labels that readers finished: vertebrae, discs, sacrum, canal and cord, below

@@ -38,7 +38,8 @@ def without_folders(text: str) -> str:
     """Return a text whose paths begin at the studies, the app or the programs, not at the root of the disk.
 
     Args:
-        text: For example a sentence about /srv/mri/.totalspineseg/maps, of which /srv/mri/, the studies, is left out.
+        text: For example a sentence about /srv/mri/.totalspineseg/maps; /srv/mri, the folder of the studies, is left
+        out.
     """
     conf = settings.MONAI_LABEL_APP_CONF or {}
     named = (settings.MONAI_LABEL_STUDIES, str(conf.get("work") or ""), settings.MONAI_LABEL_APP_DIR)

@@ -18,7 +18,7 @@ from starlette.responses import FileResponse
 from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction
 from totalspineseg_server.corrections.ids import is_usable_id
 from totalspineseg_server.corrections.image_records import NOTED, PATIENT, anonymous
-from totalspineseg_server.corrections.label_files import DRAWN_ON, RENUMBERED, UNCONFIRMED
+from totalspineseg_server.corrections.label_files import IMAGE_HASH, RENUMBERED, UNCONFIRMED
 from totalspineseg_server.corrections.receipts import Receipt, Sender
 from totalspineseg_server.errors import SettingError, StorageError
 from totalspineseg_server.front import front_messages
@@ -42,7 +42,7 @@ ARCHIVES = (".zip",)
 OWN_OF_SAMPLES: Final = ("id", "path", "warning", "score")
 OWN_OF_IMAGES: Final = (NOTED, "ts", "name", COUNTED, "PatientID", "StudyInstanceUID", *OWN_OF_SAMPLES)
 OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_info", "user", "client_id", "ts", "name")
-OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, DRAWN_ON, "instance", UNSENT, RENUMBERED, UNCONFIRMED))
+OWN: Final = frozenset((*OWN_OF_IMAGES, *OWN_OF_LABELS, IMAGE_HASH, "instance", UNSENT, RENUMBERED, UNCONFIRMED))
 """Fields of images and labels that only this server sets and relies on."""
 
 

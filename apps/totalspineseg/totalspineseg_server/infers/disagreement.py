@@ -17,7 +17,7 @@ STEPS: Final = "steps"
 MIRROR: Final = "mirror"
 """Keys of ``PredictionRecord.disagreement``."""
 OTHER_SIZE: Final = 0.9
-"""Factor by which an image is shrunk and predicted again: people differ in size by about as much."""
+"""Factor by which an image is shrunk before it is predicted again: people differ in size by about as much."""
 
 
 def disagreement_of(step1: Step1Names | None, labels: LabelArray, mirrors: Sequence[float | None]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from totalspineseg_server.anatomy import BY_CODE, DISCS, Kind
-from totalspineseg_server.corrections.predictions import KeptMaps, PredictionRecord
+from totalspineseg_server.corrections.predictions import PredictionMaps, PredictionRecord
 from totalspineseg_server.geometry import LabelArray, same_grid
 from totalspineseg_server.infers.published import FullTask
 from totalspineseg_server.infers.services import Services
@@ -63,7 +63,7 @@ class ReviewTask(FullTask):
 
     def earlier_maps(
         self, scan: Scan, step: int, request: Mapping[str, Any], versions: Mapping[str, str]
-    ) -> KeptMaps | None:
+    ) -> PredictionMaps | None:
         """Return the maps of the result under review, whichever weights and step-1 map it was made with."""
         result = self.result_on_screen(request)
         found = None if result is None else self.services.maps.of_prediction(str(request["image_sha256"]), result.id)

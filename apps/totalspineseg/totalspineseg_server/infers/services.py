@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol
 
 from totalspineseg_server.corrections.datastore import SpineDatastore
-from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
+from totalspineseg_server.corrections.predictions import MapStore, PredictionStore
 from totalspineseg_server.infers.settings import DoubtfulNames
 from totalspineseg_server.prediction import Predictor
 
@@ -21,7 +21,7 @@ STAGES: Final[Mapping[str, str]] = MappingProxyType(
         "step 1 network": "Step 1: finding discs, cord and canal",
         "levels": "Naming the levels",
         "step 2 network": "Step 2: outlining each vertebra",
-        "back to the scan": "Bringing the result to the scan's voxels",
+        "back to the scan": "Putting the result on the scan's voxels",
         "lint": "Checking the result",
         "write result": "Sending the result",
     }
@@ -152,7 +152,7 @@ class Services:
 
     networks: Networks
     predictions: PredictionStore
-    maps: DrawnMaps
+    maps: MapStore
     studies: SpineDatastore
     weights_text: Callable[[], str]
     doubtful_names: DoubtfulNames = "marked"

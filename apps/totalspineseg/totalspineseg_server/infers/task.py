@@ -21,7 +21,7 @@ from totalspineseg_server.clock import Stopwatch
 from totalspineseg_server.corrections import ids
 from totalspineseg_server.corrections.correction_store import FINAL_TAG
 from totalspineseg_server.corrections.label_files import UNCONFIRMED
-from totalspineseg_server.corrections.predictions import KeptMaps, PredictionRecord
+from totalspineseg_server.corrections.predictions import PredictionMaps, PredictionRecord
 from totalspineseg_server.errors import SettingError, StorageError, UnknownImageError
 from totalspineseg_server.files import sha256_of, storage_errors
 from totalspineseg_server.geometry import LabelArray, Volume, same_grid
@@ -274,7 +274,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         if outcome.output is None or record.reviewed:
             return
         numbering = outcome.numbering
-        maps = KeptMaps(
+        maps = PredictionMaps(
             prediction=record.id,
             output=outcome.output,
             iso=outcome.scan.iso.grid,
@@ -332,12 +332,12 @@ class SpineTask(InferTask):  # type: ignore[misc]
 
     def earlier_maps(
         self, scan: Scan, step: int, request: Mapping[str, Any], versions: Mapping[str, str]
-    ) -> KeptMaps | None:
+    ) -> PredictionMaps | None:
         """Return the maps that these weights made of this image before; None if none are stored."""
         found = self.services.maps.latest(str(request["image_sha256"]), step, versions)
         return found if found is not None and same_grid(found.iso, scan.iso.grid) else None
 
-    def maps_of(self, scan: Scan, step: int, result: PredictionRecord | None) -> KeptMaps | None:
+    def maps_of(self, scan: Scan, step: int, result: PredictionRecord | None) -> PredictionMaps | None:
         """Return the maps of a result; None if they are not stored or there is no result."""
         found = None if result is None else self.services.maps.of_prediction(result.image_sha256, result.id)
         is_of_step = found is not None and found.output.step == step

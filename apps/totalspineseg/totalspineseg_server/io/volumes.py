@@ -53,7 +53,7 @@ MIN_SLICES: Final = 3
     certain.
 """
 GZIP_LEVEL = 1
-"""Compression level of isal, 0..3: label maps shrink a hundredfold at any level, 1 is the fastest that does."""
+"""Compression level of isal, 0..3. Label maps shrink a hundredfold at any level from 1 on, and 1 is the fastest."""
 
 _UNREADABLE = (
     OSError,

@@ -46,7 +46,7 @@ LABELED_SHARE: Final = 0.25
 CORD_LOGITS: Final = (0.0, 0.5, 1.0, 1.5)
 """Thresholds, as logits, that are tried for the cord."""
 CORD_PRIOR: Final = 5.0
-"""Number of scans by which the present threshold of the cord is weighted."""
+"""Weight of the present threshold of the cord, as a number of scans."""
 MIN_CORD_VOXELS: Final = 500
 BELOW_MM: Final = 8.0
 """Distance below the middle of L5-S beyond which a piece lies in the sacrum; a disc is 5 to 12 mm high."""
@@ -87,7 +87,7 @@ def count_failures(scans: Sequence[SegmentedScan], *, mirror: Mapping[int, bool]
         mirror: Step -> whether the image and its mirror image were averaged.
 
     Returns:
-        The counts of names with and without a contradiction; scans of which nothing is named do not count.
+        The counts of names with and without a contradiction; scans in which nothing is named do not count.
     """
     total = Trust()
     for scan in scans:

@@ -43,10 +43,11 @@ class FocusedPredictor:
     """Step 1 in the box that a coarse look gives it; the answer covers the whole image.
 
     Args:
-        fine: Step 1. look: A fast step 1, of whose result only the position is used; None for the whole image except
+        fine: Step 1. look: A fast step 1; only the position of its result is used. None for the whole image except
         air, as in step 2,
             which gets only the crop around the spine.
-        skip_air: Whether the box ends where the image holds nothing but air beyond it, and tiles of air are left out.
+        skip_air: Whether the box ends where the image holds nothing but air beyond it, if that saves tiles, and tiles
+            of air are left out.
     """
 
     def __init__(self, fine: WarmPredictor, look: WarmPredictor | None, *, skip_air: bool = True) -> None:
@@ -72,7 +73,9 @@ class FocusedPredictor:
         """
         shape = channels.shape[1:]
         whole: Box = (slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2]))
-        limits = tissue_box(torch.from_numpy(np.ascontiguousarray(channels[0]))) if self._skip_air else whole
+        limits = whole
+        if self._skip_air:
+            limits = self._with_fewer_tiles(tissue_box(torch.from_numpy(np.ascontiguousarray(channels[0]))), whole)
         box = limits
         if self._look is not None:
             # The coarse network also finds specks in noise and far from the spine.
@@ -107,14 +110,28 @@ class FocusedPredictor:
     def _box(self, found: Box, limits: Box) -> Box:
         """Return the box around the structures that the coarse look found: the largest one within the limits with the
         fewest tiles."""
-        order = [self.fine.folder.transpose.index(2 - axis) for axis in range(3)]
-        tiles = [round(self.fine.folder.patch[k] * self.fine.folder.spacing_mm[k]) for k in order]
         spans = (
             span(axis, margin, tile, limit, step=self.fine.tile_step)
-            for axis, margin, tile, limit in zip(found, MARGIN_MM, tiles, limits, strict=True)
+            for axis, margin, tile, limit in zip(found, MARGIN_MM, self._tile(), limits, strict=True)
         )
         x, y, z = spans
         return x, y, z
+
+    def _with_fewer_tiles(self, part: Box, whole: Box) -> Box:
+        """Return a part without its limits along the axes on which they save no tile: where all tiles stay in their
+        places, all labels stay the same."""
+        sides = (
+            inside if _count(inside, tile, self.fine.tile_step) < _count(axis, tile, self.fine.tile_step) else axis
+            for inside, axis, tile in zip(part, whole, self._tile(), strict=True)
+        )
+        x, y, z = sides
+        return x, y, z
+
+    def _tile(self) -> tuple[int, ...]:
+        """Return the size of a tile along the axes of the image, voxels of 1 mm."""
+        folder = self.fine.folder
+        order = [folder.transpose.index(2 - axis) for axis in range(3)]
+        return tuple(round(folder.patch[k] * folder.spacing_mm[k]) for k in order)
 
 
 def span(found: slice, margin: int, tile: int, limits: slice, *, step: float) -> slice:
@@ -129,7 +146,7 @@ def span(found: slice, margin: int, tile: int, limits: slice, *, step: float) ->
     """
     start = min(max(limits.start, found.start - margin), limits.stop)
     stop = max(start, min(limits.stop, found.stop + margin))
-    count = len(tile_starts(max(stop - start, tile), tile, step))
+    count = _count(slice(start, stop), tile, step)
     width = min(limits.stop - limits.start, tile + int((count - 1) * tile * step))
     start = min(max(limits.start, start - (width - (stop - start)) // 2), limits.stop - width)
     return slice(start, start + width)
@@ -163,6 +180,11 @@ def widened(labels: npt.NDArray[np.uint8], box: Box, limits: Box) -> Box | None:
 def is_worth_a_look(folder: ModelFolder) -> bool:
     """Return whether a coarse look saves time: not before a network that is coarse itself."""
     return bool(np.prod(folder.spacing_mm) <= FINE_MM3)
+
+
+def _count(part: slice, tile: int, step: float) -> int:
+    """Return the number of tiles along one axis of a part."""
+    return len(tile_starts(max(part.stop - part.start, tile), tile, step))
 
 
 def _size(box: Box) -> str:

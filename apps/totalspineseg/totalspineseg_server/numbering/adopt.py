@@ -66,7 +66,7 @@ def _owner(item: Item, evidence: Evidence, path: Path) -> int:
 
 
 def _usual(named: Sequence[tuple[Item, int]]) -> float:
-    """Return the usual volume of a level of which several items may be parts, mm3."""
+    """Return the usual volume of a level that several items may be parts of, mm3."""
     volumes: dict[int, float] = {}
     for item, code in named:
         volumes[code] = volumes.get(code, 0.0) + item.volume_mm3

@@ -74,7 +74,8 @@ for networks that nobody has measured."""
 CONTRADICTED: Final = 0.5
 """Highest probability of a numbering that another map of the same scan contradicts, if each is certain by itself."""
 LIKELY: Final = 0.5
-"""Probability from which a doubtful step 1 that names the levels differently makes the names of step 2 doubtful."""
+"""A doubtful step 1 that names the levels differently makes the names of step 2 doubtful if its own names are at
+least this probable."""
 CLEAR: Final = 1 - WORTH_NAMING
 """If every name is above this probability, nothing competes, and the best names are the best numbering."""
 SAME: Final = 1e-9
@@ -290,11 +291,8 @@ def number_evidence(pieces: Pieces, evidence: Evidence) -> Numbering:
     naming = name_loose(naming, pieces, evidence, best, depths)
     levels = _levels(best, evidence, chances, naming)
     indices = [k for level in levels for k in [_item_of(level, evidence)]]
-    alternatives = tuple(
-        Alternative(
-            chance, shift_text([best[k] for k in indices], [path[k] for k in indices]), tuple(path[k] for k in indices)
-        )
-        for path, chance in others
+    alternatives = _alternatives(
+        [best[k] for k in indices], [([p[k] for k in indices], chance) for p, chance in others]
     )
     missed = chain.missed(best, slots)
     out = left_out(best, evidence, naming)
@@ -487,6 +485,20 @@ def _ranked(
     others = [(path, chance - chain.agreeing(_common(path, best)) / total) for path, chance in ranked[1:]]
     others.sort(key=lambda pair: -pair[1])
     return best, [pair for pair in others if pair[1] >= WORTH_NAMING]
+
+
+def _alternatives(best: Sequence[int], others: Sequence[tuple[Sequence[int], float]]) -> tuple[Alternative, ...]:
+    """Return competing numberings for a reader; those that differ from the best one in the same way are one."""
+    found: dict[str, Alternative] = {}
+    for codes, chance in others:
+        shift = shift_text(best, codes)
+        same = found.get(shift)
+        found[shift] = (
+            Alternative(chance, shift, tuple(codes))
+            if same is None
+            else replace(same, probability=same.probability + chance)
+        )
+    return tuple(sorted(found.values(), key=lambda other: -other.probability))
 
 
 def _common(path: Path, other: Path) -> Path:

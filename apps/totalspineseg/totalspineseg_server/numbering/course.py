@@ -61,6 +61,10 @@ class Course:
         along = ((points - self.points_mm[nearest]) * tangent).sum(axis=1) / np.maximum(length, 1e-9)
         return np.asarray(self.distance_mm[nearest] + np.clip(along, -length, length), dtype=np.float64)
 
+    def away(self, points_mm: npt.ArrayLike) -> Floats:
+        """Return the (m,) distance of (m, 3) points from the line, mm."""
+        return np.asarray(self._tree.query(np.asarray(points_mm, dtype=np.float64).reshape(-1, 3))[0])
+
 
 @dataclass(frozen=True)
 class Ruler:
@@ -91,6 +95,11 @@ class Ruler:
             return False
         _, y, z = np.asarray(point_vox, dtype=np.float64)
         return bool(y > self.extent.y_last[np.abs(self.extent.z - z).argmin()])
+
+    def middle(self, z: npt.NDArray[np.intp]) -> Floats:
+        """Return the middle of the canal from right to left at each of (n,) heights, voxel indices; 0 without one."""
+        middle = (self.extent.x_first + self.extent.x_last) / 2
+        return np.asarray(np.interp(z, self.extent.z, middle) if middle.size else np.zeros(z.shape))
 
     def in_front(self, xyz: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
         """Return which voxels are anterior to the canal and within its width, at the nearest height with canal.

@@ -36,6 +36,11 @@ MIN_BODY_SHARE: Final = 0.12
 BESIDE_MM: Final = 1.0
 MAX_BESIDE: Final = 0.5
 """Largest share of a body's cross-section that a real disc leaves within ``BESIDE_MM`` of its middle."""
+MIN_SACRAL_DISC_MM: Final = 12.0
+"""Smallest extent from front to back of a disc that separates a vertebra from the sacrum that surrounds it: a network
+that takes the last lumbar vertebra for S1 draws only part of the disc below it."""
+SACRAL_PART: Final = (0.4, 1.4)
+"""Smallest and largest height of the part of the sacrum above such a disc, in levels: that of one vertebra."""
 LONG_BODY: Final = 1.4
 """Length from which a body is two vertebrae with a missed disc between them, in levels (a body is 0.8 levels long)."""
 NEAR_STEPS: Final = 5
@@ -91,14 +96,21 @@ def divide(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
         return pieces
     usual = float(np.median([p.voxels for p in pieces.discs]))
     places = np.array([p.centroid_vox for p in pieces.discs if p.voxels >= MIN_CUTTING_DISC * usual])
+    long = [p for p in pieces.discs if (p.box[1].stop - p.box[1].start) * seen.spacing[1] >= MIN_SACRAL_DISC_MM]
+    inside = np.array([p.centroid_vox for p in long]).reshape(-1, 3)
     vertebrae = pieces.vertebrae
     before = pieces.vertebra_map
     vertebra_map, divided = _divide(
         before,
         vertebrae,
         seen,
-        lambda k: k == 0 or vertebrae[k].parts > 1 or _holds_disc(before, vertebrae[k], k, places, seen),
-        lambda k, xyz: _vertebra_owner(vertebrae[k], xyz, places, seen, is_top=k == 0),
+        lambda k: (
+            k == 0
+            or vertebrae[k].parts > 1
+            or vertebrae[k].kind is Kind.SACRUM
+            or _holds_disc(before, vertebrae[k], k, places, seen)
+        ),
+        lambda k, xyz: _vertebra_owner(vertebrae[k], xyz, places, inside, seen, is_top=k == 0),
     )
     return pieces if divided is vertebrae else replace(pieces, vertebra_map=vertebra_map, vertebrae=divided)
 
@@ -227,8 +239,19 @@ def _waist(counts: Ints) -> int | None:
     return found
 
 
-def _vertebra_owner(piece: Piece, xyz: Ints, discs_vox: Floats, seen: _Map, *, is_top: bool) -> Ints:
-    """Return the part to which each voxel of a vertebra belongs; discs inside the body separate parts."""
+def _vertebra_owner(
+    piece: Piece, xyz: Ints, discs_vox: Floats, inside_vox: Floats, seen: _Map, *, is_top: bool
+) -> Ints:
+    """Return the part to which each voxel of a vertebra or the sacrum belongs; discs inside the body separate parts.
+
+    Args:
+        piece: The piece.
+        xyz: (n, 3) its voxels.
+        discs_vox: (m, 3) middles of discs that separate vertebrae.
+        inside_vox: (l, 3) middles of discs that separate a vertebra from the sacrum, even if it surrounds them.
+        seen: The map.
+        is_top: Whether it is the uppermost.
+    """
     none = np.zeros(len(xyz), dtype=np.intp)
     if piece.body_centroid_vox is None:
         return none
@@ -243,6 +266,8 @@ def _vertebra_owner(piece: Piece, xyz: Ints, discs_vox: Floats, seen: _Map, *, i
     cuts = _cuts(heights, discs)
     if piece.kind is Kind.VERTEBRA:
         cuts = _with_waists(heights, cuts, discs)
+    elif not cuts and len(inside_vox):
+        cuts = _sacral_cut(heights, np.sort(seen.course.locate(inside_vox * seen.spacing)), level)
     owner = _parts(xyz, in_body, np.array(cuts), level, seen) if cuts else none
     if is_top:
         owner = _without_atlas(xyz, owner, in_body, seen)
@@ -267,6 +292,18 @@ def _cuts(heights: Floats, discs_mm: Floats) -> list[float]:
         if above >= least and (heights >= disc).sum() >= least and beside <= MAX_BESIDE * usual:
             cuts.append(float(disc))
     return cuts
+
+
+def _sacral_cut(heights: Floats, discs_mm: Floats, level_mm: float) -> list[float]:
+    """Return the place of the uppermost disc inside the sacrum with one vertebra above it, mm along the canal, or
+    nothing: L5 is above L5-S, and S1 above S1-S2, and only the names of all discs tell which it is."""
+    low, high = np.quantile(heights, (0.02, 0.98))
+    least = MIN_BODY_SHARE * heights.size
+    for disc in discs_mm:
+        is_one = SACRAL_PART[0] * level_mm <= disc - low <= SACRAL_PART[1] * level_mm
+        if is_one and disc < high and (heights < disc).sum() >= least and (heights >= disc).sum() >= least:
+            return [float(disc)]
+    return []
 
 
 def _with_waists(heights: Floats, cuts: list[float], discs_mm: Floats) -> list[float]:

@@ -33,6 +33,13 @@ MIN_TILTED_MM: Final = 15.0
 MIN_FLAT: Final = 1.5
 """The angle of a disc is not measured if it has fewer voxels, if it is shorter from front to back, or if it is less
 than this factor longer than thick."""
+PARTIAL_DISC: Final = 0.6
+"""A disc whose depth is a smaller share of the usual depth is drawn in part."""
+MIDLINE_MM: Final = 8.0
+"""Largest distance from the midline of the part of a body whose depth is measured."""
+DEPTH_BANDS: Final = ((0.1, 0.35), (0.65, 0.9))
+"""Parts of a body's height, from superior to inferior, in which its depth is measured."""
+MIN_BAND_VOXELS: Final = 100
 LOCALIZER_MIN_SHARE: Final = 0.10
 """Smallest share of its volume that a piece must share with the levels of a localizer to be compared with them."""
 
@@ -134,6 +141,9 @@ class Item:
         is_c1: Whether the network labeled it C1.
         tilt_deg: How far the front of a disc is lower than its back, as an angle; None if the disc is too small.
         is_far: Whether it is so far beside the discs that it cannot be part of the column.
+        is_partial: Whether it is a disc that is drawn in part, by its depth: its middle is not the disc's.
+        taper: Depth of a body between two discs near the upper one, divided by that near the lower one, at the midline;
+            None if it is too small. The body of S1 tapers, those above it hardly do.
     """
 
     kind: Kind
@@ -149,6 +159,8 @@ class Item:
     is_c1: bool = False
     tilt_deg: float | None = None
     is_far: bool = False
+    is_partial: bool = False
+    taper: float | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +225,7 @@ def gather(
     specks = tuple(item for item in items if _is_speck(item, items))
     items = [item for item in items if item not in specks]
     items.sort(key=lambda item: item.place_mm)
+    items = seen.with_tapers(items)
     above, below = seen.bone_beyond(items) if step == 1 else (0.0, 0.0)
     return Evidence(step, tuple(items), specks, loose, above, below, trust)
 
@@ -250,6 +263,7 @@ class _Seen:
     ) -> None:
         self.pieces, self.raw, self.ruler, self.spacing = pieces, raw, ruler, ruler.spacing_mm
         self.localizers = localizers
+        self.usual_depth = float(np.median([_depth(disc) for disc in pieces.discs])) if pieces.discs else 0.0
 
     def place(self, point_vox: npt.ArrayLike) -> float:
         return self.ruler.place(np.asarray(point_vox) * self.spacing)
@@ -278,7 +292,29 @@ class _Seen:
             overlaps=tuple(Overlap(self._shares(o.codes, piece, inside), o) for o in self.localizers),
             tilt_deg=tilt_deg(inside, self.spacing) if piece.kind is Kind.DISC else None,
             is_far=self.is_far(piece),
+            is_partial=piece.kind is Kind.DISC and _depth(piece) < PARTIAL_DISC * self.usual_depth,
         )
+
+    def with_tapers(self, items: Sequence[Item]) -> list[Item]:
+        """Return items in which each body between two discs has its taper."""
+        discs = np.array([item.place_mm for item in items if item.kind is Kind.DISC])
+        course, bone = self.ruler.course, self.pieces.vertebra_map
+        if course is None or bone is None or not discs.size:
+            return list(items)
+        xyz = np.argwhere(bone)
+        xyz = xyz[self.ruler.in_front(xyz)]
+        beside = np.abs(xyz[:, 0] - self.ruler.middle(xyz[:, 2])) * self.spacing[0]
+        points = xyz[beside <= MIDLINE_MM] * self.spacing
+        heights, away = course.locate(points), course.away(points)
+        result = []
+        for item in items:
+            below = int(np.searchsorted(discs, item.place_mm))
+            if item.kind is not Kind.DISC and 0 < below < discs.size:
+                inside = (heights > discs[below - 1]) & (heights < discs[below])
+                relative = (heights[inside] - discs[below - 1]) / (discs[below] - discs[below - 1])
+                item = replace(item, taper=taper(relative, away[inside]))
+            result.append(item)
+        return result
 
     def is_far(self, piece: Piece, limit_mm: float = FAR_MM) -> bool:
         """Return whether a piece is so far beside the discs that it cannot be part of the column."""
@@ -338,6 +374,30 @@ class _Seen:
             return None
         x, y = np.argwhere(bone).mean(axis=0)
         return np.array([x, y + canal_y + 1, z])
+
+
+def taper(heights: Floats, away_mm: Floats) -> float | None:
+    """Return how much deeper a body is near its upper end than near its lower end.
+
+    Args:
+        heights: (n,) height of each voxel, from 0 at the upper disc to 1 at the lower one. Not modified.
+        away_mm: (n,) distance of each from the canal. Not modified.
+
+    Returns:
+        The ratio; None for a body that is too small.
+    """
+    depths = []
+    for first, last in DEPTH_BANDS:
+        band = away_mm[(heights >= first) & (heights < last)]
+        if band.size < MIN_BAND_VOXELS:
+            return None
+        depths.append(max(1.0, float(np.ptp(np.quantile(band, (0.1, 0.9))))))
+    return depths[0] / depths[1]
+
+
+def _depth(piece: Piece) -> int:
+    """Return the extent of a piece from front to back, voxels."""
+    return int(piece.box[1].stop - piece.box[1].start)
 
 
 def tilt_deg(disc: npt.NDArray[np.bool_], spacing_mm: npt.ArrayLike) -> float | None:

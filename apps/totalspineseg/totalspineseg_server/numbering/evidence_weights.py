@@ -69,7 +69,7 @@ REMNANT_BELOW: Final = 3
 P_C1_CLASS_WRONG: Final = 0.01
 """Probability that the structure labeled C1 by step 1 is not C1; low, because the ring is unlike every other vertebra.
 """
-LOWER_END: Final = LowerEnd(1.0, thin=0.06, below_thin=0.1, below=0.02, s1=0.1, s1_whole=0.05, shifted=0.05)
+LOWER_END: Final = LowerEnd(1.0, thin=0.06, below_thin=0.1, below=0.02, s1=0.1, s1_whole=0.05, shifted=0.015)
 """Shares of scans, for measured networks: the fewer scans were measured, the closer they are to these."""
 P_S1_APART: Final = 0.02
 """Probability that S1 is drawn as a separate piece of the sacrum, by measured networks."""
@@ -79,11 +79,23 @@ of a false vertebra of this size."""
 SHIFTED_BONE: Final = 0.7
 """Probability that the last lumbar vertebra is drawn as part of the sacrum by a network that takes it for S1; its other
 errors follow: L5-S and T12-L1 are expected one disc too high."""
+SHIFTED_LAST_DISC: Final = 0.5
+"""Probability that such a network draws L5-S, for it the remnant between S1 and S2, as thin as a remnant; and that the
+disc has the class of L5-S nevertheless."""
+S1_TAPER: Final = (math.log(1.5), 0.25)
+LUMBAR_TAPER: Final = (0.0, 0.12)
+"""Logarithm of the taper (``Item.taper``) of the bodies of S1 and of lumbar vertebrae, and its standard deviation.
+
+Source: a ratio of at most 1.37 makes S1 a transitional, "squared" vertebra (Wigh, Spine 1980; Konin and Walz, AJNR
+2010); lumbar bodies are as deep above as below.
+"""
+MAX_TAPER: Final = 10.0
+"""Largest factor by which a taper is more probable for one of them: outlines are ragged, and S1 is squared in some."""
 P_SKULL_BASE: Final = 0.3
 """Probability that the skull base is drawn as a vertebra, if it is in view."""
 P_DENS_BASE: Final = 0.4
-"""Probability that a disc is drawn at the base of the dens: it is in three of five necks by step 2 and in one by step 1
-of the starter weights."""
+"""Probability that a disc is drawn at the base of the dens: step 2 of the starter weights draws one in three of five
+necks, and step 1 in one."""
 DENS_AS_C2_C3: Final = 0.5
 """Probability that such a disc has the class of C2-C3."""
 LOST_TO_DENS: Final = 0.35
@@ -108,7 +120,7 @@ LANDMARK_NEAR_2: Final = 0.07
 """Factor by which a landmark's class is rarer two levels from the landmark than on the next disc."""
 LANDMARK_ALONE: Final = 1 / 3
 """Factor for a neighbor of a landmark whose own disc would be beyond the outermost disc in view, compared with a
-landmark that moves within the view (own class lost, neighbor's present): the network must invent it."""
+landmark that moves within the view (own class lost, neighbor's present): the network would have to invent it."""
 LANDMARK_COUNTED: Final = 0.5
 """The same factor if the class is that of T12-L1, one level too low, on the uppermost disc in view, if that is the
 fifth above L5-S: networks seem to count up from the sacrum. Of 24 synthetic lumbar scans with six lumbar vertebrae, six
@@ -131,8 +143,8 @@ centers.
 SPACING_MM: Final = 1.5
 """Standard deviation independent of the distance, mm: voxel size and ragged borders."""
 CUT_SPREAD: Final = 0.3
-"""Standard deviation that is added for a piece that the field of view cuts, as a share of the level's height: its
-center is off by up to half."""
+"""Standard deviation that is added for a piece that the field of view cuts, or that is drawn in part, as a share of the
+level's height: its center is off by up to half."""
 SACRUM_SPREAD_MM: Final = 10.0
 """Standard deviation that is added for the middle of the sacrum, mm: a third or all of the sacrum may be in view."""
 SKULL_SPREAD_MM: Final = 5.0
@@ -183,7 +195,7 @@ PIN_WEIGHT: Final = 1e-15
 """Weight of every code but the pinned one: a reader's pin outweighs all other evidence."""
 
 MOSTLY: Final = 0.5
-"""Share of a disc's voxels in a landmark's class from which the disc counts as drawn as that landmark."""
+"""A disc counts as drawn as a landmark if at least this share of its voxels has the landmark's class."""
 
 _COLUMN = column(len(THORACIC), len(LUMBAR))
 
@@ -251,6 +263,8 @@ def _landmark_fit(
         other = _is_landmark() & (tree.code != landmark)
         of[other] = np.minimum(LANDMARK_OTHER, of[other])
         of[_above(landmark, moved)] = chances.own
+        if moved and landmark == DISC_L5_S:
+            of[_above(landmark, 0)] = SHIFTED_LAST_DISC
     dens = tree.unnamed & tree.disc
     table[dens, 1 + LANDMARK_DISCS.index(DISC_C2_C3)] = DENS_AS_C2_C3
     table[:, 0] = np.maximum(LANDMARK_OTHER, 1.0 - table[:, 1:].sum(axis=1))
@@ -322,12 +336,18 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
         # C1 of step 1 has no overlaps, even if there are localizers.
         for overlap, count in zip(item.overlaps, touched, strict=bool(item.overlaps)):
             base = base * _localizer_fit(overlap, count, tree)
-        base = base * (_remnant(items, k, trust)[1] if trust.measured else 1.0)
+        remnant = _remnant(items, k, trust)[1] if trust.measured else 1.0
+        base = base * remnant * np.where(tree.s1, s1_shape(item), 1.0)
         if item.pin:
             base = np.where(np.isin(tree.code, list(item.pin)), base, base * PIN_WEIGHT)
         parity = _parity_fit(item, tree, trust.parity)
         for view, shifted in enumerate((False, True)[: len(result[k]) // 2]):
             seen = _kind_fit(item, tree, trust, shifted=shifted)
+            if is_sacral_part(items, k):
+                # Such a part was cut out by ``divide`` because of the disc below it, which counts by itself.
+                seen = np.where(tree.s1, 1.0, seen)
+            if shifted and remnant < 1.0:
+                seen = seen * np.where(tree.code == DISC_L5_S, SHIFTED_LAST_DISC / remnant, 1.0)
             if item.landmarks:
                 uppermost = counted and k == discs[0]
                 seen = seen * _landmark_fit(items, k, discs, uppermost, trust, shifted=shifted)
@@ -370,6 +390,24 @@ def _kind_fit(item: Item, tree: States, trust: Trust, *, shifted: bool) -> Float
     return chances
 
 
+def is_sacral_part(items: Sequence[Item], k: int) -> bool:
+    """Return whether an item is the part of the sacrum above a disc inside it: L5 or S1, drawn as sacrum."""
+    below = [item.kind for item in items[k + 1 :] if item.kind is not Kind.VERTEBRA and not item.is_far]
+    is_large = items[k].kind is Kind.SACRUM and items[k].taper is not None
+    return is_large and below[:1] == [Kind.DISC] and Kind.SACRUM in below
+
+
+def s1_shape(item: Item) -> float:
+    """Return how much better the shape of a body fits S1 than a lumbar vertebra; 1 if it is unknown."""
+    if item.taper is None:
+        return 1.0
+    s1, lumbar = (
+        math.exp(-0.5 * ((math.log(item.taper) - mean) / deviation) ** 2) / deviation
+        for mean, deviation in (S1_TAPER, LUMBAR_TAPER)
+    )
+    return min(max(s1 / max(lumbar, 1e-9), 1 / MAX_TAPER), MAX_TAPER)
+
+
 @cache
 def last_lumbar() -> Floats:
     """Return the (slots,) probability that a vertebra is the last lumbar one: in most columns it is L5, in few L4."""
@@ -382,7 +420,7 @@ def last_lumbar() -> Floats:
 
 def _width_fit(item: Item, tree: States) -> Floats:
     """Return the fit of a width relative to the best slot; ``false_weight`` decides whether an odd size is false."""
-    if item.cut or item.kind is not Kind.DISC:
+    if item.cut or item.is_partial or item.kind is not Kind.DISC:
         return np.ones(tree.code.size)
     away = np.log(item.width_mm / tree.width_mm) / WIDTH_SPREAD
     score = np.exp(-0.5 * np.minimum(away**2, 9.0))

@@ -7,7 +7,7 @@ import numpy as np
 
 from totalspineseg_server.anatomy import BY_CODE, C1, DISC_L5_S, SACRUM, Kind
 from totalspineseg_server.numbering.evidence import Evidence
-from totalspineseg_server.numbering.evidence_weights import ORDER, THIN_DISC
+from totalspineseg_server.numbering.evidence_weights import ORDER, THIN_DISC, s1_shape
 from totalspineseg_server.numbering.solver import FALSE, Path
 from totalspineseg_server.transforms.labeling import UNNAMED, Naming
 
@@ -76,7 +76,8 @@ def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequ
 
 def below_l5_s(out: Sequence[int], path: Path, evidence: Evidence) -> int | None:
     """Return the largest disc below the one named L5-S if it may be L5-S itself: if it is not thin, as that between S1
-    and S2 is in most people, or if the bone between them is drawn as a vertebra. None if there is none.
+    and S2 is in most people, or if the bone between them has the shape of a lumbar vertebra, or is drawn as a vertebra
+    and too small to have a shape. None if there is none.
 
     Args:
         out: From ``left_out``.
@@ -93,8 +94,10 @@ def below_l5_s(out: Sequence[int], path: Path, evidence: Evidence) -> int | None
     largest = max(below, key=lambda k: items[k].volume_mm3)
     named = [i.volume_mm3 for i, code in zip(items, path, strict=True) if i.kind is Kind.DISC and code != FALSE]
     is_thin = items[largest].volume_mm3 < THIN_DISC * float(np.median(named))
-    bones = any(items[k].kind is Kind.VERTEBRA and path[k] == SACRUM for k in range(last + 1, largest))
-    return largest if bones or not is_thin else None
+    bones = [k for k in range(last + 1, largest) if path[k] == SACRUM]
+    drawn_apart = any(items[k].kind is Kind.VERTEBRA and items[k].taper is None for k in bones)
+    is_lumbar = any(s1_shape(items[k]) < 1 for k in bones)
+    return largest if drawn_apart or is_lumbar or not is_thin else None
 
 
 def _swollen(missed: int, path: Path, evidence: Evidence) -> bool:

@@ -28,7 +28,7 @@ BELOW_L5_S: Final = (
     "level too low."
 )
 LANDMARK_DIFFERS: Final = (
-    "The network segmented this disc as {landmark}, but everything else in view indicates that it is {name}."
+    "The network segmented this disc as {landmark}, but the other evidence indicates that it is {name}."
 )
 STEPS_DIFFER: Final = (
     "The two networks disagree: step 1 named this disc {step1} and the others to match, but step 2 named it {step2}."
@@ -85,6 +85,13 @@ REASONS: Final = MappingProxyType(
         "steps_differ": "step 1 and step 2 name the discs differently",
     }
 )
+CONTRADICTIONS: Final = MappingProxyType(
+    {
+        "landmark_differs": "a landmark was segmented on another disc",
+        "left_out": "a piece as large as a level has no name",
+    }
+)
+"""Findings that are the reason for a contradiction if there is no other one."""
 
 # Competing numberings, and what would decide between them
 SAME_NAMES: Final = "the same names"

@@ -36,7 +36,7 @@ def with_pins(
 ) -> tuple[Evidence, tuple[int, ...]]:
     """Return the evidence with the pins of readers.
 
-    Each pin goes to the piece of its kind in or beside which it lies, at the same level. A pin in processes without a
+    Each pin goes to the piece of its kind that it lies in or beside, at the same level. A pin in processes without a
     body (the ring of an atlas whose anterior arch is missing) names these, not the body beside them. If there is no
     such piece (as in a step-1 map, which has no single vertebrae), a point in a vertebra's body names the discs above
     and below.

@@ -114,7 +114,8 @@ def _reasons(known: Mapping[str, Any], *, counted_only: bool) -> list[str]:
     kinds = {finding["kind"] for finding in known.get("findings", ())}
     reasons = [reason for kind, reason in messages.REASONS.items() if kind in kinds]
     if known.get("contradicted") and not reasons:
-        reasons.append(messages.CONTRADICTED)
+        found = (reason for kind, reason in messages.CONTRADICTIONS.items() if kind in kinds)
+        reasons.append(next(found, messages.CONTRADICTED))
     if known.get("counted_only") and counted_only:
         reasons.append(messages.COUNTED_ONLY)
     return reasons

@@ -220,7 +220,7 @@ class PacsDatastore(SpineDatastore):
         return tuple(sorted(uid for uid in others if self._folder(uid).is_dir() and self.same_space(image_id, uid)))
 
     def same_space(self, one: str, other: str) -> bool:
-        """Return whether the coordinates of two series that are here can be compared, by their headers.
+        """Return whether the coordinates of two series that are here can be compared, judging by their headers.
 
         A patient who was repositioned within a study has another frame of reference.
         """

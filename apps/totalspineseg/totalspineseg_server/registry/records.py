@@ -102,7 +102,7 @@ def removed_file(store: ModelStore, name: str) -> Path:
 
 
 def removed_versions(store: ModelStore) -> tuple[str, ...]:
-    """Return the sorted names of the versions of which only the record is left."""
+    """Return the sorted names of the versions that have nothing left but their record."""
     known = {file.stem for file in (store.model_dir / REMOVED_DIR).glob("*.json") if NAME.fullmatch(file.stem)}
     return tuple(sorted(known - set(store.versions())))
 

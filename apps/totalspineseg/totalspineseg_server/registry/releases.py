@@ -24,8 +24,8 @@ STARTER_WARNING: Final = (
 )
 """The warning beside each result of the starter weights."""
 DESCENDANT_WARNING: Final = (
-    "The weights {name!r} were trained here from the starter weights, which know synthetic spines and 18 people, with "
-    "{count}: good for trying the software, not for patients."
+    "The weights {name!r} were trained here with {count} from the starter weights, which have seen only synthetic "
+    "spines and 18 people: good for trying the software, not for patients."
 )
 """The warning beside each result of weights that were retrained from the starter weights."""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from totalspineseg_server.agreement import MEASURES, CaseScore, score_case
 from totalspineseg_server.certainty import Certainty, certainty_of
-from totalspineseg_server.corrections.predictions import DrawnMaps, PredictionStore
+from totalspineseg_server.corrections.predictions import MapStore, PredictionStore
 from totalspineseg_server.errors import GridError, ImageError, StorageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume
@@ -173,7 +173,7 @@ def own_answers(
     """
     found = tried = 0
     split, predictions = read_split(site.holdout_file), PredictionStore(site.history)
-    for sha256, image_id in DrawnMaps(site.history).images():
+    for sha256, image_id in MapStore(site.history).images():
         if found == count or tried == 2 * count:
             return
         subject = site.subject(image_id)

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from totalspineseg_server.activelearning.scores import Scores
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Rejections
-from totalspineseg_server.corrections.predictions import DrawnMaps
+from totalspineseg_server.corrections.predictions import MapStore
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.errors import UnknownImageError
 from totalspineseg_server.worklist import worklist as lines
@@ -109,7 +109,7 @@ def open_lab(
     root: Path,
     studies: Callable[[], Studies],
     scores: Scores,
-    maps: DrawnMaps,
+    maps: MapStore,
     corrections: CorrectionStore,
     submit: Submit,
     undo: Undo,

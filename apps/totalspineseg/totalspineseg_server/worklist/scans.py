@@ -14,7 +14,7 @@ from scipy import ndimage
 from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, DISCS, NAME_OF, SACRUM, VERTEBRAE, Kind
 from totalspineseg_server.certainty import is_doubtful
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.predictions import DrawnMaps, KeptMaps, PredictionRecord
+from totalspineseg_server.corrections.predictions import MapStore, PredictionMaps, PredictionRecord
 from totalspineseg_server.errors import UnknownImageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, labels_from_iso, to_ras
@@ -48,7 +48,7 @@ class Label:
     of: str
     codes: LabelArray
     record: PredictionRecord | None = None
-    maps: KeptMaps | None = None
+    maps: PredictionMaps | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Scans:
         image_file: Callable[[str], Path | None],
         fingerprint: Callable[[str], str],
         record: Callable[[Row], PredictionRecord | None],
-        maps: DrawnMaps,
+        maps: MapStore,
         corrections: CorrectionStore,
     ) -> None:
         self._image_file, self._fingerprint = image_file, fingerprint
