@@ -27,7 +27,7 @@ from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in
 from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.nnunet.raw_folder import NnunetFolders
 from totalspineseg_server.nnunet.training_log import TrainingLog
-from totalspineseg_server.registry.handled import measured_once
+from totalspineseg_server.registry.judgments import measured_once
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.records import VersionRecord, read_record, trained_on, write_record
 from totalspineseg_server.registry.removal import remove_versions

@@ -23,7 +23,7 @@ from totalspineseg_server.nnunet.cases import Origin, ScanSource
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.prediction import Prediction
-from totalspineseg_server.registry.handled import HANDLED_FILE, recorded
+from totalspineseg_server.registry.judgments import HANDLED_FILE, recorded
 from totalspineseg_server.training import judged_version, judging, remembered
 from totalspineseg_server.training.compare import OWN_ANSWER_MARGINS, SubjectScores
 from totalspineseg_server.training.judged_version import judge_version

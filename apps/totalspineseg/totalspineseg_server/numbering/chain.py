@@ -336,7 +336,7 @@ BELIEVED: Final = 0.75
 
 def _outvoted(moved: Sequence[Finding], numbering: Numbering, trust: Trust, lost: Collection[int]) -> bool:
     """Return whether names stay certain in spite of contradicted landmarks: these are often wrong, or lost."""
-    landmarks = {code for finding in moved for code in _drawn_as(finding, numbering)} - set(lost)
+    landmarks = {code for finding in moved for code in _landmarks_of(finding, numbering)} - set(lost)
     return not any(_is_believed(code, trust) for code in landmarks)
 
 
@@ -352,7 +352,7 @@ def _is_believed(landmark: int, trust: Trust) -> bool:
     return trust.chances(LANDMARK_DISCS.index(landmark), careful=CAREFUL).own >= BELIEVED
 
 
-def _drawn_as(finding: Finding, numbering: Numbering) -> list[int]:
+def _landmarks_of(finding: Finding, numbering: Numbering) -> list[int]:
     """Return the landmarks whose classes the network gave to the disc of a finding."""
     discs = zip(numbering.naming.discs, numbering.pieces.discs, strict=True)
     return [

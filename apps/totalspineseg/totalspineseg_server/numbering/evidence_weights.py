@@ -80,8 +80,8 @@ SHIFTED_BONE: Final = 0.7
 """Probability that the last lumbar vertebra is drawn as part of the sacrum by a network that takes it for S1; its other
 errors follow: L5-S and T12-L1 are expected one disc too high."""
 SHIFTED_LAST_DISC: Final = 0.5
-"""Probability that such a network draws L5-S, for it the remnant between S1 and S2, as thin as a remnant; and that the
-disc has the class of L5-S nevertheless."""
+"""Probability that such a network draws L5-S as thin as the remnant between S1 and S2, for which it takes the disc;
+and that the disc has the class of L5-S nevertheless."""
 S1_TAPER: Final = (math.log(1.5), 0.25)
 LUMBAR_TAPER: Final = (0.0, 0.12)
 """Logarithm of the taper (``Item.taper``) of the bodies of S1 and of lumbar vertebrae, and its standard deviation.

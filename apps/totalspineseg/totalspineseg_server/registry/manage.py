@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from totalspineseg_server.errors import StorageError, WeightsError
-from totalspineseg_server.registry.handled import handled_by
-from totalspineseg_server.registry.judgments import Judgment, judged_names, judgments
+from totalspineseg_server.registry.judgments import Judgment, handled_by, judged_names, judgments
 from totalspineseg_server.registry.model_store import DATASET_OF_STEP, NAME, STARTER, ModelStore
 from totalspineseg_server.registry.records import lineage, read_record, removed_versions
 

@@ -20,7 +20,7 @@ from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.volumes import read_image
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource
-from totalspineseg_server.registry.handled import Measured, measured_once
+from totalspineseg_server.registry.judgments import Measured, measured_once
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
 from totalspineseg_server.training.holdout import hash_holds_out, read_split
