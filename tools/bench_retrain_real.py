@@ -288,13 +288,18 @@ def trained_on_people(weights: str) -> bool:
     return False
 
 
-def truth_of(slabs: Path, number: str) -> Truth:
+def truth_of(slabs: Path, number: str, *, sure: bool = True) -> Truth:
     """Read a slab, and name the structures in its masks.
+
+    Args:
+        slabs: Folder of the slabs.
+        number: Number of the patient.
+        sure: Whether the names are right; otherwise landmarks that may be other discs are ``UNREVIEWED``.
 
     Raises:
         TotalSpineSegError: The slab cannot be read or named.
     """
-    slab = read_slab(slabs, number, sure=True)
+    slab = read_slab(slabs, number, sure=sure)
     first, second = slab.readings
     known = np.where(first == second, first, UNREVIEWED)
     # The whole canal is known, but not which part of it is cord.

@@ -4,12 +4,13 @@
 
 OUT is a starter folder with ``share`` of TRAINED and the rest of BEFORE in every weight; with ``--fine-share``, another
 share at the two finest resolutions, so that outlines may change more than what tells levels apart. Its
-``training.json`` is that of TRAINED and names both.
+``training.json`` is that of TRAINED and names both. A step whose weights are the same in both folders is copied.
 
 Source: Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022.
 """
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -29,10 +30,13 @@ def mix(before: Path, trained: Path, out: Path, share: float, fine_share: float 
     fine_share = share if fine_share is None else fine_share
     for step in (1, 2):
         old, new = (models_in(folder)[step] for folder in (before, trained))
+        folder = out / STARTER_FOLDERS[step]
+        if sha256_of(old.checkpoint) == sha256_of(new.checkpoint):
+            shutil.copytree(old.path, folder, dirs_exist_ok=True)
+            continue
         weights: dict[str, torch.Tensor] = mixed_weights(old, new, share)
         fine = mixed_weights(old, new, fine_share)
         weights |= {name: value for name, value in fine.items() if draws_outlines(name)}
-        folder = out / STARTER_FOLDERS[step]
         export_model(folder, step, weights, FEATURES)
         record = read_json(new.path / "training.json")
         record["mean"] = {

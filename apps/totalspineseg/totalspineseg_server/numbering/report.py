@@ -124,7 +124,8 @@ def _reasons(known: Mapping[str, Any], *, counted_only: bool) -> list[str]:
 def _unless(variants: Sequence[Mapping[str, Any]]) -> str:
     """Return the variants that would change counted names, with their share of people; empty if there are none."""
     found = [messages.VARIANT.format(what=entry["what"], share=_share(entry["share"])) for entry in variants]
-    return messages.COUNTED_UNLESS.format(variants=" or ".join(found)) if found else ""
+    listed = " or ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
+    return messages.COUNTED_UNLESS.format(variants=listed) if found else ""
 
 
 def _share(share: float) -> str:

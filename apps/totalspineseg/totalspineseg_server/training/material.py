@@ -34,8 +34,8 @@ FINISHED_TAGS: Final = {1: (FINAL_TAG, STEP1_TAG), 2: (FINAL_TAG,)}
 
 
 NEVER_JUDGES: Final = (
-    "The result was accepted unchanged, so it is not used for comparing models, and its subject is held out from "
-    "training. Correct the scan to use it."
+    "The result was accepted unchanged, and its subject is held out from training, so it is used neither for training "
+    "nor for comparing models. Correct the scan to use it."
 )
 TRAINS_TOO: Final = (
     "this image is also used for training under another name, so it cannot be used for comparing models. Give the "
