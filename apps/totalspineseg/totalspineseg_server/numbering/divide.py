@@ -297,6 +297,7 @@ def _cuts(heights: Floats, discs_mm: Floats) -> list[float]:
 def _sacral_cut(heights: Floats, discs_mm: Floats, level_mm: float) -> list[float]:
     """Return the place of the uppermost disc inside the sacrum with one vertebra above it, mm along the canal, or
     nothing: L5 is above L5-S, and S1 above S1-S2, and only the names of all discs tell which it is."""
+    # A few voxels far above or below the rest must not move the ends.
     low, high = np.quantile(heights, (0.02, 0.98))
     least = MIN_BODY_SHARE * heights.size
     for disc in discs_mm:

@@ -393,6 +393,7 @@ def taper(heights: Floats, away_mm: Floats) -> float | None:
         band = away_mm[(heights >= first) & (heights < last)]
         if band.size < MIN_BAND_VOXELS:
             return None
+        # Ragged outlines must not count.
         depths.append(max(1.0, float(np.ptp(np.quantile(band, (0.1, 0.9))))))
     return depths[0] / depths[1]
 
