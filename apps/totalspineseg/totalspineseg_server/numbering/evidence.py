@@ -33,8 +33,6 @@ MIN_TILTED_MM: Final = 15.0
 MIN_FLAT: Final = 1.5
 """The angle of a disc is not measured if it has fewer voxels, if it is shorter from front to back, or if it is less
 than this factor longer than thick."""
-PARTIAL_DISC: Final = 0.6
-"""A disc whose depth is a smaller share of the usual depth is drawn in part."""
 MIDLINE_MM: Final = 8.0
 """Largest distance from the midline of the part of a body whose depth is measured."""
 DEPTH_BANDS: Final = ((0.1, 0.35), (0.65, 0.9))
@@ -143,7 +141,6 @@ class Item:
         is_c1: Whether the network labeled it C1.
         tilt_deg: How far the front of a disc is lower than its back, as an angle; None if the disc is too small.
         is_far: Whether it is so far beside the discs that it cannot be part of the column.
-        is_partial: Whether it is a disc that is drawn in part, by its depth: its middle is not the disc's.
         taper: Depth of a body between two discs near the upper one, divided by that near the lower one, at the midline;
             None if it is too small. The body of S1 tapers, those above it hardly do.
     """
@@ -161,7 +158,6 @@ class Item:
     is_c1: bool = False
     tilt_deg: float | None = None
     is_far: bool = False
-    is_partial: bool = False
     taper: float | None = None
 
 
@@ -265,7 +261,6 @@ class _Seen:
     ) -> None:
         self.pieces, self.raw, self.ruler, self.spacing = pieces, raw, ruler, ruler.spacing_mm
         self.localizers = localizers
-        self.usual_depth = float(np.median([_depth(disc) for disc in pieces.discs])) if pieces.discs else 0.0
 
     def place(self, point_vox: npt.ArrayLike) -> float:
         return self.ruler.place(np.asarray(point_vox) * self.spacing)
@@ -294,7 +289,6 @@ class _Seen:
             overlaps=tuple(Overlap(self._shares(o.codes, piece, inside), o) for o in self.localizers),
             tilt_deg=tilt_deg(inside, self.spacing) if piece.kind is Kind.DISC else None,
             is_far=self.is_far(piece),
-            is_partial=piece.kind is Kind.DISC and _depth(piece) < PARTIAL_DISC * self.usual_depth,
         )
 
     def with_tapers(self, items: Sequence[Item]) -> list[Item]:
@@ -396,11 +390,6 @@ def taper(heights: Floats, away_mm: Floats) -> float | None:
         # Ragged outlines must not count.
         depths.append(max(1.0, float(np.ptp(np.quantile(band, (0.1, 0.9))))))
     return depths[0] / depths[1]
-
-
-def _depth(piece: Piece) -> int:
-    """Return the extent of a piece from front to back, voxels."""
-    return int(piece.box[1].stop - piece.box[1].start)
 
 
 def tilt_deg(disc: npt.NDArray[np.bool_], spacing_mm: npt.ArrayLike) -> float | None:

@@ -420,7 +420,7 @@ def last_lumbar() -> Floats:
 
 def _width_fit(item: Item, tree: States) -> Floats:
     """Return the fit of a width relative to the best slot; ``false_weight`` decides whether an odd size is false."""
-    if item.cut or item.is_partial or item.kind is not Kind.DISC:
+    if item.cut or item.kind is not Kind.DISC:
         return np.ones(tree.code.size)
     away = np.log(item.width_mm / tree.width_mm) / WIDTH_SPREAD
     score = np.exp(-0.5 * np.minimum(away**2, 9.0))

@@ -112,8 +112,7 @@ def weigh(steps: Links, upper: Item, lower: Item) -> Floats:
     """
     scale = w.SCALES[:, None]
     expected, height = scale * steps.expected_mm, scale * steps.height_mm
-    inexact = sum(item.cut or item.is_partial for item in (upper, lower))
-    sd = w.SPACING_MM + steps.spread_mm + w.SPACING_SPREAD * expected + w.CUT_SPREAD * height * inexact
+    sd = w.SPACING_MM + steps.spread_mm + w.SPACING_SPREAD * expected + w.CUT_SPREAD * height * (upper.cut + lower.cut)
     sd = np.where(steps.same, w.SPACING_MM + w.SPLIT_SPREAD * height, sd)
     apart = lower.place_mm - upper.place_mm
     ruled = np.exp(-0.5 * ((apart - expected) / sd) ** 2) / (sd * np.sqrt(2 * np.pi))
