@@ -236,27 +236,27 @@ def without_landmarks() -> Volume:
 def test_doubt_is_seen_in_the_rows_and_what_is_confirmed_is_kept_as_such(server: Server, tmp_path: Path) -> None:
     """Doubt was printed to the console of 3D Slicer, which no reader opens."""
     grid = offered(server, without_landmarks(), "marked")
-    sitting = sit_down(server, tmp_path, wanted="marked", rename={"L2 ?": "L2"})
-    marked = ["L2 ?", "L2-L3 ?", "L3 ?", "L3-L4 ?"]
+    sitting = sit_down(server, tmp_path, wanted="marked", rename={"L1 ?": "L1"})
+    marked = ["L1 ?", "L1-L2 ?", "L2 ?", "L2-L3 ?"]
     assert [row["name"] for row in sitting.report["predicted"]] == ["canal", "cord", *marked]
     np.testing.assert_array_equal(stored_codes(server, sitting.answer), expected(sitting, grid))
     kept = CorrectionStore(server.studies / ".totalspineseg").latest_accepted("marked")
     assert kept is not None
     assert {with_mark(NAME_OF[code]) for code in kept.unconfirmed} == set(marked[1:])
-    assert CODE_OF["L2"] in kept.renamed
+    assert CODE_OF["L1"] in kept.renamed
     assert "marked as doubtful" in sitting.answer["message"]
 
 
 def test_a_level_is_pinned_by_what_it_was_called_and_no_marked_row_keeps_its_voxels(
     server: Server, tmp_path: Path
 ) -> None:
-    """In 3D Slicer's options a pin needed coordinates; and "L3 ?" stayed below the "L3" of the next result."""
+    """In 3D Slicer's options a pin needed coordinates; and "L2 ?" stayed below the "L2" of the next result."""
     grid = offered(server, without_landmarks(), "pinned-by-name")
-    pinned = ["totalspineseg", {"pin": "L2-L3 -> L3-L4"}]
+    pinned = ["totalspineseg", {"pin": "L1-L2 -> L2-L3"}]
     sitting = sit_down(server, tmp_path, wanted="pinned-by-name", runs=[["totalspineseg", {}], pinned, pinned])
     rows = {row["name"]: row["voxels"] for row in sitting.report["predicted"]}
-    assert {name for name, voxels in rows.items() if voxels} == {"canal", "cord", "L3", "L3-L4", "L4", "L4-L5"}
-    assert {"L2 ?", "L3 ?"} < set(rows), "listed to be cleared"
+    assert {name for name, voxels in rows.items() if voxels} == {"canal", "cord", "L2", "L2-L3", "L3", "L3-L4"}
+    assert {"L1 ?", "L2 ?"} < set(rows), "listed to be cleared"
     np.testing.assert_array_equal(stored_codes(server, sitting.answer), expected(sitting, grid))
 
 
