@@ -12,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from playwright.sync_api import Locator, Page, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
 WAIT_MS = 300_000
 """A viewer that needs half a minute on a quiet machine needs minutes on a busy one."""
+ATTEMPTS = 5
+"""How often a menu is opened that closes before the click arrives, on a busy machine."""
 SIZE = {"width": 1400, "height": 900}
 FLAGS = (
     "--no-sandbox",  # Chromium refuses to run as root with it, and tests run so in containers
@@ -126,9 +129,16 @@ class Viewer:
         box = (
             "xpath=//button[@role='combobox'][contains(.,'Segmentations')]/preceding::button[@aria-haspopup='menu'][1]"
         )
-        self.page.locator(box).click()
-        self.page.get_by_text("Export & Download").hover()
-        self.page.get_by_text("Export DICOM SEG").click()
+        for attempt in range(ATTEMPTS):
+            self.page.locator(box).click()
+            self.page.get_by_text("Export & Download").hover()
+            try:
+                self.page.get_by_text("Export DICOM SEG").click(timeout=20_000)
+                break
+            except PlaywrightTimeoutError:
+                if attempt == ATTEMPTS - 1:
+                    raise
+                self.page.keyboard.press("Escape")
         with self.page.expect_response(lambda response: "/submissions/" in response.url) as answer:
             self.page.get_by_role("button", name="Save").click()
         message: str = answer.value.json()["message"]
