@@ -183,7 +183,7 @@ def test_a_doubtful_result_is_known_again_when_it_is_submitted_as_it_came(tmp_pa
     kept = inbox.submit("a", Path(result), tag="final", sender=Sender("", "ada", ""), params=params)
     assert kept.findings[0]["kind"] == "unchanged"
     wire = read_labels(Path(result))
-    wire.data[tuple(np.argwhere(wire.data == WIRE_LABELS["L3"])[0])] = 0
+    wire.data[tuple(np.argwhere(wire.data == WIRE_LABELS["L2"])[0])] = 0
     write_volume(tmp_path / "edited.nii.gz", wire.data, wire.grid)
     kept = inbox.submit("a", tmp_path / "edited.nii.gz", tag="final", sender=Sender("", "ada", ""), params=params)
     assert "unchanged" not in {finding["kind"] for finding in kept.findings}

@@ -354,12 +354,13 @@ def test_what_was_counted_is_said_to_be_although_the_pacs_takes_nothing_back(tmp
     reference = SegReference("1.2", "1.3", "1.4", ("2.25.70001.1",), "Reader", ("L4",))
     kept = SimpleNamespace(
         id="c1",
+        status="accepted",
         image="2.25.70001.1",
         tag="final",
         step=2,
         present=(44,),
         findings=(),
-        renumbered={"message": "The others follow."},
+        message="The others follow.",
     )
     history, file = CorrectionStore(tmp_path / "history"), tmp_path / "label.nii.gz"
     file.write_bytes(b"label")
