@@ -46,6 +46,7 @@ def test_the_label_that_is_shown_is_the_one_that_trains(tmp_path: Path) -> None:
     assert desk.published[-1][3]["correction"] == second.id == newest.id
 
 
+@pytest.mark.slow
 def test_a_correction_after_the_clock_was_set_back_is_of_the_prediction_on_the_screen(tmp_path: Path) -> None:
     """Corrections were compared with an older prediction, and the maps of the new one were removed at once."""
     image = tmp_path / "a.nii.gz"

@@ -125,6 +125,7 @@ def test_what_a_rename_did_is_the_first_sentence() -> None:
     assert "not count" in unfinished and "finished label" not in unfinished
 
 
+@pytest.mark.slow
 def test_other_structures_or_another_grid_need_no_network(tmp_path: Path) -> None:
     """A reader who asked for the discs alone waited for both networks again."""
     image, runs = tmp_path / "a.nii.gz", list[int]()

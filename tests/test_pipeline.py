@@ -57,7 +57,7 @@ class Knows:
         return Prediction(self.labels, {name: np.full(self.labels.shape, 0.75, np.float32) for name in soft})
 
 
-@pytest.mark.parametrize("method", ["iterative", "chain"])
+@pytest.mark.parametrize("method", [pytest.param("iterative", marks=pytest.mark.slow), "chain"])
 @pytest.mark.parametrize("case", CLEAN)
 def test_clean_maps_give_the_reference_result(case: str, method: str) -> None:
     raw, expected1 = load(case, "step1_raw"), load(case, "step1_output")
@@ -90,6 +90,7 @@ def test_discs_below_a_missed_one_are_marked_by_their_place(case: str, missed: s
     np.testing.assert_array_equal(network.channels[1], expected)
 
 
+@pytest.mark.slow
 def test_levels_have_the_names_of_the_result() -> None:
     """Step 1 was one level off and step 2 certain of the right names, but programs that read the points measured the
     wrong levels."""

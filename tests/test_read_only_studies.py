@@ -159,6 +159,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return RealApp(app_dir=str(tmp_path), studies=str(tmp_path / "studies"), conf=conf)
 
 
+@pytest.mark.slow
 def test_nothing_is_written_to_studies_that_have_a_work_folder(app: Any, tmp_path: Path) -> None:
     """An archive could not be mounted read-only, because labels, index and history were stored in it."""
     studies, work = tmp_path / "studies", tmp_path / "work"

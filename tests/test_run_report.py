@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pytest
 from scipy import ndimage
 
 from block_spines import block_spine
@@ -86,6 +87,7 @@ def noisy_sheet() -> str:
     return sheet_svg(volume, codes, course_of(codes, volume.grid), doubtful=np.unique(codes[codes > 0]).tolist())
 
 
+@pytest.mark.slow
 def test_a_page_of_100_noisy_whole_spines_stays_below_10_mb() -> None:
     sheet = noisy_sheet()
     names = re.findall(r">([CTL]\d+) \?<", sheet)

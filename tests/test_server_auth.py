@@ -248,6 +248,7 @@ def test_a_realm_that_hangs_holds_up_nobody_else(monkeypatch: pytest.MonkeyPatch
             go_on.set()
 
 
+@pytest.mark.slow
 def test_a_realm_that_hangs_while_it_is_asked_again_holds_up_no_valid_token() -> None:
     """A token with another key kept everybody else waiting for the realm."""
     asked, go_on = threading.Event(), threading.Event()

@@ -36,6 +36,9 @@ class Trainer:
         return Finetuned({name: value + 1 for name, value in old.items()}, 0.5, 2, 0)
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture
 def tuned(
     slab: tuple[Path, np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -44,8 +44,8 @@ MIN_STRUCTURE_MM3: Final = 30.0
 WIDE_STEP: Final = 1.6
 """A step from vertebra to vertebra that is longer than its neighbors by this factor skips a vertebra."""
 WIDE_STEP_TO_SACRUM: Final = 2.0
-"""The same for the step to the sacrum, whose middle is far below its upper end: in 60 synthetic columns it is 1.3 to 1.8
-times the steps above it, and 2.2 to 2.8 times if the last lumbar vertebra is taken out."""
+"""The same for the step to the sacrum, whose middle is far below its upper end: in 60 synthetic columns it is 1.3 to
+1.8 times the steps above it, and 2.2 to 2.8 times if the last lumbar vertebra is taken out."""
 APART: Final = 2
 """Number of places from a vertebra to the nearest vertebra that it must not touch."""
 NEAR_STEPS: Final = 3
