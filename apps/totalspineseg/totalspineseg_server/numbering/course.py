@@ -53,17 +53,18 @@ class Course:
         Returns:
             (m,) mm, increasing toward inferior.
         """
+        return self.locate_and_measure(points_mm)[0]
+
+    def locate_and_measure(self, points_mm: npt.ArrayLike) -> tuple[Floats, Floats]:
+        """Return what ``locate`` returns for (m, 3) points, and their (m,) distances from the line, mm."""
         points = np.asarray(points_mm, dtype=np.float64).reshape(-1, 3)
-        _, nearest = self._tree.query(points)
+        away, nearest = self._tree.query(points)
         before, after = np.maximum(nearest - 1, 0), np.minimum(nearest + 1, len(self.points_mm) - 1)
         tangent = self.points_mm[after] - self.points_mm[before]
         length = np.linalg.norm(tangent, axis=1)
         along = ((points - self.points_mm[nearest]) * tangent).sum(axis=1) / np.maximum(length, 1e-9)
-        return np.asarray(self.distance_mm[nearest] + np.clip(along, -length, length), dtype=np.float64)
-
-    def away(self, points_mm: npt.ArrayLike) -> Floats:
-        """Return the (m,) distance of (m, 3) points from the line, mm."""
-        return np.asarray(self._tree.query(np.asarray(points_mm, dtype=np.float64).reshape(-1, 3))[0])
+        places = self.distance_mm[nearest] + np.clip(along, -length, length)
+        return np.asarray(places, dtype=np.float64), np.asarray(away)
 
 
 @dataclass(frozen=True)

@@ -301,7 +301,7 @@ class _Seen:
         xyz = xyz[self.ruler.in_front(xyz)]
         beside = np.abs(xyz[:, 0] - self.ruler.middle(xyz[:, 2])) * self.spacing[0]
         points = xyz[beside <= MIDLINE_MM] * self.spacing
-        heights, away = course.locate(points), course.away(points)
+        heights, away = course.locate_and_measure(points)
         result = []
         for item in items:
             below = int(np.searchsorted(discs, item.place_mm))

@@ -341,9 +341,10 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
         if item.pin:
             base = np.where(np.isin(tree.code, list(item.pin)), base, base * PIN_WEIGHT)
         parity = _parity_fit(item, tree, trust.parity)
+        is_part = is_sacral_part(items, k)
         for view, shifted in enumerate((False, True)[: len(result[k]) // 2]):
             seen = _kind_fit(item, tree, trust, shifted=shifted)
-            if is_sacral_part(items, k):
+            if is_part:
                 # Such a part was cut out by ``divide`` because of the disc below it, which counts by itself.
                 seen = np.where(tree.s1, 1.0, seen)
             if shifted and remnant < 1.0:
