@@ -155,7 +155,7 @@ def test_an_image_that_was_replaced_is_not_exported(studies: Path, tmp_path: Pat
     done = export_set(site_at(tmp_path / "studies", tmp_path), tmp_path / "out")
     assert done.images == 1
     assert "replaced" in done.left_out[NAMES[0]]
-    with pytest.raises(StorageError, match="empty folder"):
+    with pytest.raises(StorageError, match="not empty"):
         export_set(site_at(tmp_path / "studies", tmp_path), tmp_path / "out")
 
 
