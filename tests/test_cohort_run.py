@@ -481,7 +481,7 @@ def test_a_scan_of_another_place_does_not_take_over_results_of_its_name(tmp_path
     keep, out = ("step2_output",), tmp_path / "out"
     run(one, out, keep=keep)
     first = (out / "step2_output" / "T2.nii.gz").read_bytes()
-    assert "another scan called 'T2'" in run(other, out, keep=keep).failures["T2"]
+    assert "another scan named 'T2'" in run(other, out, keep=keep).failures["T2"]
     assert (out / "step2_output" / "T2.nii.gz").read_bytes() == first
     assert run(one, out, keep=keep).skipped == ("T2",)
     moved = one.rename(tmp_path / "T2.nii")
