@@ -23,7 +23,8 @@ from totalspineseg_server.io.volumes import read_image
 from totalspineseg_server.pacs import found_series as pacs_series
 from totalspineseg_server.pacs.found_series import PAGE, find_series
 from totalspineseg_server.pacs.pacs_datastore import PacsDatastore
-from totalspineseg_server.pacs.submissions import NOT_PUT_BACK, submit_segmentation
+from totalspineseg_server.pacs.pacs_messages import NOT_PUT_BACK
+from totalspineseg_server.pacs.submissions import submit_segmentation
 
 pytestmark = pytest.mark.slow
 
