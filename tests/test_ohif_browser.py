@@ -17,7 +17,7 @@ from tiny_models import write_models
 from totalspineseg_server.anatomy import BY_CODE, CANAL, CODE_OF, NAME_OF
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.io.dicom.stack import LPS_TO_RAS
-from totalspineseg_server.registry.releases import STARTER_WARNING
+from totalspineseg_server.registry.registry_messages import STARTER_WARNING
 from training_site import SPACING_MM
 from viewer import Picture, Rectangle, Viewer, browser
 

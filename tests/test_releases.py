@@ -12,10 +12,10 @@ from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.nnunet.networks import Networks
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.records import VersionRecord, write_record
+from totalspineseg_server.registry.registry_messages import STARTER_WARNING
 from totalspineseg_server.registry.releases import (
     NEWEST,
     RELEASES,
-    STARTER_WARNING,
     release_of,
     require_one_release,
     warning_of,
