@@ -20,7 +20,7 @@ from totalspineseg_server.cli import COMMANDS, main
 from totalspineseg_server.cohort.outputs import FOLDERS
 from totalspineseg_server.geometry import Grid, Volume, labels_to_iso, to_ras
 from totalspineseg_server.io.volumes import read_image, read_labels, write_volume
-from totalspineseg_server.registry.releases import STARTER_WARNING
+from totalspineseg_server.registry.registry_messages import STARTER_WARNING
 
 GOLDEN = Path(__file__).parent / "golden"
 APP = Path(__file__).parents[1] / "apps" / "totalspineseg"
@@ -100,7 +100,7 @@ def test_numbering_commands_import_no_network(command: str, tmp_path: Path) -> N
         (["IN", "out", "--data-dir", "nowhere"], "--data-dir"),
         (["IN", "out", "--device", "gpu", "--data-dir", "MODELS"], "gpu"),
         (["IN", "out", "--scheduler", "tcp://127.0.0.1:1"], "--scheduler"),
-        (["IN", "out", "--executor", "dask", "--scheduler", "x", "--profile", "FILE"], "exclude each other"),
+        (["IN", "out", "--executor", "dask", "--scheduler", "x", "--profile", "FILE"], "--scheduler and --profile"),
         (["IN", "out", "--executor", "dask", "--profile", "FILE", "--data-dir", "MODELS"], "profile"),
         (["IN", "out", "--weights", "missing"], "'missing'"),
         (["label", "FILE", "out.png"], "ending in"),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from totalspineseg_server import places
 from totalspineseg_server.anatomy import NUMBER_TABLES, OWN_NUMBERS
+from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.spellings import level_at
 
 if TYPE_CHECKING:
@@ -135,7 +136,7 @@ def model_store(data_dir: Path | None, weights: str) -> "ModelStore":
     if data_dir is None:
         return ModelStore(MODEL_DIR, weights=weights)
     if not data_dir.is_dir():
-        raise WeightsError(f"--data-dir: {str(data_dir)!r} is not a folder. Give a folder of models.")
+        raise WeightsError(cli_messages.NO_DATA_DIR.format(folder=str(data_dir)))
     store = ModelStore(data_dir, weights=weights)
     ours = store.pointer.exists() or store.versions_dir.is_dir() or (data_dir / STARTER).is_dir()
     if weights or ours:
