@@ -98,7 +98,8 @@ def faults(text: str) -> list[str]:
     found = []
     for node, docstring in described:
         first = str(docstring.value).strip().split("\n")[0]
-        if NO_SENTENCE.match(first) or (is_function(node) and NO_VERB.match(first)):
+        acts = is_function(node) or isinstance(node, ast.Module)
+        if NO_SENTENCE.match(first) or (acts and NO_VERB.match(first)):
             found.append(f"line {docstring.lineno}: the docstring is no sentence that says what is done: {first}")
         if unplain := UNPLAIN.search(" ".join(str(docstring.value).split())):
             found.append(f"line {docstring.lineno}: the docstring has unplain words: {unplain[0]}")
@@ -169,6 +170,7 @@ def misfilled(text: str, module: str, known: Mapping[str, str]) -> list[str]:
         ('class Uploads:\n    """Of the clients of one name."""', "no sentence"),
         ('def answer():\n    """What the PACS said."""', "no sentence"),
         ('def answer():\n    """The answer of the PACS."""', "no sentence"),
+        ('"""The answers of the PACS."""', "no sentence"),
         ('def find():\n    """Return the level; None where it has none."""', "unplain"),
         ('WAIT = 3\n"""Maximum time to wait, seconds."""', "unplain"),
         ('def cut():\n    """Cut it.\n\n    Args:\n        fine: Step 1. look: A fast one.\n    """', "joined"),

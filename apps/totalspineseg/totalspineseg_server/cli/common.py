@@ -78,7 +78,7 @@ def add_numbering_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("chain", "iterative"),
         default="chain",
         help="method that names the levels: chain weighs all evidence and reports how certain it is (default), "
-        "iterative follows the reference's rule",
+        "iterative follows TotalSpineSeg's own rule",
     )
     parser.add_argument(
         "--pin",

@@ -1,4 +1,4 @@
-"""The studies as MONAI Label's datastore: images, and the labels that clients are shown for them.
+"""Offer the studies as MONAI Label's datastore: images, and the labels that clients are shown for them.
 
 Everything here comes from files: the images lie in a folder or a PACS, the labels are saved results and the newest
 corrections that count (``label_files``), and anything else about an image is in a record of its own

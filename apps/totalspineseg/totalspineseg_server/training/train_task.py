@@ -1,4 +1,4 @@
-"""The training tasks that clients start: both steps in turn, or one."""
+"""Define the training tasks that clients start: both steps in turn, or one."""
 
 import logging
 from collections.abc import Mapping
