@@ -222,7 +222,7 @@ def test_label_uses_a_localizer_on_another_grid(tmp_path: Path, capsys: pytest.C
     expected = golden_crop(source, labels)
     named = expected > 0
     assert CODE_OF["T7"] in expected
-    # Cut-off pieces at both ends, which the reference leaves out, may have names.
+    # Cut-off pieces at both ends, which TotalSpineSeg leaves out, may have names.
     np.testing.assert_array_equal(labels.data[named], expected[named])
 
 

@@ -141,5 +141,5 @@ def model_store(data_dir: Path | None, weights: str) -> "ModelStore":
     ours = store.pointer.exists() or store.versions_dir.is_dir() or (data_dir / STARTER).is_dir()
     if weights or ours:
         return store
-    # The models may be deeper: users of the reference have them in DIR/nnUNet/results.
+    # The models may be deeper: users of TotalSpineSeg have them in DIR/nnUNet/results.
     return ModelStore(MODEL_DIR, weights=str(data_dir.resolve()))

@@ -31,7 +31,7 @@ from totalspineseg_server.training.runs import is_running, only_one
 
 PLUGIN_DIR: Final = Path(__file__).resolve().parents[1] / "nnunet" / "plugin"
 CONFIGURATION: Final = "3d_fullres"
-"""The configuration that the reference used; cases are at 1 mm already."""
+"""The configuration that TotalSpineSeg used; cases are at 1 mm already."""
 PLANNED_FILE: Final = "totalspineseg.json"
 """File in nnU-Net's preprocessed folder that records the cases from which it was made."""
 SETTINGS_FILE: Final = "training.json"
@@ -51,10 +51,10 @@ TRAIN_MODULE: Final = "nnunetv2.run.run_training"
 
 @dataclass(frozen=True)
 class ScratchSettings:
-    """Settings of a training from scratch; the defaults are nnU-Net's, which the reference used.
+    """Settings of a training from scratch; the defaults are nnU-Net's, which TotalSpineSeg used.
 
     Attributes:
-        size: Residual encoder preset of nnU-Net: "M", "L" (which the reference used) or "XL".
+        size: Residual encoder preset of nnU-Net: "M", "L" (which TotalSpineSeg used) or "XL".
         epochs: Number of epochs.
         iterations: Iterations per epoch; the batch size is that of the plan.
         gpus: Number of GPUs that share the batch (nnU-Net's distributed data parallel).
