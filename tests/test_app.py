@@ -48,7 +48,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return found(app_dir=str(APP_DIR), studies=str(tmp_path / "studies"), conf={"weights": str(tmp_path / "none")})
 
 
-def test_the_host_discovers_every_model(app: Any) -> None:
+def test_monai_label_discovers_every_model(app: Any) -> None:
     assert set(app._infers) == MODELS
     assert set(app.info()["models"]) == MODELS
     for model in MODELS:
@@ -82,7 +82,9 @@ def test_without_weights_the_app_still_answers(app: Any) -> None:
     assert ("No weights" in description, ".." in description) == (True, False)
 
 
-def test_a_result_that_cannot_be_kept_leaves_no_file(app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_that_cannot_be_stored_leaves_no_file(
+    app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A batch on a full disk also filled the temporary folder."""
     made = tmp_path / "result.nrrd"
 
@@ -228,7 +230,7 @@ class Versions:
     ],
     ids=["quiet", "between the two", "after both", "twice", "step 2 alone"],
 )
-def test_a_version_activated_meanwhile_makes_no_mixed_pair(
+def test_a_version_activated_between_the_steps_makes_no_mixed_pair(
     moments: list[tuple[str, str]], pair: tuple[str, str]
 ) -> None:
     """A request was answered by step 1 of the old version and step 2 of the new one, which had never been judged

@@ -110,13 +110,13 @@ def test_another_series_as_localizer_leaves_the_corrected_names(corrected: Path,
     assert names_are_the_readers(step2(labels, localizer="other"))
 
 
-def test_a_localizer_of_before_the_patient_was_moved_is_refused(corrected: Path) -> None:
+def test_a_localizer_from_before_the_patient_moved_is_refused(corrected: Path) -> None:
     """A localizer from before the patient moved named levels by their old position."""
     with pytest.raises(SettingError, match=r"'moved'.*frame of reference"):
         step2({("mine", "step1"): corrected, ("moved", "final"): corrected}, localizer="moved")
 
 
-def test_the_kept_maps_know_who_named_step_1(corrected: Path, tmp_path: Path) -> None:
+def test_the_stored_maps_know_who_named_step_1(corrected: Path, tmp_path: Path) -> None:
     drawn = step2({("mine", "step1"): corrected}).output
     assert drawn is not None
     assert drawn.step1 is not None

@@ -140,7 +140,7 @@ def test_another_grid_is_refused(tmp_path: Path, other: Grid) -> None:
         map_names(submitted(tmp_path, blocks(1), info("L4")), other)
 
 
-def test_header_rounding_is_no_other_grid(tmp_path: Path) -> None:
+def test_header_rounding_does_not_make_another_grid(tmp_path: Path) -> None:
     nudged = Grid(SHAPE, OBLIQUE + 1e-5)
     assert map_names(submitted(tmp_path, blocks(1), info("L4")), nudged).present
 
@@ -181,7 +181,7 @@ def test_damaged_seg_nrrd_is_refused(tmp_path: Path, segments: dict[str, str], m
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".seg.nrrd", ".bin"])
-def test_a_file_that_is_no_image_is_refused(tmp_path: Path, ending: str) -> None:
+def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"x{ending}"
     path.write_bytes(b"no image at all")
     with pytest.raises(ImageError, match=r"readable|required|cannot be read"):

@@ -251,7 +251,7 @@ def test_with_authentication_a_correction_knows_the_prediction_of_its_user(desk:
     assert desk.submit().prediction["id"] == mine.id
 
 
-def test_who_corrects_a_prediction_on_a_replaced_image_is_told(desk: Desk) -> None:
+def test_whoever_corrects_a_prediction_on_a_replaced_image_is_warned(desk: Desk) -> None:
     """A label of the old image was filed as one of the new image, whose prediction nobody had seen."""
     for sha, expected in (("ab", ["gap", "image_replaced"]), (sha256_of(desk.image), ["gap"])):
         desk.predictions.keep(replace(prediction("img", "slicer-7"), image_sha256=sha))
@@ -270,7 +270,7 @@ def test_who_corrects_a_prediction_on_a_replaced_image_is_told(desk: Desk) -> No
     ],
     ids=["other name", "other name, same prediction", "same name", "one's own", "knew of it", "a draft"],
 )
-def test_who_finishes_what_another_finished_meanwhile_is_told(
+def test_whoever_finishes_a_scan_after_somebody_else_is_warned(
     desk: Desk, client: str, corrected: str, tag: str, told: bool
 ) -> None:
     """Two readers had the same scan: the second label replaced the first, and neither reader was told."""
@@ -292,7 +292,7 @@ def test_who_finishes_what_another_finished_meanwhile_is_told(
     [("final", "final", False), ("final", "step1", True), ("step1", "final", True)],
     ids=["a finished label beside a map", "a map sent as a map", "a map sent as finished"],
 )
-def test_who_takes_no_ones_place_is_not_told_so(desk: Desk, first: str, second: str, told: bool) -> None:
+def test_whoever_replaces_no_label_is_not_warned(desk: Desk, first: str, second: str, told: bool) -> None:
     """A finished label was said to replace a step-1 map, which is shown separately."""
     step1 = {"label_info": [{"name": "vertebrae"}, {"name": "L4-L5"}]}
     record = prediction("img", "slicer-8")
@@ -384,7 +384,7 @@ def test_a_renamed_image_is_offered_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".nii"])
-def test_of_two_files_with_one_id_the_user_is_told(
+def test_two_files_with_one_id_are_reported(
     studies: StudiesDatastore, ending: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The second of x.nii.gz and x.nrrd was silently never offered."""
@@ -466,7 +466,7 @@ def test_two_processes_keep_each_others_labels(studies: StudiesDatastore, desk: 
     assert fresh.status()["completed"] == 1
 
 
-def test_an_index_that_another_process_holds_is_not_waited_for_without_end(
+def test_nobody_waits_forever_for_an_index_that_another_process_holds(
     studies: StudiesDatastore, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that hung while it held the index stopped every submission, and every reader, for good."""

@@ -105,7 +105,7 @@ def test_a_doubtful_level_is_named_so_in_a_pacs_and_comes_back_unconfirmed(serie
 
 @pytest.mark.parametrize("affine", STACKS.values(), ids=STACKS.keys())
 @pytest.mark.parametrize("turn", [False, True], ids=["axes of the series", "axes in RAS order"])
-def test_codes_come_back_as_they_went(affine: np.ndarray, turn: bool) -> None:
+def test_codes_come_back_as_they_were_sent(affine: np.ndarray, turn: bool) -> None:
     volume = Volume(codes(*SPINE), affine)
     volume = to_ras(volume) if turn else volume
     before = volume.data.copy()
@@ -572,7 +572,7 @@ def test_nothing_to_write(series: Path) -> None:
         written(np.zeros(SIZE, np.uint8), series)
 
 
-def test_a_value_that_is_no_code(series: Path) -> None:
+def test_a_value_that_is_not_a_code(series: Path) -> None:
     with pytest.raises(ValueError, match=r"got \[7\]"):
         written(codes(1, 7), series)
 
@@ -699,7 +699,7 @@ def test_something_that_is_not_dicom() -> None:
         read_seg(b"hello", GRID)
 
 
-def test_a_segmentation_beside_the_slices_is_no_slice(tmp_path: Path, ours: bytes) -> None:
+def test_a_segmentation_beside_the_slices_is_not_a_slice(tmp_path: Path, ours: bytes) -> None:
     folder = save(tmp_path / "series", slices())
     (folder / "seg.dcm").write_bytes(ours)
     np.testing.assert_array_equal(read_image(folder).data, picture())

@@ -42,7 +42,7 @@ def test_a_label_file_that_was_deleted_is_written_again(desk: Desk) -> None:
         shutil.rmtree(desk.root / "labels")
 
 
-def test_a_correction_that_was_kept_before_a_kill_is_shown_after_it(desk: Desk) -> None:
+def test_a_correction_stored_before_a_kill_is_displayed_after_it(desk: Desk) -> None:
     """The server ended between the two: the reader's label counted in trainings, and nobody saw it."""
     studies = opened(desk)
     first = desk.submit()
@@ -143,7 +143,7 @@ def test_images_that_an_older_version_read_are_not_read_again(desk: Desk, monkey
     assert opened(desk).get_label_uri("img", "original")
 
 
-def test_a_file_that_came_after_an_older_index_is_a_stranger_s(desk: Desk) -> None:
+def test_a_file_added_after_an_older_index_is_not_the_servers(desk: Desk) -> None:
     label = older_studies(desk)
     os.utime(label, (2e9, 2e9))
     assert opened(desk).get_label_uri("img", "original") == ""

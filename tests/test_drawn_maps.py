@@ -20,7 +20,7 @@ def kept(prediction: str) -> PredictionMaps:
     return PredictionMaps(prediction, NamedMap(Volume(MAP, np.eye(4)), MAP, 1), GRID, {"step1": "a"}, {}, ())
 
 
-def test_maps_of_the_latest_images_alone_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_maps_of_the_latest_images_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The maps of every image that was ever predicted stayed on the disk for good."""
     monkeypatch.setattr(predictions, "MAX_IMAGES", 2)
     maps, times = MapStore(tmp_path), {"a": 30, "b": 10, "c": 20}

@@ -78,7 +78,7 @@ def test_a_file_of_a_locale_that_knows_no_umlauts_is_read_and_written(tmp_path: 
     assert read_json(file)["again"] == "Müller, größer als 5 µm"
 
 
-def test_names_that_are_no_text_are_read_back_as_they_were(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_are_read_back_as_they_were(tmp_path: Path) -> None:
     """Half a surrogate pair, which Python uses in file names, could not be written."""
     write_json(tmp_path / "a.json", {"name": "a\udcff", "other": "ü"})
     assert read_json(tmp_path / "a.json") == {"name": "a\udcff", "other": "ü"}

@@ -242,7 +242,7 @@ def test_a_narrow_slab_teaches_as_much_as_a_patch_full_of_spine() -> None:
     assert region_loss(logits, target) == pytest.approx(float(sum(alone)) / 2)
 
 
-def test_nothing_is_taught_outside_the_image(
+def test_nothing_is_learned_outside_the_image(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
     """Most of a patch around a narrow slab lies outside the image; learned as background, it outweighed the slab."""
@@ -297,7 +297,7 @@ def test_a_structure_taken_for_another_costs_more_than_one_drawn_into_air(step: 
     assert region_loss(drawn, target) - region_loss(truth, target) < 0.02
 
 
-def test_absent_and_missed_regions_are_told_apart() -> None:
+def test_absent_and_missed_regions_are_distinguished() -> None:
     """A log of zeros did not say whether a disc was missed or simply not there."""
     classes = torch.zeros((2, 2, 2), dtype=torch.uint8)
     classes[0] = 9
@@ -317,7 +317,7 @@ def test_absent_and_missed_regions_are_told_apart() -> None:
     assert "disc -" in text
 
 
-def test_coarser_resolutions_are_taught_the_shares_of_their_voxels() -> None:
+def test_coarser_resolutions_learn_the_shares_of_their_voxels() -> None:
     classes = torch.zeros((4, 4, 4), dtype=torch.uint8)
     classes[:3] = 1
     target = region_shares(classes, 1)[None].float()
@@ -361,7 +361,7 @@ def test_cases_have_the_plans_axes_spacing_and_normalization(scan: LabeledScan, 
     assert heights == sorted(heights, reverse=True)
 
 
-def test_a_coarse_grid_is_taught_how_much_of_a_voxel_each_structure_fills(
+def test_on_a_coarse_grid_the_network_learns_how_much_of_a_voxel_a_structure_fills(
     scan: LabeledScan, cases: dict[int, TrainingCase]
 ) -> None:
     """With the nearest voxel a thin structure is all or nothing, and networks that learn from this draw it too thin."""
@@ -523,7 +523,7 @@ def test_patches_are_the_same_for_the_same_number_only(
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_the_share_of_replay_is_kept(
+def test_the_share_of_replay_is_as_requested(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
     fresh = replace(cases[1], image=np.full_like(cases[1].image, 5))
@@ -630,7 +630,7 @@ def test_the_teacher_answers_for_uncorrected_patches_alone() -> None:
     assert not mixed.requires_grad
 
 
-def test_a_teachers_faint_doubt_is_no_structure_in_view() -> None:
+def test_a_faint_doubt_of_the_teacher_is_not_a_structure_in_view() -> None:
     """With 0.7 of the parent's answer in every voxel, all regions counted as in view, and every voxel as part of a
     structure."""
     truth = torch.zeros(1, len(REGIONS[1]) + 1, 8, 8, 8)
@@ -1004,7 +1004,7 @@ def test_one_report_is_seen_whatever_style_others_set(tmp_path: Path) -> None:
     assert (inside < 0.5).any()
 
 
-def test_what_was_done_again_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_iterations_done_again_are_plotted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     monkeypatch.setattr(training_log, "_draw_curves", lambda epochs, path: drawn.extend(epochs))
     monkeypatch.setattr(training_log, "_write_events", lambda epochs, folder: None)

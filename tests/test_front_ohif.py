@@ -240,7 +240,7 @@ class Faulty:
         raise KeyError("fault")
 
 
-def test_a_fault_while_counting_is_told_and_the_store_request_succeeds(
+def test_a_fault_while_counting_is_reported_and_the_store_request_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The PACS has the segmentation, so neither "could not be stored" nor silence is right."""

@@ -169,7 +169,7 @@ def test_a_picture_is_made_once_and_asked_for_by_its_tag(server: Server) -> None
     assert (again.status_code, again.content) == (304, b"")
 
 
-def test_a_scan_that_is_not_there_is_said_to_be(server: Server) -> None:
+def test_a_missing_scan_is_reported(server: Server) -> None:
     for path in ("/scans/nobody", "/scans/nobody/volume", "/scans/nobody/thumbnail"):
         assert requests.get(f"{server.url}{path}", timeout=60).status_code == 404, path
 
@@ -187,7 +187,7 @@ def test_a_scan_that_is_not_there_is_said_to_be(server: Server) -> None:
     ],
     ids=lambda name: ascii(name[:20]),
 )
-def test_an_id_that_is_no_scan_does_not_reach_the_disk(server: Server, name: str) -> None:
+def test_an_id_of_no_scan_does_not_reach_the_disk(server: Server, name: str) -> None:
     """A file ``secret.nii.gz`` lies beside the studies and must not be sent."""
     address = f"{server.url}/scans/{name}"
     for part in ("", "/thumbnail", "/volume", "/label"):
@@ -222,7 +222,7 @@ def test_the_versions_name_the_starter_weights_in_use(server: Server) -> None:
     assert get(server, "/training")["curves"] == {}
 
 
-def test_a_browser_gets_the_page_and_a_program_what_it_got_before(server: Server) -> None:
+def test_a_browser_gets_the_page_and_a_program_the_earlier_answer(server: Server) -> None:
     for path, headers in (("/", {}), ("/", {"accept": "application/json"}), ("/docs", {"accept": "text/html"})):
         assert "Weights in use: starter" in requests.get(f"{server.url}{path}", headers=headers, timeout=60).text
     answer = requests.get(server.url, headers={"accept": "text/html,*/*;q=0.8"}, timeout=60)

@@ -132,7 +132,7 @@ def test_only_a_whole_prediction_is_shown_as_one(server: Server, client: MONAILa
     assert Path(client.download_label(image, "original")).read_bytes() == whole
 
 
-def test_a_label_taken_back_is_neither_shown_nor_taught(
+def test_a_label_taken_back_is_neither_displayed_nor_used_for_training(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
     """A wrong label that was deleted was still used for training, which reads the history."""
@@ -187,7 +187,7 @@ def test_a_replaced_image_is_offered_again_and_its_old_labels_are_used_for_nothi
     assert client.info()["datastore"]["completed"] == finished
 
 
-def test_an_image_that_was_away_in_between_is_none_of_its_old_labels_either(
+def test_an_image_that_was_away_does_not_get_its_old_labels_back(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
     """An image that was removed and copied again was finished by the old label's file, about which nothing was

@@ -50,7 +50,7 @@ def test_the_kth_name_has_value_k() -> None:
         as_listed(to_wire(codes), WIRE_LABELS, ["canal", "cord", "L5"])
 
 
-def test_what_earlier_results_showed_is_known_while_they_are_kept(tmp_path: Path) -> None:
+def test_structures_of_earlier_results_are_known_while_their_maps_are_stored(tmp_path: Path) -> None:
     """A client keeps what is not listed, so if earlier results are not known, every structure must be listed."""
     maps = MapStore(tmp_path)
     kept = [f"2026-{k}" for k in range(MAX_PER_IMAGE)]

@@ -104,7 +104,7 @@ def test_activate_and_roll_back(store: ModelStore, capsys: pytest.CaptureFixture
     assert run(store, capsys, "rollback")[0] == 2
 
 
-def test_a_version_survives_the_way_out_and_in(
+def test_a_version_survives_export_and_import(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archive = tmp_path / "out.zip"
@@ -125,7 +125,7 @@ def test_a_version_survives_the_way_out_and_in(
     assert run(other, capsys, "import", str(archive), "--name", "again")[0] == 0
 
 
-def test_a_refused_version_stays_refused_on_the_way_out_and_in(
+def test_a_refused_version_stays_refused_after_export_and_import(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A version that the gate had refused was put into use after an export and an import, without a word."""
@@ -142,7 +142,7 @@ def test_a_refused_version_stays_refused_on_the_way_out_and_in(
 
 
 @pytest.mark.parametrize("removed", [False, True])
-def test_weights_that_come_back_know_what_they_learned_from(
+def test_weights_imported_again_know_what_they_learned_from(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], removed: bool
 ) -> None:
     """After an export and an import of a site's own version, its labels counted as new to it."""
@@ -166,7 +166,7 @@ def test_weights_that_come_back_know_what_they_learned_from(
     assert (read_record(store, "trained-2"), "trained-2" in store.versions()) == (before, True)
 
 
-def test_the_name_of_a_removed_version_is_not_given_to_other_weights(
+def test_other_weights_cannot_take_the_name_of_a_removed_version(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Later versions would have counted as trained on what the other weights had learned from."""
@@ -234,7 +234,7 @@ def test_nnunets_programs_install_and_run_what_is_exported(tmp_path: Path, capsy
     ("claimed", "given"),
     [("official-r99991231", ""), ("trained-1", "official-r99991231"), ("trained-1", "a b"), ("trained-1", "official")],
 )
-def test_no_zip_takes_the_name_of_the_official_weights(
+def test_a_zip_cannot_take_the_name_of_the_official_weights(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], claimed: str, given: str
 ) -> None:
     """A zip that called itself official-r99991231 was used by a server with the official weights, without being
@@ -294,7 +294,7 @@ def damage(root: Path, kind: str) -> None:
         ("no checkpoint", "no checkpoint such as", True),
     ],
 )
-def test_no_version_comes_in_or_is_used_by_half(
+def test_no_version_is_imported_or_activated_by_half(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, match: str, in_store: bool
 ) -> None:
     """Of a zip whose step 2 was unusable, step 1 was imported, and was used with the old step 2, without a word."""
@@ -311,7 +311,7 @@ def test_no_version_comes_in_or_is_used_by_half(
         assert store.active() == {}
 
 
-def test_a_model_of_one_step_comes_in_and_says_so(
+def test_importing_a_model_of_one_step_says_so(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     step1 = ModelFolder.open(store.versions_dir / "trained-1", step=1).path.parent

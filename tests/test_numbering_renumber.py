@@ -116,7 +116,7 @@ def test_a_renamed_segment_is_found(thoracic: NamedMap) -> None:
     assert renamed.voxels == int((old == CODE_OF["T5"]).sum())
 
 
-def test_redrawn_borders_are_no_new_names(thoracic: NamedMap) -> None:
+def test_redrawn_borders_are_not_new_names(thoracic: NamedMap) -> None:
     new = thoracic.labels.copy()
     xyz = np.argwhere(new == CODE_OF["T5"])
     new[tuple(xyz[: len(xyz) // 5].T)] = CODE_OF["T6"]

@@ -276,7 +276,7 @@ def test_what_is_stored_counts_by_name_and_is_not_offered_again(server: PacsServ
     np.testing.assert_array_equal(from_wire(read_labels(file).data), EDITED)
 
 
-def test_a_second_export_is_kept_beside_the_first(server: PacsServer) -> None:
+def test_a_second_export_is_stored_beside_the_first(server: PacsServer) -> None:
     study = server.studies[TWICE]
     assert store(server, seg_bytes(drawn(study, EDITED))).status_code == 200
     before = corrections(server, study)
@@ -291,7 +291,7 @@ def test_a_second_export_is_kept_beside_the_first(server: PacsServer) -> None:
     assert "Please check" in outcome(server, seg.SOPInstanceUID)["message"]
 
 
-def test_what_is_not_understood_is_parked_and_said(server: PacsServer) -> None:
+def test_what_is_not_understood_is_parked_and_reported(server: PacsServer) -> None:
     study = server.studies[PARKED]
     seg = drawn(study, SERIES_CODES, rename={"L3": "tumor"})
     told = submitted(server, seg)

@@ -40,7 +40,7 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def test_labels_and_predictions_of_an_older_folder_are_shown(older: Server, tmp_path: Path) -> None:
+def test_labels_and_predictions_of_an_older_folder_are_displayed(older: Server, tmp_path: Path) -> None:
     client = MONAILabelClient(older.url, tmpdir=str(tmp_path), client_id="later")
     shown = client.datastore()["objects"]
     assert {image: set(entry["labels"]) for image, entry in shown.items()} == {
@@ -59,7 +59,7 @@ def test_a_parked_label_of_an_older_folder_still_waits(older: Server) -> None:
     assert "no such bone" in json.dumps(listed)
 
 
-def test_a_correction_of_an_older_folder_still_trains(older: Server, tmp_path: Path) -> None:
+def test_a_correction_of_an_older_folder_is_still_used_for_training(older: Server, tmp_path: Path) -> None:
     store = CorrectionStore(older.studies / ".totalspineseg")
     site = Site(tmp_path, ModelStore(tmp_path), store, lambda image: older.studies / f"{image}.nii.gz")
     material = site_material(site)

@@ -117,7 +117,7 @@ def test_who_asks_for_a_series_gets_it_although_no_room_can_be_made(
     assert "another process" in caplog.text
 
 
-def test_corrected_series_and_patients_who_train_or_judge_stay(
+def test_corrected_series_and_patients_with_a_role_stay(
     tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = pacs_app(Pacs(files), tmp_path, monkeypatch)
@@ -153,7 +153,7 @@ def test_a_large_list_is_read_less_often(files: Path, monkeypatch: pytest.Monkey
         assert pacs.searches == searches + 1
 
 
-def test_a_series_that_came_since_is_found_by_one_question(tmp_path: Path, files: Path) -> None:
+def test_a_new_series_is_found_with_one_request(tmp_path: Path, files: Path) -> None:
     pacs = Pacs(files)
     coming = pacs.series.pop(SECOND)
     store = kept_in(pacs, tmp_path, cache_gb=1)
@@ -171,7 +171,7 @@ def test_a_series_that_came_since_is_found_by_one_question(tmp_path: Path, files
     assert not store.offers("../x")
 
 
-def test_a_series_that_still_came_in_is_fetched_again_although_the_list_is_old(
+def test_a_series_that_was_still_arriving_is_fetched_again_although_the_list_is_old(
     tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader worked on a part of a series as long as the list of a large PACS was not read again."""

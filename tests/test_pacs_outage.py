@@ -59,7 +59,7 @@ def cut(pacs: Pacs, series: str, last: int = 40) -> list[Any]:
     return whole
 
 
-def test_a_series_that_cannot_be_fetched_anew_stays(
+def test_a_series_that_cannot_be_fetched_again_stays(
     tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The image and its label were removed before the PACS was asked for more, and it did not answer."""
@@ -174,7 +174,7 @@ def test_a_pacs_that_is_still_down_is_asked_once(tmp_path: Path, files: Path) ->
     assert asked == [FIRST]
 
 
-def test_a_label_that_is_no_dicom_does_not_wait(tmp_path: Path, files: Path) -> None:
+def test_a_label_that_is_not_dicom_does_not_wait(tmp_path: Path, files: Path) -> None:
     """The label would keep all others from the PACS forever."""
 
     def publisher(series: str, file: Path, info: Mapping[str, Any]) -> None:
@@ -304,7 +304,7 @@ def search(url: str) -> Any:
         return find_series(address.make_client(address.Address(url), session), {"Modality": "MR"})
 
 
-def test_an_overloaded_pacs_is_said_to_be_at_once() -> None:
+def test_an_overloaded_pacs_is_reported_at_once() -> None:
     """After half a minute there was an error that looked like this server's own fault."""
     asked: list[str] = []
 
@@ -317,7 +317,7 @@ def test_an_overloaded_pacs_is_said_to_be_at_once() -> None:
     assert len(asked) == 1
 
 
-def test_a_pacs_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_for_a_pacs_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """One connection that hung kept everybody from the list of images."""
     monkeypatch.setattr(address, "TIMEOUT_SECONDS", (5.0, 0.2))
     gave_up = threading.Event()

@@ -198,7 +198,7 @@ def alone() -> tuple[Located, Segmentation]:
 
 
 @pytest.mark.parametrize("given", ["localizer", "sibling", "pin"])
-def test_what_came_from_elsewhere_is_weighed_once(given: str, alone: tuple[Located, Segmentation]) -> None:
+def test_outside_evidence_is_weighed_once(given: str, alone: tuple[Located, Segmentation]) -> None:
     """Step 1 named by a localizer that is one level off, and step 2 by both, was certain of wrong names."""
     codes, (l3, l4) = lumbar_codes(), LUMBAR[2:4]
     below = dict(pairwise(DISCS))

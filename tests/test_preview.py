@@ -205,7 +205,7 @@ def test_arguments_are_not_modified() -> None:
     ],
     ids=["none", "one", "far apart", "two near", "three near"],
 )
-def test_spread(wanted: list[float], expected: list[float]) -> None:
+def test_labels_are_spaced_without_overlap(wanted: list[float], expected: list[float]) -> None:
     assert spaced(wanted, 10.0) == pytest.approx(expected)
 
 

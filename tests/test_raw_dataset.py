@@ -97,7 +97,7 @@ def test_both_steps_and_both_variants(tmp_path: Path) -> None:
         assert list(content["labels"])[1:-1] == list(REGIONS[step])
 
 
-def test_with_one_disc_in_view_both_variants_teach_the_same(tmp_path: Path) -> None:
+def test_with_one_disc_in_view_both_variants_are_the_same(tmp_path: Path) -> None:
     """The variants showed the same marked disc, but had opposite classes as the target."""
     write(tmp_path, [reviewed_scan(1)], RawOptions((2,), disturbed_share=0))
     one, other = (
@@ -169,9 +169,7 @@ class PowerCut(BaseException):
 
 
 @pytest.mark.parametrize("files_written", range(8))
-def test_an_interrupted_call_is_gone_on_with(
-    tmp_path: Path, files_written: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_call_is_continued(tmp_path: Path, files_written: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file under its final name is whole, half a dataset is not used for training, and the next call finishes
     it."""
     scans = [block_scan(1), block_scan(2)]
@@ -214,7 +212,7 @@ def test_files_of_others_are_refused_and_left(tmp_path: Path, file: str) -> None
     assert list((tmp_path / dataset_name(1)).glob("imagesTr/*")) == []
 
 
-def test_a_damaged_record_is_no_license_to_wipe(tmp_path: Path) -> None:
+def test_a_damaged_record_does_not_delete_the_cases(tmp_path: Path) -> None:
     write(tmp_path, [block_scan(1)])
     (tmp_path / dataset_name(1) / "cases.json").write_text("{", encoding="utf-8")
     with pytest.raises(StorageError, match=r"cases\.json"):
@@ -273,7 +271,7 @@ def test_a_stated_share_shows_what_step_one_found(tmp_path: Path) -> None:
             assert np.array_equal(channel > 0, expected[kind]), case
 
 
-def test_the_network_runs_only_where_its_discs_are_shown(tmp_path: Path) -> None:
+def test_the_network_runs_only_for_cases_that_show_its_discs(tmp_path: Path) -> None:
     scans = [reviewed_scan(k) for k in range(12)]
     first, again, other = Finder(), Finder(), Finder("finder-2")
     write(tmp_path, scans, RawOptions(finder=first))
@@ -291,7 +289,7 @@ def test_the_network_runs_only_where_its_discs_are_shown(tmp_path: Path) -> None
     assert files(tmp_path, 1) == before[1]
 
 
-def test_where_the_network_finds_nothing_errors_are_simulated_and_it_is_said(
+def test_if_the_network_finds_nothing_errors_are_simulated_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An empty channel would teach step 2 what it never sees at inference."""
@@ -328,7 +326,7 @@ def test_no_two_names_are_one_case() -> None:
     assert case_id("a b") == "a-b+c8687a08aa5d"
 
 
-def test_a_name_twice_is_said_and_the_first_stays(tmp_path: Path) -> None:
+def test_a_repeated_name_is_reported_and_the_first_scan_stays(tmp_path: Path) -> None:
     skipped: list[Skipped] = []
     scans = [block_scan(1, "same"), block_scan(2, "same"), block_scan(3, "sa me"), block_scan(4, "sa-me")]
     options = RawOptions((1,))

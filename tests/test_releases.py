@@ -73,7 +73,7 @@ def test_steps_of_two_releases_are_refused_by_name(store: ModelStore, capsys: py
         Networks(store, device="cpu").folder(1)
 
 
-def test_an_imported_zip_tells_its_release(store: ModelStore, tmp_path: Path) -> None:
+def test_an_imported_zip_states_its_release(store: ModelStore, tmp_path: Path) -> None:
     """A single step from ``models import`` ran with the other step of another release."""
     write_model_folder(tmp_path / "old", 1, seed=4)
     archive = shutil.make_archive(str(tmp_path / f"Dataset101_TotalSpineSeg_step1_{OLDER}"), "zip", tmp_path / "old")

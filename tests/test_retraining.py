@@ -215,7 +215,7 @@ def test_where_the_first_weights_are_gone_the_oldest_there_are_stand_in(
     ]
 
 
-def test_what_the_weights_in_use_have_learned_from_does_not_judge(
+def test_scans_that_the_weights_in_use_learned_from_are_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another server with the same models had trained on a scan that is held out here, and the gate used it."""

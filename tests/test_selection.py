@@ -113,7 +113,7 @@ def test_most_to_learn_offers_what_finished_labels_lack() -> None:
     assert order(strategy, Studies("a", "b", "u", "y", "z"), 5) == "zabyu"
 
 
-def test_the_offer_that_a_label_came_of_is_its_author_s() -> None:
+def test_the_recorded_offer_of_a_label_is_its_authors() -> None:
     now = time.time()
     info = {
         "strategy": {

@@ -152,7 +152,7 @@ def test_the_annotators_loop(untouched: Server, tmp_path: Path) -> None:
     assert client.next_sample("random", {})["id"] != sample["id"]
 
 
-def test_a_label_not_understood_is_kept_and_the_image_offered_again(
+def test_a_label_not_understood_is_stored_and_the_image_offered_again(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
     image = add_image(server, "parked", image_of(CODES))
@@ -264,7 +264,7 @@ def test_step_2_follows_the_names_the_annotator_gave(server: Server, client: MON
         assert NAME_OF[int(np.bincount(result[middle]).argmax())] == expected
 
 
-def test_an_image_can_be_uploaded_or_sent_along_or_kept_in_a_session(
+def test_an_image_can_be_uploaded_or_sent_along_or_put_into_a_session(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
     path = tmp_path / "mine.nrrd"
@@ -366,7 +366,7 @@ def test_an_image_that_cannot_be_segmented_gets_a_sentence(server: Server, name:
 
 
 @pytest.mark.parametrize(("name", "content"), [("text", b"hello"), ("empty", b""), ("cut", b"\x1f\x8b\x08\x00broken")])
-def test_a_file_that_is_no_image_gets_a_sentence(server: Server, tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_that_is_not_an_image_gets_a_sentence(server: Server, tmp_path: Path, name: str, content: bytes) -> None:
     path = server.studies.parent / f"{name}.nii.gz"
     path.write_bytes(content)
     refused = infer(server, image=add_file(server, path, name))
@@ -394,7 +394,7 @@ def test_unknown_images_and_models_are_404(server: Server) -> None:
     assert infer(server).status_code == 422
 
 
-def test_no_weights_is_said_and_mended_without_restart(server: Server) -> None:
+def test_missing_weights_are_reported_and_installed_without_restart(server: Server) -> None:
     (server.signals / "no-weights").touch()
     try:
         refused = infer(server, image="z-last")

@@ -101,7 +101,7 @@ def test_doubtful_levels_are_marked_in_the_reply_unless_the_request_says_otherwi
     assert named(*plain) == drawn
 
 
-def test_the_review_runs_no_network_again_and_its_record_is_kept(server: Server, client: MONAILabelClient) -> None:
+def test_the_review_runs_no_network_again_and_its_record_is_stored(server: Server, client: MONAILabelClient) -> None:
     image = add_image(server, "reviewed", image_of(MIDDLE))
     client.infer("totalspineseg", image, {})
     _, report = client.infer("totalspineseg_review", image, {})
@@ -114,7 +114,7 @@ def test_the_review_runs_no_network_again_and_its_record_is_kept(server: Server,
     assert [name for name in names if f"{name} ?" in names] == [], "a row to clear names that no reply had shown"
 
 
-def test_the_review_knows_what_the_prediction_was_told(
+def test_the_review_uses_the_settings_of_the_prediction(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
     """Clients set localizer and pins for each model separately, and without them the review doubted every level."""
@@ -141,7 +141,7 @@ def marked(client: MONAILabelClient, image: str) -> tuple[set[str], set[str]]:
     return uncertain, odd
 
 
-def test_the_review_judges_the_result_that_is_shown(server: Server, client: MONAILabelClient) -> None:
+def test_the_review_checks_the_displayed_result(server: Server, client: MONAILabelClient) -> None:
     """After the iterative method, which states no doubts, or a corrected step 1, the review called another result
     certain."""
     image = add_image(server, "by-rule", image_of(CODES))
@@ -243,7 +243,7 @@ def test_two_series_do_not_confirm_each_other(server: Server, client: MONAILabel
     assert beside["probability"] == alone["probability"]
 
 
-def test_a_guessed_prediction_is_no_localizer(server: Server, client: MONAILabelClient) -> None:
+def test_a_guessed_prediction_is_not_a_localizer(server: Server, client: MONAILabelClient) -> None:
     """A stored prediction that was not certain (0.4), named as localizer, made another scan certain of its names."""
     one, two = (add_image(server, name, image_of(MIDDLE)) for name in ("guessed", "beside"))
     assert client.infer("totalspineseg", one, {"save_label": True})[1]["numbering"]["confident"] is False

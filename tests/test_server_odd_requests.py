@@ -50,7 +50,7 @@ def test_a_series_in_a_session_is_not_sent_back_as_one_file(server: Server) -> N
         ("C:\\scans\\a\n.dcm", "a.dcm"),
     ],
 )
-def test_a_file_of_any_name_can_be_kept(sent: str, kept: str) -> None:
+def test_a_file_of_any_name_can_be_stored(sent: str, kept: str) -> None:
     """Names were cut by characters instead of bytes, so that 150 umlauts, or a file called ``..``, were answered with
     500."""
     assert plain_name(sent) == kept

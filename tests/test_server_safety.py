@@ -132,7 +132,7 @@ def test_pages_load_things_of_this_server_alone(server: Server, path: str) -> No
         assert "://" not in page.text
 
 
-def test_the_log_is_shown_as_text_without_folders(server: Server) -> None:
+def test_the_log_is_plain_text_without_folders(server: Server) -> None:
     """MONAI Label's page ran scripts from two other servers, and lines=-1 gave the whole log with every path of the
     machine."""
     log = requests.get(f"{server.url}/logs/", params={"lines": 300, "refresh": 3}, timeout=20)

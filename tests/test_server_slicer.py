@@ -145,7 +145,7 @@ def test_a_volume_renamed_before_submit_keeps_its_label(
     assert submit(client, free, tmp_path)["image"] == free
 
 
-def test_a_label_of_no_image_is_answered_so_and_kept(server: Server, client: MONAILabelClient, tmp_path: Path) -> None:
+def test_a_label_of_no_image_is_reported_and_stored(server: Server, client: MONAILabelClient, tmp_path: Path) -> None:
     """The label was filed under the image that its client had uploaded last."""
     client.upload_image(volume(tmp_path, 2.75), "renamed at once")
     with pytest.raises(MONAILabelClientException, match="404") as caught:

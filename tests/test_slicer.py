@@ -233,7 +233,7 @@ def without_landmarks() -> Volume:
     return Volume(np.where(np.isin(np.rint(whole.data / 10), middle), whole.data, 0), whole.affine)
 
 
-def test_doubt_is_seen_in_the_rows_and_what_is_confirmed_is_kept_as_such(server: Server, tmp_path: Path) -> None:
+def test_doubt_is_visible_in_the_rows_and_confirmed_names_are_recorded(server: Server, tmp_path: Path) -> None:
     """Doubt was printed to the console of 3D Slicer, which no reader opens."""
     grid = offered(server, without_landmarks(), "marked")
     sitting = sit_down(server, tmp_path, wanted="marked", rename={"L1 ?": "L1"})

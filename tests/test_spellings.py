@@ -96,5 +96,5 @@ def test_a_level_and_a_point_are_read_in_every_spelling(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "L4", "L4 1 2", "1 2 3", "L9 1 2 3", "canal 1 2 3", "L4 1 nan 3", "L4@1,2,3,4"])
-def test_what_is_no_level_and_point_is_none(text: str) -> None:
+def test_a_text_without_level_and_point_gives_none(text: str) -> None:
     assert level_at(text) is None

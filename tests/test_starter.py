@@ -83,7 +83,7 @@ def test_checkpoint_loads_without_pickled_code_in_half_precision_and_matches_its
     assert json.loads((folder / "training.json").read_text(encoding="utf-8"))["iterations_done"] == 2
 
 
-def test_training_goes_on_from_its_state_and_starts_anew_when_told(tmp_path: Path) -> None:
+def test_training_continues_from_its_state_and_starts_over_on_request(tmp_path: Path) -> None:
     def state() -> dict[str, object]:
         path = tmp_path / STARTER_FOLDERS[1] / "fold_0" / "checkpoint_latest.pth"
         loaded: dict[str, object] = torch.load(path, weights_only=True)
@@ -118,7 +118,7 @@ def test_new_weights_are_not_believed_as_those_before_them_were_measured(tmp_pat
     assert read_trust(tmp_path) == UNMEASURED
 
 
-def test_training_begins_with_given_weights_and_says_which(trained: Path, tmp_path: Path) -> None:
+def test_training_begins_with_chosen_weights_and_says_which(trained: Path, tmp_path: Path) -> None:
     source = trained / STARTER_FOLDERS[1]
     folder = train_starter(1, tmp_path, tiny(iterations=1, learning_rate=1e-9), start_from=source)
     had, has = (
@@ -215,7 +215,7 @@ def test_a_landmark_out_of_view_hardly_weighs() -> None:
     assert deep_loss([timid], truth) - deep_loss([logits], truth) < 0.02
 
 
-def test_step2_takes_over_what_fits_and_hears_the_marked_discs() -> None:
+def test_step2_takes_over_what_fits_and_uses_the_marked_discs() -> None:
     one, two = (build_network(s, TINY, deep_supervision=True).state_dict() for s in (1, 2))
     mixed = warm_start(two, one)
     assert mixed.keys() == two.keys()
@@ -375,7 +375,7 @@ def test_all_step_1_models_that_marked_discs_are_on_record(trained: Path, tmp_pa
     assert "discs_by_sha256" not in json.loads((folder / "training.json").read_text(encoding="utf-8"))
 
 
-def test_a_state_of_another_grid_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_state_of_another_grid_is_not_continued(tmp_path: Path) -> None:
     piece = tiny(piece_minutes=1e-12)  # ends before a spine is drawn
     latest = train_starter(2, tmp_path, piece) / "fold_0" / "checkpoint_latest.pth"
     train_starter(2, tmp_path, piece)

@@ -33,7 +33,7 @@ def volume(file: Path) -> Path:
     return file
 
 
-def test_a_removed_image_is_gone_with_what_is_shown_for_it(tmp_path: Path) -> None:
+def test_a_removed_image_is_gone_with_its_displayed_labels(tmp_path: Path) -> None:
     image = volume(tmp_path / "studies" / "one.nii.gz")
     volume(tmp_path / "studies" / "two.nii.gz")
     studies = StudiesDatastore(str(tmp_path / "studies"), auto_reload=False)
@@ -121,7 +121,7 @@ def test_nothing_takes_the_name_of_an_image_whose_archive_is_away(tmp_path: Path
     assert (studies.list_images(), list((tmp_path / "archive").iterdir())) == (["one"], [])
 
 
-def test_of_a_label_in_another_format_nothing_comes_back(tmp_path: Path) -> None:
+def test_nothing_of_a_label_in_another_format_comes_back(tmp_path: Path) -> None:
     """A prediction saved as .nrrd was shown again when the newer one was deleted, or while its image was missing."""
     image, old = volume(tmp_path / "one.nii.gz"), tmp_path / ".new" / "one.nrrd"
     studies = StudiesDatastore(str(tmp_path), auto_reload=False)
@@ -172,7 +172,7 @@ def test_an_image_that_cannot_be_removed_keeps_its_label(tmp_path: Path, monkeyp
     assert studies.get_labeled_images() == ["one"]
 
 
-def test_of_a_link_the_link_alone_is_removed(server: Server) -> None:
+def test_only_the_link_is_removed_not_its_file(server: Server) -> None:
     """The scan in the archive to which the link points was deleted, and the link stayed."""
     archived = server.studies.parent / "archive" / "scan.nii.gz"
     archived.parent.mkdir()

@@ -527,7 +527,7 @@ def test_marrow_is_dark_in_some_people_and_mottled_in_others(
     assert max(spreads) > 1.3 * min(spreads)
 
 
-def test_fat_lies_behind_the_sac_of_the_loin_and_is_no_canal() -> None:
+def test_fat_lies_behind_the_lumbar_sac_and_is_not_canal() -> None:
     found = []
     for seed in range(8):
         spine = make(seed, field=Field.LUMBAR, spacing_mm=(2.0, 1.0, 1.5), width_mm=60.0)

@@ -84,7 +84,7 @@ def test_a_landmark_that_lies_elsewhere_by_habit_does_not_move_the_names() -> No
         pytest.param({"probability": 0.996, "contradicted": True}, "contradicts", "probability", id="contradicted"),
     ],
 )
-def test_the_reason_of_a_doubt_is_no_high_chance(facts: dict[str, float], has: str, has_not: str) -> None:
+def test_a_high_chance_is_not_given_as_the_reason_of_a_doubt(facts: dict[str, float], has: str, has_not: str) -> None:
     """Names were "doubtful (100% likely)", without a reason."""
     numbering = replace(named(lumbar()), **{"usual": 0.0, "counted_only": False, "findings": (), **facts})  # type: ignore[arg-type]
     said = sentence(report(numbering, (), affine=np.eye(4)))

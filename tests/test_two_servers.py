@@ -86,7 +86,7 @@ def test_readers_of_two_servers_get_different_images(servers: tuple[Server, Serv
     assert sorted(given) == list(IMAGES)
 
 
-def test_submissions_to_two_servers_at_once_are_all_kept_and_shown(
+def test_submissions_to_two_servers_at_once_are_all_stored_and_displayed(
     servers: tuple[Server, Server], tmp_path: Path
 ) -> None:
     studies = servers[0].log.parent.parent / "studies"

@@ -89,7 +89,7 @@ def test_names_mark_structures_nobody_checked(names: object) -> None:
 
 
 @pytest.mark.parametrize("names", [None, [], ""], ids=str)
-def test_nothing_said_is_everything_reviewed(names: object) -> None:
+def test_without_marks_everything_counts_as_reviewed(names: object) -> None:
     assert with_unreviewed(map_names(submission("L4"), GRID), names).unreviewed == ()
 
 

@@ -254,7 +254,7 @@ def test_wrong_names_of_what_was_drawn_again_are_seen_beside_what_was_left() -> 
     assert (wrong.levels, wrong.levels_right) == (right.levels, len(topmost))
 
 
-def test_a_renamed_level_judges_names_alone() -> None:
+def test_a_renamed_level_counts_for_names_only() -> None:
     truth = RIGHT.copy()
     score = score_case(truth, PARENT, left=Left(renamed=frozenset(LEVELS_DRAWN)))
     assert np.isnan(score.value("discs")) and np.isnan(score.value("vertebrae"))
@@ -262,7 +262,7 @@ def test_a_renamed_level_judges_names_alone() -> None:
     assert score.value("cord") == score_case(truth, PARENT).value("cord")
 
 
-def test_a_structure_drawn_too_wide_beside_its_truth_is_held_against_nobody() -> None:
+def test_a_structure_drawn_too_wide_beside_its_truth_counts_against_nobody() -> None:
     """What was painted around a structure left as predicted counted against a candidate that drew it larger."""
     disc = spine(2, codes=(DISC_L5_S,))
     truth = np.where(RIGHT == DISC_L5_S, disc, RIGHT).astype(np.uint8)
@@ -271,7 +271,7 @@ def test_a_structure_drawn_too_wide_beside_its_truth_is_held_against_nobody() ->
     assert score_case(truth, RIGHT).value("discs") < 0.99
 
 
-def test_a_group_that_was_left_as_a_whole_judges_nobody() -> None:
+def test_a_group_that_was_left_as_a_whole_does_not_count() -> None:
     truth, left = label_of(0.1, 0)
     assert left == {CORD}
     scores = [score_case(truth, map_, left=Left(left)) for map_ in (PARENT, RIGHT, np.zeros_like(RIGHT))]
@@ -362,7 +362,7 @@ def test_a_fault_in_what_was_left_moves_the_loss_by_a_tenth(fault: str, alone: b
     assert prices[0] / prices[1] == pytest.approx(UNTOUCHED_WEIGHT, rel=0.1)
 
 
-def test_what_was_drawn_beside_it_is_taught_in_full() -> None:
+def test_structures_drawn_beside_it_have_full_weight() -> None:
     """If a canal was drawn around an untouched cord, the border of the canal is known and that of the cord is not."""
     canal, cord = (slice(4, 20),) * 3, (slice(9, 15),) * 3
     far = (slice(0, 2), slice(0, 2), slice(0, 2))
@@ -442,5 +442,5 @@ def test_patches_weigh_what_a_label_has_as_the_parent_predicted_it(tmp_path: Pat
     [((), "starter-1a2b3c4d"), ((L5, CORD), "other-11112222")],
     ids=["all drawn or accepted", "predicted by weights of another line"],
 )
-def test_what_was_accepted_is_taught_in_full(tmp_path: Path, untouched: tuple[int, ...], made_by: str) -> None:
+def test_accepted_structures_have_full_weight(tmp_path: Path, untouched: tuple[int, ...], made_by: str) -> None:
     assert all((patch["weight"] == 1).all() for patch in taught(tmp_path, 2, untouched, made_by))

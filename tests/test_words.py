@@ -250,7 +250,7 @@ def test_a_test_module_begins_with_what_it_tests() -> None:
     } == set()
 
 
-def test_names_of_files_are_no_private_words() -> None:
+def test_names_of_files_are_not_private_words() -> None:
     assert {file.name for file in FILES if file.stem in PRIVATE_WORDS} == set()
 
 
