@@ -167,14 +167,14 @@ class Studies:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "reported"),
     [
         (HTTPException(422, "not a spine"), "not a spine"),
         (ConnectionError("10.0.0.7"), "ConnectionError"),
     ],
     ids=["image", "PACS"],
 )
-def test_one_bad_image_does_not_end_a_batch(tmp_path: Path, fault: Exception, told: str) -> None:
+def test_one_bad_image_does_not_end_a_batch(tmp_path: Path, fault: Exception, reported: str) -> None:
     seen = []
 
     def infer(request: dict[str, Any]) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def test_one_bad_image_does_not_end_a_batch(tmp_path: Path, fault: Exception, to
     results = SpineBatch(lambda _: None)(request, Studies(), infer)
     assert seen == ["b", "c", "a"], "what a reader may be offered first"
     assert list(results["b"]) == ["error"]
-    assert told in results["b"]["error"]
+    assert reported in results["b"]["error"]
     assert "10.0.0.7" not in results["b"]["error"]
     assert not list(tmp_path.iterdir())
     assert list(SpineBatch(lambda _: None)({**request, "max_batch_size": 1}, Studies(), infer)) == ["b"]

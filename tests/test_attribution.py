@@ -43,8 +43,8 @@ class Predictions:
         self, key: str, labels: LabelArray, *, client: str = "", image: str = "scan", content: str = CONTENT
     ) -> None:
         self.store.keep(PredictionRecord(key, image, "totalspineseg", {}, {}, {}, None, client, content))
-        drawn = NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), labels, 2)
-        self.maps.keep(content, PredictionMaps(key, drawn, GRID, {}, {}, (), image))
+        painted = NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), labels, 2)
+        self.maps.keep(content, PredictionMaps(key, painted, GRID, {}, {}, (), image))
 
     def review(self, key: str, of: str, *, client: str = "") -> None:
         """Record that somebody asked for a review of a prediction; it has no maps of its own."""

@@ -289,9 +289,9 @@ def test_lint_takes_a_folder_and_goes_on_after_a_bad_map(tmp_path: Path, capsys:
     (tmp_path / "c.mgz").touch()
     write_volume(tmp_path / "d.nii.gz", np.zeros((9, 9, 9), np.uint8), Grid((9, 9, 9), np.eye(4)))
     assert main(["lint", str(tmp_path)]) == 1
-    said = capsys.readouterr()
-    assert "d.nii.gz: not_checked" in said.out
-    assert "a.nii.gz: " in said.err and "'c.mgz'" in said.err
+    printed = capsys.readouterr()
+    assert "d.nii.gz: not_checked" in printed.out
+    assert "a.nii.gz: " in printed.err and "'c.mgz'" in printed.err
 
 
 @pytest.mark.golden

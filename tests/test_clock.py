@@ -67,9 +67,9 @@ def test_a_correction_after_the_clock_was_set_back_is_of_the_prediction_on_the_s
     newest = services.predictions.latest("a")
     assert newest is not None
     assert newest.id == last
-    kept = services.maps.latest(sha256_of(image), 2)
-    assert kept is not None
-    assert kept.prediction == last
+    stored = services.maps.latest(sha256_of(image), 2)
+    assert stored is not None
+    assert stored.prediction == last
 
 
 def test_the_training_that_began_last_is_the_one_reported(tmp_path: Path) -> None:

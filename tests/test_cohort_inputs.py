@@ -172,10 +172,10 @@ def test_scans_of_one_file_name_share_no_localizer(tmp_path: Path, dicom: bool) 
     cases = [Case(f"p{k}_anat_T2w", tmp_path / "in" / f / "T2w", f) for k, f in enumerate(folders, start=1)]
     if dicom:
         assert list(find_cases(tmp_path / "in")) == cases
-    for given in ({"localizer": loc}, {"localizer": None, "earlier": [loc]}):
-        paired = pair_localizers(cases, suffixes=["T2w"], localizer_suffix="T1w", **given)
+    for arguments in ({"localizer": loc}, {"localizer": None, "earlier": [loc]}):
+        paired = pair_localizers(cases, suffixes=["T2w"], localizer_suffix="T1w", **arguments)
         found = [case.localizer for case in paired]
-        assert found == [loc / "p1/anat/T1w.nii.gz" if given["localizer"] else None, None]
+        assert found == [loc / "p1/anat/T1w.nii.gz" if arguments["localizer"] else None, None]
 
 
 def test_one_localizer_file_serves_the_scans_of_one_subject(tmp_path: Path) -> None:
@@ -203,10 +203,10 @@ def test_results_serve_as_localizers_if_certain(tmp_path: Path, record: Any, by_
     if record is not None:
         make(tmp_path / "reports", "s_T1w.json", content=json.dumps(record).encode())
     cases = [Case("s_T2w", tmp_path / "s_T2w.nii.gz", Path())]
-    given = {"suffixes": ["_T2w"], "localizer_suffix": "_T1w"}
+    arguments = {"suffixes": ["_T2w"], "localizer_suffix": "_T1w"}
     expected = [by_earlier, by_folder, by_folder]
     for localizer, why in zip((None, folder, folder / "s_T1w.nii.gz"), expected, strict=True):
-        (paired,) = pair_localizers(cases, localizer, earlier=[folder], **given)
+        (paired,) = pair_localizers(cases, localizer, earlier=[folder], **arguments)
         assert (paired.localizer, paired.no_localizer) == (None if why else folder / "s_T1w.nii.gz", why)
 
 

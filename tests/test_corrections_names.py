@@ -218,13 +218,13 @@ def test_a_label_with_reversed_slices_is_taken_voxel_for_voxel(tmp_path: Path, e
     image = Grid(SHAPE, OBLIQUE @ np.diag([1.0, 1, -1, 1]))
     reversed_slices = np.eye(4)
     reversed_slices[2, 2:] = -1, SHAPE[2] - 1
-    drawn = np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.uint8) % 3
+    painted = np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.uint8) % 3
     path = tmp_path / f"label{ending}"
-    write_volume(path, drawn[:, :, ::-1], Grid(SHAPE, image.affine @ reversed_slices))
+    write_volume(path, painted[:, :, ::-1], Grid(SHAPE, image.affine @ reversed_slices))
     if ending == ".seg.nrrd":
         written = sitk.ReadImage(str(path))
         for key, value in segment_fields(("L4", 1, 0), ("L5", 2, 0)).items():
             written.SetMetaData(key, value)
         sitk.WriteImage(written, str(path))
     found = map_names(read_submission(path, info("L4", "L5")), image).codes
-    np.testing.assert_array_equal(found, np.array([0, 44, 45], np.uint8)[drawn])
+    np.testing.assert_array_equal(found, np.array([0, 44, 45], np.uint8)[painted])

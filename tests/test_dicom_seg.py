@@ -126,19 +126,19 @@ def test_a_partial_field_of_view_has_only_the_frames_it_needs(series: Path) -> N
 
 def test_a_series_without_optional_tags(tmp_path: Path) -> None:
     """Incomplete coding tags made MONAI Label's own writer fail with 500."""
-    kept = {"SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "PixelData"}
-    kept |= {
+    stored = {"SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "PixelData"}
+    stored |= {
         "ImagePositionPatient",
         "ImageOrientationPatient",
         "PixelSpacing",
         "SamplesPerPixel",
         "PixelRepresentation",
     }
-    kept |= {"BitsAllocated", "BitsStored", "HighBit", "PhotometricInterpretation"}
+    stored |= {"BitsAllocated", "BitsStored", "HighBit", "PhotometricInterpretation"}
 
     def strip(item: Dataset, _: int) -> None:
         for element in list(item):
-            if element.keyword not in kept:
+            if element.keyword not in stored:
                 del item[element.tag]
 
     folder = save(tmp_path / "series", slices(), strip)
@@ -345,9 +345,11 @@ def test_dcmqi_reads_names_colors_and_places(tmp_path: Path, affine: np.ndarray)
     (tmp_path / "seg.dcm").write_bytes(seg_bytes(written(labels, slices(affine), affine)))
     arguments = ["--inputDICOM", tmp_path / "seg.dcm", "--outputDirectory", tmp_path, "--prefix", "s", "-t", "nrrd"]
     subprocess.run([DCMQI / "segimage2itkimage", *arguments], check=True, capture_output=True)
-    told = [item[0] for item in json.loads((tmp_path / "s-meta.json").read_text(encoding="utf-8"))["segmentAttributes"]]
-    assert [item["SegmentLabel"] for item in told] == [NAME_OF[code] for code in SPINE]
-    for number, (code, item) in enumerate(zip(SPINE, told, strict=True), start=1):
+    reported = [
+        item[0] for item in json.loads((tmp_path / "s-meta.json").read_text(encoding="utf-8"))["segmentAttributes"]
+    ]
+    assert [item["SegmentLabel"] for item in reported] == [NAME_OF[code] for code in SPINE]
+    for number, (code, item) in enumerate(zip(SPINE, reported, strict=True), start=1):
         np.testing.assert_allclose(item["recommendedDisplayRGBValue"], BY_CODE[code].color, atol=1)
         assert item["SegmentedPropertyTypeCodeSequence"]["CodeMeaning"] == term_of(NAME_OF[code]).meaning
         image = sitk.ReadImage(str(tmp_path / f"s-{number}.nrrd"))
@@ -420,8 +422,8 @@ def test_a_file_of_dcmqi(tmp_path: Path, series: Path) -> None:
         {**segment, "labelID": 9, "SegmentLabel": "vertebrae_L4"},
         {**segment, "labelID": 3, "SegmentLabel": "cord"},
     ]
-    told = {"SeriesNumber": "300", "InstanceNumber": "1", "segmentAttributes": [named], "ContentCreatorName": "R"}
-    (tmp_path / "meta.json").write_text(json.dumps(told), encoding="utf-8")
+    reported = {"SeriesNumber": "300", "InstanceNumber": "1", "segmentAttributes": [named], "ContentCreatorName": "R"}
+    (tmp_path / "meta.json").write_text(json.dumps(reported), encoding="utf-8")
     arguments = ["--inputImageList", tmp_path / "labels.nrrd", "--inputDICOMDirectory", series]
     arguments += ["--outputDICOM", tmp_path / "seg.dcm", "--inputMetadata", tmp_path / "meta.json"]
     subprocess.run([DCMQI / "itkimage2segimage", *arguments], check=True, capture_output=True)

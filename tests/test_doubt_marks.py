@@ -33,7 +33,7 @@ from training_site import make_site
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
-KEPT = PredictionMaps("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
+STORED = PredictionMaps("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
 L1, L3, L4, L5, T12 = (CODE_OF[name] for name in ("L1", "L3", "L4", "L5", "T12"))
 
 
@@ -45,7 +45,7 @@ def sent(**names: str) -> Submission:
 
 def left_of(submission: Submission, accepted: object = None) -> Mapped:
     marked = (L3, L4)
-    return with_untouched(map_names(submission, GRID), compare(submission, GRID, KEPT), accepted, marked=marked)
+    return with_untouched(map_names(submission, GRID), compare(submission, GRID, STORED), accepted, marked=marked)
 
 
 # --- as it is written and read
@@ -141,7 +141,7 @@ def test_levels_that_follow_a_rename_lose_their_marks_where_it_settles_the_names
     certainty: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submission = sent(L4="L5", L3="L3 ?", L5="L5 ?")
-    compared = compare(submission, GRID, KEPT)
+    compared = compare(submission, GRID, STORED)
     assert compared is not None
     numbering = SimpleNamespace(certainty=certainty, probability=0.5)
     monkeypatch.setattr(

@@ -30,7 +30,7 @@ from totalspineseg_server.segments import Segment, Submission
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
-KEPT = PredictionMaps("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
+STORED = PredictionMaps("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
 
 
 def sent(names: dict[str, str], labels: LabelArray = TRUTH) -> Submission:
@@ -43,7 +43,7 @@ def findings(submission: Submission, certainty: Certainty | None, known: tuple[d
     record = PredictionRecord("p", "a", "totalspineseg", {}, {}, {}, numbering, "")
     mapped = map_names(submission, GRID)
     lint = check(mapped.codes, GRID)
-    return list(beside_prediction(Corrected(record, compare(submission, GRID, KEPT)), mapped, lint))
+    return list(beside_prediction(Corrected(record, compare(submission, GRID, STORED)), mapped, lint))
 
 
 def edited(labels: LabelArray) -> LabelArray:
@@ -181,11 +181,11 @@ def test_a_doubtful_result_is_recognized_when_it_is_submitted_unchanged(tmp_path
     scene = Scene(lambda image_id: image, lambda *label: None)
     inbox = Inbox(Receipts(tmp_path), CorrectionStore(tmp_path), services.predictions, services.maps, scene)
     params = {"label_info": [{"name": name} for name in WIRE_LABELS]}
-    kept = inbox.submit("a", Path(result), tag="final", sender=Sender("", "ada", ""), params=params)
-    assert kept.findings[0]["kind"] == "unchanged"
+    stored = inbox.submit("a", Path(result), tag="final", sender=Sender("", "ada", ""), params=params)
+    assert stored.findings[0]["kind"] == "unchanged"
     wire = read_labels(Path(result))
     wire.data[tuple(np.argwhere(wire.data == WIRE_LABELS["L2"])[0])] = 0
     write_volume(tmp_path / "edited.nii.gz", wire.data, wire.grid)
-    kept = inbox.submit("a", tmp_path / "edited.nii.gz", tag="final", sender=Sender("", "ada", ""), params=params)
-    assert "unchanged" not in {finding["kind"] for finding in kept.findings}
+    stored = inbox.submit("a", tmp_path / "edited.nii.gz", tag="final", sender=Sender("", "ada", ""), params=params)
+    assert "unchanged" not in {finding["kind"] for finding in stored.findings}
     Path(result).unlink()

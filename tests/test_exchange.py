@@ -371,8 +371,8 @@ def test_the_commands_say_what_they_did(site: Path, tmp_path: Path, capsys: pyte
     data = ["--data-dir", str(tmp_path / "model")]
     write_json(site / ".totalspineseg" / "corrections" / "a" / ID / "record.json", {})
     assert main(["backup", str(site), str(tmp_path / "b.zip"), *data]) == 0
-    said = capsys.readouterr().out
-    assert "1 submissions of 1 images, 1 versions" in said and "running" in said and "no images" in said
+    printed = capsys.readouterr().out
+    assert "1 submissions of 1 images, 1 versions" in printed and "running" in printed and "no images" in printed
     assert main(["restore", str(tmp_path / "b.zip"), "--check"]) == 0
     assert "sound" in capsys.readouterr().out
     assert main(["restore", str(tmp_path / "b.zip"), str(tmp_path / "s"), "--data-dir", str(tmp_path / "m")]) == 0

@@ -137,8 +137,8 @@ def test_a_server_reads_what_another_one_was_killed_over(tmp_path: Path) -> None
     store = CorrectionStore(folder / ".totalspineseg")
     with running_server(tmp_path):
         wait_for(lambda: store.in_force("a"))
-    (kept,) = store.of_image("a")
-    np.testing.assert_array_equal(store.codes(kept) == CODE_OF["L4"], CODE_OF["L4"] == CODES)
+    (remaining,) = store.of_image("a")
+    np.testing.assert_array_equal(store.codes(remaining) == CODE_OF["L4"], CODE_OF["L4"] == CODES)
     assert (folder / "labels" / "final" / "a.nii.gz").is_file()
 
 

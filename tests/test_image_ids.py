@@ -77,9 +77,9 @@ def test_an_image_of_any_name_is_stored_in_the_studies_with_its_labels(image_id:
         assert again.list_images() == [image_id]
         assert again.get_labeled_images() == [image_id]
         assert Path(again.get_image_uri(image_id)).read_bytes() == image.read_bytes()
-        shown = again.label_file(image_id, "final")
-        assert shown is not None
-        assert shown.read_bytes() == label.read_bytes()
+        displayed = again.label_file(image_id, "final")
+        assert displayed is not None
+        assert displayed.read_bytes() == label.read_bytes()
         shutil.rmtree(folder / ".totalspineseg", ignore_errors=True)
     assert {path.relative_to(folder) for path in folder.rglob("*.nii.gz")} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "image.nii.gz", "label.nii.gz"]

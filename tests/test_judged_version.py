@@ -77,8 +77,8 @@ def test_what_the_gate_refuses_later_is_refused(
     change["reference"] = -0.2
     code, out, _ = run(site, capsys, "judge", "theirs")
     assert (code, "vertebrae -0.200" in out) == (1, True), out
-    shown: Any = json.loads(run(site, capsys, "show", "theirs")[1])
-    (judgment,) = shown["judgments"]
+    displayed: Any = json.loads(run(site, capsys, "show", "theirs")[1])
+    (judgment,) = displayed["judgments"]
     assert (judgment["passed"], judgment["report"]["publish"], judgment["report"]["candidate"]) == (
         False,
         False,

@@ -82,10 +82,10 @@ def test_what_fails_while_a_label_is_read_loses_nothing(
                 desk.submit()
             assert type(error).__name__ in waiting(desk).reason
     assert (desk.store.of_image("img"), desk.published) == ((), [])
-    kept = waiting(desk).receipt
-    assert (kept.image, kept.sender, kept.params) == ("img", SENDER, L4_L5)
-    assert desk.submit().id == kept.id, "sent again, it is the same submission"
-    assert [c.id for c in desk.store.of_image("img")] == [kept.id]
+    stored = waiting(desk).receipt
+    assert (stored.image, stored.sender, stored.params) == ("img", SENDER, L4_L5)
+    assert desk.submit().id == stored.id, "sent again, it is the same submission"
+    assert [c.id for c in desk.store.of_image("img")] == [stored.id]
     assert (desk.receipts.waiting(), len(desk.published)) == ((), 1)
 
 
@@ -109,8 +109,8 @@ def test_kill_9_after_a_label_was_stored_costs_nothing(desk: Desk) -> None:
     assert found.reason == NOT_TRIED
     again = Desk(desk.root)
     assert again.inbox.interpret_waiting(again=False) == ()
-    (kept,) = again.store.of_image("img")
-    assert (kept.id, kept.status, kept.received) == (found.receipt.id, "accepted", found.receipt.received)
+    (stored,) = again.store.of_image("img")
+    assert (stored.id, stored.status, stored.received) == (found.receipt.id, "accepted", found.receipt.received)
     assert len(again.published) == 1
 
 
@@ -177,8 +177,8 @@ def test_kill_9_while_a_label_is_filed_costs_nothing(desk: Desk, file: str, monk
     (desk.receipts.folder(waiting(desk).receipt) / file).write_bytes(b"half a file")
     again = Desk(desk.root)
     assert again.inbox.interpret_waiting(again=True) == ()
-    (kept,) = again.store.of_image("img")
-    assert again.store.codes(kept).any()
+    (stored,) = again.store.of_image("img")
+    assert again.store.codes(stored).any()
 
 
 def test_a_label_that_waited_does_not_hide_a_newer_one(desk: Desk) -> None:

@@ -65,15 +65,15 @@ def test_a_scan_goes_from_new_to_finished_by_accepting_it(server: Server) -> Non
     accept = {"prediction": result, "views": BOTH_VIEWS, "client_id": "ada"}
     assert "axial" in post(server, "/scans/lab-way-2/accept", {**accept, "views": ["sagittal"]}, 409)["detail"]
     assert "Another result" in post(server, "/scans/lab-way-2/accept", {**accept, "prediction": "other"}, 409)["detail"]
-    kept = post(server, "/scans/lab-way-2/accept", accept)["correction"]
+    stored = post(server, "/scans/lab-way-2/accept", accept)["correction"]
     after = scan(server, "lab-way-2")
     assert (after["status"], after["user"], after["unchanged"], after["label"]) == ("finished", "ada", True, "finished")
     (correction,) = store(server).of_image("lab-way-2")
-    assert (correction.id, correction.unchanged, correction.client, correction.untouched) == (kept, True, "ada", ())
+    assert (correction.id, correction.unchanged, correction.client, correction.untouched) == (stored, True, "ada", ())
     np.testing.assert_array_equal(store(server).codes(correction), CODES)
     assert "finished already" in post(server, "/scans/lab-way-2/accept", accept, 409)["detail"]
     assert "'other'" in post(server, "/scans/lab-way-2/choose", {"correction": "other"}, 409)["detail"]
-    post(server, "/scans/lab-way-2/choose", {"correction": kept, "client_id": "chief"})
+    post(server, "/scans/lab-way-2/choose", {"correction": stored, "client_id": "chief"})
     newest, oldest = scan(server, "lab-way-2")["history"]
     assert (newest["user"], newest["chosen"], newest["unchanged"], oldest["chosen"]) == ("chief", ["ada"], True, [])
 
@@ -101,11 +101,11 @@ def test_a_doubtful_result_cannot_be_accepted_but_pinned(server: Server) -> None
     assert any(level["doubtful"] for level in before["levels"])
     refused = post(server, "/scans/lab-pin/accept", {"prediction": result, "views": BOTH_VIEWS}, 409)
     assert "doubtful" in refused["detail"]
-    shown = next(level["name"] for level in before["levels"] if level["kind"] == "vertebra")
-    wanted = NAME_OF[CODE_OF[shown] + 1]
-    pin = {"prediction": result, "names": {shown: wanted}}
+    displayed = next(level["name"] for level in before["levels"] if level["kind"] == "vertebra")
+    wanted = NAME_OF[CODE_OF[displayed] + 1]
+    pin = {"prediction": result, "names": {displayed: wanted}}
     pinned = post(server, "/scans/lab-pin/pin", pin)
-    assert pinned["names"][shown] == wanted
+    assert pinned["names"][displayed] == wanted
     assert len(pinned["names"]) > 3
     assert pinned["correction"] == ""
     assert scan(server, "lab-pin")["status"] == "predicted"

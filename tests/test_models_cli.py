@@ -74,9 +74,9 @@ def test_list_and_show(store: ModelStore, capsys: pytest.CaptureFixture[str]) ->
     assert lines[1].startswith("* trained-1  in use for step 2  from starter, 1 corrections")
     assert lines[3].startswith("  trained-2")
     assert "not served: discs fell" in lines[4]
-    shown: Any = json.loads(run(store, capsys, "show", "trained-1")[1])
-    assert shown["training"] == [{"correction": "c1", "image": "sub-1"}]
-    assert shown["lineage"] == ["trained-1", "starter"]
+    displayed: Any = json.loads(run(store, capsys, "show", "trained-1")[1])
+    assert displayed["training"] == [{"correction": "c1", "image": "sub-1"}]
+    assert displayed["lineage"] == ["trained-1", "starter"]
 
 
 def test_show_says_how_well_a_version_handles_synthetic_spines(
@@ -117,9 +117,9 @@ def test_a_version_survives_export_and_import(
         before, after = (ModelFolder.open(s.versions_dir / "trained-1", step=step) for s in (store, other))
         assert before.digest == after.digest
         assert after.path.parent.name.startswith(f"Dataset10{step}_")
-    shown: Any = json.loads(run(other, capsys, "show", "trained-1")[1])
-    assert shown["gate"] is None
-    assert shown["settings"]["imported"]["record"]["training"] == [{"correction": "c1", "image": "sub-1"}]
+    displayed: Any = json.loads(run(other, capsys, "show", "trained-1")[1])
+    assert displayed["gate"] is None
+    assert displayed["settings"]["imported"]["record"]["training"] == [{"correction": "c1", "image": "sub-1"}]
     code, _, error = run(other, capsys, "import", str(archive))
     assert (code, "Choose another name" in error) == (2, True)
     assert run(other, capsys, "import", str(archive), "--name", "again")[0] == 0
@@ -231,11 +231,11 @@ def test_nnunets_programs_install_and_run_what_is_exported(tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize(
-    ("claimed", "given"),
+    ("claimed", "arguments"),
     [("official-r99991231", ""), ("trained-1", "official-r99991231"), ("trained-1", "a b"), ("trained-1", "official")],
 )
 def test_a_zip_cannot_take_the_name_of_the_official_weights(
-    store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], claimed: str, given: str
+    store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], claimed: str, arguments: str
 ) -> None:
     """A zip that called itself official-r99991231 was used by a server with the official weights, without being
     activated."""
@@ -244,7 +244,7 @@ def test_a_zip_cannot_take_the_name_of_the_official_weights(
     archive = tmp_path / "out.zip"
     run(store, capsys, "export", "trained-1", str(archive))
     other = ModelStore(tmp_path / "elsewhere", weights="official")
-    code, _, error = run(other, capsys, "import", str(archive), *(["--name", given] if given else []))
+    code, _, error = run(other, capsys, "import", str(archive), *(["--name", arguments] if arguments else []))
     assert (code, "another name" in error, other.versions()) == (2, True, ()), error
     with pytest.raises(WeightsError, match="not installed"):
         other.resolve(1)

@@ -330,8 +330,8 @@ def test_a_series_that_lies_elsewhere_names_nothing(x: int, z: int, why: str, by
     case = draw("midthoracic", 2)
     series = Localizer(moved_by(case.truth, x, z), by_reader=by_reader, source="T1")
     _, numbering = name(case, siblings=[series])
-    said = [f.message for f in numbering.findings if f.kind == "localizer_elsewhere"]
-    assert [why in message for message in said] == [True] * bool(why)
+    printed = [f.message for f in numbering.findings if f.kind == "localizer_elsewhere"]
+    assert [why in message for message in printed] == [True] * bool(why)
     assert (numbering.confident, numbering.series_used) == ((False, ()) if why else (True, ("T1",)))
 
 
@@ -439,9 +439,9 @@ def step1_of(case: columns.Case, probability: float, *, shift: int = 0) -> Step1
     codes = np.zeros_like(case.truth)
     names = {}
     for k, code in enumerate(DISCS[: len(DISCS) - 3]):
-        told = DISCS[k + shift]
-        codes[case.truth == code] = told
-        names[told] = {told: probability, DISCS[k if shift else k + 1]: 1 - probability}
+        reported = DISCS[k + shift]
+        codes[case.truth == code] = reported
+        names[reported] = {reported: probability, DISCS[k if shift else k + 1]: 1 - probability}
     certainty = "certain" if probability >= CONFIDENT_PROBABILITY else "doubtful"
     return Step1Names(Localizer(codes, names), probability, certainty, probability, 1.0)
 

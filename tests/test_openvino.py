@@ -282,8 +282,8 @@ def run(tmp_path: Path, *words: str) -> int:
     scan = tmp_path / "scan.nii.gz"
     write_volume(scan, image()[0], Grid((20, 30, 26), np.eye(4)))
     write_models(tmp_path / "models", patch=(16, 24, 16))
-    given = [str(scan), str(tmp_path / "out"), "--quiet", "--step1", "--keep-only", "step1_raw"]
-    return main([*given, "--weights", str(tmp_path / "models"), "--device", "cpu", *words])
+    arguments = [str(scan), str(tmp_path / "out"), "--quiet", "--step1", "--keep-only", "step1_raw"]
+    return main([*arguments, "--weights", str(tmp_path / "models"), "--device", "cpu", *words])
 
 
 def test_command_line_computes_with_openvino_and_says_so(tmp_path, conversions, monkeypatch):

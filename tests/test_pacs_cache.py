@@ -133,7 +133,7 @@ def test_corrected_series_and_patients_with_a_role_stay(
 def test_a_large_list_is_read_less_often(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While anybody worked, the list of all series was read every ten seconds, however long that took."""
     pacs, now = Pacs(files), [1000.0]
-    shown = Listing(pacs, {"Modality": "MR"})
+    displayed = Listing(pacs, {"Modality": "MR"})
     monkeypatch.setattr(listing.time, "monotonic", lambda: now[0])
     answer = pacs.answer
 
@@ -142,14 +142,14 @@ def test_a_large_list_is_read_less_often(files: Path, monkeypatch: pytest.Monkey
 
     for took, fresh in ((0.1, 10.0), (3.0, 60.0), (100.0, 300.0)):
         slow(took)
-        shown.changed()
-        shown.all()
+        displayed.changed()
+        displayed.all()
         searches = pacs.searches
         now[0] += fresh
-        shown.all()
+        displayed.all()
         assert pacs.searches == searches
         now[0] += 1
-        shown.all()
+        displayed.all()
         assert pacs.searches == searches + 1
 
 

@@ -205,8 +205,8 @@ def test_a_pacs_that_counts_more_than_it_gives_is_asked_once(
 ) -> None:
     """Each time such a series was opened, it was fetched again and lost its finished label."""
     pacs = Pacs(files)
-    given = pacs.series["2.25.70001.1"]
-    monkeypatch.setattr(pacs, "retrieve_series", lambda study, series: pacs.fetched.append(series) or given[:-1])
+    arguments = pacs.series["2.25.70001.1"]
+    monkeypatch.setattr(pacs, "retrieve_series", lambda study, series: pacs.fetched.append(series) or arguments[:-1])
     store = datastore(pacs, tmp_path)
     label = tmp_path / "label.nii.gz"
     label.write_bytes(b"label")
@@ -355,7 +355,7 @@ def test_a_submission_is_reported_as_counted_although_the_pacs_refuses_the_new_n
 
     store = PacsDatastore(Pacs(files), tmp_path, {"Modality": "MR"}, publisher=publisher)
     reference = SegReference("1.2", "1.3", "1.4", ("2.25.70001.1",), "Reader", ("L4",))
-    kept = SimpleNamespace(
+    stored = SimpleNamespace(
         id="c1",
         status="accepted",
         image="2.25.70001.1",
@@ -370,7 +370,7 @@ def test_a_submission_is_reported_as_counted_although_the_pacs_refuses_the_new_n
 
     def submit(series: str, *_: object) -> Any:
         store.save_label(series, str(file), "final", {"instance": "1.2", "renumbered": True})
-        return kept
+        return stored
 
     outcome = submit_segmentation(store, submit, history, file, reference, Sender("", "ohif", "l"))
     assert outcome.status == "accepted"

@@ -220,7 +220,7 @@ def test_a_network_has_seen_what_its_own_ancestors_learned_from(model_dir):
 
     def trained(name: str, steps: list[int], parents: dict[int, str], **training: list[int]) -> None:
         with store.publish(name) as staging:
-            cases = [{"correction": key, "taught": taught} for key, taught in training.items()]
+            cases = [{"correction": key, "taught": learned} for key, learned in training.items()]
             origin = {str(step): {"name": parent, "version": parent} for step, parent in parents.items()}
             write_record(staging, VersionRecord(name, "2026", steps, origin, {}, cases))
 

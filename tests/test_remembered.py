@@ -50,9 +50,9 @@ def scan(site: Site, root: Path, name: str, codes: LabelArray = WHOLE, *, certai
     numbering = {"certainty": certainty}
     record = PredictionRecord(f"p-{name}", name, "totalspineseg", {"step2": "starter-1"}, {}, {}, numbering, "client")
     PredictionStore(site.history).keep(record)
-    drawn = NamedMap(Volume(codes, np.eye(4)), codes, 2)
-    kept = PredictionMaps(record.id, drawn, grid, record.versions, {}, (), name)
-    MapStore(site.history).keep(sha256_of(path), kept)
+    painted = NamedMap(Volume(codes, np.eye(4)), codes, 2)
+    stored = PredictionMaps(record.id, painted, grid, record.versions, {}, (), name)
+    MapStore(site.history).keep(sha256_of(path), stored)
     return sha256_of(path)
 
 
@@ -121,9 +121,9 @@ def test_foreign_weights_are_held_to_their_own_answers(site: Site) -> None:
     assert names(replay) == ["train-0", "train-1", "train-2"]
     for source in replay:
         assert source.origin is Origin.UNCORRECTED, "a few of them took half of all replay from the spines"
-        taught = source.read()
-        assert (taught.codes.data == (LUMBAR if "train-0" in source.name else WHOLE)).mean() > 0.99
-        assert taught.left.untouched == frozenset()
+        learned = source.read()
+        assert (learned.codes.data == (LUMBAR if "train-0" in source.name else WHOLE)).mean() > 0.99
+        assert learned.left.untouched == frozenset()
         assert source.provenance["image_sha256"]
 
 

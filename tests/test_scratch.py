@@ -75,9 +75,9 @@ def test_a_killed_training_goes_on_and_gives_a_model(
     assert main([*words, "--epochs", "3"]) == 2
     assert "--restart" in capsys.readouterr().err
     assert main([*words, "--epochs", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "after epoch 1 of 2" in said
-    assert "planning" not in said
+    printed = capsys.readouterr().out
+    assert "after epoch 1 of 2" in printed
+    assert "planning" not in printed
     (model,) = (folders.results / dataset_name(1)).iterdir()
     events = TrainingLog(model / "fold_0").events()
     assert [event["iteration"] for event in events if "dice" in event] == [1, 2]

@@ -138,14 +138,14 @@ def test_the_annotators_loop(untouched: Server, tmp_path: Path) -> None:
     expected = CODES.copy()
     for old, new in follow.items():
         expected[CODE_OF[old] == CODES] = CODE_OF[new]
-    kept = accepted(server, sample["id"])
+    stored = accepted(server, sample["id"])
     store = CorrectionStore(server.studies / ".totalspineseg")
-    np.testing.assert_array_equal(to_ras(Volume(store.codes(kept), PIR)).data, expected)
-    assert (kept.client, kept.prediction["id"]) == ("slicer-7", report["prediction"])
-    assert (store.path(kept) / kept.raw).read_bytes() == renamed.read_bytes()
+    np.testing.assert_array_equal(to_ras(Volume(store.codes(stored), PIR)).data, expected)
+    assert (stored.client, stored.prediction["id"]) == ("slicer-7", report["prediction"])
+    assert (store.path(stored) / stored.raw).read_bytes() == renamed.read_bytes()
 
-    shown = read_labels(Path(client.download_label(sample["id"], "final")))
-    np.testing.assert_array_equal(to_ras(Volume(from_wire(shown.data), shown.affine)).data, expected)
+    displayed = read_labels(Path(client.download_label(sample["id"], "final")))
+    np.testing.assert_array_equal(to_ras(Volume(from_wire(displayed.data), displayed.affine)).data, expected)
     assert client.info()["datastore"]["completed"] == 1
     assert client.next_sample("first", {})["id"] == "b-next"
     assert client.next_sample("last", {})["id"] == "z-last"
@@ -165,9 +165,9 @@ def test_a_label_not_understood_is_stored_and_the_image_offered_again(
     assert "'tumor'" in caught.value.msg
     assert "kept" in caught.value.msg
     assert client.info()["datastore"]["completed"] == before
-    (kept,) = CorrectionStore(server.studies / ".totalspineseg").of_image(image)
-    assert kept.status == "parked"
-    assert kept.id in caught.value.msg
+    (stored,) = CorrectionStore(server.studies / ".totalspineseg").of_image(image)
+    assert stored.status == "parked"
+    assert stored.id in caught.value.msg
 
 
 def test_two_people_saving_at_once_lose_nothing(server: Server, tmp_path: Path) -> None:
@@ -186,8 +186,8 @@ def test_two_people_saving_at_once_lose_nothing(server: Server, tmp_path: Path) 
         thread.start()
     for thread in threads:
         thread.join()
-    kept = CorrectionStore(server.studies / ".totalspineseg").of_image(image)
-    assert sorted(c.client for c in kept) == [f"reader-{k}" for k in range(4)]
+    stored = CorrectionStore(server.studies / ".totalspineseg").of_image(image)
+    assert sorted(c.client for c in stored) == [f"reader-{k}" for k in range(4)]
     assert len(replies) == 4
 
 

@@ -242,9 +242,9 @@ def test_vertebra_above_a_marked_disc_is_always_even(seed: int) -> None:
 
 def test_both_sets_of_discs_are_drawn_and_go_with_both_parities() -> None:
     spine = lumbar()
-    drawn = {odd_discs(np.random.default_rng(s), spine) for s in range(12)}
-    assert len({marked for marked, _ in drawn}) == 2
-    assert {swapped for _, swapped in drawn} == {False, True}
+    painted = {odd_discs(np.random.default_rng(s), spine) for s in range(12)}
+    assert len({marked for marked, _ in painted}) == 2
+    assert {swapped for _, swapped in painted} == {False, True}
 
 
 def test_parity_of_a_normal_column_is_the_label_tables() -> None:
@@ -255,42 +255,42 @@ def test_parity_of_a_normal_column_is_the_label_tables() -> None:
 
 def test_patch_holds_image_marked_discs_and_shares() -> None:
     stream = samples(2, 0, PATCH, pool_size=1)
-    drawn = [next(stream) for _ in range(2)]
-    for sample in drawn:
+    painted = [next(stream) for _ in range(2)]
+    for sample in painted:
         assert sample.channels.shape == (2, *PATCH)
         assert sample.regions.shape == (len(anatomy.STEP2_REGIONS), *PATCH)
         assert torch.isfinite(sample.channels).all()
         assert 0 <= sample.regions.min() <= sample.regions.max() <= 1
     again = samples(2, 0, PATCH, pool_size=1)
-    assert torch.equal(next(again).channels, drawn[0].channels)
+    assert torch.equal(next(again).channels, painted[0].channels)
 
 
 def test_a_stated_share_of_patches_shows_the_marked_discs_without_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     """The starter weights saw other errors of step 1, in other shares, than every later training."""
     monkeypatch.setattr(starter_batches, "disturbed_channel", lambda codes, marked, rng: np.full(codes.shape, 0.5, "f"))
     rng, spine = np.random.default_rng(0), lumbar()
-    drawn = [draw_sample(rng, spine, 2, (8, 16, 8)) for _ in range(40)]
-    disturbed = sum(float(sample.channels[1].max()) == 0.5 for sample in drawn)
+    painted = [draw_sample(rng, spine, 2, (8, 16, 8)) for _ in range(40)]
+    disturbed = sum(float(sample.channels[1].max()) == 0.5 for sample in painted)
     assert disturbed / 40 == pytest.approx(1 - EXACT_CHANNEL_SHARE, abs=0.15)
 
 
 def test_marked_discs_lie_on_discs() -> None:
     rng, spine = np.random.default_rng(3), lumbar()
     discs = list(anatomy.STEP2_REGIONS).index("disc")
-    drawn = [draw_sample(rng, spine, 2, (64, 48, 16)) for _ in range(6)]
-    marked = torch.stack([s.channels[1] > 0.9 for s in drawn])
+    painted = [draw_sample(rng, spine, 2, (64, 48, 16)) for _ in range(6)]
+    marked = torch.stack([s.channels[1] > 0.9 for s in painted])
     assert marked.any()
-    assert torch.stack([s.regions[discs] for s in drawn])[marked].mean() > 0.6
+    assert torch.stack([s.regions[discs] for s in painted])[marked].mean() > 0.6
 
 
 def test_found_discs_near_marked_ones_are_those_of_the_marked_set() -> None:
     rng, spine = np.random.default_rng(3), lumbar()
     discs = list(anatomy.STEP2_REGIONS).index("disc")
-    drawn = [draw_sample(rng, spine, 2, (64, 48, 16), near_marked=True) for _ in range(6)]
+    painted = [draw_sample(rng, spine, 2, (64, 48, 16), near_marked=True) for _ in range(6)]
     near, region, marks = (
-        torch.stack([s.near_marked[0] for s in drawn]),
-        torch.stack([s.regions[discs] > 0.5 for s in drawn]),
-        torch.stack([s.channels[1] > 0.9 for s in drawn]),
+        torch.stack([s.near_marked[0] for s in painted]),
+        torch.stack([s.regions[discs] > 0.5 for s in painted]),
+        torch.stack([s.channels[1] > 0.9 for s in painted]),
     )
     assert (near & marks).sum() > 0.8 * marks.sum()  # some marks are drawn shifted or thicker
     assert 0.2 < (near & region).sum() / region.sum() < 0.8  # every other disc
@@ -365,8 +365,8 @@ def test_all_step_1_models_that_marked_discs_are_on_record(trained: Path, tmp_pa
     train_starter(1, other, tiny(piece_minutes=1e-12, seed=2))
     for starter in (trained, other, trained, None):
         folder = train_starter(2, out, piece, discs_by=starter and starter / STARTER_FOLDERS[1])
-    told = json.loads((folder / "training.json").read_text(encoding="utf-8"))["discs_by_sha256"]
-    assert told == [digest_of(trained), digest_of(other)]
+    reported = json.loads((folder / "training.json").read_text(encoding="utf-8"))["discs_by_sha256"]
+    assert reported == [digest_of(trained), digest_of(other)]
     latest = folder / "fold_0" / "checkpoint_latest.pth"
     older = torch.load(latest, weights_only=True)
     del older["finders"]
@@ -413,15 +413,15 @@ def test_step_1_of_the_source_marks_discs_unless_one_stands_beside(
 
 
 def test_a_spine_gives_about_twenty_examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
+    painted = []
     spine = SimpleNamespace(labels=np.array([anatomy.DISC_L5_S]))
-    monkeypatch.setattr(starter_batches, "random_spine", lambda *_: drawn.append(1) or spine)
+    monkeypatch.setattr(starter_batches, "random_spine", lambda *_: painted.append(1) or spine)
     monkeypatch.setattr(starter_batches, "draw_sample", lambda *_, **__: None)
     stream = samples(1, 0, PATCH)
     for _ in range(100_000):
         next(stream)
     # Behind each new spine chance may bring the next one at once, which makes it one less.
-    assert 100_000 / len(drawn) == pytest.approx(20 - 1, abs=0.5)
+    assert 100_000 / len(painted) == pytest.approx(20 - 1, abs=0.5)
 
 
 def test_dataset_lists_regions_in_channel_order() -> None:

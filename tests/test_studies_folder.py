@@ -39,11 +39,11 @@ def test_a_removed_image_is_gone_with_its_displayed_labels(tmp_path: Path) -> No
     studies = StudiesDatastore(str(tmp_path / "studies"), auto_reload=False)
     for tag in ("final", "original"):
         studies.save_label("one", str(image), tag, {IMAGE_HASH: sha256_of(image)})
-    kept = volume(tmp_path / "studies" / ".totalspineseg" / "corrections" / "one" / "codes.nii.gz")
+    stored = volume(tmp_path / "studies" / ".totalspineseg" / "corrections" / "one" / "codes.nii.gz")
     studies.remove_image("one")
     studies.refresh()
     assert studies.list_images() == ["two"]
-    assert (list((tmp_path / "studies").rglob("*one.*")), kept.is_file()) == ([], True), "nor a note of who drew it"
+    assert (list((tmp_path / "studies").rglob("*one.*")), stored.is_file()) == ([], True), "nor a note of who drew it"
     with pytest.raises(ImageNotFoundException):
         studies.remove_image("one")
 
@@ -64,9 +64,9 @@ def test_an_upload_never_takes_the_place_of_a_file_that_was_just_copied(tmp_path
     assert [path.name for path in copied.parent.glob("one.*")] == [copied.name]
 
 
-@pytest.mark.parametrize("meanwhile", [False, True], ids=["alone", "another one comes meanwhile"])
+@pytest.mark.parametrize("during", [False, True], ids=["alone", "another one comes meanwhile"])
 def test_the_list_is_free_while_a_large_image_is_copied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, during: bool
 ) -> None:
     """Every request for the list waited until a gigabyte was copied to a slow disk."""
     folder, copy = tmp_path / "studies", studies_folder.copy_file
@@ -91,13 +91,13 @@ def test_the_list_is_free_while_a_large_image_is_copied(
     asking.start()
     asking.join(10)
     is_free = not asking.is_alive()
-    if meanwhile:
+    if during:
         write_volume(folder / "one.nii.gz", np.ones(GRID.shape, dtype=np.uint8), GRID)
     go_on.set()
     adding.join(20)
     asking.join(20)
     assert is_free
-    assert len(refused) == meanwhile
+    assert len(refused) == during
     assert [path.name for path in folder.glob("*one*")] == ["one.nii.gz"]
     assert [*folder.glob(".partial-*")] == []
 

@@ -101,8 +101,8 @@ def test_sagittal_curves_are_those_of_people(average: SyntheticSpine, people: tu
     """
     published = ((36.2, 8.5), (49.7, 12.2), mm.THORACIC_KYPHOSIS_DEG)
     for spine, allowed in ((average, 1), *((person, 3) for person in people)):
-        for angle, (mean, spread) in zip(curves(spine), published, strict=True):
-            assert abs(angle - mean) < allowed * spread
+        for angle, (mean, deviation) in zip(curves(spine), published, strict=True):
+            assert abs(angle - mean) < allowed * deviation
 
 
 def test_scoliosis_is_mild_in_most_and_marked_in_few() -> None:

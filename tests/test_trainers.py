@@ -201,9 +201,9 @@ def test_later_trainings_start_from_the_served_version_and_replay_its_labels(
     first = train(site, iterations=2)
     correct(site, tmp_path, "sub-9", 9)
     known = {2: trained_on(site.models, first.version, 2)}
-    taught = site_material(site, known).lessons(2)
-    assert {s.provenance["image"]: s.origin for s in taught} == {"sub-0": Origin.EARLIER, "sub-9": Origin.CORRECTION}
-    assert [s.read().origin for s in taught] == [s.origin for s in taught]
+    learned = site_material(site, known).lessons(2)
+    assert {s.provenance["image"]: s.origin for s in learned} == {"sub-0": Origin.EARLIER, "sub-9": Origin.CORRECTION}
+    assert [s.read().origin for s in learned] == [s.origin for s in learned]
     second = train(site, iterations=2)
     record = show_version(site.models, second.version)
     assert record["parents"]["2"]["name"] == first.version

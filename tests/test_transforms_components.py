@@ -85,13 +85,13 @@ def test_empty_maps_stay_empty(function):
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_the_input_is_unchanged_and_memory_order_does_not_matter(function, order: str):
     spine = block_spine("T9", "L3")
-    given = np.array(spine, order=order)
-    given.flags.writeable = False
-    result = function(given)
-    np.testing.assert_array_equal(given, spine)
+    arguments = np.array(spine, order=order)
+    arguments.flags.writeable = False
+    result = function(arguments)
+    np.testing.assert_array_equal(arguments, spine)
     np.testing.assert_array_equal(result, function(spine))
     assert result.dtype == np.uint8
-    assert not np.shares_memory(result, given)
+    assert not np.shares_memory(result, arguments)
 
 
 @pytest.mark.parametrize("function", [spine_of_step1, fill_canal, odd_discs])
@@ -123,8 +123,8 @@ def test_an_empty_map_has_no_box():
 def test_look_up_is_indexing():
     rng = np.random.default_rng(0)
     labels, table = rng.integers(0, 256, (5, 6, 7), dtype=np.uint8), rng.integers(0, 256, 256, dtype=np.uint8)
-    for given in (labels, np.asfortranarray(labels), labels[::2, 1:]):
-        np.testing.assert_array_equal(c.look_up(given, table), table[given])
+    for arguments in (labels, np.asfortranarray(labels), labels[::2, 1:]):
+        np.testing.assert_array_equal(c.look_up(arguments, table), table[arguments])
 
 
 def filled_slowly(labels: np.ndarray) -> np.ndarray:
@@ -209,12 +209,12 @@ def test_what_is_not_part_of_the_spine_does_not_stay():
     spine = np.zeros((90, *classes.shape[1:]), np.uint8)
     spine[:24] = classes
     for what in (classes, np.where(classes >= 10, 0, classes), np.where(classes <= 5, 0, classes)):
-        shown = spine.copy()
-        shown[:24, :, 150:] = 0
-        shown[-24:, :, 160:] = what[:, :, 160:]
-        expected = np.zeros_like(shown)
+        displayed = spine.copy()
+        displayed[:24, :, 150:] = 0
+        displayed[-24:, :, 160:] = what[:, :, 160:]
+        expected = np.zeros_like(displayed)
         expected[:24, :, :150] = classes[:, :, :150]
-        np.testing.assert_array_equal(one_spine(shown, 2), expected)
+        np.testing.assert_array_equal(one_spine(displayed, 2), expected)
 
 
 def test_odd_discs_begin_with_the_first_present():

@@ -158,10 +158,10 @@ def test_cord_alone_counts_as_canal(step):
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_the_input_is_unchanged_and_memory_order_does_not_matter(order):
     raw = classes_of(block_spine("T11", "L4"), 2)
-    given = np.array(raw, order=order)
-    given.flags.writeable = False
-    ours, plain = find_pieces(given, 2), find_pieces(raw, 2)
-    np.testing.assert_array_equal(given, raw)
+    arguments = np.array(raw, order=order)
+    arguments.flags.writeable = False
+    ours, plain = find_pieces(arguments, 2), find_pieces(raw, 2)
+    np.testing.assert_array_equal(arguments, raw)
     np.testing.assert_array_equal(ours.vertebra_map, plain.vertebra_map)
     assert ours.vertebrae == plain.vertebrae
     assert ours.discs == plain.discs

@@ -74,8 +74,8 @@ def test_a_segment_marks_a_region_nobody_reviewed(layers: int) -> None:
     assert region.sum() == (16 if layers == 1 else 32)
     assert mapped.present == (L4, L5)
     assert (mapped.codes[0] == L4).sum() == (16 if layers == 1 else 8)
-    shown = without_regions(mapped.codes)
-    assert not shown[region].any()
+    displayed = without_regions(mapped.codes)
+    assert not displayed[region].any()
     assert (mapped.codes == UNREVIEWED).any()
 
 

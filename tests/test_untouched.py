@@ -45,7 +45,7 @@ from training_site import SPACING_MM, correct, make_site, tiny_settings
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
 L3, L4, L5 = (CODE_OF[name] for name in ("L3", "L4", "L5"))
-KEPT = PredictionMaps(
+STORED = PredictionMaps(
     "p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {"step2": "starter-1"}, {}, ()
 )
 EVERY: Final = frozenset(int(code) for code in np.unique(TRUTH) if code)
@@ -62,7 +62,7 @@ def sent(labels: LabelArray, names: dict[str, str] | None = None) -> Submission:
 
 def left_of(submission: Submission, accepted: object = None, unreviewed: tuple[int, ...] = ()) -> Mapped:
     mapped = replace(map_names(submission, GRID), unreviewed=unreviewed)
-    return with_untouched(mapped, compare(submission, GRID, KEPT), accepted)
+    return with_untouched(mapped, compare(submission, GRID, STORED), accepted)
 
 
 def edited(share: float) -> LabelArray:
@@ -114,8 +114,8 @@ def inbox_of(root: Path) -> Inbox:
     image = root / "img.nii.gz"
     write_volume(image, TRUTH.astype(np.float32), GRID)
     if predictions.find("img", "p") is None:
-        predictions.keep(PredictionRecord("p", "img", "totalspineseg", dict(KEPT.versions), {}, {}, None, "slicer"))
-        maps.keep(sha256_of(image), replace(KEPT, image="img"))
+        predictions.keep(PredictionRecord("p", "img", "totalspineseg", dict(STORED.versions), {}, {}, None, "slicer"))
+        maps.keep(sha256_of(image), replace(STORED, image="img"))
     scene = Scene(lambda _: image, lambda *_: None)
     return Inbox(Receipts(root), CorrectionStore(root), predictions, maps, scene, lambda *_: ())
 
@@ -305,8 +305,8 @@ def test_weights_are_of_the_line_of_what_they_descend_from(tmp_path: Path) -> No
 @pytest.mark.parametrize(("made_by", "counts"), [("starter-1a2b3c4d", False), ("other-11112222", True)])
 def test_the_material_marks_what_weights_of_the_line_predicted(tmp_path: Path, made_by: str, counts: bool) -> None:
     site = make_site(tmp_path, scans=0)
-    kept = correct(site, tmp_path, "sub-0", 0, untouched=(L5,), made_by=made_by)
-    assert kept.untouched == (L5,)
+    stored = correct(site, tmp_path, "sub-0", 0, untouched=(L5,), made_by=made_by)
+    assert stored.untouched == (L5,)
     (source,) = start_of(site, tiny_settings()).material.training
     left = Left() if counts else Left(frozenset({L5}))
     assert source.read().left == left
@@ -344,8 +344,8 @@ def levels(logits: torch.Tensor) -> list[torch.Tensor]:
 def test_a_fault_in_what_was_left_moves_the_loss_by_a_tenth(fault: str, alone: bool) -> None:
     """Labels taught the parent's own cord as the truth. Alone in a patch, a Dice does not change with its weight."""
     disc = (Step1.DISC_L5_S, CORE)
-    drawn = (Step1.CANAL, (slice(0, 24), slice(0, 24), slice(20, 24)))
-    classes, target, right = patch_of(disc, *([] if alone else [drawn]))
+    painted = (Step1.CANAL, (slice(0, 24), slice(0, 24), slice(20, 24)))
+    classes, target, right = patch_of(disc, *([] if alone else [painted]))
     wrong = right.clone()
     if fault == "missed":
         wrong[(slice(None), slice(None), *CORE)] = -10
@@ -413,7 +413,7 @@ def test_the_rim_is_as_wide_on_every_grid() -> None:
     assert rim_of((1.0, 1.5, 6.0)) == (3, 2, 1)
 
 
-def taught(root: Path, step: int, untouched: tuple[int, ...], made_by: str) -> list[Sample]:
+def learned(root: Path, step: int, untouched: tuple[int, ...], made_by: str) -> list[Sample]:
     """Return the patches of a fine-tuning of the starter weights on one label of a site."""
     site = make_site(root, scans=0)
     correct(site, root, "sub-0", 0, untouched=untouched, made_by=made_by)
@@ -430,7 +430,7 @@ def taught(root: Path, step: int, untouched: tuple[int, ...], made_by: str) -> l
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_patches_weigh_what_a_label_has_as_the_parent_predicted_it(tmp_path: Path, step: int) -> None:
-    for patch in taught(tmp_path, step, tuple(sorted(CODE_OF.values())), "starter-1a2b3c4d"):
+    for patch in learned(tmp_path, step, tuple(sorted(CODE_OF.values())), "starter-1a2b3c4d"):
         within = (patch["target"][:-1] == 1).any(0)
         assert within.any()
         assert (patch["weight"][:, within] == torch.tensor(UNTOUCHED_WEIGHT).half()).all()
@@ -443,4 +443,4 @@ def test_patches_weigh_what_a_label_has_as_the_parent_predicted_it(tmp_path: Pat
     ids=["all drawn or accepted", "predicted by weights of another line"],
 )
 def test_accepted_structures_have_full_weight(tmp_path: Path, untouched: tuple[int, ...], made_by: str) -> None:
-    assert all((patch["weight"] == 1).all() for patch in taught(tmp_path, 2, untouched, made_by))
+    assert all((patch["weight"] == 1).all() for patch in learned(tmp_path, 2, untouched, made_by))

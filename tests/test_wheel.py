@@ -34,7 +34,7 @@ def packing() -> Iterator[dict[str, Any]]:
     """What setup.py hands to setuptools."""
     values: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setuptools, "setup", lambda **given: values.update(given))
+        patch.setattr(setuptools, "setup", lambda **arguments: values.update(arguments))
         patch.chdir(ROOT)
         runpy.run_path(str(ROOT / "setup.py"))
     yield values

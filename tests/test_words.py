@@ -36,6 +36,8 @@ PRIVATE_WORDS = frozenset(
         *("carried", "station", "spread", "meanwhile", "imprints", "stamps", "turns"),
     )
 )
+MAY_DEFINE = re.compile(rf"\b_*({'|'.join(PRIVATE_WORDS)})_*\s*(=(?!=)|[,:(]|\)|in\b)", re.IGNORECASE)
+"""A private word where a name may be defined; most files have none and need not be parsed."""
 FILES = [LIB.parent / "main.py", *sorted(path for path in LIB.rglob("*.py") if path != LIB / "__init__.py")]
 ROOT = LIB.parents[2]
 TESTS = sorted((ROOT / "tests").glob("test_*.py"))
@@ -248,6 +250,16 @@ def test_a_test_module_begins_with_what_it_tests() -> None:
     assert {
         name for name, text in begins.items() if not text or NO_SENTENCE.match(text) or NO_VERB.match(text)
     } == set()
+
+
+def test_names_in_tests_are_not_private_words() -> None:
+    texts = {file.name: file.read_text(encoding="utf-8") for file in TESTS}
+    found = {
+        file: {name for _, name in names(ast.parse(text)) if name.strip("_").lower() in PRIVATE_WORDS}
+        for file, text in texts.items()
+        if MAY_DEFINE.search(text)
+    }
+    assert {file: private for file, private in found.items() if private} == {}
 
 
 def test_names_of_files_are_not_private_words() -> None:

@@ -52,8 +52,8 @@ NAMES_IN_LOG: Final = 5
 LISTED_SECONDS: Final = 1.0
 """A list of images younger than this is used again, so that many requests at once list the folder only once."""
 LISTED_TIMES: Final = 10.0
-"""A list of images is used again until it is this many times as old as the time that making it took, so that a slow
-disk is not listed all the time.
+"""A list of images is used again for this many times the time that it took to make, so that a slow disk is not listed
+all the time.
 """
 QUICK_SECONDS: Final = 0.25
 """A folder that takes longer is listed in the background; until then, requests get the previous list."""

@@ -92,7 +92,7 @@ def _read(file: IO[bytes], path: Path) -> tuple[AnyArray, Affine]:
 
 
 def _members(content: bytes) -> bytes:
-    """Return a gzip file without the bytes after its last member; gzip also ignores them.
+    """Return a gzip file without the bytes after its last member; gzip ignores them, too.
 
     Raises:
         EOFError: A member is incomplete, or unpacks to more than is read from any file.

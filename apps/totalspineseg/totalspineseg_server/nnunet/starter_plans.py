@@ -1,4 +1,4 @@
-"""nnU-Net's plans and dataset description for the starter models, like those of its own planner, and their settings."""
+"""Make nnU-Net's plans and dataset description for the starter models, as its own planner does, and their settings."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
