@@ -24,6 +24,7 @@ from totalspineseg_server.files import (
     from_fields,
     move_folder,
     read_json,
+    read_json_if_there,
     sha256_of,
     staged_folder,
     write_json,
@@ -360,7 +361,7 @@ def _listed(folder: Path, reason: str) -> Iterator[Waiting]:
     for entry in ids.entries(folder):
         try:
             receipt = from_fields(Receipt, read_json(entry / RECEIPT_FILE), f"of submission {entry.name}")
-            failure = read_json(entry / FAILURE_FILE) if (entry / FAILURE_FILE).exists() else {}
+            failure = read_json_if_there(entry / FAILURE_FILE)
         except StorageError as error:
             if entry.exists():
                 logger.warning("A submission cannot be listed and is skipped: %s", error)

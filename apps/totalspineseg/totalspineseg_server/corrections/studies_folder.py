@@ -181,8 +181,8 @@ class StudiesDatastore(SpineDatastore):
         return len({series.frame for series in known if series is not None} - {""}) < 2
 
     def subject(self, image_id: str) -> str:
-        """Return an anonymous id of an image's patient; "" if nobody said who it is."""
-        if noted := self._records.of(image_id).get(PATIENT):
+        """Return an anonymous id of an image's patient; "" if nobody said who it is. See the base class."""
+        if noted := self._records.read(image_id).get(PATIENT):
             return str(noted)
         series = self._series.get(image_id)
         return "" if series is None or not series.patient else anonymous(series.patient)
@@ -364,10 +364,9 @@ class StudiesDatastore(SpineDatastore):
 
     def _record_patient(self, image_id: str, series: DicomFolder) -> None:
         """Record the patient of a converted series, for trainings without this server."""
-        known = self._records.of(image_id)
-        if series.patient and PATIENT not in known:
+        if series.patient and PATIENT not in self._records.of(image_id):
             with suppress(StorageError), self._turn():
-                self._records.write(image_id, {**known, PATIENT: anonymous(series.patient)})
+                self._records.add(image_id, {PATIENT: anonymous(series.patient)})
 
     # What is not offered.
 
@@ -394,7 +393,7 @@ class StudiesDatastore(SpineDatastore):
             image_id = split_name(Path(chosen).name)[0]
             if self._records.of(image_id).get("name") != chosen:
                 with suppress(StorageError), self._turn():
-                    self._records.write(image_id, {**self._records.of(image_id), "name": chosen})
+                    self._records.add(image_id, {"name": chosen})
 
     def _foreign_labels(self) -> dict[str, str]:
         """Return the label files that this server did not write, whose values have no known names."""

@@ -70,7 +70,8 @@ def export_set(site: Site, target: Path, *, contrast: str = "T2w") -> Exported:
         contrast: BIDS suffix of images whose name does not say it.
 
     Raises:
-        StorageError: ``target`` has files, there is nothing to export, or something cannot be written.
+        StorageError: ``target`` has files, there is nothing to export, or something cannot be read or
+            written.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise StorageError(f"There are files in {str(target)!r}. Choose an empty folder.")

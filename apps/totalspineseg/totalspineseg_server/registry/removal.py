@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Final
 
 from totalspineseg_server.errors import WeightsError
-from totalspineseg_server.files import move_folder, storage_errors, write_json
+from totalspineseg_server.files import move_folder, read_json_if_there, storage_errors, write_json
 from totalspineseg_server.locks import locked
 from totalspineseg_server.registry.manage import require_known
 from totalspineseg_server.registry.model_store import STARTER, ModelStore
-from totalspineseg_server.registry.records import lineage, read_record, removed_file, removed_versions
+from totalspineseg_server.registry.records import RECORD_FILE, lineage, removed_file, removed_versions
 
 LEAVING: Final = ".removed-"
 """Prefix of a version that is being removed; readers skip names with a leading dot."""
+LOST: Final = "Restore it from a backup. If there is none, delete it: what the version learned from is then not known."
+"""What to do about a damaged record."""
 
 
 def remove_versions(store: ModelStore, names: Collection[str], *, force: bool = False) -> int:
@@ -79,10 +81,10 @@ def _beginnings(store: ModelStore) -> Collection[str]:
 def _take_out(store: ModelStore, name: str) -> None:
     """Make a version disappear in one step, after its record is safe."""
     removed = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    file = removed_file(store, name)
+    file, record = removed_file(store, name), read_json_if_there(store.versions_dir / name / RECORD_FILE, LOST)
     with storage_errors(file.parent):
         file.parent.mkdir(exist_ok=True)
-    write_json(file, {"name": name, **(read_record(store, name) or {}), "removed": removed})
+    write_json(file, {"name": name, **record, "removed": removed})
     move_folder(store.versions_dir / name, store.versions_dir / f"{LEAVING}{name}")
 
 

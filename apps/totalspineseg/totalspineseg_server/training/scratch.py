@@ -17,7 +17,7 @@ import torch
 
 from totalspineseg_server import places
 from totalspineseg_server.errors import TrainingError
-from totalspineseg_server.files import read_json_or, storage_errors, write_json
+from totalspineseg_server.files import read_json_if_there, storage_errors, write_json
 from totalspineseg_server.locks import locked
 from totalspineseg_server.nnunet.plugin.spine_trainer import EPOCHS_VARIABLE, ITERATIONS_VARIABLE, SpineTrainer
 from totalspineseg_server.nnunet.raw_dataset import require_fold, subjects_of, write_splits
@@ -33,6 +33,7 @@ CONFIGURATION: Final = "3d_fullres"
 """The configuration that the reference used; cases are at 1 mm already."""
 PLANNED_FILE: Final = "totalspineseg.json"
 """File in nnU-Net's preprocessed folder that records the cases from which it was made."""
+UNKNOWN_PLAN: Final = "Delete it to plan again. If another training uses this plan, write the cases to another folder."
 SETTINGS_FILE: Final = "training.json"
 OUTPUT_FILE: Final = "nnunet.txt"
 """File with everything that nnU-Net prints."""
@@ -147,7 +148,7 @@ class _Scratch:
         """Make nnU-Net's fingerprint, plan and preprocessing, unless they exist for these cases."""
         with locked(self.preprocessed, seconds=PLAN_SECONDS):
             digest = _digest(self.raw)
-            known = read_json_or(self.preprocessed / PLANNED_FILE, {})
+            known = read_json_if_there(self.preprocessed / PLANNED_FILE, UNKNOWN_PLAN)
             others = self._others_begun()
             if others and any(value != digest for value in known.values()):
                 raise TrainingError(
@@ -236,8 +237,8 @@ class _Scratch:
         wanted = {
             name: value for name, value in asdict(self.settings).items() if name in ("size", "epochs", "iterations")
         }
-        known = read_json_or(file, {})
-        if begun and known and known != wanted:
+        known = read_json_if_there(file, "Start over with --restart.") if begun else {}
+        if known and known != wanted:
             raise TrainingError(
                 f"This training began with other settings ({_listed(known)}) than the present ones ({_listed(wanted)})."
                 " Use the first settings again, or start over with --restart."

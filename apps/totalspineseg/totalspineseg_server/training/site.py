@@ -22,7 +22,7 @@ class Site:
         corrections: Corrections of annotators.
         image_file: ``image_file(image_id)`` is the file or folder of an image, or None if it is missing.
         subject: ``subject(image_id)`` is the subject of an image. All images of a subject are used for training, or all
-            are held out.
+            are held out. It raises ``StorageError`` if the record that names the patient cannot be read.
     """
 
     history: Path
@@ -60,6 +60,6 @@ def folder_site(studies: Path, models: ModelStore, *, work: Path | None = None) 
         return image_in_studies(studies, image_id) or (converted if converted.is_file() else None)
 
     def subject(image_id: str) -> str:
-        return str(records.of(image_id).get(PATIENT) or subject_of(image_id))
+        return str(records.read(image_id).get(PATIENT) or subject_of(image_id))
 
     return Site(history, models, CorrectionStore(history), image_file, subject)
