@@ -63,12 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code: 1 if a case had to be left out."""
-    from totalspineseg_server.cli.site_folder import has_corrections
     from totalspineseg_server.errors import LabelError
     from totalspineseg_server.nnunet.cases import Skipped
     from totalspineseg_server.nnunet.raw_dataset import DISTURBED_SHARE, RawOptions, write_raw_datasets
     from totalspineseg_server.nnunet.raw_folder import NnunetFolders, read_cases
     from totalspineseg_server.registry.model_store import dataset_name
+    from totalspineseg_server.training.site import has_corrections
 
     steps = tuple(sorted(set(arguments.step or (1, 2))))
     disturbed = DISTURBED_SHARE if arguments.disturbed_share is None else arguments.disturbed_share
@@ -118,8 +118,8 @@ def labeled_scans(
         suffix: Ending of the names of a BIDS folder's labels.
         numbers: The numbers in a BIDS folder's labels (see ``read_codes``).
     """
-    from totalspineseg_server.cli.site_folder import has_corrections
     from totalspineseg_server.io.volumes import is_other_name, not_read_sentence
+    from totalspineseg_server.training.site import has_corrections
 
     if has_corrections(folder):
         return _corrections(folder)
@@ -151,9 +151,9 @@ def _share(text: str) -> float:
 
 def _corrections(studies: Path) -> "tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]":
     from totalspineseg_server.cli.common import MODEL_DIR
-    from totalspineseg_server.cli.site_folder import site_of
     from totalspineseg_server.registry.model_store import ModelStore
     from totalspineseg_server.training.material import site_material
+    from totalspineseg_server.training.site import site_of
 
     material = site_material(site_of(studies, ModelStore(MODEL_DIR)))
     return material.training, material.skipped
