@@ -4,25 +4,18 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.corrections import answers
-from totalspineseg_server.corrections.comparison import (
-    check,
-    finished_meanwhile,
-)
+from totalspineseg_server.corrections.comparison import check, finished_meanwhile
 from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore
-from totalspineseg_server.corrections.interpretation import (
-    Interpreter,
-    Lint,
-    Studies,
-)
+from totalspineseg_server.corrections.interpretation import Interpreter, Lint, Studies
 from totalspineseg_server.corrections.predictions import MapStore, PredictionStore
-from totalspineseg_server.corrections.receipts import Claims, Receipt, Receipts, Sender, Waiting, receipt_of, unread
+from totalspineseg_server.corrections.receipts import Receipt, Receipts, Uploads, Waiting, unread
 from totalspineseg_server.errors import (
     ImageError,
     LabelError,
@@ -37,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 0.1
 """Time between two checks whether submissions are finished when the server ends, seconds."""
+
+Submit = Callable[[Receipt, Path], Correction]
+"""A function that accepts a submission and its file, see ``Inbox.submit``."""
 
 
 class Ongoing:
@@ -79,9 +75,11 @@ class Inbox:
         maps: Recent output of the networks.
         studies: The images, and the labels that clients see.
         lint: Checks a label.
+        uploads: The volumes that clients uploaded or were offered; None if nobody uploads any.
 
     Attributes:
         ongoing: The submissions in progress.
+        uploads: See above.
     """
 
     def __init__(
@@ -92,7 +90,9 @@ class Inbox:
         maps: MapStore,
         studies: Studies,
         lint: Lint = check,
+        uploads: Uploads | None = None,
     ) -> None:
+        self.uploads = uploads or Uploads()
         self._receipts = receipts
         self._corrections = corrections
         self._interpreter = Interpreter(predictions, maps, studies, lint)
@@ -102,34 +102,14 @@ class Inbox:
         self._guard = threading.Lock()
         self._in_work: set[str] = set()
 
-    def submit(
-        self,
-        image_id: str,
-        file: Path,
-        *,
-        tag: str,
-        sender: Sender,
-        params: Mapping[str, Any],
-        claims: Claims | None = None,
-        info: Mapping[str, Any] | None = None,
-        fault: str = "",
-    ) -> Correction:
+    def submit(self, sent: Receipt, file: Path) -> Correction:
         """Store a submission, read it, and show it to clients if it can be used.
 
         If the same submission is sent again after the server failed to read it, it is read again, not stored twice.
 
         Args:
-            image_id: Image for which it was sent.
-            file: The submitted file; one that ends in .dcm is a DICOM segmentation. Not modified.
-            tag: Tag under which it was sent. A step-1 map gets STEP1_TAG instead, or, if it is unfinished, a tag with
-                this ending.
-            sender: Who sent it.
-            params: Parameters sent with it: ``label_info``; ``prediction`` if the client knows it; ``unreviewed``,
-                names of structures nobody checked; ``accepted``, names of structures that are right as predicted, or
-                "all".
-            claims: Other images to which it may belong.
-            info: Other information that is shown with the label.
-            fault: Why it cannot be used, if that is known already; otherwise empty.
+            sent: The submission, from ``receipt_of``.
+            file: The submitted file. Not modified.
 
         Returns:
             The record, which is stored already.
@@ -144,10 +124,8 @@ class Inbox:
             SubmissionError: It was stored, but could not be read because of another fault of the server.
         """
         with self.ongoing.one():
-            sent = receipt_of(
-                image_id, file, tag=tag, sender=sender, params=params, claims=claims, info=info, fault=fault
-            )
-            return self._submit(sent, file)
+            claims = self.uploads.claims(self.uploads.name_of(sent.sender), sent.image)
+            return self._submit(replace(sent, renamed=claims.renamed, uploaded=claims.uploaded), file)
 
     def interpret_waiting(self, *, again: bool) -> tuple[Waiting, ...]:
         """Read the submissions that could not be read when they were sent.
