@@ -24,6 +24,7 @@ from totalspineseg_server.errors import (
     TotalSpineSegError,
     UnknownImageError,
 )
+from totalspineseg_server.geometry import Volume
 from totalspineseg_server.locks import NamedLocks
 
 logger = logging.getLogger(__name__)
@@ -230,7 +231,7 @@ class Inbox:
             if codes is None:
                 raise _parked(correction)
             if not later:
-                self._show(correction, receipt.info)
+                self._show(correction, codes, receipt.info)
             elif withdrawn := self._corrections.withdrawals.of_image(image_id) & later:
                 # It had waited, and somebody withdrew the labels that were sent after it. None of them should be shown.
                 logger.info("Correction %s is withdrawn, as %s was", correction.id, max(withdrawn))
@@ -302,7 +303,7 @@ class Inbox:
             if before is None or self._studies.image_file(image_id) is None:
                 self._studies.remove_label(image_id, FINAL_TAG)
                 return ""
-            self._show(before, {})
+            self._show(before, None, {})
             return before.id
 
     def _later(self, image_id: str, tag: str, correction_id: str) -> frozenset[str]:
@@ -310,9 +311,10 @@ class Inbox:
         known = (c for c in self._corrections.of_image(image_id) if c.id > correction_id)
         return frozenset(c.id for c in known if c.status == "accepted" and c.displayed_tag == tag)
 
-    def _show(self, correction: Correction, more: Mapping[str, Any]) -> None:
+    def _show(self, correction: Correction, codes: Volume | None, more: Mapping[str, Any]) -> None:
+        """Show a correction to clients; its codes are read if they are not given."""
         try:
-            self._studies.show(correction, self._corrections.volume(correction), more)
+            self._studies.show(correction, codes or self._corrections.volume(correction), more)
         except StorageError as error:
             raise type(error)(answers.stored_only(str(error), correction.id, correction.image)) from error
         except Exception as error:

@@ -20,7 +20,6 @@ from totalspineseg_server.corrections.folder_contents import (
     VOLUMES_DIR,
     DicomFolder,
     DicomFolders,
-    by_image,
     image_in_studies,
     not_offered,
     studies_files,
@@ -28,6 +27,7 @@ from totalspineseg_server.corrections.folder_contents import (
 from totalspineseg_server.corrections.ids import (
     HISTORY_DIR,
     OFFERED_ENDINGS,
+    by_image,
     file_stem,
     is_usable_id,
     same_examination,
@@ -132,8 +132,11 @@ class StudiesDatastore(SpineDatastore):
 
     def present_file(self, image_id: str) -> Path | None:
         """Return the file of an image, or None, also for a series that has to be converted first."""
-        name, series = self._offered().get(image_id), self._series.get(image_id)
-        if series is not None:
+        name = self._files.get(image_id)
+        # A file that is still there is still the one that is offered, so the folder is not listed again for it.
+        if name is None or (self._is_list_old() and not (self._images / name).is_file()):
+            name = self._offered().get(image_id)
+        if (series := self._series.get(image_id)) is not None:
             return self._dicom.volume(image_id, series)
         return None if name is None else self._images / name
 
@@ -279,12 +282,14 @@ class StudiesDatastore(SpineDatastore):
 
     # The list.
 
+    def _is_list_old(self) -> bool:
+        age = time.monotonic() - self._listed_at
+        return self._follows and age > max(LISTED_SECONDS, LISTED_TIMES * self._listing_seconds)
+
     def _offered(self) -> Mapping[str, str]:
         """Return image id -> its file's name, listed a moment ago."""
-        age = time.monotonic() - self._listed_at
-        is_old = age > max(LISTED_SECONDS, LISTED_TIMES * self._listing_seconds)
         # Requests that arrive while somebody lists the folder get the previous list.
-        if self._follows and is_old and self._listing.acquire(blocking=False):
+        if self._is_list_old() and self._listing.acquire(blocking=False):
             if self._listing_seconds < QUICK_SECONDS:
                 self._list_again()
             else:

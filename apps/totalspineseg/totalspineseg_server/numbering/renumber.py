@@ -19,13 +19,8 @@ from totalspineseg_server.numbering.naming import name_map
 from totalspineseg_server.transforms.pieces import Step
 from totalspineseg_server.trust import UNMEASURED, Trust
 
-RENAMED_SHARE: Final = 0.7
-"""Share of both that a segment and a structure of the prediction must have in common to be the same; the rest is an
-edited border."""
 RENAMED_VOXELS: Final = 20
 """Smallest number of voxels of a segment; fewer are only a brush stroke."""
-
-
 SLIVER: Final = 0.1
 """If two structures would get the same name, one with less than this share of the other is a cut-off process and keeps
 its name."""
@@ -48,64 +43,6 @@ class NamedMap:
     step: Step
     step1: Step1Names | None = None
     trust: Trust = UNMEASURED
-
-
-@dataclass(frozen=True)
-class Recognized:
-    """A submitted segment that is also in the prediction, whatever its name.
-
-    Attributes:
-        old: Code in the prediction.
-        new: Code in the submission.
-        value: Value in the submitted map.
-        voxels: Number of common voxels.
-    """
-
-    old: int
-    new: int
-    value: int
-    voxels: int
-
-    @property
-    def renamed(self) -> bool:
-        """Whether a reader changed its name."""
-        return self.old != self.new
-
-
-def recognize(old: LabelArray, new: LabelArray, code_of: Mapping[int, int]) -> tuple[Recognized, ...]:
-    """Find the segments that are also in a prediction; edited borders do not matter.
-
-    Args:
-        old: Codes (X, Y, Z) as predicted. Not modified.
-        new: Submitted map on the same grid, one value per segment. Not modified.
-        code_of: Code that each value of ``new`` stands for now; several values may have one code. Not modified.
-
-    Returns:
-        The recognized segments, the largest first. A disc is never recognized as a bone. Cord and canal, which have no
-        level, are not included.
-    """
-    foreground = np.flatnonzero((new != BACKGROUND) | (old != BACKGROUND))
-    pairs = new.ravel()[foreground].astype(np.intp) << 8 | old.ravel()[foreground]
-    both = np.bincount(pairs, minlength=1 << 16).reshape(256, 256)
-    sizes, segment_sizes = both.sum(axis=0), both.sum(axis=1)
-    found = []
-    for value, code in code_of.items():
-        below = both[value].copy()
-        below[[BACKGROUND, CORD, CANAL]] = 0
-        was, voxels = int(below.argmax()), int(below.max())
-        if voxels < RENAMED_VOXELS or not _alike(was, code):
-            continue
-        if voxels >= RENAMED_SHARE * max(int(sizes[was]), int(segment_sizes[value])):
-            found.append(Recognized(was, code, value, voxels))
-    return tuple(sorted(found, key=lambda recognized: -recognized.voxels))
-
-
-def _alike(one: int, other: int) -> bool:
-    """Return whether both are discs, or both are bone."""
-    kinds = [BY_CODE[code].kind if code in BY_CODE else None for code in (one, other)]
-    if None in kinds or {Kind.CORD, Kind.CANAL} & set(kinds):
-        return False
-    return (kinds[0] is Kind.DISC) == (kinds[1] is Kind.DISC)
 
 
 def renumber(
