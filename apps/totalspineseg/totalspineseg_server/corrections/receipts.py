@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 RECEIPT_FILE: Final = "received.json"
 FAILURE_FILE: Final = "failure.json"
+RECEIVED_DIR: Final = "received"
+"""Folder of a history with the submissions that wait to be read."""
 SEG_SUFFIX: Final = ".dcm"
 """Ending of a DICOM segmentation."""
 LABEL_SUFFIXES: Final = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", SEG_SUFFIX)
@@ -269,7 +271,7 @@ class Receipts:
     """The submissions below a history folder that have not become corrections yet."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root / "received"
+        self._root = root / RECEIVED_DIR
         self._unfiled = root / "unfiled"
 
     def new_id(self, earlier: Iterable[str]) -> str:
