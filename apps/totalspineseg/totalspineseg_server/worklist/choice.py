@@ -62,7 +62,7 @@ def choose(
         LabelError: A label does not have the structure that is to be taken from it.
     """
     named = {choice.label, *choice.take.values(), *choice.leave_out}
-    known = {one.id: one for one in finished_labels(corrections, image_id)}
+    known = {one.id: one for one in corrections.finished(image_id)}
     if missing := sorted(named - known.keys()):
         raise ConflictError(worklist_messages.NOT_FINISHED.format(label=missing[0][:80]))
     labels = {id_: known[id_] for id_ in (choice.label, *sorted(named - {choice.label}))}
@@ -78,11 +78,6 @@ def choose(
         file = Path(folder) / "label.nii.gz"
         write_volume(file, wire, grid)
         return submit(receipt_of(image_id, file, tag=FINAL_TAG, sender=sender, params=params), file)
-
-
-def finished_labels(corrections: CorrectionStore, image_id: str) -> list[Correction]:
-    """Return the finished labels of a scan that count, oldest first."""
-    return [one for one in corrections.in_force(image_id) if one.tag == FINAL_TAG and one.step != 1]
 
 
 def merge(codes: Mapping[str, LabelArray], choice: Choice) -> LabelArray:
