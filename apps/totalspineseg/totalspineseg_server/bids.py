@@ -26,6 +26,8 @@ LABEL_NAME: Final = re.compile(rf"(?P<entities>sub-.+)_seg-{FINISHED}_desc-(?P<s
 """Name of a finished label map, without its ending."""
 LABEL_SUFFIX: Final = "_label-spine_dseg"
 """Ending of the names of labels, beside BIDS's own name, in many data sets of the spine."""
+ANATOMY_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
+"""Patterns of the folders of a data set that have anatomical images."""
 HASH_DIGITS: Final = 6
 
 

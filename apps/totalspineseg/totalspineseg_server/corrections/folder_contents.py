@@ -13,6 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from totalspineseg_server.bids import ANATOMY_FOLDERS
 from totalspineseg_server.corrections.ids import (
     OFFERED_ENDINGS,
     bids_folder,
@@ -26,7 +27,7 @@ from totalspineseg_server.corrections.image_records import Remembered
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import copy_file, storage_errors
 from totalspineseg_server.io.unpacking import missing_content, real_path
-from totalspineseg_server.io.volumes import image_named, is_image_name, is_other_name, stem, write_volume
+from totalspineseg_server.io.volumes import image_named, is_image_name, is_other_name, may_be_dicom, stem, write_volume
 from totalspineseg_server.locks import NamedLocks
 
 logger = logging.getLogger(__name__)
@@ -36,15 +37,12 @@ VOLUME_ENDING: Final = ".nii"
 """Ending of a volume. It is not compressed, because the same series must give the same bytes whenever it is converted.
 """
 MODALITY: Final = "MR"
-DICOM_INDEX: Final = "DICOMDIR"
-"""Name of the index at the top of a disc; it is written as DICOM, but is not an image."""
 MAX_DEPTH: Final = 8
 """Largest depth of folders that are searched; exports have patient, study, series."""
 MAX_FOLDERS: Final = 20_000
 """Largest number of folders that are searched, so that a folder with everything in it does not keep the server busy."""
 LOOKED_AT: Final = 5
 """Number of files to open in a folder before it counts as one without DICOM."""
-BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
 MAX_LOOKED_AT: Final = 2000
 """Largest number of entries of a folder that are examined."""
 LOOSE_IMAGES: Final = (
@@ -67,7 +65,7 @@ def studies_files(folder: Path) -> list[str]:
         OSError: A folder cannot be read.
     """
     found = image_files(folder) if folder.is_dir() else []
-    for place in sorted(path.relative_to(folder) for pattern in BIDS_FOLDERS for path in folder.glob(pattern)):
+    for place in sorted(path.relative_to(folder) for pattern in ANATOMY_FOLDERS for path in folder.glob(pattern)):
         # A file whose name does not say where it belongs would share its id with another one.
         found += [(place / name).as_posix() for name in image_files(folder / place) if bids_folder(name) == place]
     return found
@@ -238,7 +236,7 @@ def _names_in(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
                 continue
             if entry.is_dir():
                 below.append(entry.name)
-            elif not is_image_name(Path(entry.name)) and entry.name.upper() != DICOM_INDEX and entry.is_file():
+            elif may_be_dicom(Path(entry.name)) and entry.is_file():
                 files.append(entry.name)
     return tuple(sorted(below)), tuple(sorted(files))
 
