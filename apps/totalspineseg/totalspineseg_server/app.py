@@ -12,9 +12,8 @@ from monailabel.config import settings as host_settings
 from monailabel.interfaces.app import MONAILabelApp
 
 from totalspineseg_server import places
-from totalspineseg_server.activelearning.batch import SpineBatch, is_result_of
 from totalspineseg_server.activelearning.offers import Offers
-from totalspineseg_server.activelearning.rounds import ImageScoring
+from totalspineseg_server.activelearning.rounds import ImageScoring, SpineBatch, is_result_of
 from totalspineseg_server.activelearning.scorer import Scorer
 from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Scores
 from totalspineseg_server.activelearning.selection import FinishedLevels, counts_of, rarity
