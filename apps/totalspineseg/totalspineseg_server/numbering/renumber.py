@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, C1, CANAL, CORD, SACRUM, Kind
 from totalspineseg_server.geometry import LabelArray, Volume
@@ -45,9 +44,7 @@ class NamedMap:
     trust: Trust = UNMEASURED
 
 
-def renumber(
-    named: NamedMap, renamed: Mapping[int, int], *, localizer: npt.NDArray[np.integer[Any]] | None = None
-) -> tuple[Mapping[int, int], Numbering] | None:
+def renumber(named: NamedMap, renamed: Mapping[int, int]) -> tuple[Mapping[int, int], Numbering] | None:
     """Name every level again after a reader renamed some of them.
 
     All evidence of the network's map counts, but the reader's names outweigh it. Both ends of the column keep their
@@ -57,7 +54,6 @@ def renumber(
     Args:
         named: The network's map. Not modified.
         renamed: Old code -> new code of the levels that a reader renamed. Not modified.
-        localizer: Codes of another series on the same grid, or None. Not modified.
 
     Returns:
         Old code -> new code of every level, and the numbering behind them. None if there is a contradiction: if two
@@ -65,7 +61,7 @@ def renumber(
     """
     wanted = {code: code for code in (C1, SACRUM) if named.step == 2} | dict(renamed)
     pins = [pin for old, new in wanted.items() if (pin := pin_of(named, old, new)) is not None]
-    codes, numbering = name_map(named.raw, named.step, pins=pins, localizer=localizer, trust=named.trust)
+    codes, numbering = name_map(named.raw, named.step, pins=pins, trust=named.trust)
     if numbering is None:
         return None
     names: dict[int, int] = {}
