@@ -1,4 +1,4 @@
-"""The version of this software, which is written only here, and the versions of what it runs on."""
+"""State the version of this software, which is written only here, and the versions of what it runs on."""
 
 import platform
 from collections.abc import Iterable

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from totalspineseg_server.corrections import ids
+from totalspineseg_server.corrections import answers, ids
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import read_json, read_json_or, sha256_of, storage_errors, write_json
 from totalspineseg_server.locks import NamedLocks
@@ -30,8 +30,6 @@ IMAGES_FILE: Final = "images.json"
 PATIENT: Final = "patient"
 """Field of an image's record: an anonymous id of its patient. All images of a patient are used for training, or all for
 comparing models."""
-LOST: Final = "Restore it from a backup. If there is none, delete it: its patient and offers are then not known."
-"""What to do about a damaged record of an image."""
 INDEX_FILE: Final = "datastore_v2.json"
 """MONAI Label's name for the index of studies."""
 NOTED: Final = "strategy"
@@ -279,7 +277,7 @@ class ImageRecords:
 
     def _read(self, image_id: str, file: Path) -> dict[str, Any]:
         # The file of an image that was forgotten is there, and has no fields.
-        return read_json(file, LOST) if file.is_file() else self._older.image(image_id)
+        return read_json(file, answers.LOST_RECORD) if file.is_file() else self._older.image(image_id)
 
 
 @dataclass(frozen=True)

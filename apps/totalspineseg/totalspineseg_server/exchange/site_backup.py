@@ -11,6 +11,7 @@ from typing import Final
 from totalspineseg_server.corrections.ids import now_text
 from totalspineseg_server.corrections.receipts import RECEIVED_DIR
 from totalspineseg_server.errors import StorageError
+from totalspineseg_server.exchange import exchange_messages
 from totalspineseg_server.exchange.site_archive import (
     FORMAT,
     MANIFEST,
@@ -54,10 +55,10 @@ def write_backup(
             the archive differs from the files that were read. No file is left.
     """
     if target.exists():
-        raise StorageError(f"{str(target)!r} exists already. Choose another name for the backup.")
+        raise StorageError(exchange_messages.BACKUP_EXISTS.format(file=str(target)))
     twice = [name for name, count in Counter(path.name for path in settings).items() if count > 1]
     if twice:
-        raise StorageError(f"Two settings files are called {twice[0]!r}. Rename one of them.")
+        raise StorageError(exchange_messages.TWO_SETTINGS_FILES.format(name=twice[0]))
     manifest = Manifest(FORMAT, VERSION, now_text(), kind_of(site), images)
 
     def write(path: Path) -> None:
@@ -128,6 +129,4 @@ def _require_same(path: Path, manifest: Manifest) -> None:
             with archive.open(name) as source:
                 digest = hashlib.file_digest(source, "sha256").hexdigest()
             if digest != entry.sha256:
-                raise StorageError(
-                    f"{name!r} differs in the backup from the file that was read. Check the disk, and try again."
-                )
+                raise StorageError(exchange_messages.COPY_DIFFERS.format(name=name))
