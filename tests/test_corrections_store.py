@@ -137,7 +137,7 @@ def test_a_corrected_step_1_label_never_counts_as_finished(desk: Desk) -> None:
     desk.submit({"label_info": [{"name": "vertebrae"}, {"name": "L4-L5"}]})
     assert [tag for _, _, tag, _ in desk.published] == [STEP1_TAG]
     assert desk.store.latest_accepted("img") is None
-    assert [kept.step for kept in desk.store.in_force("img")] == [1]
+    assert [one.step for one in desk.store.in_force("img")] == [1]
 
 
 def test_nothing_overwrites_an_earlier_correction(desk: Desk) -> None:

@@ -74,10 +74,8 @@ def _beginnings(store: ModelStore) -> Collection[str]:
 def _take_out(store: ModelStore, name: str) -> None:
     """Make a version disappear in one step, after its record is safe."""
     removed = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    file, record = (
-        removed_file(store, name),
-        read_json_if_there(store.versions_dir / name / RECORD_FILE, registry_messages.LOST_RECORD),
-    )
+    file, own = removed_file(store, name), store.versions_dir / name / RECORD_FILE
+    record = read_json_if_there(own, registry_messages.LOST_RECORD)
     with storage_errors(file.parent):
         file.parent.mkdir(exist_ok=True)
     write_json(file, {"name": name, **record, "removed": removed})
