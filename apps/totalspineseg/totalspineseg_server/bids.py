@@ -10,6 +10,8 @@ from totalspineseg_server.version import VERSION
 
 BIDS_VERSION: Final = "1.10.0"
 DESCRIPTION_FILE: Final = "dataset_description.json"
+DERIVATIVES: Final = "derivatives"
+"""Folder of a data set with what was made from its images, such as labels."""
 PIPELINE: Final = "totalspineseg"
 """Name of the folder of our label maps below ``derivatives``."""
 PREDICTED: Final = "TotalSpineSeg"

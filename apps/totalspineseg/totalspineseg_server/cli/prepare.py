@@ -6,15 +6,14 @@ continues. The next command is totalspineseg train. It is best to prepare step 2
 """
 
 import argparse
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from totalspineseg_server.anatomy import OWN_NUMBERS
-from totalspineseg_server.bids import LABEL_SUFFIX
+from totalspineseg_server.bids import DERIVATIVES, LABEL_SUFFIX, SUBJECT
 from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.cli.common import add_numbers_argument, existing_path, model_store
 
@@ -22,9 +21,6 @@ if TYPE_CHECKING:
     from totalspineseg_server.exchange.labeled_pairs import Pair
     from totalspineseg_server.nnunet.cases import LabeledScan, ScanSource, Skipped
     from totalspineseg_server.prediction import Predictor
-
-SUBJECT: Final = re.compile(r"sub-[A-Za-z0-9]+")
-DERIVATIVES: Final = "derivatives"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

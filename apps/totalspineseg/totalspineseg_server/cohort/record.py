@@ -14,13 +14,11 @@ from totalspineseg_server.anatomy import BACKGROUND, SACRUM, STRUCTURES, Kind
 from totalspineseg_server.cohort.outputs import REPORTS
 from totalspineseg_server.files import read_json_or, storage_errors
 from totalspineseg_server.geometry import LabelArray
-from totalspineseg_server.io.volumes import stem
+from totalspineseg_server.io.volumes import HEADER_SUFFIXES, stem
 from totalspineseg_server.segments import VERTEBRAE_NAME
 from totalspineseg_server.transforms.pieces import Step
 from totalspineseg_server.version import installed_versions
 
-HEADER_SUFFIXES: Final = (".nhdr", ".mhd")
-"""Endings of image headers whose voxels are in a separate file."""
 PLACES: Final = 16
 """Number of files of a series that are compared, and of positions in each file."""
 PLACE_BYTES: Final = 4096

@@ -25,8 +25,7 @@ from totalspineseg_server.exchange.site_archive import (
     model_files,
     site_files,
 )
-from totalspineseg_server.files import storage_errors, write_file
-from totalspineseg_server.io.zips import CHUNK_BYTES
+from totalspineseg_server.files import CHUNK_BYTES, storage_errors, write_file
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.version import VERSION
 
