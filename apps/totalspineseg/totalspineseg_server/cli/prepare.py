@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from totalspineseg_server.anatomy import OWN_NUMBERS
-from totalspineseg_server.bids import DERIVATIVES, LABEL_SUFFIX, SUBJECT
+from totalspineseg_server.bids import DERIVATIVES, LABEL_SUFFIX, subject_of
 from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.cli.common import add_numbers_argument, existing_path, model_store
 
@@ -173,6 +173,5 @@ def _read(pair: "Pair", numbers: str) -> "LabeledScan":
     from totalspineseg_server.nnunet.cases import LabeledScan, Origin
 
     image, label = pair.require_one()
-    subject = SUBJECT.search(pair.name)
     codes = read_pair_label(label, pair.root, numbers)
-    return LabeledScan(pair.name, subject[0] if subject else pair.name, Origin.EARLIER, read_image(image), codes)
+    return LabeledScan(pair.name, subject_of(pair.name), Origin.EARLIER, read_image(image), codes)
