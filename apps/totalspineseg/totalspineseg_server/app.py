@@ -98,7 +98,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         models = ModelStore(Path(app_dir) / "model", weights=self._settings.get("weights") or "")
         self._weights_texts: dict[tuple[tuple[int, str], ...], str] = {}
         self._site = Site(root, models, self._corrections, store.image_file, self._subject)
-        self.lab = open_lab(root, self.datastore, scores, self._maps, self._corrections, self.inbox)
+        self.lab = open_lab(root, store, scores, self._maps, self._corrections, self.inbox)
         super().__init__(
             app_dir,
             studies,

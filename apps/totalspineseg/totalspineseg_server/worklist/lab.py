@@ -1,6 +1,5 @@
 """Answer the requests of the lab's page about scans."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -108,7 +107,7 @@ class Lab:
 
 def open_lab(
     root: Path,
-    studies: Callable[[], Studies],
+    studies: Studies,
     scores: Scores,
     maps: MapStore,
     corrections: CorrectionStore,
@@ -118,14 +117,14 @@ def open_lab(
 
     Args:
         root: The history folder.
-        studies: Returns the datastore.
+        studies: The datastore.
         scores: How doubtful each result is.
         maps: Stored maps of the networks.
         corrections: The submitted labels.
         inbox: Accepts a label as if a client had sent it, and takes back the newest one.
     """
-    store, rejections = studies(), Rejections(root)
-    worklist = Worklist(studies, Records(root, scores, corrections, rejections, store.fingerprint))
-    scans = Scans(store.image_file, store.fingerprint, worklist.record, maps, corrections)
+    rejections = Rejections(root)
+    worklist = Worklist(studies, Records(root, scores, corrections, rejections, studies.fingerprint))
+    scans = Scans(studies.image_file, studies.fingerprint, worklist.record, maps, corrections)
     acts = Acts(inbox, corrections, rejections)
-    return Lab(worklist, scans, Thumbnails(root, scans.glance, store.fingerprint), acts, corrections, inbox)
+    return Lab(worklist, scans, Thumbnails(root, scans.glance, studies.fingerprint), acts, corrections, inbox)
