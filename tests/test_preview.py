@@ -343,9 +343,9 @@ def test_pictures_look_as_they_did() -> None:
     points[20, 27, 60], points[25, 27, 90] = 24, 22
     volume, named = Volume(image_like(labels).data, np.diag([0.9, 0.8, 1.1, 1.0])), (L4, L5, DISC)
     pictures = {
-        "from the side": drawn(volume, labels, points=points, tags=named, doubtful=[L5]),
-        "from the front": drawn(volume, labels, sagittal=False, points=points, tags=named, doubtful=[L4]),
-        "of step 1": drawn(volume, labels, paint=np.minimum(labels, 9), palette=STEP_PALETTE[1]),
+        "from the side": painted(volume, labels, points=points, tags=named, doubtful=[L5]),
+        "from the front": painted(volume, labels, sagittal=False, points=points, tags=named, doubtful=[L4]),
+        "of step 1": painted(volume, labels, paint=np.minimum(labels, 9), palette=STEP_PALETTE[1]),
         "small": mid_sagittal(Volume(volume.data[:, :, 50:70], np.eye(4))),
         **{f"cut of {name}": cut.gray[..., np.newaxis] for name, cut in cuts_of(volume, labels).items()},
     }

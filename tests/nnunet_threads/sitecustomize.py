@@ -1,8 +1,8 @@
 """Python runs this at its start if this folder is on its path; nnU-Net's pools are then threads of its process.
 
 nnU-Net starts six pools to plan, train and validate; each process of them imports PyTorch and nnU-Net for five seconds.
-Under `make coverage` a pool may wait for its processes forever: they are ended by SIGTERM, which coverage handles, and a
-handler does not run in a process that got the signal just before it began to wait for work.
+Under `make coverage` a pool may wait forever for the end of its processes: it sends them SIGTERM, which coverage
+handles, and the handler does not run in a process that got the signal just before it began to wait for work.
 """
 
 import multiprocessing
