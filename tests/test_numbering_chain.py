@@ -1,8 +1,6 @@
 """Tests of the chain model on columns with known truth: single mistakes, variants, doubt, pins, localizers."""
 
-from copy import deepcopy
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -49,16 +47,6 @@ GOLDEN = Path(__file__).parent / "golden"
 SPACING = 2.0
 
 
-@cache
-def _built(
-    fov: str, thoracic: int, lumbar: int, seed: int, spacing: float, curvature: float
-) -> tuple[columns.Case, np.random.Generator]:
-    """A clean column, and the generator with the random numbers that follow."""
-    rng = np.random.default_rng(seed)
-    case = columns.build(rng, fov=fov, thoracic=thoracic, lumbar=lumbar, spacing=spacing, curvature=curvature)
-    return case, rng
-
-
 def draw(
     fov: str,
     step: int,
@@ -69,7 +57,8 @@ def draw(
     spacing: float = SPACING,
     curvature: float = 1.0,
 ) -> columns.Case:
-    base, rng = deepcopy(_built(fov, *columns.VARIANTS[variant], seed, spacing, curvature))
+    thoracic, lumbar = columns.VARIANTS[variant]
+    base, rng = columns.built(seed, fov=fov, thoracic=thoracic, lumbar=lumbar, spacing=spacing, curvature=curvature)
     case = columns.classes(base, step, swapped=swapped)
     for name in mistakes:
         assert columns.MISTAKES[name](case, rng), f"{name} must apply"

@@ -93,7 +93,7 @@ def test_flagged_is_what_the_chain_model_or_the_linter_doubts(
     certainty: str | None, missing: int, flagged: bool
 ) -> None:
     """Real scans were flagged by the chain model only, synthetic ones also by the linter."""
-    labels = columns.build(np.random.default_rng(1), fov="lumbar", spacing=2.0).truth
+    labels = columns.built(1, fov="lumbar", spacing=2.0)[0].truth
     numbering = None if certainty is None else SimpleNamespace(certainty=certainty)
     result = SimpleNamespace(labels=np.where(labels == missing, 0, labels), numbering=numbering)
     assert is_flagged(result, (2.0, 2.0, 2.0)) is flagged  # type: ignore[arg-type]
