@@ -1,12 +1,13 @@
 """Write a site's corrections, models and settings into one file, which is checked before it appears."""
 
 import hashlib
+import io
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Final, cast
 
 from totalspineseg_server.corrections.ids import now_text
 from totalspineseg_server.corrections.receipts import RECEIVED_DIR
@@ -126,6 +127,6 @@ def _require_same(path: Path, manifest: Manifest) -> None:
     with zipfile.ZipFile(path) as archive:
         for name, entry in manifest.files.items():
             with archive.open(name) as source:
-                digest = hashlib.file_digest(source, "sha256").hexdigest()
+                digest = hashlib.file_digest(cast(io.BufferedIOBase, source), "sha256").hexdigest()
             if digest != entry.sha256:
                 raise StorageError(exchange_messages.COPY_DIFFERS.format(name=name))
