@@ -103,6 +103,7 @@ class StudiesDatastore(SpineDatastore):
         self._names: frozenset[str] = frozenset()
         self._listed_at, self._listing_seconds = 0.0, 0.0
         self._not_offered: Mapping[str, str] = {}
+        self._left_out: Mapping[str, str] = {}
         self._foreign: Mapping[str, str] = {}
         if images and not read_only and images_folder(folder) != self._images:
             try:
@@ -270,7 +271,8 @@ class StudiesDatastore(SpineDatastore):
         offered.
         """
         self._offered()
-        return {**super().status(), "not_offered": {**self._not_offered, **self._foreign_labels(), **self._same_id}}
+        left = {**self._not_offered, **self._left_out, **self._foreign_labels(), **self._same_id}
+        return {**super().status(), "not_offered": left}
 
     def refresh(self) -> None:
         """List the images, and find files that are not offered."""
@@ -314,18 +316,16 @@ class StudiesDatastore(SpineDatastore):
         except OSError as error:
             logger.warning("The folder of the images cannot be read at the moment: %s", error)
         else:
-            series = self._dicom.series()
+            series = self._dicom.offered()
             if (self._files or self._series) and self._is_separate and not (files or series):
                 logger.warning(
                     "There are no images in %s now. Their labels are kept until the images return.", self._images
                 )
             else:
                 self._choose(by_image(files))
-                self._series = {
-                    image_id: one
-                    for image_id, one in series.items()
-                    if image_id not in self._files and not self._dicom.is_refused(image_id, one)
-                }
+                self._series = {image_id: one for image_id, one in series.items() if image_id not in self._files}
+            before, self._left_out = self._left_out, self._dicom.left_out()
+            _log_new(before, self._left_out)
             self._names = names | series.keys()
         self._listed_at, self._listing_seconds = begun, time.monotonic() - begun
 
@@ -383,6 +383,8 @@ class StudiesDatastore(SpineDatastore):
         except OSError as error:
             logger.warning("The studies folder could not be read: %s", error)
             return
+        # What is known of a series says more than the sentence about all of a folder.
+        found = {name: why for name, why in found.items() if not any(way.startswith(name) for way in self._left_out)}
         before, self._not_offered = self._not_offered, found
         _log_new(before, found)
         self._foreign_labels()
