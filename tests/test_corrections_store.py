@@ -23,7 +23,7 @@ from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.interpretation import Lint
 from totalspineseg_server.corrections.predictions import MapStore, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender
-from totalspineseg_server.corrections.studies_folder import StudiesDatastore
+from totalspineseg_server.corrections.studies_folder import SAME_NAME, StudiesDatastore
 from totalspineseg_server.errors import BusyError, LabelError, StorageError
 from totalspineseg_server.files import PARTIAL_PREFIX, sha256_of
 from totalspineseg_server.geometry import Grid, Volume
@@ -391,22 +391,22 @@ def test_of_two_files_with_one_id_the_user_is_told(
     folder = studies._place
     for name in (f"x{ending}", "x.nii.gz"):
         write_volume(folder / name, np.ones(GRID.shape, np.uint8), GRID)
-    left_out = {f"x{ending}": "x.nii.gz"}
+    left_out = {f"x{ending}": SAME_NAME.format(other="x.nii.gz")}
     for _ in range(2):
         studies.refresh()
         assert studies.status()["not_offered"] == left_out
-    assert caplog.text.count(f"'x{ending}' is not offered") == 1
+    assert caplog.text.count(f"Not offered: 'x{ending}'") == 1
     assert Path(studies.get_image_uri("x")).name == "x.nii.gz"
     caplog.clear()
     again = StudiesDatastore(str(folder), auto_reload=False, read_only=True)
-    assert (again.status()["not_offered"], caplog.text.count("is not offered")) == (left_out, 1)
+    assert (again.status()["not_offered"], caplog.text.count("Not offered")) == (left_out, 1)
     (folder / "x.nii.gz").unlink()
     studies.refresh()
     assert studies.status()["not_offered"] == {}
     write_volume(folder / "x.nii.gz", np.ones(GRID.shape, np.uint8), GRID)
     studies.refresh()
     # What was offered before stays: labels may have been drawn on it.
-    assert studies.status()["not_offered"] == {"x.nii.gz": f"x{ending}"}
+    assert studies.status()["not_offered"] == {"x.nii.gz": SAME_NAME.format(other=f"x{ending}")}
     assert Path(studies.get_image_uri("x")).name == f"x{ending}"
 
 

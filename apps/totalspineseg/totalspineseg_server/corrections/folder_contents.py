@@ -138,7 +138,7 @@ class DicomFolder:
 
 @dataclass(frozen=True)
 class _Found:
-    """What a folder with DICOM files holds.
+    """The series in a folder, or the reason why it is not offered.
 
     Attributes:
         image_id: The id of its series.

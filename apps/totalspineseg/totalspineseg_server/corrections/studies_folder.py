@@ -53,6 +53,7 @@ FOREIGN: Final = (
     "3D Slicer as a segmentation over its image, name its segments (such as L5 or L4-L5), and submit it. To train from "
     f"many such maps, see '{COMMAND} prepare --help'"
 )
+SAME_NAME: Final = "has the name of {other!r}, which is offered. Rename or remove one"
 WITHOUT_IMAGE: Final = "is the label of an image that is not here. Restore the image or remove the label"
 NAMES_IN_LOG: Final = 5
 LISTED_SECONDS: Final = 1.0
@@ -267,11 +268,11 @@ class StudiesDatastore(SpineDatastore):
     def status(self) -> dict[str, Any]:
         """Return how many images and labels there are.
 
-        ``not_offered`` maps a file or folder to the offered file with the same id, or to the reason why it is not
-        offered.
+        ``not_offered`` maps a file or folder to the reason why it is not offered, a sentence without its subject.
         """
         self._offered()
-        left = {**self._not_offered, **self._left_out, **self._foreign_labels(), **self._same_id}
+        same_names = _same_names(self._same_id)
+        left = {**self._not_offered, **self._left_out, **self._foreign_labels(), **same_names}
         return {**super().status(), "not_offered": left}
 
     def refresh(self) -> None:
@@ -341,11 +342,7 @@ class StudiesDatastore(SpineDatastore):
                 files[image_id] = next((name for name in known if name in names), names[0])
                 same_id |= {name: files[image_id] for name in names if name != files[image_id]}
         self._files, self._same_id = files, same_id
-        for name, other in same_id.items():
-            if before.get(name) != other:
-                logger.warning(
-                    "%r and %r have the same image id, so %r is not offered. Rename or remove one.", other, name, name
-                )
+        _log_new(_same_names(before), _same_names(same_id))
 
     def _file_now(self, image_id: str) -> Path | None:
         """Return the file of an image, even if it was copied just now; None if there is none, even if it is listed."""
@@ -414,6 +411,11 @@ class StudiesDatastore(SpineDatastore):
         before, self._foreign = self._foreign, found
         _log_new(before, found)
         return found
+
+
+def _same_names(same_id: Mapping[str, str]) -> dict[str, str]:
+    """Return file -> the reason why it is not offered, from the offered file of the same id."""
+    return {name: SAME_NAME.format(other=other) for name, other in same_id.items()}
 
 
 def _log_new(before: Mapping[str, str], found: Mapping[str, str]) -> None:
