@@ -13,9 +13,10 @@ from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correct
 from totalspineseg_server.corrections.ids import HISTORY_DIR, STUDIES_DIR
 from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.predictions import MapStore, PredictionStore
-from totalspineseg_server.corrections.receipts import Receipts, Sender
+from totalspineseg_server.corrections.receipts import Receipts, Sender, receipt_of
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import StorageError, TotalSpineSegError
+from totalspineseg_server.exchange import exchange_messages
 from totalspineseg_server.exchange.labeled_pairs import Pair, labeled_pairs, read_pair_label
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume, on_grid, to_ras
@@ -63,10 +64,7 @@ def import_set(
     """
     pairs = list(labeled_pairs(source, suffix))
     if not pairs:
-        raise StorageError(
-            f"There are no images below sub-*/ with labels below derivatives/ in {str(source)!r}. Name "
-            "the folder of the data set, and check --label-suffix."
-        )
+        raise StorageError(exchange_messages.NO_LABELED_IMAGES.format(source=str(source)))
     studies.mkdir(parents=True, exist_ok=True)
     desk = _Desk(studies, work)
     added, known, left_out = list[str](), list[str](), dict[str, str]()
@@ -113,7 +111,7 @@ class _Desk:
                 return False
             sender = Sender(user=IMPORTED, client=origin, file_name=label_file.name)
             params: Mapping[str, Any] = {"label_info": [{"name": name} for name in names]}
-            self._inbox.submit(image_id, file, tag=FINAL_TAG, sender=sender, params=params)
+            self._inbox.submit(receipt_of(image_id, file, tag=FINAL_TAG, sender=sender, params=params), file)
         return True
 
 
