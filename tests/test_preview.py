@@ -329,9 +329,11 @@ def test_a_sheet_of_hardly_any_label_has_its_layers(code: int) -> None:
 
 
 def looks(picture: np.ndarray) -> list[float]:
-    """Return the size of a picture, and the mean color of each of 8 x 4 parts, their channels one after the other."""
+    """Return the size of a picture, the mean color of each of 8 x 4 parts (channel by channel), and a sum with random
+    weights, which a line that moves by a pixel changes, too."""
+    weighted = float((np.random.default_rng(0).standard_normal(picture.shape) * picture).sum()) / 500
     parts = [part for rows in np.array_split(picture, 8) for part in np.array_split(rows, 4, axis=1)]
-    return [*picture.shape[:2], *(round(float(v), 1) for part in parts for v in part.mean(axis=(0, 1)))]
+    return [*picture.shape[:2], *(round(float(v), 1) for part in parts for v in part.mean(axis=(0, 1))), weighted]
 
 
 def test_pictures_look_as_they_did() -> None:
