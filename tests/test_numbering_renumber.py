@@ -5,9 +5,10 @@ import pytest
 
 import columns
 from totalspineseg_server.anatomy import C1, CANAL, CODE_OF, NAME_OF, SACRUM
+from totalspineseg_server.corrections.comparison import Recognized, recognize
 from totalspineseg_server.geometry import LabelArray, Volume
 from totalspineseg_server.numbering.naming import name_map
-from totalspineseg_server.numbering.renumber import NamedMap, Recognized, recognize, renumber
+from totalspineseg_server.numbering.renumber import NamedMap, renumber
 
 SPACING = 2.0
 SELF = {code: code for code in NAME_OF}

@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from starter_evaluation import Report, SpineScore, is_flagged, score
 
 import columns
 from phantom import RAS, CodeReader, image_of, lumbar_codes
 from totalspineseg_server.agreement import GROUPS, CaseScore
 from totalspineseg_server.anatomy import L4, STEP1_REGIONS
-from totalspineseg_server.nnunet.starter_evaluation import Report, SpineScore, is_flagged, score
 from totalspineseg_server.synthesis import Field, SyntheticSpine
 
 NO_DICE = dict.fromkeys(STEP1_REGIONS, math.nan)
