@@ -10,7 +10,7 @@ makes no difference.
 
 Two kinds of numbers are not changed, because no result depends on them: how much is done at a time or how long
 something waits (see PACE; a test that measures time fails by chance), and sizes of new arrays (see SIZED; most only
-have to be large enough).
+have to be large enough). Nor is `if TYPE_CHECKING`, which only type checkers read differently.
 """
 
 import argparse
@@ -102,6 +102,8 @@ def _changes(tree: ast.AST) -> Iterator[tuple[ast.expr, str]]:
             flipped = [OPPOSITE[type(node.ops[0])](), *node.ops[1:]]
             yield node, ast.unparse(ast.Compare(node.left, flipped, node.comparators))
         elif isinstance(node, ast.If | ast.While | ast.IfExp) and not isinstance(node.test, ast.Compare):
+            if ast.unparse(node.test) == "TYPE_CHECKING":
+                continue
             yield node.test, ast.unparse(ast.UnaryOp(ast.Not(), node.test))
         elif isinstance(node, ast.Constant) and type(node.value) in (int, float):
             yield node, repr(node.value + 1 if isinstance(node.value, int) else 2 * node.value + 1)
