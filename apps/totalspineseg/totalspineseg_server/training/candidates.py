@@ -138,7 +138,7 @@ class Judged:
         if self.share == 1:
             return self.report.reason
         return (
-            f"{self.report.reason}; it has {self.share:.0%} of the trained weights, because with all of them it did "
+            f"{self.report.reason}; it has {self.share:.0%} of the trained weights, because with more of them it did "
             "not pass"
         )
 
