@@ -44,7 +44,7 @@ def test_tests_are_found_through_what_imports_a_module(tmp_path: Path) -> None:
     assert break_places.tests_of("totalspineseg_server.a", tmp_path) == [tmp_path / "tests" / "test_one.py"]
 
 
-def test_what_no_test_notices_is_told_and_the_project_stays_as_it_is(
+def test_what_no_test_notices_is_reported_and_the_project_stays_as_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     module, seen = Path("apps/totalspineseg/totalspineseg_server/a.py"), []

@@ -71,7 +71,7 @@ def test_a_series_is_converted_once_until_it_changes(tree: Path, monkeypatch: py
     assert studies.get_labeled_images() == [], "the label was drawn on more slices"
 
 
-def test_a_series_that_is_no_volume_is_offered_no_more(tree: Path) -> None:
+def test_a_series_that_is_not_a_volume_is_no_longer_offered(tree: Path) -> None:
     """The next sample was the same unreadable series forever."""
     whole = series(1, "T2", "Bob", f"{STUDY}.7")
     shutil.rmtree(tree / "P2")
@@ -84,7 +84,7 @@ def test_a_series_that_is_no_volume_is_offered_no_more(tree: Path) -> None:
     assert "P2/" in studies.status()["not_offered"]
 
 
-def test_series_of_one_patient_all_train_or_all_judge_and_nobody_reads_whose(tree: Path) -> None:
+def test_series_of_one_patient_have_one_role_and_nobody_reads_whose_they_are(tree: Path) -> None:
     studies = opened(tree)
     files = {image: Path(studies.get_image_uri(image)) for image in (T2, T1, OTHER)}
     site = folder_site(tree, ModelStore(tree / ".model"))
@@ -94,7 +94,7 @@ def test_series_of_one_patient_all_train_or_all_judge_and_nobody_reads_whose(tre
     assert not any(b"Anna" in path.read_bytes() for path in (tree / ".totalspineseg").rglob("*.json"))
 
 
-def test_what_is_known_about_a_series_is_kept_although_it_is_not_converted(tree: Path) -> None:
+def test_information_about_a_series_is_stored_although_it_is_not_converted(tree: Path) -> None:
     opened(tree).update_image_info(T1, {"strategy": {"first": {"ts": 1.0}}})
     shutil.rmtree(tree / ".totalspineseg" / "volumes")
     assert opened(tree).get_image_info(T1)["strategy"] == {"first": {"ts": 1.0}}

@@ -33,7 +33,7 @@ from training_site import make_site
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
-KEPT = PredictionMaps("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
+STORED = PredictionMaps("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
 L1, L3, L4, L5, T12 = (CODE_OF[name] for name in ("L1", "L3", "L4", "L5", "T12"))
 
 
@@ -45,7 +45,7 @@ def sent(**names: str) -> Submission:
 
 def left_of(submission: Submission, accepted: object = None) -> Mapped:
     marked = (L3, L4)
-    return with_untouched(map_names(submission, GRID), compare(submission, GRID, KEPT), accepted, marked=marked)
+    return with_untouched(map_names(submission, GRID), compare(submission, GRID, STORED), accepted, marked=marked)
 
 
 # --- as it is written and read
@@ -62,7 +62,7 @@ def test_a_mark_makes_no_name_known(name: str) -> None:
     assert (code_of_name(name), similar_name(name)) == (None, None)
 
 
-def test_marking_is_undone_by_taking_the_mark_away() -> None:
+def test_removing_the_mark_undoes_marking() -> None:
     assert without_mark(with_mark("L4-L5")) == without_mark("L4-L5") == "L4-L5"
 
 
@@ -117,7 +117,7 @@ def test_a_mark_that_stays_says_that_nobody_confirmed_the_name() -> None:
     assert "L4 ?, L5 ?" in finding["message"]
 
 
-def test_a_name_whose_mark_was_taken_away_is_the_reader_s_and_its_outline_the_model_s() -> None:
+def test_a_name_without_its_mark_is_the_readers_and_its_outline_the_models() -> None:
     """What a reader confirmed would have counted as little as what nobody looked at."""
     mapped = left_of(sent(L4="L4 ?"))
     assert mapped.unconfirmed == (L4,)
@@ -129,7 +129,7 @@ def test_a_name_whose_mark_was_taken_away_is_the_reader_s_and_its_outline_the_mo
 @pytest.mark.parametrize(
     ("accepted", "unconfirmed"), [("all", ()), (["L4"], (L5,)), ("L4, L5", ()), (None, (L4, L5))], ids=str
 )
-def test_a_reader_may_accept_marked_names_without_taking_each_mark_away(
+def test_a_reader_may_accept_marked_names_without_removing_each_mark(
     accepted: object, unconfirmed: tuple[int, ...]
 ) -> None:
     assert left_of(sent(L4="L4 ?", L5="L5 ?"), accepted).unconfirmed == unconfirmed
@@ -141,7 +141,7 @@ def test_levels_that_follow_a_rename_lose_their_marks_where_it_settles_the_names
     certainty: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submission = sent(L4="L5", L3="L3 ?", L5="L5 ?")
-    compared = compare(submission, GRID, KEPT)
+    compared = compare(submission, GRID, STORED)
     assert compared is not None
     numbering = SimpleNamespace(certainty=certainty, probability=0.5)
     monkeypatch.setattr(
@@ -154,7 +154,7 @@ def test_levels_that_follow_a_rename_lose_their_marks_where_it_settles_the_names
     assert {f"L4{mark}", "L5", f"L6{mark}"} <= {segment.name for segment in followed.submission.segments}
 
 
-def test_an_unconfirmed_name_is_kept_as_such(tmp_path: Path) -> None:
+def test_an_unconfirmed_name_is_recorded_as_such(tmp_path: Path) -> None:
     desk = Desk(tmp_path)
     correction = desk.submit({"label_info": [{"name": "L4 ?"}, {"name": "L5"}]})
     assert desk.store.of_image("img")[-1].unconfirmed == correction.unconfirmed == (L4,)
@@ -163,7 +163,7 @@ def test_an_unconfirmed_name_is_kept_as_such(tmp_path: Path) -> None:
     assert info[UNCONFIRMED] == ["L4"], "other series do not take the name for certain"
 
 
-def test_an_unconfirmed_name_neither_trains_nor_judges(tmp_path: Path) -> None:
+def test_an_unconfirmed_name_is_used_neither_for_training_nor_for_comparing(tmp_path: Path) -> None:
     site = make_site(tmp_path)
     file = next(tmp_path.glob("studies/.totalspineseg/corrections/*/*/record.json"))
     record = json.loads(file.read_text(encoding="utf-8"))

@@ -49,7 +49,7 @@ def held(process: psutil.Process) -> Held:
     return Held(process.memory_info().rss / 2**20, process.num_fds(), process.num_threads(), times.user + times.system)
 
 
-def kept(folder: Path) -> dict[str, int]:
+def stored(folder: Path) -> dict[str, int]:
     """Return file -> bytes."""
     return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
@@ -93,10 +93,10 @@ def test_a_thousand_requests_leave_nothing_but_their_records(tmp_path: Path) -> 
         for number in range(REQUESTS):
             ask(server, number, sent)
             if number == ROUND - 1:
-                before = kept(tmp_path)
+                before = stored(tmp_path)
             if number % ROUND == ROUND - 1:
                 rounds.append(held(process))
-        after = kept(tmp_path)
+        after = stored(tmp_path)
     first, second, last = rounds[0], rounds[1], rounds[-1]
     assert last.memory_mib - first.memory_mib < MEMORY_MIB, rounds
     assert last.files <= first.files + OPEN, rounds

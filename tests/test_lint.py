@@ -244,7 +244,7 @@ def test_a_level_of_a_few_voxels_is_found(code: int) -> None:
     assert (finding.kind, finding.code, finding.voxels) == ("fragment", code, 2)
 
 
-def test_an_image_is_no_map(lumbar: Labels) -> None:
+def test_an_image_is_not_a_map(lumbar: Labels) -> None:
     """For an image in place of a map, a line was printed for every gray value."""
     (finding,) = lint((np.random.default_rng(0).random(lumbar.shape) * 300).astype(np.int32), SPACING)
     assert finding.kind == "not_checked" and "values" in finding.message
@@ -271,7 +271,7 @@ def test_another_tools_numbers_are_found(lumbar: Labels, edit: Edit, kind: str) 
     assert kind in {name for name, _ in found(labels)}
 
 
-def test_what_is_no_label_map_is_refused() -> None:
+def test_anything_but_a_label_map_is_refused() -> None:
     with pytest.raises(ValueError, match="2D uint8"):
         lint(np.zeros((3, 3), dtype=np.uint8), SPACING)
     with pytest.raises(ValueError, match="got 3D float32"):

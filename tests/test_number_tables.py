@@ -142,7 +142,7 @@ def test_a_localizer_in_other_numbers_names_a_map(tmp_path: Path, capsys: pytest
     assert json.loads(report.read_text(encoding="utf-8"))["certainty"] == "certain"
 
 
-def test_labels_without_a_canal_do_not_teach_that_there_is_none(tmp_path: Path) -> None:
+def test_from_labels_without_a_canal_no_network_learns_that_there_is_none(tmp_path: Path) -> None:
     """A vertebra mask of another program says nothing about the canal."""
     codes = read_labels(GOLDEN / "step2_output.nii.gz")
     mask = numbered(np.where(np.isin(codes.data, (CANAL, CORD)), BACKGROUND, codes.data), "spineps")

@@ -13,7 +13,7 @@ SPACING = 2.0
 SELF = {code: code for code in NAME_OF}
 
 
-def drawn(fov: str, step: int = 2) -> NamedMap:
+def painted(fov: str, step: int = 2) -> NamedMap:
     case = columns.classes(columns.build(np.random.default_rng(1), fov=fov, spacing=SPACING), step)
     raw = Volume(case.raw, case.affine)
     return NamedMap(raw, name_map(raw, step)[0], 1 if step == 1 else 2)  # type: ignore[arg-type]
@@ -21,12 +21,12 @@ def drawn(fov: str, step: int = 2) -> NamedMap:
 
 @pytest.fixture(scope="module")
 def lumbar() -> NamedMap:
-    return drawn("lumbar")
+    return painted("lumbar")
 
 
 @pytest.fixture(scope="module")
 def thoracic() -> NamedMap:
-    return drawn("midthoracic")
+    return painted("midthoracic")
 
 
 def moved(map_: NamedMap, old: str, new: str) -> dict[str, str]:
@@ -67,7 +67,7 @@ def test_a_pin_that_agrees_changes_nothing(lumbar: NamedMap) -> None:
 
 
 def test_a_step_1_map_is_renumbered_by_its_discs() -> None:
-    discs = drawn("midthoracic", 1)
+    discs = painted("midthoracic", 1)
     names = moved(discs, "T4-T5", "T5-T6")
     assert names["T4-T5"] == "T5-T6"
     assert all("-" in name for name in names)
@@ -75,7 +75,7 @@ def test_a_step_1_map_is_renumbered_by_its_discs() -> None:
 
 def test_the_atlas_never_becomes_an_axis() -> None:
     """A renamed thoracic level shifted the whole neck, and C1 became C2."""
-    neck = drawn("cervicothoracic")
+    neck = painted("cervicothoracic")
     names = moved(neck, "T4", "T5")
     assert names["T4"] == "T5"
     assert NAME_OF[C1] not in names
@@ -116,7 +116,7 @@ def test_a_renamed_segment_is_found(thoracic: NamedMap) -> None:
     assert renamed.voxels == int((old == CODE_OF["T5"]).sum())
 
 
-def test_redrawn_borders_are_no_new_names(thoracic: NamedMap) -> None:
+def test_redrawn_borders_are_not_new_names(thoracic: NamedMap) -> None:
     new = thoracic.labels.copy()
     xyz = np.argwhere(new == CODE_OF["T5"])
     new[tuple(xyz[: len(xyz) // 5].T)] = CODE_OF["T6"]

@@ -27,15 +27,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def drawn(files: Path) -> bytes:
+def painted(files: Path) -> bytes:
     """Return a segmentation of FIRST as a reader with another program stores it."""
     seg = write_seg(Volume(CODES, PIR), files / "1-sagittal", model="x", version="1", corrected_by="")
     seg.Manufacturer = "A viewer"
     return seg_bytes(seg)
 
 
-def read(drawn: bytes) -> Dataset:
-    seg = dcmread(BytesIO(drawn))
+def read(painted: bytes) -> Dataset:
+    seg = dcmread(BytesIO(painted))
     seg.SOPInstanceUID, seg.SeriesInstanceUID = generate_uid(), generate_uid()
     return seg
 
@@ -46,9 +46,9 @@ def app(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_one_instance_counts_once_however_it_is_encoded_and_other_content_again(
-    app: Any, tmp_path: Path, drawn: bytes
+    app: Any, tmp_path: Path, painted: bytes
 ) -> None:
-    seg, history = read(drawn), CorrectionStore(tmp_path / "work")
+    seg, history = read(painted), CorrectionStore(tmp_path / "work")
     first = export(app, seg, tmp_path)
     seg.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     seg.is_implicit_VR = True
@@ -58,15 +58,15 @@ def test_one_instance_counts_once_however_it_is_encoded_and_other_content_again(
     parked = export(app, seg, tmp_path)
     assert (first.status, parked.status) == ("accepted", "parked")
     assert export(app, seg, tmp_path).status == "parked"
-    assert [kept.status for kept in history.of_image(FIRST)] == ["accepted", "parked"]
+    assert [stored.status for stored in history.of_image(FIRST)] == ["accepted", "parked"]
 
 
 def test_a_segmentation_that_reached_the_pacs_another_way_counts_once_it_is_sent(
-    app: Any, tmp_path: Path, drawn: bytes
+    app: Any, tmp_path: Path, painted: bytes
 ) -> None:
     """A segmentation that the server finds in the PACS does not count, because nobody knows whether a reader finished
     it."""
-    file, seg = tmp_path / "label.dcm", read(drawn)
+    file, seg = tmp_path / "label.dcm", read(painted)
     app.datastore()._client.add(seg)
     assert app.next_sample({"strategy": "first"})["id"] == FIRST
     assert CorrectionStore(tmp_path / "work").of_image(FIRST) == ()

@@ -47,7 +47,7 @@ def image_like(labels: np.ndarray) -> Volume:
     return Volume(data, np.eye(4))
 
 
-def drawn(volume: Volume, labels: np.ndarray | None = None, *, sagittal: bool = True, **options: Any) -> Picture:
+def painted(volume: Volume, labels: np.ndarray | None = None, *, sagittal: bool = True, **options: Any) -> Picture:
     return Plane(volume, course_of(labels, volume.grid), sagittal=sagittal).picture(labels, **options)
 
 
@@ -58,7 +58,7 @@ def color_share(picture: np.ndarray, color: tuple[int, int, int], tolerance: flo
 def test_sagittal_plane_follows_the_canal() -> None:
     """In a scoliotic spine, the middle plane of the array shows the cord in one slice only."""
     labels = curved_spine()
-    picture = drawn(image_like(labels), palette={}, labels=labels, tags=())
+    picture = painted(image_like(labels), palette={}, labels=labels, tags=())
     cord_rows = (picture[..., 0] > 200).any(axis=1).mean()
     straight = mid_sagittal(image_like(labels))
     assert cord_rows > 0.98
@@ -67,7 +67,7 @@ def test_sagittal_plane_follows_the_canal() -> None:
 
 def test_anterior_is_left_and_superior_is_up() -> None:
     labels = curved_spine()
-    picture = drawn(image_like(labels), labels, tags=())
+    picture = painted(image_like(labels), labels, tags=())
     rows, columns = picture.shape[:2]
     gray = np.float32(255 * 50 / 100)
 
@@ -83,7 +83,7 @@ def test_anterior_is_left_and_superior_is_up() -> None:
 
 def test_patients_right_is_left_in_the_coronal_picture() -> None:
     labels = curved_spine()
-    picture = drawn(image_like(labels), labels, sagittal=False, palette={}, tags=())
+    picture = painted(image_like(labels), labels, sagittal=False, palette={}, tags=())
     bright = (picture[..., 0] > 60).astype(float)
     columns = np.arange(picture.shape[1])
     top, bottom = bright[: len(bright) // 10], bright[-len(bright) // 10 :]
@@ -110,12 +110,12 @@ def test_wide_scans_are_cut_to_the_spine_and_its_margin() -> None:
     points = np.zeros_like(labels)
     points[20, 127, 60] = 24
     volume = image_like(labels)
-    picture = drawn(volume, labels, tags=())
+    picture = painted(volume, labels, tags=())
     # Labels from y = 118 to 149, 50 mm on both sides.
     assert picture.shape[1] / picture.shape[0] == pytest.approx(132 / 120, rel=0.02)
     whole = mid_sagittal(volume)
     assert whole.shape[1] / whole.shape[0] == pytest.approx(300 / 120, rel=0.02)
-    marked = drawn(volume, labels, points=points, tags=())
+    marked = painted(volume, labels, points=points, tags=())
     columns = np.nonzero((marked != picture).any(axis=(0, 2)))[0]
     assert columns[0] / picture.shape[1] == pytest.approx((199.5 - 127 - 2.5) / 132, abs=0.03)
 
@@ -160,8 +160,8 @@ def test_level_points_are_drawn_where_they_lie() -> None:
     labels = curved_spine()
     points = np.zeros(SHAPE, dtype=np.uint8)
     points[20, 27, 60] = 24
-    with_point = drawn(image_like(labels), labels, palette={}, points=points, tags=())
-    without = drawn(image_like(labels), labels, palette={}, tags=())
+    with_point = painted(image_like(labels), labels, palette={}, points=points, tags=())
+    without = painted(image_like(labels), labels, palette={}, tags=())
     rows, columns = np.nonzero((with_point != without).any(axis=-1))
     height, width = with_point.shape[:2]
     assert rows.mean() / height == pytest.approx(1 - 60.5 / 120, abs=0.02)
@@ -189,7 +189,7 @@ def test_arguments_are_not_modified() -> None:
     labels = curved_spine()
     volume = image_like(labels)
     before = labels.copy(), volume.data.copy()
-    drawn(volume, labels, paint=labels, points=labels * 0, doubtful=[L4])
+    painted(volume, labels, paint=labels, points=labels * 0, doubtful=[L4])
     np.testing.assert_array_equal(labels, before[0])
     np.testing.assert_array_equal(volume.data, before[1])
 
@@ -205,7 +205,7 @@ def test_arguments_are_not_modified() -> None:
     ],
     ids=["none", "one", "far apart", "two near", "three near"],
 )
-def test_spread(wanted: list[float], expected: list[float]) -> None:
+def test_labels_are_spaced_without_overlap(wanted: list[float], expected: list[float]) -> None:
     assert spaced(wanted, 10.0) == pytest.approx(expected)
 
 

@@ -100,8 +100,8 @@ def test_a_mistyped_studies_folder_is_not_made(
     """The folder was made and filled with demo studies, which a reader took for real ones."""
     monkeypatch.chdir(tmp_path)
     assert cli.main(["serve", "--port", str(free_port()), "--studies", "stduies", *more]) == cli.EXIT_USAGE
-    said = capsys.readouterr().err
-    assert (said.count("\n"), "does not exist" in said, "mount" in said) == (1, True, True)
+    printed = capsys.readouterr().err
+    assert (printed.count("\n"), "does not exist" in printed, "mount" in printed) == (1, True, True)
     assert not (tmp_path / "stduies").exists()
 
 
@@ -118,8 +118,8 @@ def test_a_folder_that_is_not_mounted_is_not_filled(
     monkeypatch.setattr("uvicorn.Server.run", pytest.fail)
     (tmp_path / name).mkdir()
     assert cli.main(["serve", "--port", str(free_port()), "--studies", name, *more]) == cli.EXIT_USAGE
-    said = capsys.readouterr().err
-    assert (said.count("\n"), "is empty" in said, "--no-demo" in said) == (1, True, True)
+    printed = capsys.readouterr().err
+    assert (printed.count("\n"), "is empty" in printed, "--no-demo" in printed) == (1, True, True)
     assert list(tmp_path.rglob("*")) == [tmp_path / name]
 
 
@@ -178,7 +178,7 @@ def test_nothing_is_written_to_studies_that_have_a_work_folder(app: Any, tmp_pat
 def test_an_archive_that_is_away_for_a_moment_costs_nothing(app: Any, tmp_path: Path) -> None:
     """Everything known about its labels was missing in the index when it came back."""
     store = app.datastore()
-    kept = app.submit_label("one", volume(tmp_path / "label.nii.gz", 2), "final", L4, SENDER)
+    stored = app.submit_label("one", volume(tmp_path / "label.nii.gz", 2), "final", L4, SENDER)
     shutil.move(tmp_path / "studies", tmp_path / "away")
     store.refresh()
     (tmp_path / "studies").mkdir()
@@ -186,7 +186,7 @@ def test_an_archive_that_is_away_for_a_moment_costs_nothing(app: Any, tmp_path: 
     shutil.move(tmp_path / "away" / "one.nii.gz", tmp_path / "studies")
     store.refresh()
     assert (store.list_images(), store.get_labeled_images()) == (["one"], ["one"])
-    assert store.get_label_info("one", "final")["correction"] == kept.id
+    assert store.get_label_info("one", "final")["correction"] == stored.id
 
 
 def test_studies_that_moved_keep_their_labels(app: Any, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_two_readers_of_one_scan_are_compared_by_outline_and_name(tmp_path: Path
     assert oldest["dice"]["L3"] == pytest.approx(2 * 0.5 / 1.5, abs=0.01)
 
 
-def test_two_readers_who_name_the_levels_otherwise_are_told_how(tmp_path: Path) -> None:
+def test_differently_named_levels_of_two_readers_are_listed(tmp_path: Path) -> None:
     submitted(tmp_path, TRUTH, reader="ben")
     # The other levels follow.
     submitted(tmp_path, TRUTH, {"L5": "L6"}, reader="ada")
@@ -58,7 +58,7 @@ def test_a_reader_is_not_compared_with_an_earlier_label_or_with_one_taken_back(t
     assert agreements(store, "img") == []
 
 
-def test_what_a_reader_did_not_check_is_compared_with_nothing(tmp_path: Path) -> None:
+def test_what_a_reader_did_not_check_is_not_compared(tmp_path: Path) -> None:
     submitted(tmp_path, TRUTH, reader="ben", unreviewed=["L3"])
     submitted(tmp_path, edited(0.5), reader="ada")
     (found,) = agreements(CorrectionStore(tmp_path), "img")

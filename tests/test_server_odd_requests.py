@@ -38,7 +38,7 @@ def test_a_series_in_a_session_is_not_sent_back_as_one_file(server: Server) -> N
 
 
 @pytest.mark.parametrize(
-    ("sent", "kept"),
+    ("sent", "stored"),
     [
         ("ü" * 150 + ".dcm", "ü" * 98 + ".dcm"),
         ("脊" * 200, "脊" * 66),
@@ -50,11 +50,11 @@ def test_a_series_in_a_session_is_not_sent_back_as_one_file(server: Server) -> N
         ("C:\\scans\\a\n.dcm", "a.dcm"),
     ],
 )
-def test_a_file_of_any_name_can_be_kept(sent: str, kept: str) -> None:
+def test_a_file_of_any_name_can_be_stored(sent: str, stored: str) -> None:
     """Names were cut by characters instead of bytes, so that 150 umlauts, or a file called ``..``, were answered with
     500."""
-    assert plain_name(sent) == kept
-    assert len(kept.encode()) <= MAX_FILE_NAME
+    assert plain_name(sent) == stored
+    assert len(stored.encode()) <= MAX_FILE_NAME
 
 
 @pytest.mark.parametrize("name", ["ü" * 150 + ".dcm", "..", "meta.info"])

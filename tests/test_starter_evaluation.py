@@ -71,7 +71,7 @@ def test_a_report_of_nothing_is_a_table_without_figures() -> None:
     assert np.isnan(Report().seconds())
 
 
-def test_seconds_are_told_by_field_of_view() -> None:
+def test_seconds_are_listed_by_field_of_view() -> None:
     cases = case(9, 9, False, seconds=10.0), replace(case(9, 9, False, seconds=40.0), field=Field.WHOLE.value)
     assert Report(cases).seconds() == 25.0
     assert Report(cases).seconds(Field.WHOLE) == 40.0

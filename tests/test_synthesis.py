@@ -64,9 +64,9 @@ def whole() -> SyntheticSpine:
 def figures(spine: SyntheticSpine) -> dict[str, list[float]]:
     """Return structure or tissue -> its volume in voxels, and its middle in voxels along each axis."""
     found = {}
-    for kind, drawn in (("code", spine.labels), ("tissue", spine.tissues)):
-        for value in np.unique(drawn).tolist():
-            places = np.nonzero(drawn == value)
+    for kind, painted in (("code", spine.labels), ("tissue", spine.tissues)):
+        for value in np.unique(painted).tolist():
+            places = np.nonzero(painted == value)
             found[f"{kind} {value}"] = [float(places[0].size), *(float(axis.mean()) for axis in places)]
     return found
 
@@ -82,14 +82,16 @@ def test_spines_are_drawn_as_they_were(whole: SyntheticSpine) -> None:
         "neck": make(4, field=Field.CERVICAL, thoracic=12, lumbar=5),
         "loin": make(9, field=Field.LUMBAR, thoracic=11, lumbar=6),
     }
-    drawn = {name: figures(spine) for name, spine in spines.items()}
-    drawn["signals"] = {name: tissue_signals(np.random.default_rng(7), name)[: len(Tissue)].tolist() for name in PRIORS}
+    painted = {name: figures(spine) for name, spine in spines.items()}
+    painted["signals"] = {
+        name: tissue_signals(np.random.default_rng(7), name)[: len(Tissue)].tolist() for name in PRIORS
+    }
     known = json.loads((Path(__file__).parent / "drawn_spines.json").read_text(encoding="utf-8"))
     for name, parts in known.items():
-        assert drawn[name].keys() == parts.keys()
+        assert painted[name].keys() == parts.keys()
         for part, numbers in parts.items():
             # Another processor may round a voxel of a border to the other side.
-            assert drawn[name][part] == pytest.approx(numbers, rel=0.003, abs=0.003), f"{name}, {part}"
+            assert painted[name][part] == pytest.approx(numbers, rel=0.003, abs=0.003), f"{name}, {part}"
 
 
 def test_same_seed_gives_same_spine_and_image_and_another_seed_another() -> None:
@@ -193,13 +195,13 @@ def test_a_line_may_cross_the_marrow_of_the_clivus(seed: int, monkeypatch: pytes
     inner, noise = np.ones(right.shape, bool), np.zeros(right.shape, np.float32)
     space = head.HeadSpace(Local(right, anterior, superior), noise, inner, 1.0)
 
-    def drawn(odds: float) -> np.ndarray:
+    def painted(odds: float) -> np.ndarray:
         monkeypatch.setattr(head, "_SYNCHONDROSIS_ODDS", odds)
         out = np.full(right.shape, Tissue.AIR, np.uint8)
         head._clivus(np.random.default_rng(seed), out, space, Tissue.MARROW)
         return out
 
-    plain, crossed = drawn(0), drawn(1)
+    plain, crossed = painted(0), painted(1)
     line = plain != crossed
     assert line.any()
     assert (plain[line] == Tissue.MARROW).all()
@@ -527,7 +529,7 @@ def test_marrow_is_dark_in_some_people_and_mottled_in_others(
     assert max(spreads) > 1.3 * min(spreads)
 
 
-def test_fat_lies_behind_the_sac_of_the_loin_and_is_no_canal() -> None:
+def test_fat_lies_behind_the_lumbar_sac_and_is_not_canal() -> None:
     found = []
     for seed in range(8):
         spine = make(seed, field=Field.LUMBAR, spacing_mm=(2.0, 1.0, 1.5), width_mm=60.0)

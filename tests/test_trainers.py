@@ -129,7 +129,7 @@ def test_step_two_learns_from_the_discs_its_own_step_one_finds(
     assert all(torch.equal(expected[name], finders[0][name]) for name in expected)
 
 
-def test_a_step_that_no_label_teaches_stays_as_it_is(
+def test_a_step_without_labels_stays_as_it_is(
     tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With corrected step-1 maps only, step 1 was trained to its end, then the run failed, and so did each later
@@ -145,7 +145,7 @@ def test_a_step_that_no_label_teaches_stays_as_it_is(
         retrain(site, replace(tiny_settings(), steps=(2,)), replay=tiny_replay(), reference=tiny_reference)
 
 
-def test_a_worse_model_is_kept_with_its_report_and_not_served(tmp_path: Path, judged: dict[str, float]) -> None:
+def test_a_worse_model_is_stored_with_its_report_and_not_used(tmp_path: Path, judged: dict[str, float]) -> None:
     site = make_site(tmp_path)
     judged["value"] = -0.2
     result = train(site)
@@ -206,9 +206,9 @@ def test_later_trainings_start_from_the_served_version_and_replay_its_labels(
     first = train(site, iterations=2)
     correct(site, tmp_path, "sub-9", 9)
     known = {2: trained_on(site.models, first.version, 2)}
-    taught = site_material(site, known).lessons(2)
-    assert {s.provenance["image"]: s.origin for s in taught} == {"sub-0": Origin.EARLIER, "sub-9": Origin.CORRECTION}
-    assert [s.read().origin for s in taught] == [s.origin for s in taught]
+    learned = site_material(site, known).lessons(2)
+    assert {s.provenance["image"]: s.origin for s in learned} == {"sub-0": Origin.EARLIER, "sub-9": Origin.CORRECTION}
+    assert [s.read().origin for s in learned] == [s.origin for s in learned]
     second = train(site, iterations=2)
     record = show_version(site.models, second.version)
     assert record["parents"]["2"]["name"] == first.version
@@ -230,7 +230,7 @@ def test_one_step_alone_leaves_the_other_as_it_was(tmp_path: Path, judged: dict[
         ModelFolder.open(site.models.versions_dir / result.version, step=1)
 
 
-def test_held_out_subjects_judge_and_never_train(
+def test_held_out_subjects_are_compared_on_and_never_used_for_training(
     tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(holdout, "FIRST_TO_TRAINING", 1)
@@ -243,7 +243,7 @@ def test_held_out_subjects_judge_and_never_train(
     assert [entry["image"] for entry in record["training"]] == ["sub-0", "sub-2"]
 
 
-def test_an_image_that_trains_under_another_name_does_not_judge(
+def test_an_image_used_for_training_under_another_name_is_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An image that was uploaded twice was used for training under one name and held out under the other."""
@@ -259,7 +259,7 @@ def test_an_image_that_trains_under_another_name_does_not_judge(
     ]
 
 
-def test_the_first_subject_of_a_site_trains_though_it_was_corrected_again_last(
+def test_the_first_subject_of_a_site_is_for_training_though_it_was_corrected_again_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The order of the newest labels decided which subjects were the first."""
@@ -279,7 +279,7 @@ def test_the_newest_correction_of_an_image_counts(tmp_path: Path) -> None:
     assert source.provenance["correction"] == newest.id
 
 
-def test_a_corrected_step_one_map_teaches_step_one_until_a_final_label_comes(
+def test_a_corrected_step_one_map_is_for_step_one_until_a_final_label_follows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = make_site(tmp_path)
@@ -295,7 +295,7 @@ def test_a_corrected_step_one_map_teaches_step_one_until_a_final_label_comes(
     assert [source.steps for source in site_material(site).training] == [(1, 2)]
 
 
-def test_what_the_linter_found_is_said_and_recorded(
+def test_findings_of_the_linter_are_reported_and_recorded(
     tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An odd label is used as its author made it, but whoever searches for the cause of an odd model must find it."""
@@ -342,7 +342,9 @@ def test_a_device_that_is_not_there_is_a_clear_error(tmp_path: Path, monkeypatch
         train(make_site(tmp_path), device="cuda")
 
 
-def test_a_server_told_to_serve_other_weights_is_told_so(tmp_path: Path, judged: dict[str, float]) -> None:
+def test_a_server_with_fixed_weights_says_that_the_new_version_is_not_used(
+    tmp_path: Path, judged: dict[str, float]
+) -> None:
     made = make_site(tmp_path)
     site = Site(made.history, ModelStore(tmp_path / "model", weights=STARTER), made.corrections, made.image_file)
     result = train(site, iterations=1)

@@ -142,7 +142,7 @@ def row(order: str, heights: list[float] | None = None) -> str:
 
 
 @pytest.mark.parametrize(
-    ("given", "mended"),
+    ("arguments", "mended"),
     [
         ("VDVDV", "VDVDV"),
         ("VDDVVD", "VDVDVD"),
@@ -156,14 +156,14 @@ def row(order: str, heights: list[float] | None = None) -> str:
         ("", ""),
     ],
 )
-def test_row_of_discs_and_vertebrae(given: str, mended: str):
-    assert row(given) == mended
+def test_row_of_discs_and_vertebrae(arguments: str, mended: str):
+    assert row(arguments) == mended
 
 
-@pytest.mark.parametrize("given", ["DVVD", "VDVVD", "VDDVD"])
-def test_at_an_end_only_what_is_nearly_level_changes_places(given: str):
+@pytest.mark.parametrize("arguments", ["DVVD", "VDVVD", "VDDVD"])
+def test_at_an_end_only_what_is_nearly_level_changes_places(arguments: str):
     """A vertebra that was missed between two discs moved the vertebra above them one level down."""
-    assert row(given, [12 * height for height in range(len(given), 0, -1)]) == given
+    assert row(arguments, [12 * height for height in range(len(arguments), 0, -1)]) == arguments
 
 
 def test_the_nearer_pair_changes_places():

@@ -393,7 +393,7 @@ def test_bad_images_get_one_sentence(tmp_path: Path, make, match: str) -> None:
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha", "/IM0"])
-def test_a_name_in_another_encoding_ends_no_program(tmp_path: Path, ending: str) -> None:
+def test_a_name_in_another_encoding_does_not_end_the_program(tmp_path: Path, ending: str) -> None:
     """SimpleITK ended the whole program, a run or a server, at a name that is not UTF-8."""
     plain = tmp_path / f"a{ending}"
     if ending == "/IM0":
@@ -433,7 +433,7 @@ def test_bad_label_maps(tmp_path: Path, data: np.ndarray, match: str) -> None:
         read_labels(nifti(tmp_path / "a.nii.gz", data))
 
 
-def test_another_tables_numbers_are_no_codes(tmp_path: Path) -> None:
+def test_numbers_of_another_table_are_not_codes(tmp_path: Path) -> None:
     """A localizer that counts vertebrae from C1 = 1 turned L2 to L5 into T1 to T4, with certainty."""
     labels = np.zeros(SHAPE, np.uint8)
     labels[2, 2, 2] = 41

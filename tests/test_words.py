@@ -36,6 +36,8 @@ PRIVATE_WORDS = frozenset(
         *("carried", "station", "spread", "meanwhile", "imprints", "stamps", "turns"),
     )
 )
+MAY_DEFINE = re.compile(rf"\b_*({'|'.join(PRIVATE_WORDS)})_*\s*(=(?!=)|[,:(]|\)|in\b)", re.IGNORECASE)
+"""A private word where a name may be defined; most files have none and need not be parsed."""
 FILES = [LIB.parent / "main.py", *sorted(path for path in LIB.rglob("*.py") if path != LIB / "__init__.py")]
 ROOT = LIB.parents[2]
 TESTS = sorted((ROOT / "tests").glob("test_*.py"))
@@ -50,8 +52,10 @@ PAGES = [
     *(LIB / "front" / "pages").rglob("*.html"),
     *(LIB / "cohort").glob("*.js"),
 ]
-MESSAGES = sorted(LIB.rglob("*messages.py"))
+MESSAGES = [*sorted(LIB.rglob("*messages.py")), LIB / "corrections" / "answers.py"]
 """Files that hold the sentences of a room, so that they can be read in a row and translated."""
+FEW = 3
+"""Largest number of sentences that a folder may have without such a file."""
 SCRIPT_NAME = re.compile(r"\b(?:const|let|function)\s+(\w+)")
 """A name that a script defines."""
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -96,7 +100,8 @@ def faults(text: str) -> list[str]:
     found = []
     for node, docstring in described:
         first = str(docstring.value).strip().split("\n")[0]
-        if NO_SENTENCE.match(first) or (is_function(node) and NO_VERB.match(first)):
+        acts = is_function(node) or isinstance(node, ast.Module)
+        if NO_SENTENCE.match(first) or (acts and NO_VERB.match(first)):
             found.append(f"line {docstring.lineno}: the docstring is no sentence that says what is done: {first}")
         if unplain := UNPLAIN.search(" ".join(str(docstring.value).split())):
             found.append(f"line {docstring.lineno}: the docstring has unplain words: {unplain[0]}")
@@ -167,6 +172,7 @@ def misfilled(text: str, module: str, known: Mapping[str, str]) -> list[str]:
         ('class Uploads:\n    """Of the clients of one name."""', "no sentence"),
         ('def answer():\n    """What the PACS said."""', "no sentence"),
         ('def answer():\n    """The answer of the PACS."""', "no sentence"),
+        ('"""The answers of the PACS."""', "no sentence"),
         ('def find():\n    """Return the level; None where it has none."""', "unplain"),
         ('WAIT = 3\n"""Maximum time to wait, seconds."""', "unplain"),
         ('def cut():\n    """Cut it.\n\n    Args:\n        fine: Step 1. look: A fast one.\n    """', "joined"),
@@ -222,11 +228,20 @@ def test_the_sentences_of_a_room_are_in_one_file_and_get_their_values(path: Path
         for line in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
     }
-    texts = {file.name: file.read_text(encoding="utf-8") for file in path.parent.rglob("*.py") if file != path}
+    texts = {f.name: f.read_text(encoding="utf-8") for f in path.parent.rglob("*.py") if f not in MESSAGES}
     assert {name: found for name, text in texts.items() if (found := sentences(text))} == {}
     assert {name: found for name, text in texts.items() if (found := misfilled(text, path.stem, known))} == {}
     used = {name for text in texts.values() for name in re.findall(rf"\b{path.stem}\.([A-Z0-9_]+)", text)}
-    assert set(known) - used == set()
+    assert {name for name, text in known.items() if text and not name.startswith("_")} - used == set()
+
+
+def test_a_room_without_a_file_of_its_sentences_has_few() -> None:
+    folders = {file.parent for file in FILES} - {LIB, LIB.parent}
+    alone = [folder for folder in folders if not any(path.parent in (folder, folder.parent) for path in MESSAGES)]
+    counts = {
+        folder.name: sum(len(sentences(f.read_text(encoding="utf-8"))) for f in folder.glob("*.py")) for folder in alone
+    }
+    assert {name: count for name, count in counts.items() if count > FEW} == {}
 
 
 def test_a_test_module_begins_with_what_it_tests() -> None:
@@ -237,7 +252,17 @@ def test_a_test_module_begins_with_what_it_tests() -> None:
     } == set()
 
 
-def test_names_of_files_are_no_private_words() -> None:
+def test_names_in_tests_are_not_private_words() -> None:
+    texts = {file.name: file.read_text(encoding="utf-8") for file in TESTS}
+    found = {
+        file: {name for _, name in names(ast.parse(text)) if name.strip("_").lower() in PRIVATE_WORDS}
+        for file, text in texts.items()
+        if MAY_DEFINE.search(text)
+    }
+    assert {file: private for file, private in found.items() if private} == {}
+
+
+def test_names_of_files_are_not_private_words() -> None:
     assert {file.name for file in FILES if file.stem in PRIVATE_WORDS} == set()
 
 

@@ -20,8 +20,8 @@ hour). Each row is a process of its own, whose largest memory is measured. FOLDE
 for the next run (3 GB; the first run takes ten minutes longer), and the figures (speed.json). Run it without other
 work.
 
-``--labels`` compares label maps instead of times, scan by scan, with the starter weights: as they are, and behind a
-change of the grid that gives them tiles of 1 mm, as the official networks have.
+``--labels`` compares label maps instead of times, scan by scan, with the starter weights: first with their grid
+changed to 1 mm, which is that of the official networks, then with their own grid.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The MONAI Label app. Constructing it is cheap and touches no GPU."""
+"""Define the MONAI Label app. Constructing it is cheap and touches no GPU."""
 
 import hashlib
 import logging

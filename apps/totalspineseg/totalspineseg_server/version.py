@@ -1,4 +1,4 @@
-"""The version of this software; it is written only here."""
+"""State the version of this software; it is written only here."""
 
 from typing import Final
 

@@ -7,6 +7,7 @@ asks for them; the weights that come with this software are left out as well.
 import argparse
 from pathlib import Path
 
+from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.cli.common import MIB, MODEL_DIR, existing_path
 
 
@@ -39,7 +40,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
     studies: Path = arguments.studies
     if not has_corrections(studies):
-        raise StorageError(f"There is nothing to back up in {str(studies)!r}. Name the folder that a server wrote to.")
+        raise StorageError(cli_messages.NOTHING_TO_BACK_UP.format(folder=str(studies)))
     manifest = write_backup(
         studies,
         ModelStore(arguments.data_dir),

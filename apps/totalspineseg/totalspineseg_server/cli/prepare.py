@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from totalspineseg_server.anatomy import OWN_NUMBERS
 from totalspineseg_server.bids import LABEL_SUFFIX
+from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.cli.common import add_numbers_argument, existing_path, model_store
 
 if TYPE_CHECKING:
@@ -86,15 +87,17 @@ def execute(arguments: argparse.Namespace) -> int:
         print(f"left out {case.name}: {case.reason}", file=sys.stderr)
 
     if has_corrections(arguments.source):
-        required, cure = "no finished corrections of subjects that are not held out", "Submit some first."
+        required, remedy = cli_messages.NO_CORRECTIONS, cli_messages.SUBMIT_FIRST
     else:
-        required = f"no images below sub-*/ with labels IMAGE{arguments.label_suffix} below {DERIVATIVES}/"
-        cure = "Check --label-suffix."
+        required = cli_messages.NO_LABELED_IMAGES.format(suffix=arguments.label_suffix, derivatives=DERIVATIVES)
+        remedy = cli_messages.CHECK_SUFFIX
     sources, unusable = labeled_scans(arguments.source, arguments.label_suffix, arguments.numbers)
     for case in unusable:
         skip(case)
     if not sources:
-        raise LabelError(f"There are {required} in {str(arguments.source)!r}. {cure}")
+        raise LabelError(
+            cli_messages.NOTHING_TO_PREPARE.format(required=required, folder=str(arguments.source), remedy=remedy)
+        )
     raw = arguments.raw or NnunetFolders.at().raw
     for step, written in write_raw_datasets(sources, raw, options, on_skip=skip).items():
         print(f"{raw / dataset_name(step)}: {written.cases} cases")

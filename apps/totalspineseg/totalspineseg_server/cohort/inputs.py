@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from totalspineseg_server.bids import subject_of
 from totalspineseg_server.certainty import proves_nothing
+from totalspineseg_server.cohort import cohort_messages
 from totalspineseg_server.cohort.record import read_record
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.io.volumes import (
@@ -90,7 +91,7 @@ def find_cases(source: Path, *, suffixes: Sequence[str] = (), exclude: Path | No
         ImageError: The path does not exist or holds no image (with that suffix).
     """
     if not source.exists():
-        raise ImageError(f"{str(source)!r} does not exist. Give an image or a folder of images.")
+        raise ImageError(cohort_messages.NO_INPUT.format(path=str(source)))
     if source.is_file():
         return (Case(stem(source), source, Path()),)
     found = list(_images(source, source))
@@ -101,11 +102,8 @@ def find_cases(source: Path, *, suffixes: Sequence[str] = (), exclude: Path | No
     chosen = [case for case in found if not suffixes or case.name.endswith(tuple(suffixes))]
     if not chosen:
         wanted = f" whose name ends in {' or '.join(suffixes)}" if suffixes else ""
-        raise ImageError(
-            f"There are no images{wanted} in {str(source)!r}. The command looks for images "
-            f"({', '.join(IMAGE_SUFFIXES)} or DICOM) directly in the folder, in sub-*/anat and in sub-*/ses-*/anat"
-            + (f". {skipped}" if (skipped := skipped_sentences(source, (), exclude=exclude)) else "")
-        )
+        nothing = cohort_messages.NO_IMAGES.format(wanted=wanted, path=str(source), formats=", ".join(IMAGE_SUFFIXES))
+        raise ImageError(f"{nothing} {skipped_sentences(source, (), exclude=exclude)}".strip())
     return tuple(sorted(_unique(chosen), key=lambda case: case.name))
 
 
@@ -166,7 +164,7 @@ def skipped_sentences(source: Path, cases: Iterable[Case], *, exclude: Path | No
     if folders := unvisited_folders(source, cases, exclude=exclude):
         more = f" and {len(folders) - NAMED_FOLDERS} more" if len(folders) > NAMED_FOLDERS else ""
         listed = ", ".join(map(repr, folders[:NAMED_FOLDERS]))
-        sentences.append(f"Skipped folders with images: {listed}{more}. Name one of them as INPUT.")
+        sentences.append(cohort_messages.SKIPPED_FOLDERS.format(folders=listed, more=more))
     others = [
         f.relative_to(source).as_posix() for _, files in _walk(source, exclude) for f in files if is_other_name(f)
     ]
@@ -268,15 +266,10 @@ def pair_localizers(
     if localizer is None and localizer_suffix is None:
         return tuple(cases)
     if localizer is not None and not localizer.exists():
-        raise ImageError(
-            f"The localizer {str(localizer)!r} does not exist. Give a label map or a folder of label maps."
-        )
+        raise ImageError(cohort_messages.NO_LOCALIZER.format(path=str(localizer)))
     if localizer is not None and localizer.is_file():
         if (subjects := len({subject_of(case.name) for case in cases})) > 1:
-            raise ImageError(
-                f"One localizer file, {localizer.name!r}, cannot be used for {subjects} subjects. Give a folder of "
-                "label maps that have the names of the scans, or run one subject's scans (sub-..) alone."
-            )
+            raise ImageError(cohort_messages.ONE_LOCALIZER.format(name=localizer.name, subjects=subjects))
         return tuple(_paired(case, localizer, ours=False) for case in cases)
     paired = []
     for case in cases:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from totalspineseg_server.cohort import cohort_messages
 from totalspineseg_server.errors import ClusterError, TotalSpineSegError
 
 if TYPE_CHECKING:
@@ -44,7 +45,5 @@ def warm_networks(
     for name, version in versions.items():
         found = networks.get(1 if name == "step1" else 2).version
         if found != version:
-            raise ClusterError(
-                f"A machine uses the weights {found!r} instead of {version!r}. Copy the weights {version!r} to it."
-            )
+            raise ClusterError(cohort_messages.OTHER_WEIGHTS.format(found=found, version=version))
     return networks

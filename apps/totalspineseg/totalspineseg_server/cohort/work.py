@@ -7,6 +7,7 @@ from typing import Any, Final, Literal, Protocol
 
 from totalspineseg_server import pipeline
 from totalspineseg_server.clock import Stopwatch
+from totalspineseg_server.cohort import cohort_messages
 from totalspineseg_server.cohort.inputs import Case
 from totalspineseg_server.cohort.interchange import interchange_files
 from totalspineseg_server.cohort.outputs import FOLDERS, REPORTS, Result, make_folders, result_files, write_result
@@ -114,15 +115,9 @@ class Work:
         results = {real_path(self.output / file) for case in cases for file in _every_file(case)}
         for case in cases:
             if real_path(case.path.parent) in folders or real_path(case.path).parent in folders:
-                raise StorageError(
-                    f"The scan {str(case.path)!r} is in a folder that OUTPUT uses, and would be replaced. "
-                    "Choose another OUTPUT."
-                )
+                raise StorageError(cohort_messages.SCAN_IN_OUTPUT.format(scan=str(case.path)))
             if case.localizer is not None and real_path(case.localizer) in results:
-                raise StorageError(
-                    f"The localizer {str(case.localizer)!r} is a result of a scan to be processed, and would "
-                    "be replaced. Copy it to another folder, or choose another OUTPUT."
-                )
+                raise StorageError(cohort_messages.LOCALIZER_IN_OUTPUT.format(localizer=str(case.localizer)))
 
     def of_another(self, case: Case) -> str:
         """Return why the results under a scan's name are not its own: they belong to another file with that name.
@@ -139,10 +134,7 @@ class Work:
             return ""
         if source in ("", _source(case)) or same_content(before, fingerprint(case.path)):
             return ""
-        return (
-            f"OUTPUT has results of another scan called {case.name!r}: {source!r}. Choose another OUTPUT, or "
-            "replace them with --overwrite."
-        )
+        return cohort_messages.OTHER_RESULTS.format(name=case.name, source=source)
 
     def finished(self, case: Case) -> Record | None:
         """Return the record of a finished scan; None if the scan must be processed (again)."""
@@ -164,7 +156,7 @@ class Work:
         """
         if not case.path.exists():
             # Keep the results of a scan that cannot be reached at the moment.
-            raise ImageError(f"The scan {case.path.name!r} does not exist. Download or restore it.")
+            raise ImageError(cohort_messages.SCAN_GONE.format(scan=case.path.name))
         self._forget(case)
         watch = Stopwatch()
         with watch("read"):

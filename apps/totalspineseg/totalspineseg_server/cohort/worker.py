@@ -6,6 +6,7 @@ from pathlib import Path
 from threading import BoundedSemaphore, Event, Lock
 from typing import Any, Final
 
+from totalspineseg_server.cohort import cohort_messages
 from totalspineseg_server.cohort.inputs import Case
 from totalspineseg_server.cohort.outputs import REPORTS
 from totalspineseg_server.cohort.overlap import sentence
@@ -104,17 +105,12 @@ class ScanWorker:
 
     def _require_same_place(self) -> None:
         if not (self._work.output / REPORTS).is_dir():
-            raise ClusterError(
-                f"A worker does not see the output folder {str(self._work.output)!r}. Use input and output "
-                "folders that all machines see under the same path."
-            )
+            raise ClusterError(cohort_messages.OUTPUT_NOT_SEEN.format(output=str(self._work.output)))
         here, there = software_versions(), self._job["software"]
         differ = {name for name in {*here, *there} if here.get(name) != there.get(name)} - set(HERE_AND_THERE)
         if differ:
             pairs = ", ".join(f"{name} {there.get(name)} and {here.get(name)}" for name in sorted(differ))
-            raise ClusterError(
-                f"The machines have different packages: {pairs}. Install the same versions on all of them."
-            )
+            raise ClusterError(cohort_messages.OTHER_PACKAGES.format(pairs=pairs))
 
 
 def job_json(

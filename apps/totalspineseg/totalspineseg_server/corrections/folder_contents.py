@@ -14,6 +14,7 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import Final
 
+from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.ids import (
     OFFERED_ENDINGS,
     bids_folder,
@@ -47,14 +48,6 @@ LOOKED_AT: Final = 5
 BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
 MAX_LOOKED_AT: Final = 2000
 """Largest number of entries of a folder that are examined."""
-LOOSE_IMAGES: Final = (
-    "only files directly in the studies folder and those of a BIDS tree (sub-01/anat/sub-01_T2w.nii.gz) are offered. "
-    "Link or copy the images there, or serve the folder that has the sub- folders"
-)
-DICOM: Final = (
-    "only MR series that have a folder of their own below the studies are offered, if they are volumes and not "
-    "localizers. Give each series a folder, convert it to NIfTI, or serve a DICOMweb server"
-)
 
 
 def is_offered(path: Path) -> bool:
@@ -296,7 +289,7 @@ def not_offered(folder: Path, *, labels: Path, offered: Collection[str] = ()) ->
         try:
             reason = _reason_of_folder(path) if is_folder else _reason_of_file(path)
         except OSError as error:
-            reason = f"cannot be read ({error.strerror}). Grant the server access to it"
+            reason = answers.no_access(error.strerror)
         if reason:
             found[f"{path.name}/" if is_folder else path.name] = reason
     return found
@@ -309,13 +302,13 @@ def _reason_of_file(path: Path) -> str:
         return reason
     if path.name.lower().endswith(OFFERED_ENDINGS):
         if not is_plain_stem(stem(path)):
-            return "has a name that is too long or has characters that some systems do not allow. Rename it"
+            return answers.UNUSABLE_NAME
         # Opening it raises the reason why it cannot be read.
         path.open("rb").close()
         return ""
     if is_image_name(path) or is_other_name(path):
-        return f"is in a format that is not offered. Convert it to {', '.join(OFFERED_ENDINGS)}, or unpack it"
-    return f"is a DICOM file; {DICOM}" if _is_dicom(path) else ""
+        return answers.other_format(OFFERED_ENDINGS)
+    return answers.DICOM_FILE if _is_dicom(path) else ""
 
 
 def _reason_of_folder(folder: Path) -> str:
@@ -325,11 +318,11 @@ def _reason_of_folder(folder: Path) -> str:
     for path in islice(_below(folder), MAX_LOOKED_AT):
         way = path.relative_to(folder.parent).as_posix()
         if is_image_name(path) and (missing := missing_content(path)):
-            return f"holds {way!r}, which {missing}"
+            return answers.holds_missing(way, missing)
         if is_image_name(path) or is_other_name(path):
-            return f"contains image files ({way!r}); {LOOSE_IMAGES}"
+            return answers.holds_images(way)
         if _is_dicom(path):
-            return f"holds DICOM files ({way!r}); {DICOM}"
+            return answers.holds_dicom(way)
     return ""
 
 

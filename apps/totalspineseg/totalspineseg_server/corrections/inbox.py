@@ -318,7 +318,7 @@ class Inbox:
         with self._locks.of(image_id):
             *earlier, newest = self._corrections.under(image_id, FINAL_TAG) or (None,)
             if newest is None or newest.id != correction_id:
-                raise LabelError("Somebody has changed the label since. Open the scan again.")
+                raise LabelError(answers.CHANGED_SINCE)
             self._corrections.withdrawals.add(image_id, correction_id, user)
             before = earlier[-1] if earlier else None
             if before is None or self._studies.image_file(image_id) is None:

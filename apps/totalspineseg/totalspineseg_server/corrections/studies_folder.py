@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from monailabel.interfaces.exception import ImageNotFoundException
 
+from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.datastore import SpineDatastore
 from totalspineseg_server.corrections.folder_contents import (
@@ -35,7 +36,7 @@ from totalspineseg_server.corrections.ids import (
 )
 from totalspineseg_server.corrections.image_records import IMAGES_FILE, PATIENT, anonymous, images_folder
 from totalspineseg_server.corrections.label_files import remove_file
-from totalspineseg_server.errors import ImageError, StorageError
+from totalspineseg_server.errors import ImageError, StorageError, UnknownImageError
 from totalspineseg_server.files import (
     PARTIAL_PREFIX,
     copy_file,
@@ -44,22 +45,15 @@ from totalspineseg_server.files import (
     sync_folder,
     write_json,
 )
-from totalspineseg_server.places import COMMAND
 
 logger = logging.getLogger(__name__)
 
-FOREIGN: Final = (
-    "was not made by this server, so the names of its structures are not known and it does not count. Load it in "
-    "3D Slicer as a segmentation over its image, name its segments (such as L5 or L4-L5), and submit it. To train from "
-    f"many such maps, see '{COMMAND} prepare --help'"
-)
-WITHOUT_IMAGE: Final = "is the label of an image that is not here. Restore the image or remove the label"
 NAMES_IN_LOG: Final = 5
 LISTED_SECONDS: Final = 1.0
 """A list of images younger than this is used again, so that many requests at once list the folder only once."""
 LISTED_TIMES: Final = 10.0
-"""A list of images is used again until it is this many times as old as the time that making it took, so that a slow
-disk is not listed all the time.
+"""A list of images is used again for this many times the time that it took to make, so that a slow disk is not listed
+all the time.
 """
 QUICK_SECONDS: Final = 0.25
 """A folder that takes longer is listed in the background; until then, requests get the previous list."""
@@ -212,19 +206,13 @@ class StudiesDatastore(SpineDatastore):
         if not is_usable_id(image_id):
             raise ValueError(f"expected a short image id without control characters, got {image_id[:80]!r}")
         if ending.lower() not in OFFERED_ENDINGS:
-            raise ValueError(f"The image ends in {ending!r}. Convert it to .nii.gz, .nii or .nrrd.")
+            raise ValueError(answers.not_offered(ending))
         is_known, there = image_id in self._files or image_id in self._series, self._file_now(image_id)
         if there is None and is_known and self._is_away():
-            raise StorageError(
-                f"The server has a record of an image {image_id!r}, but none of its images can be read now, so "
-                "it cannot tell whether yours is another one. Mount the folder of images, or rename yours."
-            )
+            raise StorageError(answers.out_of_reach(image_id))
         # Work that takes seconds for a large image is done while others may still change the studies.
         if there is not None and sha256_of(there) != sha256_of(source):
-            raise FileExistsError(
-                f"Another image here is named {image_id!r}. Rename yours (in 3D Slicer, the volume in the "
-                "module Data) and press 'Upload Volume' before 'Submit Label'."
-            )
+            raise FileExistsError(answers.same_name(image_id))
         with _copied(source, self._images) if there is None else nullcontext() as copy, self._turn():
             file = self._file_now(image_id)
             if file == there:
@@ -251,12 +239,10 @@ class StudiesDatastore(SpineDatastore):
         """
         with self._turn():
             if image_id in self._series:
-                raise ImageError(f"{image_id!r} is a folder of DICOM files. Remove the folder itself.")
+                raise ImageError(answers.folder_of_dicom(image_id))
             file = self.present_file(image_id)
             if file is None:
-                raise ImageNotFoundException(
-                    f"There is no image {image_id!r} in the studies. Ask for the list of images."
-                )
+                raise ImageNotFoundException(str(UnknownImageError(image_id)))
             # Remove the image first: if it cannot be removed, its labels stay.
             remove_file(file)
             self._labels.remove(image_id, self._labels.tags())
@@ -406,9 +392,9 @@ class StudiesDatastore(SpineDatastore):
                 for name in names:
                     file = self._labels.folder / tag / name
                     if label is None:
-                        found[file.relative_to(folder).as_posix()] = WITHOUT_IMAGE
+                        found[file.relative_to(folder).as_posix()] = answers.WITHOUT_IMAGE
                     elif label.file == file and not label.is_own:
-                        found[file.relative_to(folder).as_posix()] = FOREIGN
+                        found[file.relative_to(folder).as_posix()] = answers.FOREIGN
         before, self._foreign = self._foreign, found
         _log_new(before, found)
         return found

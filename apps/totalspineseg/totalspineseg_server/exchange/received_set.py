@@ -16,6 +16,7 @@ from totalspineseg_server.corrections.predictions import MapStore, PredictionSto
 from totalspineseg_server.corrections.receipts import Receipts, Sender
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import StorageError, TotalSpineSegError
+from totalspineseg_server.exchange import exchange_messages
 from totalspineseg_server.exchange.labeled_pairs import Pair, labeled_pairs, read_pair_label
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume, on_grid, to_ras
@@ -63,10 +64,7 @@ def import_set(
     """
     pairs = list(labeled_pairs(source, suffix))
     if not pairs:
-        raise StorageError(
-            f"There are no images below sub-*/ with labels below derivatives/ in {str(source)!r}. Name "
-            "the folder of the data set, and check --label-suffix."
-        )
+        raise StorageError(exchange_messages.NO_LABELED_IMAGES.format(source=str(source)))
     studies.mkdir(parents=True, exist_ok=True)
     desk = _Desk(studies, work)
     added, known, left_out = list[str](), list[str](), dict[str, str]()

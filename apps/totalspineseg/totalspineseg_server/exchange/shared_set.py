@@ -16,6 +16,7 @@ from totalspineseg_server.bids import DESCRIPTION_FILE, FINISHED, description, f
 from totalspineseg_server.color_tables import BIDS_TABLE, bids_table
 from totalspineseg_server.corrections.correction_store import CODES_FILE, FINAL_TAG, Correction
 from totalspineseg_server.errors import ImageError, StorageError
+from totalspineseg_server.exchange import exchange_messages
 from totalspineseg_server.files import sha256_of, staged_folder, storage_errors, write_json, write_text
 from totalspineseg_server.geometry import AnyArray, Volume, on_grid
 from totalspineseg_server.io.volumes import read_image, read_labels, write_volume
@@ -73,7 +74,7 @@ def export_set(site: Site, target: Path, *, contrast: str = "T2w") -> Exported:
         StorageError: ``target`` has files, there is nothing to export, or something cannot be written.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise StorageError(f"There are files in {str(target)!r}. Choose an empty folder.")
+        raise StorageError(exchange_messages.FOLDER_IN_USE.format(folder=str(target)))
     pseudonym = _pseudonyms(site.history)
     finished = finished_labels(site)
     left_out: dict[str, str] = {}
@@ -120,9 +121,9 @@ def _write_pair(site: Site, correction: Correction, root: Path, name: str) -> se
     """Write an image and its label; return the codes in the label."""
     path = site.image_file(correction.image)
     if path is None:
-        raise ImageError("The image is no longer in the studies. Restore it.")
+        raise ImageError(exchange_messages.IMAGE_GONE)
     if sha256_of(path) != correction.image_sha256:
-        raise ImageError("The image was replaced after it was labeled. Restore it, or label the new one.")
+        raise ImageError(exchange_messages.IMAGE_REPLACED)
     image = read_image(path)
     stored = read_labels(site.corrections.path(correction) / CODES_FILE)
     codes = on_grid(Volume(stored.data, stored.affine), image.grid)
@@ -188,9 +189,7 @@ def _pseudonyms(history: Path) -> Callable[[str, int], str]:
             file.chmod(0o600)
         key = file.read_bytes().strip()
     if len(key) != 2 * KEY_BYTES:
-        raise StorageError(
-            f"The key {str(file)!r} is damaged. Restore it, or delete it: subjects then get other names."
-        )
+        raise StorageError(exchange_messages.DAMAGED_KEY.format(key=str(file)))
 
     def pseudonym(identifier: str, digits: int) -> str:
         return hmac.new(key, identifier.encode(errors="backslashreplace"), hashlib.sha256).hexdigest()[:digits]

@@ -10,6 +10,7 @@ from totalspineseg_server.corrections.ids import HISTORY_DIR, PACS_DIR, RECORD_F
 from totalspineseg_server.corrections.image_records import IMAGES_DIR, INDEX_FILE
 from totalspineseg_server.corrections.label_files import LABELS_DIR
 from totalspineseg_server.errors import ArchiveError
+from totalspineseg_server.exchange import exchange_messages
 from totalspineseg_server.files import EARLIER_PREFIX, PARTIAL_PREFIX, from_fields
 from totalspineseg_server.locks import LOCK_FILE
 from totalspineseg_server.places import COMMAND
@@ -187,7 +188,4 @@ def _files(folder: Path) -> Iterator[PurePosixPath]:
 
 def no_backup() -> ArchiveError:
     """Return the error for a file that is not a backup of this program."""
-    return ArchiveError(
-        f"It is not a backup that this version can restore. Choose a file that '{COMMAND} backup' wrote, or update "
-        "the software."
-    )
+    return ArchiveError(exchange_messages.NO_BACKUP.format(command=COMMAND))

@@ -10,6 +10,7 @@ from typing import Final
 
 from totalspineseg_server.corrections.ids import now_text
 from totalspineseg_server.errors import StorageError
+from totalspineseg_server.exchange import exchange_messages
 from totalspineseg_server.exchange.site_archive import (
     FORMAT,
     MANIFEST,
@@ -54,10 +55,10 @@ def write_backup(
             the archive differs from the files that were read. No file is left.
     """
     if target.exists():
-        raise StorageError(f"{str(target)!r} exists already. Choose another name for the backup.")
+        raise StorageError(exchange_messages.BACKUP_EXISTS.format(file=str(target)))
     twice = [name for name, count in Counter(path.name for path in settings).items() if count > 1]
     if twice:
-        raise StorageError(f"Two settings files are called {twice[0]!r}. Rename one of them.")
+        raise StorageError(exchange_messages.TWO_SETTINGS_FILES.format(name=twice[0]))
     manifest = Manifest(FORMAT, VERSION, now_text(), kind_of(site), images)
 
     def write(path: Path) -> None:
@@ -125,9 +126,7 @@ def _require_same(path: Path, manifest: Manifest) -> None:
     with zipfile.ZipFile(path) as archive:
         for name, entry in manifest.files.items():
             if digest_of(lambda write, name=name: _pass_on(archive, name, write)) != entry.sha256:  # type: ignore[misc]
-                raise StorageError(
-                    f"{name!r} differs in the backup from the file that was read. Check the disk, and try again."
-                )
+                raise StorageError(exchange_messages.COPY_DIFFERS.format(name=name))
 
 
 def _pass_on(archive: zipfile.ZipFile, name: str, write: Callable[[bytes], object]) -> None:

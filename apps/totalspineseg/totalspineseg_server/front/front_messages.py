@@ -58,7 +58,7 @@ PACS_REFUSED_LABEL: Final = (
 OFFER_NOT_RECORDED: Final = (
     "The server could not record that it offered you this image (its log says why). Somebody else may get it, too."
 )
-NO_LABEL: Final = "The image {image!r} has no label with the tag {tag!r}."
+NO_LABEL: Final = "The image {image!r} has no label with the tag {tag!r}. Choose one from the list of labels."
 RESULT_REPLACED: Final = (
     "The result for {label!r} was replaced a moment ago by one with other structures. Ask again for the next "
     "sample, or for the list of labels."

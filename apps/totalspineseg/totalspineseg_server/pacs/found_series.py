@@ -17,6 +17,7 @@ from totalspineseg_server.files import partial_folder, storage_errors
 from totalspineseg_server.io.dicom.headers import is_localizer
 from totalspineseg_server.io.dicom.seg_object import SegReference
 from totalspineseg_server.io.dicom.seg_writer import MANUFACTURER
+from totalspineseg_server.pacs import pacs_messages
 
 logger = logging.getLogger(__name__)
 
@@ -148,10 +149,7 @@ def _write(instance: Dataset, path: Path) -> None:
     except (OSError, MemoryError):
         raise
     except Exception as error:
-        raise ImageError(
-            f"The PACS sent an image of the series that is not a complete DICOM file ({type(error).__name__}). "
-            "Send the series to the PACS again."
-        ) from error
+        raise ImageError(pacs_messages.INCOMPLETE_SERIES.format(fault=type(error).__name__)) from error
 
 
 class StoredSeries:

@@ -22,6 +22,7 @@ from totalspineseg_server.io.dicom.headers import read_header
 from totalspineseg_server.io.dicom.series import read_series
 from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.locks import NamedLocks
+from totalspineseg_server.pacs import pacs_messages
 from totalspineseg_server.pacs.address import is_uid
 from totalspineseg_server.pacs.cache import MAX_GB, excess, is_in_use, mark_used, measure
 from totalspineseg_server.pacs.found_series import Series, downloaded, patient_of
@@ -235,12 +236,12 @@ class PacsDatastore(SpineDatastore):
         """
         folder = self._folder(image_id)
         if not self.get_image_uri(image_id):
-            raise ImageError(f"The PACS has no series {image_id!r}. Load the list of images again.")
+            raise ImageError(pacs_messages.NO_SERIES.format(series=image_id))
         with self._fetching.of(image_id):
             if not folder.is_dir():
                 found = self._listing.find(image_id)
                 if found is None:
-                    raise ImageError(f"The PACS no longer has the series {image_id!r}. Load the list of images again.")
+                    raise ImageError(pacs_messages.SERIES_GONE.format(series=image_id))
                 with downloaded(self._client, found, folder.parent) as fresh:
                     move_folder(fresh, folder)
         return folder
@@ -272,7 +273,7 @@ class PacsDatastore(SpineDatastore):
         Raises:
             ValueError: Always.
         """
-        raise ValueError("This server takes its images from a PACS. Store the series there.")
+        raise ValueError(pacs_messages.STORE_THERE)
 
     def remove_image(self, image_id: str) -> None:
         """Refuse: images come from the PACS.
@@ -280,7 +281,7 @@ class PacsDatastore(SpineDatastore):
         Raises:
             ImageError: Always.
         """
-        raise ImageError("This server takes its images from a PACS. Remove the series there.")
+        raise ImageError(pacs_messages.REMOVE_THERE)
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Show a label under a tag (see the base class), and store a finished one in the PACS if it is not there."""

@@ -64,7 +64,7 @@ class Undo(Protocol):
     """Takes back the newest label of an image, see ``Inbox.undo``."""
 
     def __call__(self, image_id: str, correction_id: str, *, user: str) -> str:
-        """Take it back, and return the id of the label that is now displayed again."""
+        """Take the label back, and return the id of the label that is now displayed again."""
 
 
 class Acts:
