@@ -1,6 +1,7 @@
 """Fixtures shared by test files."""
 
 import gc
+import logging
 import multiprocessing
 import os
 import subprocess
@@ -38,6 +39,10 @@ def pytest_collection() -> Generator[None, object, object]:
     try:
         return (yield)
     finally:
+        # pytest gives its handlers six times a test to each logger that does not propagate: PyTorch has fifty of them.
+        for name, logger in logging.Logger.manager.loggerDict.items():
+            if name.startswith("torch") and isinstance(logger, logging.Logger):
+                logger.propagate = True
         gc.collect()
         gc.freeze()
         gc.enable()

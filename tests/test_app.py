@@ -9,7 +9,7 @@ from fastapi import HTTPException
 from monailabel.utils.others import class_utils
 
 from phantom import RAS, CodeReader, image_of, lumbar_codes
-from totalspineseg_server.activelearning.batch import SpineBatch
+from totalspineseg_server.activelearning.rounds import SpineBatch
 from totalspineseg_server.anatomy import WIRE_LABELS
 from totalspineseg_server.clock import Stopwatch
 from totalspineseg_server.corrections.correction_store import is_safe_tag

@@ -31,9 +31,8 @@ from totalspineseg_server.cohort.dask_executor import DaskExecutor
 from totalspineseg_server.cohort.dask_payload import make_task
 from totalspineseg_server.cohort.inputs import Case, find_cases
 from totalspineseg_server.cohort.record import read_record
-from totalspineseg_server.cohort.run_options import RunOptions
 from totalspineseg_server.cohort.running import LocalExecutor, Stream, run
-from totalspineseg_server.cohort.work import Work
+from totalspineseg_server.cohort.work import RunOptions, Work
 from totalspineseg_server.cohort.worker import REFUSAL, ScanWorker, job_json
 from totalspineseg_server.errors import ClusterError
 from totalspineseg_server.geometry import Grid

@@ -19,8 +19,7 @@ from totalspineseg_server.cohort.inputs import (
     unvisited_folders,
 )
 from totalspineseg_server.cohort.record import fingerprint, same_content
-from totalspineseg_server.cohort.run_options import RunOptions
-from totalspineseg_server.cohort.work import Work
+from totalspineseg_server.cohort.work import RunOptions, Work
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.io.volumes import read_image
 

@@ -23,10 +23,9 @@ from totalspineseg_server.cohort.inputs import Case, find_cases, pair_localizers
 from totalspineseg_server.cohort.interchange import write_bids, write_segs
 from totalspineseg_server.cohort.outputs import FOLDERS, _stored_image
 from totalspineseg_server.cohort.overlap import overlapped, sentence
-from totalspineseg_server.cohort.run_options import RunOptions
 from totalspineseg_server.cohort.running import LocalExecutor, Progress, Summary
 from totalspineseg_server.cohort.running import run as run_cases
-from totalspineseg_server.cohort.work import Work
+from totalspineseg_server.cohort.work import RunOptions, Work
 from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.geometry import Grid

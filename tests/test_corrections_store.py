@@ -22,7 +22,7 @@ from totalspineseg_server.corrections.correction_store import STEP1_TAG, Correct
 from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.interpretation import Lint
 from totalspineseg_server.corrections.predictions import MapStore, PredictionRecord, PredictionStore
-from totalspineseg_server.corrections.receipts import Receipts, Sender
+from totalspineseg_server.corrections.receipts import Receipts, Sender, receipt_of
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import BusyError, LabelError, StorageError
 from totalspineseg_server.files import PARTIAL_PREFIX, sha256_of
@@ -83,7 +83,7 @@ class Desk:
     def submit(
         self, params: Mapping[str, Any] = L4_L5, tag: str = "final", sender: Sender = SENDER, image: str = "img"
     ) -> Any:
-        return self.inbox.submit(image, self.label, tag=tag, sender=sender, params=params)
+        return self.inbox.submit(receipt_of(image, self.label, tag=tag, sender=sender, params=params), self.label)
 
     def _publish(self, image: str, file: str, tag: str, info: dict[str, Any]) -> None:
         self.published.append((image, read_labels(Path(file)).data, tag, info))
@@ -137,7 +137,7 @@ def test_a_corrected_step_1_label_never_counts_as_finished(desk: Desk) -> None:
     desk.submit({"label_info": [{"name": "vertebrae"}, {"name": "L4-L5"}]})
     assert [tag for _, _, tag, _ in desk.published] == [STEP1_TAG]
     assert desk.store.latest_accepted("img") is None
-    assert desk.store.latest_accepted("img", step=1) is not None
+    assert [one.step for one in desk.store.in_force("img")] == [1]
 
 
 def test_nothing_overwrites_an_earlier_correction(desk: Desk) -> None:

@@ -602,6 +602,13 @@ def test_labels_of_another_grid(grid: Grid, series: Path, ours: bytes) -> None:
         read_seg(ours, grid)
 
 
+def test_labels_a_fifth_of_a_voxel_aside_are_on_the_same_voxels(ours: bytes) -> None:
+    """Coordinates that another program had rounded made a segmentation unreadable."""
+    grid = Grid(SIZE, OBLIQUE @ step(0.2, -0.2, 0.2))
+    codes_there = map_names(read_seg(ours, grid), grid).codes
+    np.testing.assert_array_equal(codes_there, map_names(read_seg(ours, GRID), GRID).codes)
+
+
 @pytest.mark.parametrize("by", [(1, 0, 0), (0, 0, 1), (0, -2, 0)], ids=str)
 def test_labels_a_whole_voxel_aside(by: tuple[int, ...], series: Path, ours: bytes) -> None:
     with pytest.raises(GridError, match="mm apart"):
@@ -649,6 +656,10 @@ def stray(seg: Dataset) -> None:
     del seg.SegmentSequence[0]
 
 
+def unnumbered(seg: Dataset) -> None:
+    del seg.SegmentSequence[0].SegmentNumber
+
+
 def fewer_groups(seg: Dataset) -> None:
     del seg.PerFrameFunctionalGroupsSequence[0]
 
@@ -679,6 +690,7 @@ DAMAGED = {
     "no segments": (unnamed, "named segments"),
     "number twice": (twice, "segments have the number 1"),
     "frames of no segment": (stray, "Frames of segment 1"),
+    "a segment without its number": (unnumbered, "Frames of segment 1"),
     "frames not described": (fewer_groups, "frames are described"),
     "no pixels": (no_frames, "has no frames"),
     "unknown encoding": (encoded, "encoding"),

@@ -11,7 +11,7 @@ from pydicom.dataset import FileDataset
 from dicom_series import OBLIQUE, picture, save, slices
 from totalspineseg_server.corrections.label_files import IMAGE_HASH
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
-from totalspineseg_server.errors import ImageError
+from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.io.volumes import read_image, write_volume
 from totalspineseg_server.registry.model_store import ModelStore
@@ -92,6 +92,31 @@ def test_series_of_one_patient_have_one_role_and_nobody_reads_whose_they_are(tre
     for subject in (studies.subject, site.subject):
         assert subject(T2) == subject(T1) != subject(OTHER)
     assert not any(b"Anna" in path.read_bytes() for path in (tree / ".totalspineseg").rglob("*.json"))
+
+
+def test_a_damaged_record_of_an_image_is_not_replaced_by_an_empty_one(
+    tree: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next offer of the image wrote a record without its patient, who could then be used to train and to judge."""
+    opened(tree).get_image_uri(T2)
+    (record,) = (tree / ".totalspineseg" / "images").iterdir()
+    patient = opened(tree).subject(T2)
+    whole = record.read_bytes()
+    record.write_bytes(whole[:-9])
+    studies, site = opened(tree), folder_site(tree, ModelStore(tree / ".model"))
+    for _ in range(2):
+        with pytest.raises(StorageError, match=record.name):
+            studies.update_image_info(T2, {"seen": True})
+        assert "strategy" not in studies.get_image_info(T2)
+        studies.get_image_uri(T2)
+    assert [record.name in line.getMessage() for line in caplog.records] == [True], "it is said once"
+    assert record.read_bytes() == whole[:-9]
+    for subject in (studies.subject, site.subject):
+        with pytest.raises(StorageError, match="backup"):
+            subject(T2)
+    record.write_bytes(whole)
+    studies.update_image_info(T2, {"seen": True})
+    assert (studies.get_image_info(T2)["seen"], studies.subject(T2), site.subject(T2)) == (True, patient, patient)
 
 
 def test_information_about_a_series_is_stored_although_it_is_not_converted(tree: Path) -> None:

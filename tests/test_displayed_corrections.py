@@ -14,7 +14,7 @@ from totalspineseg_server.anatomy import WIRE_LABELS
 from totalspineseg_server.corrections import image_records, label_files
 from totalspineseg_server.corrections.label_files import IMAGE_HASH
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
-from totalspineseg_server.errors import StorageError
+from totalspineseg_server.errors import LabelError, StorageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.io.volumes import read_labels, write_volume
 
@@ -62,6 +62,20 @@ def test_a_withdrawal_before_a_kill_counts_after_it(desk: Desk) -> None:
     assert shown_correction(studies) == first.id
     desk.store.withdrawals.add("img", first.id, "ada")
     assert (studies.get_labeled_images(), studies.get_label_uri("img", "final")) == ([], "")
+
+
+def test_undo_takes_the_newest_label_back_and_no_other(desk: Desk) -> None:
+    """A page that had been open for an hour took back a label that somebody else had submitted meanwhile."""
+    studies, first, second = opened(desk), desk.submit(), desk.submit()
+    with pytest.raises(LabelError, match="Open the scan again"):
+        desk.inbox.undo("img", first.id, user="bob")
+    assert shown_correction(studies) == second.id
+    assert desk.inbox.undo("img", second.id, user="ada") == first.id
+    assert shown_correction(studies) == first.id
+    assert desk.inbox.undo("img", first.id, user="ada") == ""
+    assert studies.get_labeled_images() == []
+    with pytest.raises(LabelError, match="Open the scan again"):
+        desk.inbox.undo("img", first.id, user="ada")
 
 
 def test_a_correction_of_another_image_under_this_name_is_not_shown(desk: Desk) -> None:

@@ -18,7 +18,7 @@ from totalspineseg_server.corrections.comparison import Corrected, beside_predic
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.predictions import MapStore, PredictionMaps, PredictionRecord, PredictionStore
-from totalspineseg_server.corrections.receipts import Receipts, Sender
+from totalspineseg_server.corrections.receipts import Receipts, Sender, receipt_of
 from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.infers.published import FullTask
@@ -181,11 +181,15 @@ def test_a_doubtful_result_is_recognized_when_it_is_submitted_unchanged(tmp_path
     scene = Scene(lambda image_id: image, lambda *label: None)
     inbox = Inbox(Receipts(tmp_path), CorrectionStore(tmp_path), services.predictions, services.maps, scene)
     params = {"label_info": [{"name": name} for name in WIRE_LABELS]}
-    stored = inbox.submit("a", Path(result), tag="final", sender=Sender("", "ada", ""), params=params)
+
+    def submit(file: Path) -> Correction:
+        return inbox.submit(receipt_of("a", file, tag="final", sender=Sender("", "ada", ""), params=params), file)
+
+    stored = submit(Path(result))
     assert stored.findings[0]["kind"] == "unchanged"
     wire = read_labels(Path(result))
     wire.data[tuple(np.argwhere(wire.data == WIRE_LABELS["L2"])[0])] = 0
     write_volume(tmp_path / "edited.nii.gz", wire.data, wire.grid)
-    stored = inbox.submit("a", tmp_path / "edited.nii.gz", tag="final", sender=Sender("", "ada", ""), params=params)
+    stored = submit(tmp_path / "edited.nii.gz")
     assert "unchanged" not in {finding["kind"] for finding in stored.findings}
     Path(result).unlink()

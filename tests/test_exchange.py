@@ -17,7 +17,6 @@ from totalspineseg_server.anatomy import CODE_OF, UNREVIEWED
 from totalspineseg_server.bids import LABEL_SUFFIX
 from totalspineseg_server.cli import main
 from totalspineseg_server.cli.prepare import labeled_scans
-from totalspineseg_server.cli.site_folder import site_of
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.errors import ArchiveError, StorageError
 from totalspineseg_server.exchange import site_backup
@@ -29,7 +28,7 @@ from totalspineseg_server.exchange.site_restore import read_backup, restore
 from totalspineseg_server.files import write_json
 from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.training.site import Site
+from totalspineseg_server.training.site import Site, site_of
 
 GOLDEN = Path(__file__).parent / "golden" / "lower_lumbar_clean" / "step2_output.nii.gz"
 PATIENT, BORN = "DoeJohn", "19700131"

@@ -22,6 +22,7 @@ from totalspineseg_server.files import (
     load_json,
     move_folder,
     read_json,
+    read_json_if_there,
     read_json_lines,
     read_json_or,
     remove_leftovers,
@@ -105,6 +106,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     with pytest.raises(StorageError, match=r"record-7.json.*Ask Ada"):
         read_json(file, "Ask Ada.")
     assert read_json_or(file, None) is None
+    if content is not None:
+        with pytest.raises(StorageError, match=r"record-7.json.*Ask Ada"):
+            read_json_if_there(file, "Ask Ada.")
 
 
 @pytest.mark.parametrize(

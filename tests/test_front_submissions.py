@@ -71,12 +71,12 @@ def test_a_label_that_the_server_fails_to_read_waits_until_it_is_asked_for(
     app: Any, client: TestClient, submit: Callable[..., Any], error: Exception, status: int
 ) -> None:
     """The client read "the server failed", and the label was gone."""
-    sound = app._inbox._interpreter._lint
+    sound = app.inbox._interpreter._lint
 
     def fail(*_: object) -> Any:
         raise error
 
-    app._inbox._interpreter._lint = fail
+    app.inbox._interpreter._lint = fail
     answer = submit()
     (waiting,) = client.get("/submissions/").json()
     assert answer.status_code == status
@@ -84,7 +84,7 @@ def test_a_label_that_the_server_fails_to_read_waits_until_it_is_asked_for(
     assert (waiting["image"], waiting["status"]) == ("a", "waiting")
     assert type(error).__name__ in waiting["reason"]
     assert [one["submission"] for one in client.post("/submissions/interpret").json()] == [waiting["submission"]]
-    app._inbox._interpreter._lint = sound
+    app.inbox._interpreter._lint = sound
     assert client.post("/submissions/interpret").json() == []
     assert unused(client) == []
     assert app.datastore().get_label_info("a", "final")["correction"] == waiting["submission"]

@@ -17,7 +17,7 @@ from test_corrections_store import L4_L5, SENDER, Desk
 from totalspineseg_server.corrections import interpretation, receipts
 from totalspineseg_server.corrections.answers import NOT_TRIED
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.receipts import Claims, Waiting
+from totalspineseg_server.corrections.receipts import Waiting
 from totalspineseg_server.errors import (
     ImageError,
     LabelError,
@@ -267,9 +267,10 @@ def test_a_label_whose_reading_failed_stays_that_of_the_image_it_was_sent_for(de
     desk.images["of Ada"] = desk.root / "ada.nii.gz"
     desk.images["of Ada"].write_bytes(desk.image.read_bytes())
     desk.lint = fails(MemoryError())
-    claims = Claims(("of Ada",), "of Ada")
+    desk.inbox.uploads.record_refusal(SENDER.client, "img", "ab")
+    desk.inbox.uploads.record_upload(SENDER.client, "of Ada", "ab")
     with pytest.raises(MemoryShortageError):
-        desk.inbox.submit("img", desk.label, tag="final", sender=SENDER, params=L4_L5, claims=claims)
+        desk.submit()
     again = Desk(desk.root)
     again.images["of Ada"] = desk.images["of Ada"]
     again.inbox.interpret_waiting(again=True)

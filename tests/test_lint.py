@@ -20,7 +20,7 @@ Edit = Callable[[Labels], None]
 @pytest.fixture(scope="module")
 def lumbar() -> Labels:
     """A sound map, T11 to the sacrum."""
-    return columns.build(np.random.default_rng(1), fov="lumbar", spacing=2.0).truth
+    return columns.built(1, fov="lumbar", spacing=2.0)[0].truth
 
 
 def found(labels: Labels) -> set[tuple[str, int]]:
@@ -38,7 +38,7 @@ def test_sound_maps_have_no_findings(case: str, step: int) -> None:
 @pytest.mark.parametrize("variant", list(columns.VARIANTS))
 def test_variants_are_sound(variant: str) -> None:
     thoracic, lumbar = columns.VARIANTS[variant]
-    case = columns.build(np.random.default_rng(2), fov="thoracolumbar", thoracic=thoracic, lumbar=lumbar, spacing=2.0)
+    case = columns.built(2, fov="thoracolumbar", thoracic=thoracic, lumbar=lumbar, spacing=2.0)[0]
     assert lint(case.truth, SPACING) == ()
 
 
@@ -190,7 +190,7 @@ PARTIAL = [canal_away, half_the_canal_away, discs_away, bare_vertebrae]
 @pytest.mark.parametrize("fov", ["lumbar", "thoracolumbar", "cervicothoracic"])
 def test_a_sound_map_without_some_kinds_has_no_findings(lack: Edit, fov: str) -> None:
     """A lumbar map without a canal had up to four false findings."""
-    labels = columns.build(np.random.default_rng(3), fov=fov, spacing=2.0).truth
+    labels = columns.built(3, fov=fov, spacing=2.0)[0].truth
     lack(labels)
     assert lint(labels, SPACING) == ()
 

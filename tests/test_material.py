@@ -8,8 +8,10 @@ import pytest
 
 from totalspineseg_server.corrections.comparison import INCOMPLETE
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.errors import StorageError
 from totalspineseg_server.nnunet.cases import Origin
 from totalspineseg_server.training import material
+from totalspineseg_server.training.holdout import read_split
 from totalspineseg_server.training.material import site_material
 from training_site import correct, make_site
 
@@ -62,6 +64,23 @@ def test_finished_labels_are_used_for_training(
     assert [case.name for case in found.skipped] == [f"sub-0 ({number})" for number in left_out]
     for case in found.skipped:
         assert "'final'" in case.reason
+
+
+def test_a_scan_whose_patient_cannot_be_read_now_is_left_out(tmp_path: Path) -> None:
+    """It was counted as a patient of its own, for good, so that scans of one person could train and judge."""
+    site = make_site(tmp_path, scans=2)
+
+    def subject(image: str) -> str:
+        if image == "sub-0":
+            raise StorageError("The record of sub-0 is damaged.")
+        return image
+
+    material = site_material(replace(site, subject=subject))
+    assert [(skipped.name[:5], skipped.reason) for skipped in material.skipped] == [
+        ("sub-0", "The record of sub-0 is damaged.")
+    ]
+    assert "sub-0" not in read_split(site.holdout_file).role
+    assert [source.provenance["image"] for source in material.training] == ["sub-1"]
 
 
 def test_work_in_progress_does_not_decide_who_is_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,7 +108,7 @@ def test_organs_of_totalsegmentator_become_background(tmp_path: Path) -> None:
 
 def test_lint_reads_other_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """VerSe's L2 to L5 have the numbers of T1 to T4 here, and such a map had no finding."""
-    case = columns.build(np.random.default_rng(1), fov="lumbar", spacing=2.0)
+    case = columns.built(1, fov="lumbar", spacing=2.0)[0]
     write_volume(
         tmp_path / "a.nii.gz", numbered(case.truth, "spineps"), Grid(case.truth.shape, np.diag([2.0, 2.0, 2.0, 1.0]))
     )

@@ -1,8 +1,6 @@
 """Tests of the chain model on columns with known truth: single mistakes, variants, doubt, pins, localizers."""
 
-from copy import deepcopy
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 
 import nibabel as nib
@@ -35,28 +33,18 @@ from totalspineseg_server.anatomy import (
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.numbering import chain
-from totalspineseg_server.numbering.adopt import adopt
 from totalspineseg_server.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
+from totalspineseg_server.numbering.contradictions import below_l5_s, contradicts
 from totalspineseg_server.numbering.evidence import Evidence, Item, Localizer, Step1Names
-from totalspineseg_server.numbering.left_out import below_l5_s, contradicts
 from totalspineseg_server.numbering.naming import label_map, name_map, require_met
 from totalspineseg_server.numbering.solver import FALSE, Chain, posterior
 from totalspineseg_server.numbering.step1_names import names_by_reader, step1_names
+from totalspineseg_server.numbering.unnamed import adopt
 from totalspineseg_server.transforms.labeling import UNNAMED, Naming, paint
 from totalspineseg_server.transforms.pieces import find_pieces
 
 GOLDEN = Path(__file__).parent / "golden"
 SPACING = 2.0
-
-
-@cache
-def _built(
-    fov: str, thoracic: int, lumbar: int, seed: int, spacing: float, curvature: float
-) -> tuple[columns.Case, np.random.Generator]:
-    """A clean column, and the generator with the random numbers that follow."""
-    rng = np.random.default_rng(seed)
-    case = columns.build(rng, fov=fov, thoracic=thoracic, lumbar=lumbar, spacing=spacing, curvature=curvature)
-    return case, rng
 
 
 def draw(
@@ -69,7 +57,8 @@ def draw(
     spacing: float = SPACING,
     curvature: float = 1.0,
 ) -> columns.Case:
-    base, rng = deepcopy(_built(fov, *columns.VARIANTS[variant], seed, spacing, curvature))
+    thoracic, lumbar = columns.VARIANTS[variant]
+    base, rng = columns.built(seed, fov=fov, thoracic=thoracic, lumbar=lumbar, spacing=spacing, curvature=curvature)
     case = columns.classes(base, step, swapped=swapped)
     for name in mistakes:
         assert columns.MISTAKES[name](case, rng), f"{name} must apply"

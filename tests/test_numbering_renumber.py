@@ -5,16 +5,17 @@ import pytest
 
 import columns
 from totalspineseg_server.anatomy import C1, CANAL, CODE_OF, NAME_OF, SACRUM
+from totalspineseg_server.corrections.comparison import Recognized, recognize
 from totalspineseg_server.geometry import LabelArray, Volume
 from totalspineseg_server.numbering.naming import name_map
-from totalspineseg_server.numbering.renumber import NamedMap, Recognized, recognize, renumber
+from totalspineseg_server.numbering.renumber import NamedMap, renumber
 
 SPACING = 2.0
 SELF = {code: code for code in NAME_OF}
 
 
 def painted(fov: str, step: int = 2) -> NamedMap:
-    case = columns.classes(columns.build(np.random.default_rng(1), fov=fov, spacing=SPACING), step)
+    case = columns.classes(columns.built(1, fov=fov, spacing=SPACING)[0], step)
     raw = Volume(case.raw, case.affine)
     return NamedMap(raw, name_map(raw, step)[0], 1 if step == 1 else 2)  # type: ignore[arg-type]
 
@@ -83,7 +84,7 @@ def test_the_atlas_never_becomes_an_axis() -> None:
 
 def test_atlas_and_axis_never_change_places() -> None:
     """If only the arch of an atlas was drawn, behind the canal, the answer was "C1 is now C2, C2 is now C1"."""
-    case = columns.classes(columns.build(np.random.default_rng(1), fov="cervicothoracic", spacing=SPACING), 2)
+    case = columns.classes(columns.built(1, fov="cervicothoracic", spacing=SPACING)[0], 2)
     x, y, _ = np.argwhere(case.truth == C1).T
     atlas = case.truth == C1
     atlas[: int(np.quantile(x, 0.25))] = atlas[int(np.quantile(x, 0.75)) :] = False

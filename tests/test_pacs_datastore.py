@@ -16,7 +16,7 @@ from pacs_stand_in import CODES, Pacs, datastore, named, two_studies
 from phantom import PIR
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.label_files import IMAGE_HASH
-from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.receipts import Receipt, Sender
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.io.dicom.seg_object import SegReference
 from totalspineseg_server.io.volumes import read_image
@@ -368,8 +368,8 @@ def test_a_submission_is_reported_as_counted_although_the_pacs_refuses_the_new_n
     history, file = CorrectionStore(tmp_path / "history"), tmp_path / "label.nii.gz"
     file.write_bytes(b"label")
 
-    def submit(series: str, *_: object) -> Any:
-        store.save_label(series, str(file), "final", {"instance": "1.2", "renumbered": True})
+    def submit(sent: Receipt, _: Path) -> Any:
+        store.save_label(sent.image, str(file), "final", {"instance": "1.2", "renumbered": True})
         return stored
 
     outcome = submit_segmentation(store, submit, history, file, reference, Sender("", "ohif", "l"))

@@ -19,7 +19,6 @@ from pacs_serving import wait_for
 from pacs_stand_in import CODES, FIRST, SECOND, Pacs, datastore, pacs_app, two_studies
 from phantom import PIR
 from totalspineseg_server.anatomy import WIRE_LABELS
-from totalspineseg_server.cli.site_folder import has_corrections, site_of
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.errors import EmptySegmentationError, ImageError, MemoryShortageError, StorageError
@@ -35,6 +34,7 @@ from totalspineseg_server.pacs.listing import Listing
 from totalspineseg_server.pacs.pacs_datastore import PacsDatastore
 from totalspineseg_server.segments import to_wire
 from totalspineseg_server.training.material import site_material
+from totalspineseg_server.training.site import has_corrections, site_of
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ from pacs_stand_in import CODES, FIRST, SECOND, Pacs, pacs_app, two_studies
 from phantom import PIR, CodeReader
 from totalspineseg_server.anatomy import CODE_OF
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.receipts import Sender, receipt_of
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.dicom.seg_object import seg_reference
 from totalspineseg_server.io.dicom.seg_writer import seg_bytes, write_seg
@@ -71,7 +71,8 @@ def test_a_segmentation_that_reached_the_pacs_another_way_counts_once_it_is_sent
     assert app.next_sample({"strategy": "first"})["id"] == FIRST
     assert CorrectionStore(tmp_path / "work").of_image(FIRST) == ()
     seg.save_as(file, write_like_original=False)
-    app.submit_label(FIRST, file, "final", {}, Sender("ada", "curl", "seg.dcm"))
+    sent = receipt_of(FIRST, file, tag="final", sender=Sender("ada", "curl", "seg.dcm"), params={})
+    app.inbox.submit(sent, file)
     (correction,) = CorrectionStore(tmp_path / "work").in_force(FIRST)
     assert CODE_OF["L4"] in correction.present
     assert app.next_sample({"strategy": "first"})["id"] == SECOND

@@ -94,7 +94,7 @@ def test_discs_below_a_missed_one_are_marked_by_their_place(case: str, missed: s
 def test_levels_have_the_names_of_the_result() -> None:
     """Step 1 was one level off and step 2 certain of the right names, but programs that read the points measured the
     wrong levels."""
-    case = columns.build(np.random.default_rng(3), fov="cervicothoracic", spacing=1.0)
+    case = columns.built(3, fov="cervicothoracic", spacing=1.0)[0]
     right, raw = columns.classes(case, 1).raw, columns.classes(case, 1).raw
     raw[(case.truth == CODE_OF["C2-C3"]) | (raw == Step1.C1.value)] = Step1.VERTEBRAE.value
     raw[case.truth == CODE_OF["C7-T1"]] = Step1.DISC.value

@@ -1,5 +1,9 @@
 """Tests of pictures: the right plane, the right way up, in millimeters, with colors and tags in the right places."""
 
+import base64
+import io
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -322,3 +326,38 @@ def test_a_sheet_of_hardly_any_label_has_its_layers(code: int) -> None:
     for layer in ("scan", "labels", "names"):
         assert f'<g class="{layer}">' in sheet
     assert sheet.count("L4-L5 ?") == (2 if code == DISC else 0)
+
+
+def looks(picture: np.ndarray) -> list[float]:
+    """Return the size of a picture, and the mean color of each of 8 x 4 parts, their channels one after the other."""
+    parts = [part for rows in np.array_split(picture, 8) for part in np.array_split(rows, 4, axis=1)]
+    return [*picture.shape[:2], *(round(float(v), 1) for part in parts for v in part.mean(axis=(0, 1)))]
+
+
+def test_pictures_look_as_they_did() -> None:
+    """A changed number moved a tag beside another structure, and no test saw the picture.
+
+    Where a change is meant, look at the picture, and put the new figures into drawn_pictures.json.
+    """
+    labels, points = curved_spine(), np.zeros(SHAPE, np.uint8)
+    points[20, 27, 60], points[25, 27, 90] = 24, 22
+    volume, named = Volume(image_like(labels).data, np.diag([0.9, 0.8, 1.1, 1.0])), (L4, L5, DISC)
+    pictures = {
+        "from the side": painted(volume, labels, points=points, tags=named, doubtful=[L5]),
+        "from the front": painted(volume, labels, sagittal=False, points=points, tags=named, doubtful=[L4]),
+        "of step 1": painted(volume, labels, paint=np.minimum(labels, 9), palette=STEP_PALETTE[1]),
+        "small": mid_sagittal(Volume(volume.data[:, :, 50:70], np.eye(4))),
+        **{f"cut of {name}": cut.gray[..., np.newaxis] for name, cut in cuts_of(volume, labels).items()},
+    }
+    figures = {name: looks(picture) for name, picture in pictures.items()}
+    sheet = sheet_svg(volume, labels, course_of(labels, volume.grid), doubtful=[L5])
+    for k, content in enumerate(re.findall(r"base64,([^\"]+)", sheet)):
+        layer = Image.open(io.BytesIO(base64.b64decode(content)))
+        figures[f"layer {k} of the sheet"] = looks(np.asarray(layer.convert("RGBA")))
+    numbers = re.findall(r"(?<![\w#])-?\d+(?:\.\d+)?", re.sub(r"base64,[^\"]+|>[^<]*", "", sheet))
+    figures["sheet"] = [float(number) for number in numbers]
+    known = json.loads((Path(__file__).parent / "drawn_pictures.json").read_text(encoding="utf-8"))
+    assert figures.keys() == known.keys()
+    for name, values in known.items():
+        # Another processor, or another version of a library, may round a color to the other side.
+        assert figures[name] == pytest.approx(values, rel=0.002, abs=0.6), name

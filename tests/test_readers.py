@@ -1,8 +1,6 @@
 """Tests of comparing the labels of several readers with each other, and with the results that they corrected."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +18,7 @@ CHIEF = Sender("chief", "chief", "lab-page.nii.gz")
 
 def chosen(root: Path, choice: Choice) -> Correction:
     """What becomes of a choice of an administrator."""
-
-    def submit(image_id: str, file: Path, tag: str, params: Mapping[str, Any], sender: Sender) -> Correction:
-        return inbox_of(root).submit(image_id, file, tag=tag, sender=sender, params=params)
-
-    return choose(CorrectionStore(root), submit, "img", GRID, choice, CHIEF)
+    return choose(CorrectionStore(root), inbox_of(root).submit, "img", GRID, choice, CHIEF)
 
 
 def test_two_readers_of_one_scan_are_compared_by_outline_and_name(tmp_path: Path) -> None:

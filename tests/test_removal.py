@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from totalspineseg_server.cli import main
-from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.registry import removal
 from totalspineseg_server.registry.manage import show_version
 from totalspineseg_server.registry.model_store import ModelStore
@@ -190,6 +190,15 @@ def test_kill_9_leaves_a_version_whole_or_gone(store: ModelStore, arrange: Calla
     assert remove_versions(store, ["a"]) >= (3 << 20 if whole else 0)
     assert sorted(path.name for path in store.versions_dir.iterdir()) == ["b", "c"]
     assert trained_on(store, "c", 1) == {"of-a", "of-b", "of-c"}
+
+
+def test_a_version_whose_record_is_damaged_is_not_removed(store: ModelStore) -> None:
+    """An empty record was kept of it, and what its successors had been trained on was lost."""
+    record = store.versions_dir / "a" / "version.json"
+    record.write_text("{", encoding="utf-8")
+    with pytest.raises(StorageError, match=r"version.json.*backup"):
+        remove_versions(store, ["a"], force=True)
+    assert (record.read_text(encoding="utf-8"), removed_versions(store)) == ("{", ())
 
 
 def test_a_version_that_was_installed_again_is_removed_again(store: ModelStore) -> None:

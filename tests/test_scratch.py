@@ -21,7 +21,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from test_raw_dataset import block_scan
 from totalspineseg_server.anatomy import LUMBAR, UNREVIEWED
 from totalspineseg_server.cli import main
-from totalspineseg_server.errors import TrainingError
+from totalspineseg_server.errors import StorageError, TrainingError
 from totalspineseg_server.nnunet.augmentation import FirstChannelTransform
 from totalspineseg_server.nnunet.cases import Origin, ScanSource
 from totalspineseg_server.nnunet.model_folder import ModelFolder
@@ -33,7 +33,7 @@ from totalspineseg_server.nnunet.training_log import TrainingLog
 from totalspineseg_server.registry.model_store import ModelStore, dataset_name
 from totalspineseg_server.training import scratch
 from totalspineseg_server.training.runs import only_one
-from totalspineseg_server.training.scratch import ScratchSettings, train_from_scratch
+from totalspineseg_server.training.scratch import PLANNED_FILE, SETTINGS_FILE, ScratchSettings, train_from_scratch
 
 TINY = ScratchSettings(epochs=2, iterations=1, device="cpu", workers=0)
 
@@ -167,6 +167,25 @@ def test_continuing_and_starting_over(tmp_path: Path, monkeypatch: pytest.Monkey
     train_from_scratch(folders, 1, "0", replace(TINY, epochs=3), restart=True)
     assert not (fold / "checkpoint_latest.pth").exists()
     assert kinds(asked) == ["plan", "begin", "continue", "plan", "begin"]
+
+
+@pytest.mark.parametrize(
+    ("damaged", "remedy"), [("preprocessed", "plan again"), ("fold_0", "--restart")], ids=["plan", "settings"]
+)
+def test_a_damaged_note_of_a_training_is_no_license_to_change_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str, remedy: str
+) -> None:
+    """A plan that other folds used was made again, and a training went on with another number of epochs."""
+    asked = Asked(monkeypatch)
+    folders = write_cases(tmp_path, 5)
+    train_from_scratch(folders, 1, "0", TINY)
+    run = scratch._Scratch(folders, 1, "0", TINY, print)
+    (run.folder / "checkpoint_latest.pth").touch()
+    note = run.preprocessed / PLANNED_FILE if damaged == "preprocessed" else run.folder / SETTINGS_FILE
+    note.write_text("{", encoding="utf-8")
+    with pytest.raises(StorageError, match=f"{note.name}.*{remedy}"):
+        train_from_scratch(folders, 1, "0", replace(TINY, epochs=3))
+    assert (kinds(asked), note.read_text(encoding="utf-8")) == (["plan", "begin"], "{")
 
 
 def kinds(asked: Asked) -> list[str]:

@@ -25,6 +25,7 @@ from totalspineseg_server.nnunet.starter_plans import (
     STARTER_FOLDERS,
     StarterSettings,
     dataset_json,
+    plans_json,
     regions_of,
 )
 from totalspineseg_server.nnunet.training import deep_loss
@@ -33,6 +34,7 @@ from totalspineseg_server.trust import UNMEASURED, Trust
 
 pytestmark = pytest.mark.slow
 
+APP = Path(__file__).parents[1] / "apps" / "totalspineseg"
 TINY = (4, 6, 8)
 PATCH = (32, 16, 16)
 
@@ -429,6 +431,17 @@ def test_dataset_lists_regions_in_channel_order() -> None:
     assert list(labels)[1:] == list(anatomy.STEP2_REGIONS)
     assert dataset_json(1)["channel_names"] == {"0": "MRI"}
     assert dataset_json(2)["channel_names"] == {"0": "MRI", "1": "noNorm"}
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_the_shipped_weights_are_of_the_network_that_is_described(step: int) -> None:
+    """A changed grid or stride trained weights that the shipped ones could not begin."""
+    (plans,) = (APP / "model" / "starter").rglob(f"{STARTER_FOLDERS[step]}/**/plans.json")
+    assert json.loads(plans.read_text(encoding="utf-8")) == json.loads(json.dumps(plans_json(step)))
+    known = json.loads(plans.with_name("dataset.json").read_text(encoding="utf-8"))
+    assert known == json.loads(json.dumps(dataset_json(step)))
+    # Training spines have two voxels for each of the network's along every axis.
+    assert GRIDS[step].fine_mm == {1: (1.75, 1.125, 1.0), 2: (1.25, 0.75, 0.75)}[step]
 
 
 def test_unknown_step_is_refused(tmp_path: Path) -> None:

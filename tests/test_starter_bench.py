@@ -20,9 +20,7 @@ SPACING = 2.0
 @pytest.fixture(scope="module")
 def scan() -> tuple[Volume, np.ndarray]:
     """A spine that runs beside the middle of its image, and its labels."""
-    labels = np.pad(
-        columns.build(np.random.default_rng(1), fov="lumbar", spacing=SPACING).truth, ((0, 30), (0, 0), (0, 0))
-    )
+    labels = np.pad(columns.built(1, fov="lumbar", spacing=SPACING)[0].truth, ((0, 30), (0, 0), (0, 0)))
     image = np.random.default_rng(0).normal(10.0 * (labels > 0), 1.0).astype(np.float32)
     return Volume(image, np.diag([SPACING] * 3 + [1.0])), labels
 

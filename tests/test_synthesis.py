@@ -48,6 +48,7 @@ from totalspineseg_server.synthesis.vertebrae import IMPLANT_ODDS, draw_implants
 
 pytestmark = pytest.mark.slow
 
+render_module = importlib.import_module("totalspineseg_server.synthesis.render")
 COARSE = (3.5, 1.75, 1.75)
 
 
@@ -71,9 +72,15 @@ def figures(spine: SyntheticSpine) -> dict[str, list[float]]:
     return found
 
 
-def test_spines_are_drawn_as_they_were(whole: SyntheticSpine) -> None:
-    """A changed number moved or thickened a structure in every synthetic spine, and the figures measured with the
-    earlier ones stayed in the pages.
+def gray_values(image: NDArray[np.float32]) -> list[float]:
+    """Return percentiles of an image, and the mean step between neighbors along each axis, which blur makes smaller."""
+    steps = [float(np.abs(np.diff(image, axis=axis)).mean()) for axis in range(3)]
+    return [*np.percentile(image, (10, 50, 90, 99)).tolist(), *steps]
+
+
+def test_spines_are_drawn_as_they_were(whole: SyntheticSpine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A changed number moved or thickened a structure in every synthetic spine, or darkened every image, and the
+    figures measured with the earlier ones stayed in the pages.
 
     Where a change is meant, the new figures go into drawn_spines.json, and those of the pages are measured again.
     """
@@ -86,6 +93,14 @@ def test_spines_are_drawn_as_they_were(whole: SyntheticSpine) -> None:
     painted["signals"] = {
         name: tissue_signals(np.random.default_rng(7), name)[: len(Tissue)].tolist() for name in PRIORS
     }
+    painted["images"] = {}
+    for odds, count in ((0.0, 2), (1.0, 8)):
+        # All artifacts at once, so that each is in a few images.
+        for name in (*(f"{kind}_ODDS" for kind in ("RINGING", "GHOST", "WRAP", "METAL", "FLOW")), "_SATURATION_ODDS"):
+            monkeypatch.setattr(render_module, name, odds)
+        for seed in range(count):
+            image = render(np.random.default_rng(seed), spines["loin"])
+            painted["images"][f"{seed}, odds {odds:g}"] = gray_values(image)
     known = json.loads((Path(__file__).parent / "drawn_spines.json").read_text(encoding="utf-8"))
     for name, parts in known.items():
         assert painted[name].keys() == parts.keys()
@@ -519,9 +534,7 @@ def test_marrow_is_dark_in_some_people_and_mottled_in_others(
     for seed in range(8):
         means = []
         for odds in (0.0, 1.0):
-            monkeypatch.setattr(
-                importlib.import_module("totalspineseg_server.synthesis.render"), "_DARK_MARROW_ODDS", odds
-            )
+            monkeypatch.setattr(render_module, "_DARK_MARROW_ODDS", odds)
             image = render(np.random.default_rng(seed), whole, RenderOptions(contrast="T1", slice_mm=1.0))
             means.append(float(image[marrow].mean()))
         assert 0.25 < means[1] / means[0] < 0.95

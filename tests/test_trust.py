@@ -36,7 +36,7 @@ BAD_T12 = Trust((Seen(), Seen(), Seen(40, 4, 4, 24, 40, 40, 4, 24), Seen(40, 36,
 
 
 def lumbar(seed: int = 3, step: int = 2) -> columns.Case:
-    case = columns.build(np.random.default_rng(seed), fov="lumbar", thoracic=12, lumbar=5, curvature=1.0, spacing=1.5)
+    case = columns.built(seed, fov="lumbar", thoracic=12, lumbar=5, curvature=1.0, spacing=1.5)[0]
     return columns.classes(case, step, swapped=False)
 
 

@@ -19,7 +19,7 @@ from totalspineseg_server.corrections.comparison import compare, with_untouched
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.predictions import MapStore, PredictionMaps, PredictionRecord, PredictionStore
-from totalspineseg_server.corrections.receipts import Receipts, Sender
+from totalspineseg_server.corrections.receipts import Receipts, Sender, receipt_of
 from totalspineseg_server.corrections.submission import Mapped, map_names
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.files import sha256_of
@@ -139,7 +139,8 @@ def submitted(
     write_volume(label, values[labels], GRID)
     sender = Sender("ada", reader, "label.nii.gz")
     segments += [{"name": name, "idx": len(segments) + 1 + k} for k, name in enumerate(empty)]
-    return inbox.submit("img", label, tag="final", sender=sender, params={"label_info": segments, **params})
+    receipt = receipt_of("img", label, tag="final", sender=sender, params={"label_info": segments, **params})
+    return inbox.submit(receipt, label)
 
 
 def test_the_record_of_a_label_names_what_was_left(tmp_path: Path) -> None:

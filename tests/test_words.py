@@ -3,7 +3,8 @@
 import ast
 import re
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,15 @@ SCRIPT_NAME = re.compile(r"\b(?:const|let|function)\s+(\w+)")
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
-def docstrings(tree: ast.AST) -> Iterator[tuple[ast.AST, ast.Constant]]:
+@lru_cache(maxsize=1)
+def nodes_of(text: str) -> tuple[ast.AST, ...]:
+    """Return all parts of a Python file, the file first."""
+    return tuple(ast.walk(ast.parse(text)))
+
+
+def docstrings(nodes: Sequence[ast.AST]) -> Iterator[tuple[ast.AST, ast.Constant]]:
     """Yield what is described, and its description; constants are described by the string that follows them."""
-    for node in ast.walk(tree):
+    for node in nodes:
         for k, line in enumerate(getattr(node, "body", ()) if not isinstance(node, ast.Lambda | ast.IfExp) else ()):
             if (
                 isinstance(line, ast.Expr)
@@ -80,9 +87,9 @@ def is_function(node: ast.AST) -> bool:
     )
 
 
-def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+def names(nodes: Sequence[ast.AST]) -> Iterator[tuple[int, str]]:
     """Yield the names that a file defines: functions, classes, arguments, variables and attributes."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, Definition):
             yield node.lineno, node.name
         elif isinstance(node, ast.arg):
@@ -95,8 +102,8 @@ def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def faults(text: str) -> list[str]:
     """Return a sentence for each old pattern in a Python file."""
-    tree = ast.parse(text)
-    described = list(docstrings(tree))
+    nodes = nodes_of(text)
+    described = list(docstrings(nodes))
     found = []
     for node, docstring in described:
         first = str(docstring.value).strip().split("\n")[0]
@@ -108,14 +115,14 @@ def faults(text: str) -> list[str]:
         if joined := JOINED.search(str(docstring.value)):
             found.append(f"line {docstring.lineno}: the docstring has joined lines: {joined[0]}")
     texts = {docstring for _, docstring in described}
-    for node in ast.walk(tree):
+    for node in nodes:
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or node in texts:
             continue
         if REQUIRED.search(node.value):
             found.append(f"line {node.lineno}: the message does not say what happened: {node.value}")
         if unplain := UNPLAIN.search(node.value):
             found.append(f"line {node.lineno}: the message has unplain words: {unplain[0]}")
-    for line, name in names(tree):
+    for line, name in names(nodes):
         if name.strip("_").lower() in PRIVATE_WORDS:
             found.append(f"line {line}: the name is a private word: {name}")
     return found
@@ -131,29 +138,35 @@ def template(node: ast.AST) -> str:
 def sentences(text: str) -> list[str]:
     """Return the sentences in a Python file, without docstrings, lines of the log, descriptions of fields, and wrong
     arguments."""
-    tree = ast.parse(text)
-    skipped = {id(docstring) for _, docstring in docstrings(tree)}
-    for node in ast.walk(tree):
+    nodes = nodes_of(text)
+    skipped = {id(docstring) for _, docstring in docstrings(nodes)}
+    for node in nodes:
         if isinstance(node, ast.JoinedStr):
             skipped |= {id(part) for part in ast.walk(node) if part is not node}
         elif isinstance(node, ast.Call):
             skipped |= {id(keyword.value) for keyword in node.keywords if keyword.arg == "description"}
-            if ast.unparse(node.func).startswith("logger."):
+            if isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") == "logger":
                 skipped |= {id(argument) for argument in node.args}
-    found = [template(node) for node in ast.walk(tree) if id(node) not in skipped]
+    found = [template(node) for node in nodes if id(node) not in skipped]
     return [line for line in found if line.count(" ") > 1 and line.endswith(".") and not line.startswith("expected ")]
 
 
 def misfilled(text: str, module: str, known: Mapping[str, str]) -> list[str]:
     """Return where a room's sentence is filled, or handed over, without exactly the values that it names."""
-    tree = ast.parse(text)
+    if module not in text:
+        return []
+    nodes = nodes_of(text)
     filled = {
         id(node.func.value): {keyword.arg for keyword in node.keywords}
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format"
     }
-    plain = {id(value) for node in ast.walk(tree) if isinstance(node, ast.Call) for value in node.args}
-    uses = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == module]
+    plain = {id(value) for node in nodes if isinstance(node, ast.Call) for value in node.args}
+    uses = [
+        node
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == module
+    ]
     return [
         f"line {node.lineno}: {node.attr}"
         for node in uses
@@ -229,8 +242,8 @@ def test_the_sentences_of_a_room_are_in_one_file_and_get_their_values(path: Path
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
     }
     texts = {f.name: f.read_text(encoding="utf-8") for f in path.parent.rglob("*.py") if f not in MESSAGES}
-    assert {name: found for name, text in texts.items() if (found := sentences(text))} == {}
-    assert {name: found for name, text in texts.items() if (found := misfilled(text, path.stem, known))} == {}
+    found = {name: (sentences(text), misfilled(text, path.stem, known)) for name, text in texts.items()}
+    assert {name: faulty for name, faulty in found.items() if any(faulty)} == {}
     used = {name for text in texts.values() for name in re.findall(rf"\b{path.stem}\.([A-Z0-9_]+)", text)}
     assert {name for name, text in known.items() if text and not name.startswith("_")} - used == set()
 
@@ -255,7 +268,7 @@ def test_a_test_module_begins_with_what_it_tests() -> None:
 def test_names_in_tests_are_not_private_words() -> None:
     texts = {file.name: file.read_text(encoding="utf-8") for file in TESTS}
     found = {
-        file: {name for _, name in names(ast.parse(text)) if name.strip("_").lower() in PRIVATE_WORDS}
+        file: {name for _, name in names(nodes_of(text)) if name.strip("_").lower() in PRIVATE_WORDS}
         for file, text in texts.items()
         if MAY_DEFINE.search(text)
     }

@@ -33,10 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
-    from totalspineseg_server.cli.site_folder import has_corrections
     from totalspineseg_server.errors import StorageError
     from totalspineseg_server.exchange.site_backup import write_backup
     from totalspineseg_server.registry.model_store import ModelStore
+    from totalspineseg_server.training.site import has_corrections
 
     studies: Path = arguments.studies
     if not has_corrections(studies):

@@ -96,7 +96,7 @@ def executor_of(arguments: argparse.Namespace, work: "Work", store: "ModelStore"
 
 def _local(arguments: argparse.Namespace, work: "Work", store: "ModelStore", runtime: "Runtime") -> "Executor":
     from totalspineseg_server.cohort.running import LocalExecutor
-    from totalspineseg_server.cohort.warm import warm_networks
+    from totalspineseg_server.cohort.worker import warm_networks
 
     def networks() -> "Networks":
         whole = arguments.whole_image

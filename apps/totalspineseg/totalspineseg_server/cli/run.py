@@ -24,8 +24,8 @@ from totalspineseg_server.errors import TotalSpineSegError
 
 if TYPE_CHECKING:
     from totalspineseg_server.cohort.inputs import Case
-    from totalspineseg_server.cohort.run_options import RunOptions
     from totalspineseg_server.cohort.running import Summary
+    from totalspineseg_server.cohort.work import RunOptions
 
 EARLIER_LABELS: Final = ("step2_output", "step1_output")
 """Folders of OUTPUT whose label maps serve as localizers if there is no ``--loc``."""
@@ -110,7 +110,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _options(arguments: argparse.Namespace, count: int) -> "RunOptions":
     from totalspineseg_server.cohort.outputs import FOLDERS
-    from totalspineseg_server.cohort.run_options import RunOptions
+    from totalspineseg_server.cohort.work import RunOptions
 
     if arguments.pin and count > 1:
         raise TotalSpineSegError(cli_messages.PIN_FOR_SCANS.format(count=count))

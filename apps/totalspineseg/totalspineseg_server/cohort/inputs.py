@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from totalspineseg_server.bids import subject_of
+from totalspineseg_server.bids import ANATOMY_FOLDERS, subject_of
 from totalspineseg_server.certainty import proves_nothing
 from totalspineseg_server.cohort import cohort_messages
 from totalspineseg_server.cohort.record import read_record
@@ -17,17 +17,15 @@ from totalspineseg_server.io.volumes import (
     image_named,
     is_image_name,
     is_other_name,
+    may_be_dicom,
     not_read_sentence,
     stem,
 )
 
-DICOM_INDEX: Final = "DICOMDIR"
-"""Name of the index on a DICOM CD; it is a DICOM file, but not an image."""
 NO_SCANS: Final = frozenset({"derivatives", "func", "dwi", "fmap", "perf", "pet", "eeg", "meg", "beh", "micr", "mrs"})
 """BIDS folders without anatomical images, which are not reported as skipped."""
 NAMED_FOLDERS: Final = 5
 """Largest number of folders that a sentence names."""
-BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
 MISSING: Final = "no localizer was found for this scan"
 NO_PROOF: Final = (
     "the localizer of this scan was not used: its own names are counted or doubtful, or it is not finished; correct "
@@ -95,7 +93,7 @@ def find_cases(source: Path, *, suffixes: Sequence[str] = (), exclude: Path | No
     if source.is_file():
         return (Case(stem(source), source, Path()),)
     found = list(_images(source, source))
-    for pattern in BIDS_FOLDERS:
+    for pattern in ANATOMY_FOLDERS:
         for folder in sorted(source.glob(pattern)):
             found += _images(folder, source)
     found += _dicom_folders(source, source, exclude, set())
@@ -143,7 +141,7 @@ def unvisited_folders(source: Path, cases: Iterable[Case], *, exclude: Path | No
         Paths of the folders relative to INPUT; none if INPUT is a file.
     """
     known = {case.path.parent.resolve() for case in cases} | {source.resolve()}
-    known |= {folder.resolve() for pattern in BIDS_FOLDERS for folder in source.glob(pattern)}
+    known |= {folder.resolve() for pattern in ANATOMY_FOLDERS for folder in source.glob(pattern)}
     return tuple(
         here.relative_to(source).as_posix()
         for here, files in _walk(source, exclude)
@@ -207,7 +205,7 @@ def _dicom_folders(folder: Path, source: Path, exclude: Path | None, visited: se
 
 
 def _is_dicom(path: Path) -> bool:
-    if is_image_name(path) or path.name.upper() == DICOM_INDEX or not path.is_file():
+    if not may_be_dicom(path) or not path.is_file():
         return False
     # Import here, because importing pydicom takes longer than finding the images of a folder without DICOM.
     from totalspineseg_server.io.dicom.headers import is_dicom
@@ -282,7 +280,7 @@ def pair_localizers(
             places = []
         if localizer is not None and case.folder.parts:
             places += [(localizer / case.folder, name), (localizer / case.folder, own)]
-        match = next((p for place in places if (p := _label_file(*place)) is not None), None)
+        match = next((p for place in places if (p := image_named(*place)) is not None), None)
         paired.append(_paired(case, match, ours=localizer is None))
     return tuple(paired)
 
@@ -300,7 +298,3 @@ def _localizer_name(name: str, suffixes: Sequence[str], localizer_suffix: str | 
     if localizer_suffix is None:
         return name
     return next((name.removesuffix(s) for s in suffixes if s and name.endswith(s)), name) + localizer_suffix
-
-
-def _label_file(folder: Path, name: str) -> Path | None:
-    return image_named(folder, name)

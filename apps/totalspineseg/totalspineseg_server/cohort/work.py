@@ -1,6 +1,6 @@
 """Process one scan: read it, run the networks, write the results, and last the record that marks it as finished."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -20,7 +20,6 @@ from totalspineseg_server.cohort.record import (
     same_content,
     structures_json,
 )
-from totalspineseg_server.cohort.run_options import RunOptions
 from totalspineseg_server.errors import ImageError, StorageError, TotalSpineSegError
 from totalspineseg_server.files import remove_leftovers, storage_errors, write_json
 from totalspineseg_server.geometry import Volume, labels_on_grid
@@ -29,7 +28,9 @@ from totalspineseg_server.io.unpacking import real_path
 from totalspineseg_server.io.volumes import read_codes, read_image
 from totalspineseg_server.measurements import MAX_SKEW_DEG, Row, structure_rows
 from totalspineseg_server.numbering.chain import Numbering
+from totalspineseg_server.numbering.evidence import Pin
 from totalspineseg_server.numbering.linter import lint
+from totalspineseg_server.numbering.naming import Method
 from totalspineseg_server.numbering.report import doubtful_codes, report
 from totalspineseg_server.pipeline import Options
 from totalspineseg_server.prediction import Predictor
@@ -42,6 +43,41 @@ RECORD_FORMAT: Final = 5
 """Version of the record format. It is raised when older records become unusable, or their names or numbers wrong."""
 
 Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a run that affect its results.
+
+    Attributes:
+        iso: Whether results stay on the 1 mm grid instead of the grid of the input image.
+        step1: Whether to stop after step 1.
+        keep: Output folders to write.
+        method: Method that names the levels.
+        pins: Levels that a reader has pinned (for a single scan).
+    """
+
+    iso: bool = False
+    step1: bool = False
+    keep: tuple[str, ...] = FOLDERS
+    method: Method = "chain"
+    pins: tuple[Pin, ...] = ()
+
+    def as_json(self) -> dict[str, object]:
+        """Return the options for the record of a scan, which is processed again if they change."""
+        return {
+            "iso": self.iso,
+            "step1": self.step1,
+            "keep": list(self.keep),
+            "method": self.method,
+            "pins": [[pin.code, *pin.point_mm] for pin in self.pins],
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "RunOptions":
+        """Return the options from the values of ``as_json``."""
+        pins = tuple(Pin(code, (x, y, z)) for code, x, y, z in content["pins"])
+        return cls(content["iso"], content["step1"], tuple(content["keep"]), content["method"], pins)
 
 
 class Networks(Protocol):

@@ -300,6 +300,9 @@ STOPPED_WHILE_READING: Final = "The server stopped while it read the label."
 # Images and labels of the studies.
 
 CHANGED_SINCE: Final = "Somebody has changed the label since. Open the scan again."
+LOST_RECORD: Final = (
+    "Restore it from a backup. If there is none, delete it: the image's patient and offers are then not known."
+)
 NO_ARCHIVES: Final = "This server does not make archives of the studies. Copy the studies folder instead."
 
 

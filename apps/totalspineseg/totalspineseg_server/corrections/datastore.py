@@ -118,7 +118,11 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     @abstractmethod
     def subject(self, image_id: str) -> str:
-        """Return an anonymous id of an image's patient; "" if nobody said who it is."""
+        """Return an anonymous id of an image's patient; "" if nobody said who it is.
+
+        Raises:
+            StorageError: The record that says so cannot be read.
+        """
 
     # Images.
 
@@ -142,12 +146,12 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
         Raises:
             ImageNotFoundException: There is no such image.
-            StorageError: It could not be written.
+            StorageError: The information could not be read or written.
         """
         if self.image_file(image_id) is None:
             raise ImageNotFoundException(str(UnknownImageError(image_id)))
         with self._turn():
-            self._records.write(image_id, {**self._records.of(image_id), **info})
+            self._records.add(image_id, info)
 
     def offer_to(self, image_id: str, names: Collection[str]) -> Mapping[str, Any] | None:
         """Return the last offer of an image to a client with one of these names, with its ``strategy``, or None."""

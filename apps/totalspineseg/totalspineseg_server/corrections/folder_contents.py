@@ -6,28 +6,29 @@ A DICOM series is converted to a volume when somebody needs it. The volumes can 
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from stat import S_ISREG
 from typing import Final
 
+from totalspineseg_server.bids import ANATOMY_FOLDERS
 from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.ids import (
     OFFERED_ENDINGS,
     bids_folder,
     file_stem,
+    image_files,
+    is_offered,
     is_plain_stem,
     is_usable_id,
-    split_name,
 )
 from totalspineseg_server.corrections.image_records import Remembered
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import copy_file, storage_errors
-from totalspineseg_server.io.unpacking import MAX_POINTER_BYTES, missing_content, real_path
-from totalspineseg_server.io.volumes import image_named, is_image_name, is_other_name, stem, write_volume
+from totalspineseg_server.io.unpacking import missing_content, real_path
+from totalspineseg_server.io.volumes import image_named, is_image_name, is_other_name, may_be_dicom, stem, write_volume
 from totalspineseg_server.locks import NamedLocks
 
 logger = logging.getLogger(__name__)
@@ -37,41 +38,14 @@ VOLUME_ENDING: Final = ".nii"
 """Ending of a volume. It is not compressed, because the same series must give the same bytes whenever it is converted.
 """
 MODALITY: Final = "MR"
-DICOM_INDEX: Final = "DICOMDIR"
-"""Name of the index at the top of a disc; it is written as DICOM, but is not an image."""
 MAX_DEPTH: Final = 8
 """Largest depth of folders that are searched; exports have patient, study, series."""
 MAX_FOLDERS: Final = 20_000
 """Largest number of folders that are searched, so that a folder with everything in it does not keep the server busy."""
 LOOKED_AT: Final = 5
 """Number of files to open in a folder before it counts as one without DICOM."""
-BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
 MAX_LOOKED_AT: Final = 2000
 """Largest number of entries of a folder that are examined."""
-
-
-def is_offered(path: Path) -> bool:
-    """Return whether a file of the studies folder is offered as an image: by its name, and if its content is here."""
-    if not path.name.lower().endswith(OFFERED_ENDINGS) or not is_plain_stem(stem(path)):
-        return False
-    try:
-        stat = path.stat()
-        # Ask once of each file: thousands are listed, perhaps over a network.
-        return S_ISREG(stat.st_mode) and (stat.st_size > MAX_POINTER_BYTES or not missing_content(path))
-    except (OSError, ValueError):
-        return False
-
-
-def image_files(folder: Path) -> list[str]:
-    """Return the names of the image files of a folder, in the order of their endings in ``OFFERED_ENDINGS``.
-
-    Files that are being written and files without a plain name are skipped.
-
-    Raises:
-        OSError: The folder cannot be read.
-    """
-    plain = [file.name for file in folder.iterdir() if is_offered(file)]
-    return sorted(plain, key=lambda name: (OFFERED_ENDINGS.index(split_name(name)[1].lower()), name))
 
 
 def studies_files(folder: Path) -> list[str]:
@@ -84,7 +58,7 @@ def studies_files(folder: Path) -> list[str]:
         OSError: A folder cannot be read.
     """
     found = image_files(folder) if folder.is_dir() else []
-    for place in sorted(path.relative_to(folder) for pattern in BIDS_FOLDERS for path in folder.glob(pattern)):
+    for place in sorted(path.relative_to(folder) for pattern in ANATOMY_FOLDERS for path in folder.glob(pattern)):
         # A file whose name does not say where it belongs would share its id with another one.
         found += [(place / name).as_posix() for name in image_files(folder / place) if bids_folder(name) == place]
     return found
@@ -95,14 +69,6 @@ def image_in_studies(folder: Path, image_id: str) -> Path | None:
     place = bids_folder(image_id)
     places = (folder,) if place is None else (folder, folder / place)
     return next(filter(None, (image_named(each, file_stem(image_id)) for each in places)), None)
-
-
-def by_image(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return image id -> its files, as names or as paths with "/", in the same order."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(split_name(name.rpartition("/")[2])[0], []).append(name)
-    return found
 
 
 @dataclass(frozen=True)
@@ -263,7 +229,7 @@ def _names_in(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
                 continue
             if entry.is_dir():
                 below.append(entry.name)
-            elif not is_image_name(Path(entry.name)) and entry.name.upper() != DICOM_INDEX and entry.is_file():
+            elif may_be_dicom(Path(entry.name)) and entry.is_file():
                 files.append(entry.name)
     return tuple(sorted(below)), tuple(sorted(files))
 

@@ -13,8 +13,7 @@ from typing import Any, Final
 
 from totalspineseg_server.anatomy import NAME_OF, WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.folder_contents import by_image, image_files
-from totalspineseg_server.corrections.ids import OFFERED_ENDINGS, file_stem, split_name
+from totalspineseg_server.corrections.ids import OFFERED_ENDINGS, by_image, file_stem, image_files, split_name
 from totalspineseg_server.corrections.image_records import ContentHashes, OlderIndex, Remembered
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import copy_file, read_json_or, sha256_of, storage_errors, write_json

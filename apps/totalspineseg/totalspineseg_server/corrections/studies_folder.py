@@ -21,7 +21,6 @@ from totalspineseg_server.corrections.folder_contents import (
     VOLUMES_DIR,
     DicomFolder,
     DicomFolders,
-    by_image,
     image_in_studies,
     not_offered,
     studies_files,
@@ -29,6 +28,7 @@ from totalspineseg_server.corrections.folder_contents import (
 from totalspineseg_server.corrections.ids import (
     HISTORY_DIR,
     OFFERED_ENDINGS,
+    by_image,
     file_stem,
     is_usable_id,
     same_examination,
@@ -126,8 +126,11 @@ class StudiesDatastore(SpineDatastore):
 
     def present_file(self, image_id: str) -> Path | None:
         """Return the file of an image, or None, also for a series that has to be converted first."""
-        name, series = self._offered().get(image_id), self._series.get(image_id)
-        if series is not None:
+        name = self._files.get(image_id)
+        # A file that is still there is still the one that is offered, so the folder is not listed again for it.
+        if name is None or (self._is_list_old() and not (self._images / name).is_file()):
+            name = self._offered().get(image_id)
+        if (series := self._series.get(image_id)) is not None:
             return self._dicom.volume(image_id, series)
         return None if name is None else self._images / name
 
@@ -175,8 +178,8 @@ class StudiesDatastore(SpineDatastore):
         return len({series.frame for series in known if series is not None} - {""}) < 2
 
     def subject(self, image_id: str) -> str:
-        """Return an anonymous id of an image's patient; "" if nobody said who it is."""
-        if noted := self._records.of(image_id).get(PATIENT):
+        """Return an anonymous id of an image's patient; "" if nobody said who it is. See the base class."""
+        if noted := self._records.read(image_id).get(PATIENT):
             return str(noted)
         series = self._series.get(image_id)
         return "" if series is None or not series.patient else anonymous(series.patient)
@@ -265,12 +268,14 @@ class StudiesDatastore(SpineDatastore):
 
     # The list.
 
+    def _is_list_old(self) -> bool:
+        age = time.monotonic() - self._listed_at
+        return self._follows and age > max(LISTED_SECONDS, LISTED_TIMES * self._listing_seconds)
+
     def _offered(self) -> Mapping[str, str]:
         """Return image id -> its file's name, listed a moment ago."""
-        age = time.monotonic() - self._listed_at
-        is_old = age > max(LISTED_SECONDS, LISTED_TIMES * self._listing_seconds)
         # Requests that arrive while somebody lists the folder get the previous list.
-        if self._follows and is_old and self._listing.acquire(blocking=False):
+        if self._is_list_old() and self._listing.acquire(blocking=False):
             if self._listing_seconds < QUICK_SECONDS:
                 self._list_again()
             else:
@@ -350,10 +355,9 @@ class StudiesDatastore(SpineDatastore):
 
     def _record_patient(self, image_id: str, series: DicomFolder) -> None:
         """Record the patient of a converted series, for trainings without this server."""
-        known = self._records.of(image_id)
-        if series.patient and PATIENT not in known:
+        if series.patient and PATIENT not in self._records.of(image_id):
             with suppress(StorageError), self._turn():
-                self._records.write(image_id, {**known, PATIENT: anonymous(series.patient)})
+                self._records.add(image_id, {PATIENT: anonymous(series.patient)})
 
     # What is not offered.
 
@@ -380,7 +384,7 @@ class StudiesDatastore(SpineDatastore):
             image_id = split_name(Path(chosen).name)[0]
             if self._records.of(image_id).get("name") != chosen:
                 with suppress(StorageError), self._turn():
-                    self._records.write(image_id, {**self._records.of(image_id), "name": chosen})
+                    self._records.add(image_id, {"name": chosen})
 
     def _foreign_labels(self) -> dict[str, str]:
         """Return the label files that this server did not write, whose values have no known names."""

@@ -5,12 +5,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
 from totalspineseg_server.anatomy import BACKGROUND, OWN_NUMBERS, UNREVIEWED, UNREVIEWED_NAME
-from totalspineseg_server.bids import LABEL_SUFFIX, image_of_label
+from totalspineseg_server.bids import DERIVATIVES, LABEL_SUFFIX, image_of_label
 from totalspineseg_server.color_tables import BIDS_TABLE
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.exchange import exchange_messages
@@ -18,8 +17,6 @@ from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.volumes import images_in, read_labels, read_numbered, stem
 from totalspineseg_server.plausible import mark_unlabeled
 from totalspineseg_server.spellings import code_of_name
-
-DERIVATIVES: Final = "derivatives"
 
 
 @dataclass(frozen=True)

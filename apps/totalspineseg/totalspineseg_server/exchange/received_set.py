@@ -13,7 +13,7 @@ from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correct
 from totalspineseg_server.corrections.ids import HISTORY_DIR, STUDIES_DIR
 from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.predictions import MapStore, PredictionStore
-from totalspineseg_server.corrections.receipts import Receipts, Sender
+from totalspineseg_server.corrections.receipts import Receipts, Sender, receipt_of
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import StorageError, TotalSpineSegError
 from totalspineseg_server.exchange import exchange_messages
@@ -111,7 +111,7 @@ class _Desk:
                 return False
             sender = Sender(user=IMPORTED, client=origin, file_name=label_file.name)
             params: Mapping[str, Any] = {"label_info": [{"name": name} for name in names]}
-            self._inbox.submit(image_id, file, tag=FINAL_TAG, sender=sender, params=params)
+            self._inbox.submit(receipt_of(image_id, file, tag=FINAL_TAG, sender=sender, params=params), file)
         return True
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from totalspineseg_server.anatomy import C1, C2, UNREVIEWED, UNREVIEWED_NAME
 from totalspineseg_server.bids import DESCRIPTION_FILE, FINISHED, description, folder_of, label_path
 from totalspineseg_server.color_tables import BIDS_TABLE, bids_table
-from totalspineseg_server.corrections.correction_store import CODES_FILE, FINAL_TAG, Correction
+from totalspineseg_server.corrections.correction_store import CODES_FILE, Correction, CorrectionStore
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.exchange import exchange_messages
 from totalspineseg_server.files import sha256_of, staged_folder, storage_errors, write_json, write_text
@@ -71,12 +71,13 @@ def export_set(site: Site, target: Path, *, contrast: str = "T2w") -> Exported:
         contrast: BIDS suffix of images whose name does not say it.
 
     Raises:
-        StorageError: ``target`` has files, there is nothing to export, or something cannot be written.
+        StorageError: ``target`` has files, there is nothing to export, or something cannot be read or
+            written.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise StorageError(exchange_messages.FOLDER_IN_USE.format(folder=str(target)))
     pseudonym = _pseudonyms(site.history)
-    finished = finished_labels(site)
+    finished = _newest_finished(site.corrections)
     left_out: dict[str, str] = {}
     subjects: set[str] = set()
     faces = images = 0
@@ -105,16 +106,10 @@ def export_set(site: Site, target: Path, *, contrast: str = "T2w") -> Exported:
     return Exported(images, len(subjects), faces, left_out)
 
 
-def finished_labels(site: Site) -> tuple[Correction, ...]:
-    """Return the newest finished label of each image that was not withdrawn, in the order of images."""
-    newest: dict[str, Correction] = {}
-    for correction in site.corrections.all():
-        if correction.status == "accepted" and correction.step == 2 and correction.tag == FINAL_TAG:
-            earlier = newest.get(correction.image)
-            withdrawn = correction.id in site.corrections.withdrawals.of_image(correction.image)
-            if not withdrawn and (earlier is None or earlier.id < correction.id):
-                newest[correction.image] = correction
-    return tuple(newest[image] for image in sorted(newest))
+def _newest_finished(corrections: CorrectionStore) -> list[Correction]:
+    """Return the newest finished label of each image, in the order of images."""
+    images = sorted({correction.image for correction in corrections.all()})
+    return [known[-1] for image in images if (known := corrections.finished(image))]
 
 
 def _write_pair(site: Site, correction: Correction, root: Path, name: str) -> set[int]:

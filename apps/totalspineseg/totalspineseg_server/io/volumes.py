@@ -65,6 +65,8 @@ _UNREADABLE = (
     HeaderDataError,
     WrapStructError,
 )
+DICOM_INDEX: Final = "DICOMDIR"
+"""Name of the index at the top of a disc; it is written as DICOM, but is not an image."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -84,6 +86,12 @@ def is_image_name(path: Path) -> bool:
 def is_other_name(path: Path) -> bool:
     """Return whether the file name ends like an image, or an archive of images, that this project does not read."""
     return path.name.lower().endswith(OTHER_SUFFIXES)
+
+
+def may_be_dicom(path: Path) -> bool:
+    """Return whether a file may be a DICOM image by its name: it may have any, or none, but not that of another
+    image, or of the index of a disc."""
+    return not is_image_name(path) and path.name.upper() != DICOM_INDEX
 
 
 def not_read_sentence(names: Collection[str], endings: tuple[str, ...] = IMAGE_SUFFIXES) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path, PureWindowsPath
 from typing import IO, Final
 
 from totalspineseg_server.errors import ArchiveError, StorageError, TooLargeError, TotalSpineSegError
+from totalspineseg_server.files import CHUNK_BYTES
 from totalspineseg_server.io import io_messages
 
 MAX_ENTRIES: Final = 10_000
@@ -25,8 +26,6 @@ MAX_RATIO: Final = 200
 """Largest compression of a model's file. Weights hardly compress, JSON some tenfold; zip bombs start at a thousand."""
 RATIO_FROM_BYTES: Final = 1 << 20
 """Smallest size of a file whose compression is checked."""
-CHUNK_BYTES: Final = 1 << 20
-"""Number of bytes that are copied at once."""
 KINDS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Allowed ways to compress. Others cannot be unpacked piece by piece, and a small piece may fill the memory."""
 REGULAR: Final = (0, stat.S_IFREG, stat.S_IFDIR)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from totalspineseg_server.errors import StorageError, WeightsError
-from totalspineseg_server.files import read_json, sha256_of, storage_errors, write_json
+from totalspineseg_server.files import read_json_if_there, sha256_of, storage_errors, write_json
 from totalspineseg_server.io.zips import require_space
 from totalspineseg_server.locks import locked
 from totalspineseg_server.nnunet import nnunet_messages
@@ -190,9 +190,8 @@ def _known_file(store: ModelStore) -> Path:
 
 def _known(store: ModelStore) -> dict[str, str]:
     """Return official zip name -> SHA-256 recorded at its first installation."""
-    path = _known_file(store)
     try:
-        content = read_json(path, nnunet_messages.RECORD_AGAIN) if path.exists() else {}
+        content = read_json_if_there(_known_file(store), nnunet_messages.RECORD_AGAIN)
     except StorageError as error:
         raise WeightsError(str(error)) from error
     return {str(name): str(digest) for name, digest in content.items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.errors import StorageError
-from totalspineseg_server.files import PARTIAL_PREFIX, read_json, remove_leftovers, storage_errors, write_json
+from totalspineseg_server.files import PARTIAL_PREFIX, read_json_if_there, remove_leftovers, storage_errors, write_json
 from totalspineseg_server.geometry import Grid, LabelArray
 from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.nnunet import nnunet_messages
@@ -44,8 +44,7 @@ def read_cases(dataset: Path) -> dict[str, dict[str, str]]:
     Raises:
         StorageError: It is damaged.
     """
-    file = dataset / CASES_FILE
-    return read_json(file, nnunet_messages.PREPARE_AGAIN) if file.is_file() else {}
+    return read_json_if_there(dataset / CASES_FILE, nnunet_messages.PREPARE_AGAIN)
 
 
 class RawFolder:

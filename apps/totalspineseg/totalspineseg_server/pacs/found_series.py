@@ -170,5 +170,9 @@ class StoredSeries:
         return file if is_known and file.is_file() else None
 
     def subject(self, series: str) -> str:
-        """Return an anonymous id of a series' patient, the same as the running server's."""
-        return patient_of(series, self._records.of(series))
+        """Return an anonymous id of a series' patient, the same as the running server's.
+
+        Raises:
+            StorageError: The record of the series cannot be read.
+        """
+        return patient_of(series, self._records.read(series))

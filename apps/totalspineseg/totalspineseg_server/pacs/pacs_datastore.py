@@ -15,6 +15,7 @@ from dicomweb_client import DICOMwebClient
 
 from totalspineseg_server.corrections.correction_store import FINAL_TAG, CorrectionStore
 from totalspineseg_server.corrections.datastore import SpineDatastore
+from totalspineseg_server.corrections.folder_contents import VOLUME_ENDING
 from totalspineseg_server.corrections.label_files import RENUMBERED
 from totalspineseg_server.errors import ImageError, MemoryShortageError, StorageError, TotalSpineSegError
 from totalspineseg_server.files import copy_file, move_folder, storage_errors
@@ -32,10 +33,6 @@ logger = logging.getLogger(__name__)
 
 SERIES_DIR: Final = "dicom"
 """Folder of the original DICOM files of each series."""
-VOLUME_ENDING: Final = ".nii"
-"""Ending of a series' volume. It is not compressed, because the same series must give the same bytes whenever it is
-fetched.
-"""
 COUNTED: Final = "instances"
 """Field of a fetched image with the number of instances that the PACS reported at that time."""
 UNSENT: Final = "unsent"

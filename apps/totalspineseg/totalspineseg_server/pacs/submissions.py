@@ -1,13 +1,12 @@
 """Count segmentations that a viewer stored in the PACS as submissions."""
 
 import logging
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore
-from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.inbox import Submit
+from totalspineseg_server.corrections.receipts import Sender, receipt_of
 from totalspineseg_server.errors import LabelError, StorageError, TotalSpineSegError
 from totalspineseg_server.io.dicom.seg_object import SegReference, seg_content
 from totalspineseg_server.pacs import pacs_messages
@@ -16,9 +15,6 @@ from totalspineseg_server.pacs.outcomes import Outcome
 from totalspineseg_server.pacs.pacs_datastore import UNSENT, PacsDatastore
 
 logger = logging.getLogger(__name__)
-
-Submit = Callable[[str, Path, str, Mapping[str, Any], Sender, Mapping[str, Any]], Correction]
-"""Function of the app that receives a label."""
 
 
 def submit_segmentation(
@@ -56,7 +52,8 @@ def submit_segmentation(
         if earlier := _earlier(corrections, series, file, sender):
             return _outcome_of(instance, earlier)
         try:
-            correction = submit(series, file, FINAL_TAG, params, sender, {"instance": instance})
+            info = {"instance": instance}
+            correction = submit(receipt_of(series, file, tag=FINAL_TAG, sender=sender, params=params, info=info), file)
         except LabelError as error:
             return Outcome(instance, "parked", f"Not counted: {error}", series)
         except TotalSpineSegError as error:

@@ -37,6 +37,9 @@ ACTIVATE_ANOTHER: Final = "Activate another version first."
 BEFORE_THIS: Final = "would be put into use by 'models rollback'"
 ORIGIN: Final = "is the origin of the weights in use, and the gate compares new versions with it"
 FORCE: Final = "Use --force to remove it anyway."
+LOST_RECORD: Final = (
+    "Restore it from a backup. If there is none, delete it: what the version learned from is then not known."
+)
 
 # releases, and what the weights are good for
 WEIGHTS_IN_USE: Final = "Weights in use: {names}."

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Final
 
 from totalspineseg_server.errors import WeightsError
-from totalspineseg_server.files import move_folder, storage_errors, write_json
+from totalspineseg_server.files import move_folder, read_json_if_there, storage_errors, write_json
 from totalspineseg_server.locks import locked
 from totalspineseg_server.registry import registry_messages
 from totalspineseg_server.registry.manage import require_known
 from totalspineseg_server.registry.model_store import STARTER, ModelStore
-from totalspineseg_server.registry.records import lineage, read_record, removed_file, removed_versions
+from totalspineseg_server.registry.records import RECORD_FILE, lineage, removed_file, removed_versions
 
 LEAVING: Final = ".removed-"
 """Prefix of a version that is being removed; readers skip names with a leading dot."""
@@ -74,10 +74,11 @@ def _beginnings(store: ModelStore) -> Collection[str]:
 def _take_out(store: ModelStore, name: str) -> None:
     """Make a version disappear in one step, after its record is safe."""
     removed = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    file = removed_file(store, name)
+    file, own = removed_file(store, name), store.versions_dir / name / RECORD_FILE
+    record = read_json_if_there(own, registry_messages.LOST_RECORD)
     with storage_errors(file.parent):
         file.parent.mkdir(exist_ok=True)
-    write_json(file, {"name": name, **(read_record(store, name) or {}), "removed": removed})
+    write_json(file, {"name": name, **record, "removed": removed})
     move_folder(store.versions_dir / name, store.versions_dir / f"{LEAVING}{name}")
 
 

@@ -97,15 +97,22 @@ def site_material(
 
     newest: dict[tuple[str, int], Correction] = {}
     drafts: dict[tuple[str, int], Correction] = {}
-    subjects: list[str] = []
+    counted: list[str] = []
+    subjects: dict[str, str] = {}
     for correction in sorted(site.corrections.readable(damaged), key=lambda c: c.id):
         if correction.status != "accepted" or correction.step not in FINISHED_TAGS:
             continue
         if correction.id in site.corrections.withdrawals.of_image(correction.image):
             continue
+        try:
+            subject = subjects[correction.image] = site.subject(correction.image)
+        except StorageError as error:
+            # As another patient, a scan that is held out would be used for training.
+            damaged(_name(correction), error)
+            continue
         if correction.tag in FINISHED_TAGS[correction.step]:
             if not correction.unchanged:
-                subjects.append(site.subject(correction.image))
+                counted.append(subject)
             newest[correction.image, correction.step] = correction
             drafts.pop((correction.image, correction.step), None)
         else:
@@ -113,16 +120,16 @@ def site_material(
     skipped += [Skipped(_name(c), _reason(c)) for c in drafts.values() if not _has_newer_final(newest, c)]
     used = [c for c in newest.values() if c.step == 2 or not _has_newer_final(newest, c)]
     used.sort(key=lambda c: c.id)
-    split = split_of(site.holdout_file, subjects)
+    split = split_of(site.holdout_file, counted)
     training, holdout = [], []
     for correction in used:
         source = _source(site, correction, _steps(newest, correction), line)
         if correction.unchanged:
-            if _may_judge(split, site.subject(correction.image)):
+            if _may_judge(split, subjects[correction.image]):
                 skipped.append(Skipped(source.name, training_messages.ACCEPTED_HOLDOUT))
             else:
                 training.append(source)
-        elif not split.holds_out(site.subject(correction.image)):
+        elif not split.holds_out(subjects[correction.image]):
             training.append(source)
         elif correction.step == 2:
             holdout.append(source)

@@ -17,7 +17,7 @@ import torch
 
 from totalspineseg_server import places
 from totalspineseg_server.errors import TrainingError
-from totalspineseg_server.files import read_json_or, storage_errors, write_json
+from totalspineseg_server.files import read_json_if_there, storage_errors, write_json
 from totalspineseg_server.locks import locked
 from totalspineseg_server.nnunet.plugin.spine_trainer import EPOCHS_VARIABLE, ITERATIONS_VARIABLE, SpineTrainer
 from totalspineseg_server.nnunet.raw_dataset import require_fold, subjects_of, write_splits
@@ -144,7 +144,7 @@ class _Scratch:
         """Make nnU-Net's fingerprint, plan and preprocessing, unless they exist for these cases."""
         with locked(self.preprocessed, seconds=PLAN_SECONDS):
             digest = _digest(self.raw)
-            known = read_json_or(self.preprocessed / PLANNED_FILE, {})
+            known = read_json_if_there(self.preprocessed / PLANNED_FILE, training_messages.UNKNOWN_PLAN)
             others = self._others_begun()
             if others and any(value != digest for value in known.values()):
                 raise TrainingError(
@@ -229,8 +229,8 @@ class _Scratch:
         wanted = {
             name: value for name, value in asdict(self.settings).items() if name in ("size", "epochs", "iterations")
         }
-        known = read_json_or(file, {})
-        if begun and known and known != wanted:
+        known = read_json_if_there(file, training_messages.START_OVER) if begun else {}
+        if known and known != wanted:
             raise TrainingError(training_messages.OTHER_SETTINGS.format(first=_listed(known), now=_listed(wanted)))
         write_json(file, wanted)
 

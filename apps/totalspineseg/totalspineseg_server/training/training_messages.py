@@ -79,6 +79,8 @@ TOO_FEW_DEFAULT: Final = (
 )
 
 # trainings from scratch
+UNKNOWN_PLAN: Final = "Delete it to plan again. If another training uses this plan, write the cases to another folder."
+START_OVER: Final = "Start over with --restart."
 NO_CASES: Final = "There are no labeled cases in {folder!r}. Write them with '{command} prepare'."
 UNFINISHED_DATASET: Final = (
     "The dataset in {dataset!r} is not finished: {file!r} is missing. Let '{command} prepare' finish."

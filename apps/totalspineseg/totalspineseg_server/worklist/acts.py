@@ -4,7 +4,7 @@ import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 
@@ -18,8 +18,9 @@ from totalspineseg_server.corrections.correction_store import (
     Rejection,
     Rejections,
 )
+from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.interpretation import UNCHANGED_PARAMETER
-from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.receipts import Sender, receipt_of
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import labels_from_iso
 from totalspineseg_server.io.volumes import write_volume
@@ -53,32 +54,17 @@ class Pinned:
     message: str
 
 
-class Submit(Protocol):
-    """Accepts a label, see ``App.submit_label``."""
-
-    def __call__(self, image_id: str, file: Path, tag: str, params: Mapping[str, Any], sender: Sender) -> Correction:
-        """Accept a label."""
-
-
-class Undo(Protocol):
-    """Takes back the newest label of an image, see ``Inbox.undo``."""
-
-    def __call__(self, image_id: str, correction_id: str, *, user: str) -> str:
-        """Take the label back, and return the id of the label that is now displayed again."""
-
-
 class Acts:
     """Carries out what readers decide on the page; each act is stored in the history with the reader's name.
 
     Args:
-        submit: Accepts a label as if a client had sent it.
-        undo: Takes back the newest label.
+        inbox: Accepts a label as if a client had sent it, and takes back the newest one.
         corrections: All submitted labels.
         rejections: All rejections.
     """
 
-    def __init__(self, submit: Submit, undo: Undo, corrections: CorrectionStore, rejections: Rejections) -> None:
-        self._submit, self._undo = submit, undo
+    def __init__(self, inbox: Inbox, corrections: CorrectionStore, rejections: Rejections) -> None:
+        self._inbox = inbox
         self._corrections, self._rejections = corrections, rejections
 
     def pin(self, view: View, prediction: str, names: Mapping[str, str]) -> Pinned:
@@ -176,7 +162,7 @@ class Acts:
             return worklist_messages.REJECTION_UNDONE
         assert label is not None
         _require_own(label, sender, is_admin=is_admin)
-        again = self._undo(row.id, label.id, user=sender.user)
+        again = self._inbox.undo(row.id, label.id, user=sender.user)
         return worklist_messages.EARLIER_LABEL_RETURNS if again else worklist_messages.LABEL_UNDONE
 
     def _send(
@@ -192,7 +178,7 @@ class Acts:
         with tempfile.TemporaryDirectory(prefix="totalspineseg-label-") as folder:
             file = Path(folder) / sender.file_name
             write_volume(file, to_wire(codes), view.grid)
-            return self._submit(row.id, file, FINAL_TAG, params, sender)
+            return self._inbox.submit(receipt_of(row.id, file, tag=FINAL_TAG, sender=sender, params=params), file)
 
 
 def reader(user: str, client: str) -> Sender:

@@ -11,8 +11,9 @@ import numpy as np
 from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, UNREVIEWED, UNREVIEWED_NAME, WIRE_LABELS
 from totalspineseg_server.corrections.comparison import ACCEPTED_NAMES
 from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore
+from totalspineseg_server.corrections.inbox import Submit
 from totalspineseg_server.corrections.interpretation import CHOSEN_PARAMETER, UNCHANGED_PARAMETER
-from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.receipts import Sender, receipt_of
 from totalspineseg_server.corrections.submission import UNREVIEWED_NAMES
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import Grid, LabelArray
@@ -21,7 +22,6 @@ from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.segments import to_wire
 from totalspineseg_server.spellings import code_of_name
 from totalspineseg_server.worklist import worklist_messages
-from totalspineseg_server.worklist.acts import Submit
 
 REGION: Final = max(WIRE_LABELS.values()) + 1
 """Value of the regions that are left out of training; it follows those of the structures."""
@@ -62,7 +62,7 @@ def choose(
         LabelError: A label does not have the structure that is to be taken from it.
     """
     named = {choice.label, *choice.take.values(), *choice.leave_out}
-    known = {one.id: one for one in finished_labels(corrections, image_id)}
+    known = {one.id: one for one in corrections.finished(image_id)}
     if missing := sorted(named - known.keys()):
         raise ConflictError(worklist_messages.NOT_FINISHED.format(label=missing[0][:80]))
     labels = {id_: known[id_] for id_ in (choice.label, *sorted(named - {choice.label}))}
@@ -77,12 +77,7 @@ def choose(
     with tempfile.TemporaryDirectory(prefix="totalspineseg-choice-") as folder:
         file = Path(folder) / "label.nii.gz"
         write_volume(file, wire, grid)
-        return submit(image_id, file, FINAL_TAG, params, sender)
-
-
-def finished_labels(corrections: CorrectionStore, image_id: str) -> list[Correction]:
-    """Return the finished labels of a scan that count, oldest first."""
-    return [one for one in corrections.in_force(image_id) if one.tag == FINAL_TAG and one.step != 1]
+        return submit(receipt_of(image_id, file, tag=FINAL_TAG, sender=sender, params=params), file)
 
 
 def merge(codes: Mapping[str, LabelArray], choice: Choice) -> LabelArray:
