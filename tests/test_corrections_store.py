@@ -18,6 +18,7 @@ import pytest
 from pacs_serving import wait_for
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
 from totalspineseg_server.corrections import datastore, ids
+from totalspineseg_server.corrections.answers import name_taken
 from totalspineseg_server.corrections.correction_store import STEP1_TAG, Correction, CorrectionStore, is_safe_tag
 from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.interpretation import Lint
@@ -391,22 +392,22 @@ def test_two_files_with_one_id_are_reported(
     folder = studies._place
     for name in (f"x{ending}", "x.nii.gz"):
         write_volume(folder / name, np.ones(GRID.shape, np.uint8), GRID)
-    left_out = {f"x{ending}": "x.nii.gz"}
+    left_out = {f"x{ending}": name_taken("x.nii.gz")}
     for _ in range(2):
         studies.refresh()
         assert studies.status()["not_offered"] == left_out
-    assert caplog.text.count(f"'x{ending}' is not offered") == 1
+    assert caplog.text.count(f"Not offered: 'x{ending}'") == 1
     assert Path(studies.get_image_uri("x")).name == "x.nii.gz"
     caplog.clear()
     again = StudiesDatastore(str(folder), auto_reload=False, read_only=True)
-    assert (again.status()["not_offered"], caplog.text.count("is not offered")) == (left_out, 1)
+    assert (again.status()["not_offered"], caplog.text.count("Not offered")) == (left_out, 1)
     (folder / "x.nii.gz").unlink()
     studies.refresh()
     assert studies.status()["not_offered"] == {}
     write_volume(folder / "x.nii.gz", np.ones(GRID.shape, np.uint8), GRID)
     studies.refresh()
     # What was offered before stays: labels may have been drawn on it.
-    assert studies.status()["not_offered"] == {"x.nii.gz": f"x{ending}"}
+    assert studies.status()["not_offered"] == {"x.nii.gz": name_taken(f"x{ending}")}
     assert Path(studies.get_image_uri("x")).name == f"x{ending}"
 
 

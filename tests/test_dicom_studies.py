@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset, FileDataset
 
 from dicom_series import OBLIQUE, picture, save, slices
 from totalspineseg_server.corrections.label_files import IMAGE_HASH
@@ -80,8 +80,9 @@ def test_a_series_that_is_not_a_volume_is_no_longer_offered(tree: Path) -> None:
     with pytest.raises(ImageError, match="evenly spaced"):
         studies.get_image_uri(OTHER)
     assert studies.list_images() == sorted((T2, T1))
-    studies.refresh()
-    assert "P2/" in studies.status()["not_offered"]
+    for look in (studies.status, studies.refresh, studies.status):
+        look()
+        assert "evenly spaced" in studies.status()["not_offered"]["P2/"], "it was gone without a reason"
 
 
 def test_series_of_one_patient_have_one_role_and_nobody_reads_whose_they_are(tree: Path) -> None:
@@ -130,7 +131,32 @@ def test_series_that_share_a_folder_are_named_with_the_reason(tree: Path) -> Non
         file.rename(tree / "P2" / f"z{number}")
     studies = opened(tree)
     assert studies.list_images() == [T2]
-    assert "folder of their own" in studies.status()["not_offered"]["P2/"]
+    assert "folder of its own" in studies.status()["not_offered"]["P2/"]
+
+
+def test_a_series_beside_an_offered_one_is_not_left_out_in_silence(tree: Path) -> None:
+    """A patient's folder with one series on offer hid why the others were missing."""
+    for number, file in enumerate(sorted((tree / "P2").iterdir())):
+        shutil.copy(file, tree / "P1" / "st" / "b" / f"z{number}")
+    studies = opened(tree)
+    assert studies.list_images() == sorted((T2, OTHER))
+    left = studies.status()["not_offered"]
+    assert list(left) == ["P1/st/b/"] and "folder of its own" in left["P1/st/b/"]
+
+
+@pytest.mark.parametrize("stray", ["Thumbs.db", "VERSION", "0readme.txt"])
+def test_a_file_of_another_program_beside_the_slices_hides_no_series(tree: Path, stray: str) -> None:
+    (tree / "P2" / stray).write_bytes(b"\0" * 500)
+    assert OTHER in opened(tree).list_images()
+
+
+def test_a_series_whose_modality_was_removed_is_offered(tree: Path) -> None:
+    def without(header: Dataset, _: int) -> None:
+        del header.Modality
+
+    shutil.rmtree(tree / "P2")
+    save(tree / "P2", series(1, "T2", "Bob", f"{STUDY}.7"), without)
+    assert OTHER in opened(tree).list_images()
 
 
 def test_an_upload_and_a_removal_leave_the_series_alone(tree: Path, tmp_path: Path) -> None:

@@ -57,6 +57,8 @@ MESSAGES = [*sorted(LIB.rglob("*messages.py")), LIB / "corrections" / "answers.p
 """Files that hold the sentences of a room, so that they can be read in a row and translated."""
 FEW = 3
 """Largest number of sentences that a folder may have without such a file."""
+END = re.compile(r"\.( \{\})?\Z")
+"""The end of a sentence; a remedy or a reason from elsewhere may follow it."""
 SCRIPT_NAME = re.compile(r"\b(?:const|let|function)\s+(\w+)")
 """A name that a script defines."""
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -148,7 +150,7 @@ def sentences(text: str) -> list[str]:
             if isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") == "logger":
                 skipped |= {id(argument) for argument in node.args}
     found = [template(node) for node in nodes if id(node) not in skipped]
-    return [line for line in found if line.count(" ") > 1 and line.endswith(".") and not line.startswith("expected ")]
+    return [line for line in found if line.count(" ") > 1 and END.search(line) and not line.startswith("expected ")]
 
 
 def misfilled(text: str, module: str, known: Mapping[str, str]) -> list[str]:

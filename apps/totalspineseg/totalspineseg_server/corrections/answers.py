@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
+from totalspineseg_server.errors import ImageError
 from totalspineseg_server.places import COMMAND
 
 LISTED: Final = 5
@@ -355,11 +356,22 @@ _DICOM: Final = (
     "localizers. Give each series a folder, convert it to NIfTI, or serve a DICOMweb server"
 )
 DICOM_FILE: Final = f"is a DICOM file; {_DICOM}"
+SEVERAL_SERIES: Final = "contains several DICOM series. Put each into a folder of its own"
 
 
 def no_access(reason: str | None) -> str:
     """Say that a file or folder cannot be read."""
     return f"cannot be read ({reason}). Grant the server access to it"
+
+
+def name_taken(other: str) -> str:
+    """Say that another file of the same name is offered."""
+    return f"has the name of {other!r}, which is offered. Rename or remove one"
+
+
+def not_a_volume(error: ImageError) -> str:
+    """Say why a folder of DICOM files is not a volume."""
+    return f"cannot be used: {str(error).rstrip('.')}"
 
 
 def other_format(endings: Sequence[str]) -> str:

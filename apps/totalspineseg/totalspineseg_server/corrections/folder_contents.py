@@ -6,12 +6,12 @@ A DICOM series is converted to a volume when somebody needs it. The volumes can 
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from totalspineseg_server.bids import ANATOMY_FOLDERS
 from totalspineseg_server.corrections import answers
@@ -30,6 +30,9 @@ from totalspineseg_server.files import copy_file, storage_errors
 from totalspineseg_server.io.unpacking import missing_content, real_path
 from totalspineseg_server.io.volumes import image_named, is_image_name, is_other_name, may_be_dicom, stem, write_volume
 from totalspineseg_server.locks import NamedLocks
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +93,21 @@ class DicomFolder:
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class _Found:
+    """The series in a folder, or the reason why it is not offered.
+
+    Attributes:
+        image_id: The id of its series.
+        series: Its series; None if it is not offered.
+        reason: Why it is not offered; "" if nobody expects it to be: no DICOM, another modality, a localizer.
+    """
+
+    image_id: str = ""
+    series: DicomFolder | None = None
+    reason: str = ""
+
+
 class DicomFolders:
     """The series below a folder of studies.
 
@@ -105,8 +123,9 @@ class DicomFolders:
         self._volumes = volumes
         self._converting = NamedLocks()
         self._names: Remembered[tuple[tuple[str, ...], tuple[str, ...]]] = Remembered()
-        self._found: Remembered[tuple[str, DicomFolder] | None] = Remembered()
-        self._refused: dict[str, str] = {}
+        self._found: Remembered[_Found] = Remembered()
+        self._refused: dict[str, tuple[str, str]] = {}
+        self._left_out: dict[str, str] = {}
         self._is_limited = False
 
     def series(self) -> dict[str, DicomFolder]:
@@ -114,11 +133,34 @@ class DicomFolders:
 
         An id is the path of the folder with the number and the description of the series: ``P01/s3 5 t2_tse_sag``.
         """
-        return dict(filter(None, (self._series_in(folder, names) for folder, names in self._folders())))
+        listed, left_out = {}, {}
+        for folder, names in self._folders():
+            found = self._series_in(folder, names)
+            if found.series is not None:
+                listed[found.image_id] = found.series
+            elif found.reason:
+                left_out[self._way(folder)] = found.reason
+        self._left_out = left_out
+        return listed
 
-    def is_refused(self, image_id: str, series: DicomFolder) -> bool:
-        """Return whether a series turned out not to be a volume, and has not changed since."""
-        return self._refused.get(image_id) == series.fingerprint
+    def offered(self) -> dict[str, DicomFolder]:
+        """Return image id -> its folder, without those that turned out not to be volumes."""
+        listed = self.series()
+        refused = {image_id: self._refusal(image_id, one) for image_id, one in listed.items()}
+        self._left_out |= {self._way(listed[image_id].path): reason for image_id, reason in refused.items() if reason}
+        return {image_id: one for image_id, one in listed.items() if not refused[image_id]}
+
+    def left_out(self) -> Mapping[str, str]:
+        """Return the folders with an MR series that ``offered`` left out: path below the studies, with a "/" behind it
+        -> the reason."""
+        return self._left_out
+
+    def _refusal(self, image_id: str, series: DicomFolder) -> str:
+        fingerprint, reason = self._refused.get(image_id, ("", ""))
+        return reason if fingerprint == series.fingerprint else ""
+
+    def _way(self, folder: Path) -> str:
+        return f"{folder.relative_to(self._studies).as_posix()}/"
 
     def volume(self, image_id: str, series: DicomFolder) -> Path | None:
         """Return the volume of a series if it was converted since the series changed."""
@@ -147,8 +189,8 @@ class DicomFolders:
             try:
                 folder_ns = series.path.stat().st_mtime_ns
                 image = read_series(series.path)
-            except ImageError:
-                self._refused[image_id] = series.fingerprint
+            except ImageError as error:
+                self._refused[image_id] = series.fingerprint, answers.not_a_volume(error)
                 raise
             with storage_errors(file):
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -188,31 +230,49 @@ class DicomFolders:
             if depth < MAX_DEPTH:
                 waiting += [(folder / name, depth + 1) for name in below]
 
-    def _series_in(self, folder: Path, names: tuple[str, ...]) -> tuple[str, DicomFolder] | None:
-        """Return the series in a folder with its image id; None if that is not one MR series, or a localizer."""
-        return self._found.value(folder, [folder], lambda: self._read(folder, names)) if names else None
+    def _series_in(self, folder: Path, names: tuple[str, ...]) -> _Found:
+        """Return what is in a folder, by the names of its files that may be DICOM."""
+        return self._found.value(folder, [folder], lambda: self._read(folder, names)) if names else _Found()
 
-    def _read(self, folder: Path, names: tuple[str, ...]) -> tuple[str, DicomFolder] | None:
-        from totalspineseg_server.io.dicom.headers import is_localizer, may_be_volume, read_header
+    def _read(self, folder: Path, names: tuple[str, ...]) -> _Found:
+        from totalspineseg_server.io.dicom.headers import is_localizer, may_be_volume
 
         try:
-            first = next(filter(None, (read_header(folder / name) for name in names[:LOOKED_AT])), None)
-            last = None if first is None else read_header(folder / names[-1])
-            if first is None or last is None or str(first.get("Modality") or "") != MODALITY:
-                return None
-            if first.get("SeriesInstanceUID") != last.get("SeriesInstanceUID"):
-                return None
+            # Other programs leave files of their own beside the slices, such as Thumbs.db.
+            first, last = (_first_header(folder, order) for order in (names, names[::-1]))
             sizes = [(name, (folder / name).stat().st_size) for name in names]
-        except (ImageError, OSError):
-            return None
+        except ImageError as error:
+            return _Found(reason=answers.not_a_volume(error))
+        except OSError as error:
+            return _Found(reason=answers.no_access(error.strerror))
+        if first is None or last is None:
+            return _Found()
         number, description = (str(first.get(key) or "") for key in ("SeriesNumber", "SeriesDescription"))
+        is_other = str(first.get("Modality") or MODALITY) != MODALITY
+        if is_other or is_localizer(description) or not may_be_volume(len(sizes)):
+            return _Found()
+        if first.get("SeriesInstanceUID") != last.get("SeriesInstanceUID"):
+            return _Found(reason=answers.SEVERAL_SERIES)
         words = (folder.relative_to(self._studies).as_posix(), number, description.strip())
         image_id = " ".join(filter(None, words))
-        if not is_usable_id(image_id) or is_localizer(description) or not may_be_volume(len(sizes)):
-            return None
+        if not is_usable_id(image_id):
+            return _Found(reason=answers.UNUSABLE_NAME)
         study, frame = (str(first.get(key) or "") for key in ("StudyInstanceUID", "FrameOfReferenceUID"))
         fingerprint = f"{len(sizes)} files, {sum(size for _, size in sizes)} bytes"
-        return image_id, DicomFolder(folder, study, frame, str(first.get("PatientID") or ""), fingerprint)
+        patient = str(first.get("PatientID") or "")
+        return _Found(image_id, DicomFolder(folder, study, frame, patient, fingerprint))
+
+
+def _first_header(folder: Path, names: Iterable[str]) -> "Dataset | None":
+    """Return the header of the first DICOM file among the first ``LOOKED_AT`` names; None if there is none.
+
+    Raises:
+        ImageError: A DICOM file is damaged or too large.
+        OSError: A file cannot be read.
+    """
+    from totalspineseg_server.io.dicom.headers import read_header
+
+    return next(filter(None, (read_header(folder / name) for name in islice(names, LOOKED_AT))), None)
 
 
 def volume_of(volumes: Path, image_id: str) -> Path:

@@ -97,6 +97,7 @@ class StudiesDatastore(SpineDatastore):
         self._names: frozenset[str] = frozenset()
         self._listed_at, self._listing_seconds = 0.0, 0.0
         self._not_offered: Mapping[str, str] = {}
+        self._left_out: Mapping[str, str] = {}
         self._foreign: Mapping[str, str] = {}
         if images and not read_only and images_folder(folder) != self._images:
             try:
@@ -255,11 +256,12 @@ class StudiesDatastore(SpineDatastore):
     def status(self) -> dict[str, Any]:
         """Return how many images and labels there are.
 
-        ``not_offered`` maps a file or folder to the offered file with the same id, or to the reason why it is not
-        offered.
+        ``not_offered`` maps a file or folder to the reason why it is not offered, a sentence without its subject.
         """
         self._offered()
-        return {**super().status(), "not_offered": {**self._not_offered, **self._foreign_labels(), **self._same_id}}
+        same_names = _same_names(self._same_id)
+        left = {**self._not_offered, **self._left_out, **self._foreign_labels(), **same_names}
+        return {**super().status(), "not_offered": left}
 
     def refresh(self) -> None:
         """List the images, and find files that are not offered."""
@@ -305,18 +307,16 @@ class StudiesDatastore(SpineDatastore):
         except OSError as error:
             logger.warning("The folder of the images cannot be read at the moment: %s", error)
         else:
-            series = self._dicom.series()
+            series = self._dicom.offered()
             if (self._files or self._series) and self._is_separate and not (files or series):
                 logger.warning(
                     "There are no images in %s now. Their labels are kept until the images return.", self._images
                 )
             else:
                 self._choose(by_image(files))
-                self._series = {
-                    image_id: one
-                    for image_id, one in series.items()
-                    if image_id not in self._files and not self._dicom.is_refused(image_id, one)
-                }
+                self._series = {image_id: one for image_id, one in series.items() if image_id not in self._files}
+            before, self._left_out = self._left_out, self._dicom.left_out()
+            _log_new(before, self._left_out)
             self._names = names | series.keys()
         self._listed_at, self._listing_seconds = begun, time.monotonic() - begun
 
@@ -332,11 +332,7 @@ class StudiesDatastore(SpineDatastore):
                 files[image_id] = next((name for name in known if name in names), names[0])
                 same_id |= {name: files[image_id] for name in names if name != files[image_id]}
         self._files, self._same_id = files, same_id
-        for name, other in same_id.items():
-            if before.get(name) != other:
-                logger.warning(
-                    "%r and %r have the same image id, so %r is not offered. Rename or remove one.", other, name, name
-                )
+        _log_new(_same_names(before), _same_names(same_id))
 
     def _file_now(self, image_id: str) -> Path | None:
         """Return the file of an image, even if it was copied just now; None if there is none, even if it is listed."""
@@ -373,6 +369,8 @@ class StudiesDatastore(SpineDatastore):
         except OSError as error:
             logger.warning("The studies folder could not be read: %s", error)
             return
+        # What is known of a series says more than the sentence about all of a folder.
+        found = {name: why for name, why in found.items() if not any(way.startswith(name) for way in self._left_out)}
         before, self._not_offered = self._not_offered, found
         _log_new(before, found)
         self._foreign_labels()
@@ -402,6 +400,11 @@ class StudiesDatastore(SpineDatastore):
         before, self._foreign = self._foreign, found
         _log_new(before, found)
         return found
+
+
+def _same_names(same_id: Mapping[str, str]) -> dict[str, str]:
+    """Return file -> the reason why it is not offered, from the offered file of the same id."""
+    return {name: answers.name_taken(other) for name, other in same_id.items()}
 
 
 def _log_new(before: Mapping[str, str], found: Mapping[str, str]) -> None:
