@@ -24,7 +24,7 @@ from totalspineseg_server.anatomy import (
     Step2,
     column,
 )
-from totalspineseg_server.numbering import messages
+from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.numbering.parts import Part, fragments, levels_in
@@ -72,7 +72,7 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
         raise ValueError(f"expected a 3D map of integer codes, got {labels.ndim}D {labels.dtype}")
     box = foreground_box(labels, margin_vox=1)
     if box is None:
-        return (Finding("not_checked", BACKGROUND, messages.EMPTY),)
+        return (Finding("not_checked", BACKGROUND, numbering_messages.EMPTY),)
     # The margin makes sure that what touches the outer faces of the crop is cut off by the field of view.
     crop = np.ascontiguousarray(labels[box])
     origin = np.array([axis.start for axis in box])
@@ -80,7 +80,7 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
     strange = _strange_codes(crop, origin)
     if len(strange) > MOST_STRANGE:
         values = ", ".join(str(finding.code) for finding in strange[:MOST_STRANGE])
-        message = messages.NO_MAP.format(count=len(strange), values=values)
+        message = numbering_messages.NO_MAP.format(count=len(strange), values=values)
         return (Finding("not_checked", BACKGROUND, message),)
     parts = levels_in(crop, mm)
     parts = {code: parts[code] for code in _with_a_place(parts)}
@@ -98,11 +98,11 @@ def levels_read(labels: npt.NDArray[np.integer[Any]], program: str = "") -> str:
         labels: Integer codes of any shape. Not modified.
         program: Program whose numbers were read as these codes; "" if they were read as they are.
     """
-    table = messages.NUMBERS_OF.format(program=program) if program else messages.OWN_CODES
+    table = numbering_messages.NUMBERS_OF.format(program=program) if program else numbering_messages.OWN_CODES
     codes = sorted((int(code) for code in np.unique(labels) if code in ORDER), key=ORDER.__getitem__)
     names = [NAME_OF[code] for code in _with_a_place(codes)]
-    pair = messages.LEVELS.format(first=names[0], last=names[-1]) if names else messages.NO_LEVEL
-    return messages.READ_AS.format(table=table, levels=names[0] if len(names) == 1 else pair)
+    pair = numbering_messages.LEVELS.format(first=names[0], last=names[-1]) if names else numbering_messages.NO_LEVEL
+    return numbering_messages.READ_AS.format(table=table, levels=names[0] if len(names) == 1 else pair)
 
 
 def _with_a_place(codes: Iterable[int]) -> list[int]:
@@ -117,7 +117,7 @@ def _with_a_place(codes: Iterable[int]) -> list[int]:
 def _no_levels(parts: Mapping[int, tuple[Part, ...]]) -> list[Finding]:
     if parts:
         return []
-    return [Finding("not_checked", BACKGROUND, messages.NO_LEVELS)]
+    return [Finding("not_checked", BACKGROUND, numbering_messages.NO_LEVELS)]
 
 
 def _point(point: npt.ArrayLike, origin: npt.NDArray[np.intp]) -> tuple[int, int, int]:
@@ -138,7 +138,7 @@ def _strange_codes(crop: npt.NDArray[np.integer[Any]], origin: npt.NDArray[np.in
         where, count = _point(here[0], origin), len(here)
         is_class = 0 < code <= LAST_STEP_CLASS
         kind = "step_code" if is_class else "unknown_code"
-        text = messages.STEP_CODE if is_class else messages.UNKNOWN_CODE
+        text = numbering_messages.STEP_CODE if is_class else numbering_messages.UNKNOWN_CODE
         found.append(Finding(kind, int(code), text.format(value=code, voxels=count), int(count), where))
     return found
 
@@ -163,7 +163,7 @@ def _cord_outside(crop: npt.NDArray[np.integer[Any]], origin: npt.NDArray[np.int
         return []
     count = int(outside.sum())
     where = _point(xyz[outside & np.isin(xyz[:, 2], slices)][0], origin)
-    text = messages.CORD_OUTSIDE.format(slices=slices.size, voxels=count)
+    text = numbering_messages.CORD_OUTSIDE.format(slices=slices.size, voxels=count)
     return [Finding("cord_outside_canal", CORD, text, count, where)]
 
 
@@ -228,7 +228,9 @@ def _gaps(levels: Sequence[Part], seen: set[int], origin: npt.NDArray[np.intp]) 
         for code in missing:
             above = [p for p in by_order if ORDER[p.code] < ORDER[code]][-1]
             below = next(p for p in by_order if ORDER[p.code] > ORDER[code])
-            text = messages.GAP.format(name=NAME_OF[code], above=NAME_OF[above.code], below=NAME_OF[below.code])
+            text = numbering_messages.GAP.format(
+                name=NAME_OF[code], above=NAME_OF[above.code], below=NAME_OF[below.code]
+            )
             found.append(Finding("gap", code, text, 0, _where(above, origin)))
     return found
 
@@ -267,7 +269,7 @@ def _order(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding
     found = []
     for k, part in enumerate(levels):
         if k not in in_order:
-            text = messages.ORDER if k else messages.ORDER_FIRST
+            text = numbering_messages.ORDER if k else numbering_messages.ORDER_FIRST
             text = text.format(name=NAME_OF[part.code], above=NAME_OF[levels[k - 1].code])
             found.append(Finding("order", part.code, text, part.voxels, _where(part, origin)))
     return found
@@ -285,7 +287,7 @@ def _reaching(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Find
             other = column_parts[at]
             below = other.place_mm > part.place_mm
             if part.span_mm[1] > other.place_mm if below else part.span_mm[0] < other.place_mm:
-                text = messages.REACH_DOWN if below else messages.REACH_UP
+                text = numbering_messages.REACH_DOWN if below else numbering_messages.REACH_UP
                 text = text.format(name=NAME_OF[part.code], other=NAME_OF[other.code])
                 found.append(Finding("reach", part.code, text, part.voxels, _where(part, origin)))
     return found
@@ -304,7 +306,7 @@ def _wide(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]
             if len(near) >= MIN_STEPS and length > WIDE_STEP * float(np.median(near)):
                 above, below = NAME_OF[upper.code], NAME_OF[lower.code]
                 apart, times = lower.place_mm - upper.place_mm, length / float(np.median(near))
-                text = messages.WIDE.format(upper=above, lower=below, mm=apart, times=times)
+                text = numbering_messages.WIDE.format(upper=above, lower=below, mm=apart, times=times)
                 found.append(Finding("wide", lower.code, text, lower.voxels, _where(lower, origin)))
     return found
 
@@ -344,6 +346,6 @@ def _between(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Findi
         fits = any((over in (None, a)) and (under in (None, b)) for a, b in pairs[part.code])
         if not fits:
             names = " and ".join(NAME_OF[code] for code in (over, under) if code is not None)
-            text = messages.DISC_BETWEEN.format(name=NAME_OF[part.code], neighbors=names)
+            text = numbering_messages.DISC_BETWEEN.format(name=NAME_OF[part.code], neighbors=names)
             found.append(Finding("disc_between", part.code, text, part.voxels, _where(part, origin)))
     return found
