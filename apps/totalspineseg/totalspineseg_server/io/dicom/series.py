@@ -18,7 +18,7 @@ from totalspineseg_server.files import storage_errors
 from totalspineseg_server.geometry import AnyArray
 from totalspineseg_server.image import Image
 from totalspineseg_server.io.dicom import dicom_messages
-from totalspineseg_server.io.dicom.headers import is_deflated, pixel_bytes, read_headers
+from totalspineseg_server.io.dicom.headers import MODALITY, is_deflated, pixel_bytes, read_headers
 from totalspineseg_server.io.dicom.stack import Stack, stack_of
 from totalspineseg_server.io.unpacking import itk_name
 
@@ -39,14 +39,17 @@ def read_series(path: Path) -> Image:
 
     Returns:
         (column, row, slice) on ``stack_of(read_headers(path)).grid``. Values are as stored, or scaled if the header
-        says so. A warning is added if slices seem to be missing.
+        says so. A warning is added if slices seem to be missing, and if it is no MR series.
 
     Raises:
         ImageError: The series is not one stack of slices, or its pixels cannot be read.
         StorageError: The disk is too full to unpack a file.
     """
-    stack = stack_of(read_headers(path))
-    return Image(_pixels(stack), stack.affine, stack.warnings)
+    headers = read_headers(path)
+    stack = stack_of(headers)
+    others = sorted({str(header.get("Modality") or MODALITY) for header in headers} - {MODALITY})
+    warnings = [dicom_messages.NOT_MR.format(modality=" and ".join(others))] if others else []
+    return Image(_pixels(stack), stack.affine, (*stack.warnings, *warnings))
 
 
 def _pixels(stack: Stack) -> AnyArray:
