@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from dicom_series import save, slices
+from totalspineseg_server.cohort.cohort_messages import LOCALIZER_UNCERTAIN, NO_LOCALIZER_FOUND
 from totalspineseg_server.cohort.inputs import (
-    MISSING,
-    NO_PROOF,
     Case,
     find_cases,
     pair_localizers,
@@ -191,8 +190,8 @@ def test_one_localizer_file_serves_the_scans_of_one_subject(tmp_path: Path) -> N
     [
         ({"confident": True}, "", ""),
         ({"confident": None}, "", ""),
-        ({"confident": False}, NO_PROOF, NO_PROOF),
-        (None, NO_PROOF, ""),
+        ({"confident": False}, LOCALIZER_UNCERTAIN, LOCALIZER_UNCERTAIN),
+        (None, LOCALIZER_UNCERTAIN, ""),
     ],
     ids=["certain", "iterative", "not certain", "unfinished"],
 )
@@ -211,7 +210,7 @@ def test_results_serve_as_localizers_if_certain(tmp_path: Path, record: Any, by_
 
 def test_a_missing_localizer_is_reported(tmp_path: Path) -> None:
     case = Case("s_T2w", tmp_path / "s_T2w.nii.gz", Path())
-    assert pair_localizers([case], tmp_path)[0].no_localizer == MISSING
+    assert pair_localizers([case], tmp_path)[0].no_localizer == NO_LOCALIZER_FOUND
     assert not pair_localizers([case], None)[0].no_localizer
     with pytest.raises(ImageError, match="localizer"):
         pair_localizers([case], tmp_path / "nowhere")

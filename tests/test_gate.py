@@ -4,6 +4,7 @@ import json
 import math
 import re
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from totalspineseg_server.training.compare import (
     compare,
     lower_bound,
 )
+from totalspineseg_server.training.retrain_settings import NEW_WEIGHTS
 from totalspineseg_server.training.scoring import (
     JudgedCase,
     Model,
@@ -145,6 +147,29 @@ def test_harmless_candidates_are_refused_as_often_as_documented(subjects: int) -
     page = (Path(__file__).parents[1] / "docs" / "gate.md").read_text(encoding="utf-8")
     row = f"| {subjects} | " + " | ".join(f"{value} %" for value in REFUSED[subjects]) + " |"
     assert row in page
+
+
+@pytest.mark.parametrize("subjects", [3, 4, 6, 12])
+@pytest.mark.parametrize("shape", ["normal", "gamma 2, few fall far"])
+def test_trying_smaller_shares_does_not_let_a_fall_pass_by_luck(shape: str, subjects: int) -> None:
+    """With many tries on the same scans, one passes by luck. Shares of one training are nearly the same try: even with
+    a third of the variance their own, one that truly fell too far passes no more often than the page says."""
+    shared = changes_of(shape, subjects, 20_000)
+    # Each share has other scans' luck of its own.
+    lucks = np.random.default_rng(7).permuted(np.stack([shared] * len(NEW_WEIGHTS)), axis=1)
+
+    def passed_by_mistake(shares: Sequence[float], fallen: float) -> float:
+        """Return how often a share passes that truly fell by the margin or more, if all new weights fell so far."""
+        passed, mistaken = np.zeros((2, len(shared)), dtype=bool)
+        for share, luck in zip(shares, lucks, strict=False):
+            changes = share * (0.01 * (math.sqrt(0.7) * shared + math.sqrt(0.3) * luck) - fallen)
+            now = ~passed & (lower_bound(changes) >= -DICE_MARGIN)
+            passed |= now
+            mistaken |= now & (share * fallen >= DICE_MARGIN - 1e-9)
+        return float(mistaken.mean())
+
+    mistakes = [passed_by_mistake(NEW_WEIGHTS, DICE_MARGIN / share) for share in NEW_WEIGHTS]
+    assert min(mistakes) > 0 and max(mistakes) <= 1 - CONFIDENCE + 0.02
 
 
 def test_fewer_subjects_than_a_bound_needs_are_held_to_the_worst_of_them() -> None:

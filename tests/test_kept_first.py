@@ -253,6 +253,25 @@ def test_a_label_of_no_image_is_stored_for_a_while(desk: Desk, image: str, monke
         assert list(desk.store.all()) == [], "another one's image that has the name since"
 
 
+def test_a_damaged_note_of_a_waiting_label_hides_no_other(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One unreadable note ended the reading of everything that waited."""
+    with monkeypatch.context() as patch:
+        patch.setattr(desk, "lint", fails(MemoryError()))
+        for tag in ("a", "b"):
+            with pytest.raises(MemoryShortageError):
+                desk.submit(tag=tag)
+    first, second = desk.receipts.waiting()
+    note = desk.receipts.folder(first.receipt) / receipts.RECEIPT_FILE
+    note.write_text(note.read_text(encoding="utf-8")[:20], encoding="utf-8")
+    assert desk.receipts.waiting() == (second,)
+    assert first.receipt.id in caplog.text
+    assert desk.inbox.interpret_waiting(again=True) == ()
+    assert [c.tag for c in desk.store.of_image("img")] == ["b"]
+    assert note.is_file()
+
+
 def test_a_label_of_a_series_that_is_not_a_volume_does_not_wait(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was reported as a fault of the server, and failed again whenever it was read again."""
     monkeypatch.setattr(desk, "images", SimpleNamespace(get=fails(ImageError("the slices overlap"))))

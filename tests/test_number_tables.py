@@ -72,6 +72,21 @@ def test_the_published_numbers(table: str, number: int, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("table", "known", "unknown"),
+    [
+        ("totalsegmentator", (1, 24, 51, 78, 80, 117), (0, 118)),
+        ("totalsegmentator-mr", (), (0, 26)),
+        ("spineps", (27, 62, 126, 201, 228), (0, 29, 59, 63, 127, 200, 229)),
+        ("verse", (27,), (0, 29)),
+    ],
+)
+def test_what_the_programs_find_beside_the_spine_is_background(
+    table: str, known: tuple[int, ...], unknown: tuple[int, ...]
+) -> None:
+    assert NUMBER_TABLES[table].codes_of([*known, *unknown]) == dict.fromkeys(known, BACKGROUND)
+
+
+@pytest.mark.parametrize(
     ("present", "disc", "name"),
     [
         ((19, 28, 20), 119, "T12-T13"),

@@ -98,6 +98,12 @@ def test_levels_that_run_downward_name_in_any_orientation(tmp_path: Path, flip: 
     np.testing.assert_array_equal(read_codes(tmp_path / "a.nii.gz").data, labels)
 
 
+def test_levels_of_one_voxel_run_upward_or_downward() -> None:
+    upward = np.array([[[41, 42, 43, 44]]], np.uint8)
+    assert is_upside_down(upward)
+    assert not is_upside_down(np.ascontiguousarray(upward[:, :, ::-1]))
+
+
 def test_one_level_runs_nowhere() -> None:
     assert not is_upside_down(without(LUMBAR, *VERTEBRAE, *DISCS[:-1]))
     assert not is_upside_down(np.zeros((3, 3, 3), np.uint8))

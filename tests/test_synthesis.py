@@ -2,9 +2,7 @@
 
 import importlib
 import itertools
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -12,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, binary_fill_holes, label
 
+from known_figures import require_known
 from totalspineseg_server import anatomy
 from totalspineseg_server.synthesis import (
     Field,
@@ -81,32 +80,23 @@ def gray_values(image: NDArray[np.float32]) -> list[float]:
 def test_spines_are_drawn_as_they_were(whole: SyntheticSpine, monkeypatch: pytest.MonkeyPatch) -> None:
     """A changed number moved or thickened a structure in every synthetic spine, or darkened every image, and the
     figures measured with the earlier ones stayed in the pages.
-
-    Where a change is meant, the new figures go into drawn_spines.json, and those of the pages are measured again.
     """
     spines = {
         "whole": whole,
         "neck": make(4, field=Field.CERVICAL, thoracic=12, lumbar=5),
         "loin": make(9, field=Field.LUMBAR, thoracic=11, lumbar=6),
     }
-    painted = {name: figures(spine) for name, spine in spines.items()}
-    painted["signals"] = {
-        name: tissue_signals(np.random.default_rng(7), name)[: len(Tissue)].tolist() for name in PRIORS
-    }
-    painted["images"] = {}
+    measured = {f"{name}, {part}": values for name, spine in spines.items() for part, values in figures(spine).items()}
+    for name in PRIORS:
+        measured[f"signals, {name}"] = tissue_signals(np.random.default_rng(7), name)[: len(Tissue)].tolist()
     for odds, count in ((0.0, 2), (1.0, 8)):
         # All artifacts at once, so that each is in a few images.
         for name in (*(f"{kind}_ODDS" for kind in ("RINGING", "GHOST", "WRAP", "METAL", "FLOW")), "_SATURATION_ODDS"):
             monkeypatch.setattr(render_module, name, odds)
         for seed in range(count):
             image = render(np.random.default_rng(seed), spines["loin"])
-            painted["images"][f"{seed}, odds {odds:g}"] = gray_values(image)
-    known = json.loads((Path(__file__).parent / "drawn_spines.json").read_text(encoding="utf-8"))
-    for name, parts in known.items():
-        assert painted[name].keys() == parts.keys()
-        for part, numbers in parts.items():
-            # Another processor may round a voxel of a border to the other side.
-            assert painted[name][part] == pytest.approx(numbers, rel=0.003, abs=0.003), f"{name}, {part}"
+            measured[f"image {seed}, odds {odds:g}"] = gray_values(image)
+    require_known("spines", measured, rel=0.003, abs=0.003)
 
 
 def test_same_seed_gives_same_spine_and_image_and_another_seed_another() -> None:

@@ -163,10 +163,12 @@ def test_a_worse_model_is_stored_with_its_report_and_not_used(tmp_path: Path, ju
     assert state.status == "refused"
 
 
+@pytest.mark.parametrize("refused", [1, 2])
 def test_what_forgets_too_much_is_mixed_with_the_weights_in_use(
-    tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch, refused: int
 ) -> None:
-    """Half an hour of training was thrown away because old scans lost three points of Dice."""
+    """Half an hour of training was thrown away because old scans lost three points of Dice, and later half of what was
+    learned, although three quarters would have passed."""
     site = make_site(tmp_path)
     parents = {step: ModelFolder.open(site.models.resolve(step).root, step=step) for step in (1, 2)}
     seen: list[dict[str, torch.Tensor]] = []
@@ -175,22 +177,25 @@ def test_what_forgets_too_much_is_mixed_with_the_weights_in_use(
         if not list(cases):
             return ()
         seen.append(weights_of(candidate.step1.folder))
-        return scores_of(-0.2 if len(seen) == 1 else 0.01)
+        return scores_of(-0.2 if len(seen) <= refused else 0.01)
 
     monkeypatch.setattr(judging, "score_models", score)
-    result = train(site, learning_rate=1e-2)
+    result = train(site, learning_rate=1e-2, iterations=1)
+    share = {1: 0.75, 2: 0.5}[refused]
     assert result.report.publish and site.models.active() == {1: result.version, 2: result.version}
     served = weights_of(ModelFolder.open(site.models.resolve(1).root, step=1))
     old = weights_of(parents[1])
     assert any(not torch.equal(old[name], seen[0][name]) for name in old)
     for name in old:
-        torch.testing.assert_close(served[name], (old[name] + seen[0][name]) / 2)
-    assert show_version(site.models, result.version)["new_weights"] == 0.5
-    assert json.loads((result.run / "gate.json").read_text(encoding="utf-8"))["new_weights"] == 0.5
-    assert "100%" in (result.run / "log.txt").read_text(encoding="utf-8")
+        torch.testing.assert_close(served[name], (1 - share) * old[name] + share * seen[0][name])
+    assert len(seen) == refused + 1
+    assert show_version(site.models, result.version)["new_weights"] == share
+    assert json.loads((result.run / "gate.json").read_text(encoding="utf-8"))["new_weights"] == share
+    log = (result.run / "log.txt").read_text(encoding="utf-8")
+    assert [f"{tried:.0%} of the new weights" in log for tried in (1, 0.75, 0.5)] == [True, refused > 1, False]
     state = state_of(site.training_dir)
     assert state is not None
-    assert "50%" in result.message
+    assert f"{share:.0%}" in result.message
     assert result.message in state.message
 
 

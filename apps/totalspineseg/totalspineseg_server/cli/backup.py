@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "studies", type=existing_path, metavar="STUDIES", help="folder of studies, or the --work folder of a server"
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="backup to write, such as site.zip; must not exist")
+    parser.add_argument("file", type=Path, metavar="FILE", help="backup to write, such as site.zip; it must not exist")
     parser.add_argument(
         "--settings",
         type=existing_path,

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "studies", type=existing_path, metavar="STUDIES", help="folder of studies, or the --work folder of a server"
     )
-    parser.add_argument("output", type=Path, metavar="OUT", help="folder to write; must be missing or empty")
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder to write; it must be missing or empty")
     parser.add_argument(
         "--contrast",
         default="T2w",

@@ -26,8 +26,22 @@ OTHER_RESULTS: Final = (
     "--overwrite."
 )
 SCAN_GONE: Final = "The scan {scan!r} does not exist. Download or restore it."
+ABOUT_MAP: Final = "Levels of the spine, segmented and named by a network. {caveat}"
+NO_SEG: Final = "No DICOM SEG was written: {error}"
 NO_MEMORY: Final = "This machine has too little free memory. Use fewer --max-workers, or a smaller scan."
 CORD_CAVEAT: Final = "Not validated for cord cross-sectional area."
+
+# warnings beside a result
+SKEWED: Final = (
+    "the header skews the image by {skew:.0f} degrees; no height, area or angle was measured, and volumes are not "
+    "accurate"
+)
+NO_LOCALIZER_FOUND: Final = "no localizer was found for this scan"
+LOCALIZER_APART: Final = "the localizer does not overlap this scan and was not used; use one of the same examination"
+LOCALIZER_UNCERTAIN: Final = (
+    "the localizer of this scan was not used: its own names are counted or doubtful, or it is not finished; correct "
+    "its label map, copy it to another folder, and name that folder with --loc"
+)
 
 # clusters
 UNREADABLE_PROFILE: Final = "--profile: {profile!r} is not a readable YAML file ({error}). Correct it."

@@ -26,11 +26,6 @@ NO_SCANS: Final = frozenset({"derivatives", "func", "dwi", "fmap", "perf", "pet"
 """BIDS folders without anatomical images, which are not reported as skipped."""
 NAMED_FOLDERS: Final = 5
 """Largest number of folders that a sentence names."""
-MISSING: Final = "no localizer was found for this scan"
-NO_PROOF: Final = (
-    "the localizer of this scan was not used: its own names are counted or doubtful, or it is not finished; correct "
-    "its label map, copy it to another folder, and name that folder with --loc"
-)
 
 
 @dataclass(frozen=True)
@@ -287,11 +282,15 @@ def pair_localizers(
 
 def _paired(case: Case, localizer: Path | None, *, ours: bool) -> Case:
     if localizer is None:
-        return replace(case, no_localizer=MISSING)
+        return replace(case, no_localizer=cohort_messages.NO_LOCALIZER_FOUND)
     record = read_record(localizer.parent.parent, stem(localizer))
     # A map without a record was made by somebody else, or, among our results, belongs to a scan that was not finished.
     useless = ours if record is None else proves_nothing(record)
-    return replace(case, no_localizer=NO_PROOF) if useless else replace(case, localizer=localizer)
+    return (
+        replace(case, no_localizer=cohort_messages.LOCALIZER_UNCERTAIN)
+        if useless
+        else replace(case, localizer=localizer)
+    )
 
 
 def _localizer_name(name: str, suffixes: Sequence[str], localizer_suffix: str | None) -> str:

@@ -109,7 +109,7 @@ def write_segs(
         except StorageError:
             raise
         except (TotalSpineSegError, ValueError) as error:
-            failures[case.name] = f"No DICOM SEG was written: {error}"
+            failures[case.name] = cohort_messages.NO_SEG.format(error=error)
             count -= 1
     return count, failures
 
@@ -167,9 +167,7 @@ def _finished(cases: Sequence[Case], records: Records) -> Iterator[tuple[Case, M
 def _sidecar(case: Case, record: Mapping[str, Any], *, iso: bool) -> dict[str, Any]:
     """Return the facts about a label map, without names of folders."""
     match = IMAGE_NAME.fullmatch(case.name)
-    known: dict[str, Any] = {
-        "Description": f"Levels of the spine, segmented and named by a network. {cohort_messages.CORD_CAVEAT}"
-    }
+    known: dict[str, Any] = {"Description": cohort_messages.ABOUT_MAP.format(caveat=cohort_messages.CORD_CAVEAT)}
     if match is not None and case.path.is_file():
         known["Sources"] = [f"bids:raw:{(case.folder / case.path.name).as_posix()}"]
     if iso:

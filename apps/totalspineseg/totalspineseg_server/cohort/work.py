@@ -326,10 +326,7 @@ def _warnings(case: Case, found: Found) -> list[str]:
         warnings.append(case.no_localizer)
     skew = found.result.located.scan.grid.skew_deg
     if skew > MAX_SKEW_DEG:
-        warnings.append(
-            f"the header skews the image by {skew:.0f} degrees; no height, area or angle was measured, and volumes are "
-            "not accurate"
-        )
+        warnings.append(cohort_messages.SKEWED.format(skew=skew))
     if found.apart:
-        warnings.append("the localizer does not overlap this scan and was not used; take one of the same examination")
+        warnings.append(cohort_messages.LOCALIZER_APART)
     return warnings

@@ -100,9 +100,7 @@ def export_set(site: Site, target: Path, *, contrast: str = "T2w") -> Exported:
             subjects.add(folder_of(name).parts[0])
         if not images:
             reasons = " ".join(left_out.values())
-            raise StorageError(
-                f"There is no finished label to export. Readers finish labels by submitting them. {reasons}"
-            )
+            raise StorageError(f"{exchange_messages.NOTHING_TO_EXPORT} {reasons}".strip())
         _write_documents(root, subjects)
     return Exported(images, len(subjects), faces, left_out)
 

@@ -96,7 +96,7 @@ def _opened(file: Path, folder: Path) -> Iterator[tuple[Archive, Manifest]]:
                 archive.copy(entry, pieces.append)
                 yield archive, Manifest.from_text(b"".join(pieces))
     except ArchiveError as error:
-        raise ArchiveError(f"{file.name!r} cannot be restored, and nothing was changed. {error}") from error
+        raise ArchiveError(exchange_messages.NOT_RESTORED.format(name=file.name, error=error)) from error
 
 
 def _tops(manifest: Manifest, part: str) -> set[str]:
@@ -108,7 +108,8 @@ def _require_free(folder: Path, names: set[str], remedy: str = exchange_messages
     """Check that nothing exists where something will be restored; empty folders do not count."""
     there = [name for name in sorted(names) if _is_taken(folder / name)]
     if there:
-        raise StorageError(f"{str(folder)!r} already contains {', '.join(map(repr, there))}. {remedy}")
+        listed = ", ".join(map(repr, there))
+        raise StorageError(exchange_messages.NOT_EMPTY.format(folder=str(folder), names=listed, remedy=remedy))
 
 
 def _is_taken(path: Path) -> bool:

@@ -59,7 +59,9 @@ TOO_FEW_SLICES: Final = (
 COLOR_IMAGE: Final = "The image is a color image, without one gray value per voxel. Send the original series."
 SEVERAL_VALUES: Final = "The image has {count} values per voxel instead of one gray value. Send the original series."
 NOT_GRAY: Final = "The image has values of type {kind}, not one gray value per voxel. Send the magnitude image."
-NOT_FINITE: Final = "The image has voxels that are NaN or infinite ({bad} of {size}). Export the series again."
+NOT_FINITE: Final = (
+    "The image has voxels without a gray value: NaN or infinite ({bad} of {size}). Export the series again."
+)
 NO_CONTRAST: Final = "The image has no contrast: its voxels are {kind}. Check the series."
 
 # label maps

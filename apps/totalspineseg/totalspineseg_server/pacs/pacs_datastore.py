@@ -160,7 +160,7 @@ class PacsDatastore(SpineDatastore):
             self._publisher(image_id, Path(file), info)
             unsent = False
         except requests.RequestException as error:
-            logger.warning("the PACS does not accept the label of series %s yet: %s", image_id, type(error).__name__)
+            logger.warning("The PACS does not accept the label of series %s yet: %s", image_id, type(error).__name__)
         except TotalSpineSegError as error:
             # A fault of the label itself will not go away.
             unsent = isinstance(error, PASSING)
@@ -191,10 +191,10 @@ class PacsDatastore(SpineDatastore):
                 if not self.put_back(series):
                     return
             except TotalSpineSegError as error:
-                logger.warning("the label of series %s cannot be stored in the PACS: %s", series, error)
+                logger.warning("The label of series %s cannot be stored in the PACS: %s", series, error)
             except Exception:
                 # A label that makes the server fail must not keep the others from the PACS.
-                logger.exception("the label of series %s could not be stored in the PACS", series)
+                logger.exception("The label of series %s could not be stored in the PACS", series)
 
     def fingerprint(self, image_id: str) -> str:
         """Return a text that changes whenever a series may have changed. It is not fetched: the PACS counts its
@@ -293,7 +293,7 @@ class PacsDatastore(SpineDatastore):
             try:
                 self.put_back(image_id)
             except PASSING as error:
-                logger.warning("the label of series %s goes to the PACS later: %s", image_id, error)
+                logger.warning("The label of series %s goes to the PACS later: %s", image_id, error)
         return saved
 
     def _local_file(self, image_id: str) -> str:

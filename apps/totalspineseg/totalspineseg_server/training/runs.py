@@ -164,7 +164,7 @@ class ProgressFile:
                     stream.write(json.dumps(asdict(state)))
                     stream.truncate()
             except OSError:
-                logger.warning("the state of run %s could not be written: %s", state.run, state.message)
+                logger.warning("The state of run %s could not be written: %s", state.run, state.message)
 
 
 MAX_POINTS: Final = 400

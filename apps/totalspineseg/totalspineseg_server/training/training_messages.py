@@ -72,7 +72,7 @@ UNTOUCHED: Final = (
     "{reason}; {untouched} structures of the hold-out were not counted, because readers left them as the weights in "
     "use or earlier ones predicted them"
 )
-SHARE: Final = "{reason}; it has {share:.0%} of the trained weights, because with all of them it did not pass"
+SHARE: Final = "{reason}; it has {share:.0%} of the trained weights, because with more of them it did not pass"
 TOO_FEW_DEFAULT: Final = (
     "with too few hold-out subjects the reference set alone decides, and the report says so; with too few reference "
     "subjects nothing is published"
