@@ -1,7 +1,7 @@
 """Read the voxels of a DICOM series."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -47,9 +47,26 @@ def read_series(path: Path) -> Image:
     """
     headers = read_headers(path)
     stack = stack_of(headers)
+    return Image(_pixels(stack), stack.affine, _warnings(stack, headers))
+
+
+def series_warnings(path: Path) -> tuple[str, ...]:
+    """Return the warnings of ``read_series`` without reading pixels; none if it would raise an error.
+
+    Args:
+        path: As for ``read_series``.
+    """
+    try:
+        headers = read_headers(path)
+        return _warnings(stack_of(headers), headers)
+    except (ImageError, OSError):
+        return ()
+
+
+def _warnings(stack: Stack, headers: Iterable[Dataset]) -> tuple[str, ...]:
     others = sorted({str(header.get("Modality") or MODALITY) for header in headers} - {MODALITY})
-    warnings = [dicom_messages.NOT_MR.format(modality=" and ".join(others))] if others else []
-    return Image(_pixels(stack), stack.affine, (*stack.warnings, *warnings))
+    not_mr = [dicom_messages.NOT_MR.format(modality=" and ".join(others))] if others else []
+    return (*stack.warnings, *not_mr)
 
 
 def _pixels(stack: Stack) -> AnyArray:
