@@ -117,7 +117,7 @@ class CachedPredictor:
         with np.load(file) as archive:
             difference = float(archive["difference"])
             maps = {name: archive[name] for name in names}
-            return Prediction(kept["labels"], maps, self.network.trust, None if np.isnan(difference) else difference)
+            return Prediction(archive["labels"], maps, self.network.trust, None if np.isnan(difference) else difference)
 
 
 @dataclass
