@@ -50,6 +50,13 @@ APART: Final = 2
 """Number of places from a vertebra to the nearest vertebra that it must not touch."""
 NEAR_STEPS: Final = 3
 """Number of steps on either side with which a step is compared."""
+USUAL_STEP: Final = (0.5, 1.35)
+"""Smallest and largest step from vertebra to vertebra, as a share of the usual one of adults: half of it in a child of
+three years."""
+DISC_WIDTH: Final = (0.9, 2.0)
+"""Smallest and largest width of a disc, as a share of its depth. In people of any age it is about 1.3 to 1.5."""
+MIN_SIZED: Final = 3
+"""Smallest number of steps or discs whose sizes say something about the voxel size."""
 MIN_STEPS: Final = 2
 """Smallest number of steps that have a usual length."""
 
@@ -86,7 +93,7 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
     parts = {code: parts[code] for code in _with_a_place(parts)}
     column_findings = [*fragments(parts, origin), *row_findings(parts, origin)]
     column_findings.sort(key=lambda finding: -(finding.point_vox or (0, 0, 0))[2])
-    return (*strange, *_no_levels(parts), *column_findings, *_cord_outside(crop, origin))
+    return (*strange, *_no_levels(parts), *_sizes(parts, mm), *column_findings, *_cord_outside(crop, origin))
 
 
 def levels_read(labels: npt.NDArray[np.integer[Any]], program: str = "") -> str:
@@ -118,6 +125,30 @@ def _no_levels(parts: Mapping[int, tuple[Part, ...]]) -> list[Finding]:
     if parts:
         return []
     return [Finding("not_checked", BACKGROUND, numbering_messages.NO_LEVELS)]
+
+
+def _sizes(parts: Mapping[int, tuple[Part, ...]], mm: npt.NDArray[np.float64]) -> list[Finding]:
+    """Return a finding for each direction in which the levels have sizes that people do not have, as with a wrong voxel
+    size."""
+    levels = sorted((found[0] for found in parts.values()), key=lambda part: part.place_mm)
+    # The first and the last vertebra may be cut off, and the center of the sacrum depends on how much of it is in view.
+    bodies = [p for p in levels if BY_CODE[p.code].kind is Kind.VERTEBRA and p.code != C1 and p.has_body][1:-1]
+    steps = [
+        (b.place_mm - a.place_mm) / ((HEIGHT_MM[a.code] + HEIGHT_MM[b.code]) / 2)
+        for a, b in pairwise(bodies)
+        if ORDER[b.code] - ORDER[a.code] == APART
+    ]
+    discs = [part for part in levels if BY_CODE[part.code].kind is Kind.DISC and not part.is_cut]
+    widths = [(disc.box[0].stop - disc.box[0].start) * mm[0] / disc.depth_mm for disc in discs]
+    found = []
+    for values, (least, most), text in (
+        (steps, USUAL_STEP, messages.UNUSUAL_STEP),
+        (widths, DISC_WIDTH, messages.UNUSUAL_WIDTH),
+    ):
+        share = float(np.median(values)) if len(values) >= MIN_SIZED else None
+        if share is not None and not least <= share <= most:
+            found.append(Finding("size", BACKGROUND, text.format(percent=100 * share)))
+    return found
 
 
 def _point(point: npt.ArrayLike, origin: npt.NDArray[np.intp]) -> tuple[int, int, int]:
