@@ -239,3 +239,11 @@ def test_a_version_activated_between_the_steps_makes_no_mixed_pair(
     scan = prepare(Volume(image_of(lumbar_codes()), RAS.affine))
     outcome = FullTask(services).run(scan, read_settings({}), {}, Stopwatch())
     assert outcome.versions == {"step1": pair[0], "step2": pair[1]}
+
+
+def test_a_version_is_judged_beside_the_studies(app: Any, tmp_path: Path) -> None:
+    """The judgment started from the page did not find the site's own scans."""
+    models = ["--device", "auto", "--data-dir", str(app.models.model_dir)]
+    assert app.judge_words("v2") == ["v2", *models], "nobody has submitted a label yet"
+    (tmp_path / "studies" / ".totalspineseg").mkdir(parents=True, exist_ok=True)
+    assert app.judge_words("v2") == ["v2", str(tmp_path / "studies"), *models]

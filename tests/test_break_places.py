@@ -14,6 +14,8 @@ import pytest
         ("a = b not in c", ["a = (b in c)"]),
         ("if ä and b: pass", ["if (not (ä and b)): pass"]),
         ("a = 'ü', 2.0", ["a = 'ü', (5.0)"]),
+        ("a = 2", ["a = (3)"]),
+        ("a = 95", ["a = (191)"]),
         ("a = True", []),
         ("if TYPE_CHECKING: pass", []),
         ("a = np.zeros((3, 4)), np.bincount(b, minlength=5)", []),

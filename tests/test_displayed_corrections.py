@@ -64,6 +64,11 @@ def test_a_withdrawal_before_a_kill_counts_after_it(desk: Desk) -> None:
     assert (studies.get_labeled_images(), studies.get_label_uri("img", "final")) == ([], "")
 
 
+def test_an_image_without_a_name_has_no_label(desk: Desk) -> None:
+    studies = opened(desk)
+    assert (studies.get_label_info("", "final"), studies.get_label_uri("", "final")) == ({}, "")
+
+
 def test_undo_takes_the_newest_label_back_and_no_other(desk: Desk) -> None:
     """A page that had been open for an hour took back a label that somebody else had submitted meanwhile."""
     studies, first, second = opened(desk), desk.submit(), desk.submit()

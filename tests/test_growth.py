@@ -55,7 +55,7 @@ def stored(folder: Path) -> dict[str, int]:
 
 
 MAPS = "/.totalspineseg/maps/"
-IMAGES = "/.totalspineseg/images/"
+IMAGE_RECORDS = "/.totalspineseg/images/"
 """One record of each image that was offered."""
 CONTENTS = "studies/.totalspineseg/contents.json"
 
@@ -103,10 +103,10 @@ def test_a_thousand_requests_leave_nothing_but_their_records(tmp_path: Path) -> 
     assert last.threads <= first.threads + OPEN, rounds
     assert last.cpu_s - rounds[-2].cpu_s < SLOWER * (second.cpu_s - first.cpu_s), rounds
     assert sum(MAPS in name for name in after) <= sum(MAPS in name for name in before), "maps replace older ones"
-    own = (MAPS, IMAGES, CONTENTS)
+    own = (MAPS, IMAGE_RECORDS, CONTENTS)
     new = {name: size for name, size in after.items() if name not in before and not any(one in name for one in own)}
     assert set(Counter(Path(name).name for name in new)) == {"record.json"}, sorted(new)[:20]
     assert max(new.values()) < RECORD_KIB * 1024
     grown = {name: after[name] - size for name, size in before.items() if after.get(name, 0) > size}
-    assert {name for name in grown if IMAGES not in name} <= {"server.log", CONTENTS}, grown
+    assert {name for name in grown if IMAGE_RECORDS not in name} <= {"server.log", CONTENTS}, grown
     assert all(size < RECORD_KIB * 1024 for name, size in grown.items() if name != "server.log")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from known_figures import require_known
 from totalspineseg_server import anatomy
 from totalspineseg_server.cli import main
 from totalspineseg_server.errors import TrainingError
@@ -160,6 +161,20 @@ def test_variation_leaves_the_input_and_its_anatomy(case: RealSpine) -> None:
     for image in images:
         assert np.isfinite(image).all() and image.min() >= 0
         assert np.corrcoef(image[inside], before[inside])[0, 1] > 0.6
+
+
+@pytest.mark.slow
+def test_people_are_varied_as_they_were(case: RealSpine) -> None:
+    """A changed number turned every real patient by 20 degrees, and the training went on with such scans."""
+    found = {}
+    for seed in range(8):
+        posed = draw_pose(np.random.default_rng(seed), case, (2.0, 1.8, 1.6))
+        discs = np.argwhere(np.isin(posed.labels, anatomy.DISCS))
+        found[f"pose {seed}"] = [*posed.labels.shape, len(discs), *discs.mean(axis=0), posed.image.mean()]
+        image = vary_scan(np.random.default_rng(seed), case.image, SPACING, 1.0)
+        steps = [np.abs(np.diff(image, axis=axis)).mean() for axis in range(3)]
+        found[f"scan {seed}"] = [*np.percentile(image, (5, 50, 95)), *steps]
+    require_known("people", found, rel=0.003, abs=0.003)
 
 
 def test_training_takes_cases_from_files_and_says_which(case: RealSpine, tmp_path: Path) -> None:

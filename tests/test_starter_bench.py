@@ -123,19 +123,19 @@ def test_a_kept_answer_is_that_of_the_same_weights_image_and_threshold(tmp_path:
     checkpoint.write_bytes(b"old")
     network = Counted(checkpoint, Trust(cord_logit=0.5))
     image = np.ones((2, 3, 3, 3), np.float32)
-    kept = bench_real.Kept(network, tmp_path / "kept")  # type: ignore[arg-type]
+    cached = bench_real.CachedPredictor(network, tmp_path / "kept")  # type: ignore[arg-type]
     for _ in range(2):
-        again = kept.predict(image, soft=("cord",))
+        again = cached.predict(image, soft=("cord",))
         assert (again.labels == 1).all()
         assert (again.soft["cord"] == 0.5).all()
         assert again.trust is network.trust
         assert again.mirror_difference is None
     marked = image.copy()
     marked[1, 0, 0, 0] = 0
-    assert (kept.predict(marked, soft=("cord",)).labels == 2).all()
+    assert (cached.predict(marked, soft=("cord",)).labels == 2).all()
     network.trust = Trust(cord_logit=0.75)
-    other = bench_real.Kept(network, tmp_path / "kept")  # type: ignore[arg-type]
+    other = bench_real.CachedPredictor(network, tmp_path / "kept")  # type: ignore[arg-type]
     assert (other.predict(image, soft=("cord",)).labels == 3).all()
     checkpoint.write_bytes(b"new")
-    newer = bench_real.Kept(network, tmp_path / "kept")  # type: ignore[arg-type]
+    newer = bench_real.CachedPredictor(network, tmp_path / "kept")  # type: ignore[arg-type]
     assert (newer.predict(image, soft=("cord",)).labels == 4).all()

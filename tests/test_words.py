@@ -3,6 +3,7 @@
 import ast
 import re
 import string
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -61,6 +62,8 @@ END = re.compile(r"\.( \{\})?\Z")
 """The end of a sentence; a remedy or a reason from elsewhere may follow it."""
 SCRIPT_NAME = re.compile(r"\b(?:const|let|function)\s+(\w+)")
 """A name that a script defines."""
+CONSTANT = re.compile(r"^([A-Z][A-Z0-9_]*)(?:: [^=\n]+)? = ", re.MULTILINE)
+"""A constant that a module sets."""
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -275,6 +278,16 @@ def test_names_in_tests_are_not_private_words() -> None:
         if MAY_DEFINE.search(text)
     }
     assert {file: private for file, private in found.items() if private} == {}
+
+
+def test_a_constant_is_set_once() -> None:
+    """After a rewording two constants of a file had one name, and the first had the value of the second."""
+    found = {
+        str(file.relative_to(ROOT)): [name for name, times in Counter(CONSTANT.findall(text)).items() if times > 1]
+        for file in [*FILES, *SUPPORT, *TESTS]
+        for text in [file.read_text(encoding="utf-8")]
+    }
+    assert {file: twice for file, twice in found.items() if twice} == {}
 
 
 def test_names_of_files_are_not_private_words() -> None:

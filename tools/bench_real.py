@@ -87,7 +87,7 @@ MOVES: dict[str, tuple[Callable[[Volume], Volume], Callable[[Volume], Volume]]] 
 """Move -> its functions for an image and for its labels."""
 
 
-class Kept:
+class CachedPredictor:
     """A network whose answers are kept in a folder. It computes only what it has not seen with the same weights.
 
     Args:
@@ -114,9 +114,9 @@ class Kept:
             part = file.with_suffix(".part.npz")
             np.savez_compressed(part, labels=answer.labels, difference=difference, **answer.soft)
             part.replace(file)
-        with np.load(file) as kept:
-            difference = float(kept["difference"])
-            maps = {name: kept[name] for name in names}
+        with np.load(file) as archive:
+            difference = float(archive["difference"])
+            maps = {name: archive[name] for name in names}
             return Prediction(kept["labels"], maps, self.network.trust, None if np.isnan(difference) else difference)
 
 
@@ -430,7 +430,7 @@ def named(
         held_out: Whether to leave out patients on whom the starter weights were trained.
         write: Whether to write the measured trust beside the weights.
         moves: Keys of ``MOVES``.
-        keep: Folder of the networks' answers, see ``Kept``; None to compute all.
+        keep: Folder of the networks' answers, see ``CachedPredictor``; None to compute all.
 
     Returns:
         The results, and for each move the results of each scan before and after it.
@@ -439,7 +439,7 @@ def named(
     # A new measurement starts without the previous threshold of the cord.
     trusts = {step: replace(models[step].trust, cord_logit=0.0) if write else models[step].trust for step in STEPS}
     warm = {step: WarmPredictor(models[step], trust=trusts[step]) for step in STEPS}
-    networks: dict[int, Predictor] = {step: Kept(warm[step], keep) if keep else warm[step] for step in STEPS}
+    networks: dict[int, Predictor] = {step: CachedPredictor(warm[step], keep) if keep else warm[step] for step in STEPS}
     named_scans, rows = [], []
     for row in scans(real, spider, held_out=held_out):
         scan = read(row)

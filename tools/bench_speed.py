@@ -1,4 +1,4 @@
-"""`make bench-speed`: nnU-Net's own predictor beside ours, with one faster way after the other switched on.
+"""Time nnU-Net's own predictor beside ours (`make bench-speed`), with one faster way after the other switched on.
 
     .venv/bin/python tools/bench_speed.py [FOLDER] [--full] [--threads 2] [--repeats 3]
     .venv/bin/python tools/bench_speed.py --labels SCAN ...     # instead, which labels leaving out air or a box changes

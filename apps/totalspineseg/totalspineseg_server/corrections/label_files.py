@@ -109,8 +109,11 @@ class LabelFiles:
         return found
 
     def displayed(self, image_id: str) -> dict[str, DisplayedLabel]:
-        """Return the labels of an image by tag, whether or not they fit it: saved ones, and corrections that count."""
-        return self._with_corrections(image_id, self.of(image_id))
+        """Return the labels of an image by tag, whether or not they fit it: saved ones, and corrections that count.
+
+        An empty id, as clients send it, has none.
+        """
+        return self._with_corrections(image_id, self.of(image_id)) if image_id else {}
 
     def all_displayed(self, images: Sequence[str]) -> dict[str, dict[str, DisplayedLabel]]:
         """Return the same for many images."""

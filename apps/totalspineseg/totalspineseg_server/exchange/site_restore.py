@@ -108,8 +108,8 @@ def _require_free(folder: Path, names: set[str], remedy: str = exchange_messages
     """Check that nothing exists where something will be restored; empty folders do not count."""
     there = [name for name in sorted(names) if _is_taken(folder / name)]
     if there:
-        names = ", ".join(map(repr, there))
-        raise StorageError(exchange_messages.NOT_EMPTY.format(folder=str(folder), names=names, remedy=remedy))
+        listed = ", ".join(map(repr, there))
+        raise StorageError(exchange_messages.NOT_EMPTY.format(folder=str(folder), names=listed, remedy=remedy))
 
 
 def _is_taken(path: Path) -> bool:
