@@ -142,8 +142,8 @@ def _sizes(parts: Mapping[int, tuple[Part, ...]], mm: npt.NDArray[np.float64]) -
     widths = [(disc.box[0].stop - disc.box[0].start) * mm[0] / disc.depth_mm for disc in discs]
     found = []
     for values, (least, most), text in (
-        (steps, USUAL_STEP, messages.UNUSUAL_STEP),
-        (widths, DISC_WIDTH, messages.UNUSUAL_WIDTH),
+        (steps, USUAL_STEP, numbering_messages.UNUSUAL_STEP),
+        (widths, DISC_WIDTH, numbering_messages.UNUSUAL_WIDTH),
     ):
         share = float(np.median(values)) if len(values) >= MIN_SIZED else None
         if share is not None and not least <= share <= most:
