@@ -11,6 +11,7 @@ import torch
 
 from tiny_models import write_model_folder
 from totalspineseg_server import pipeline
+from totalspineseg_server.cli import main, weights
 from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.files import sha256_of, write_json
 from totalspineseg_server.geometry import Volume
@@ -89,6 +90,21 @@ def test_a_comparison_survives_a_folder_that_cannot_be_written(
     monkeypatch.setattr(fast_ways, "write_json", write)
     keep_comparison(folder, compared(INT8, passed=False))
     assert not is_allowed(folder, INT8) and is_allowed(folder, BOX)
+
+
+def test_quantize_says_what_is_used_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (1, 2):
+        write_model_folder(tmp_path / "model" / "starter", step)
+    found = compared(BOX, release=""), compared(INT8, passed=False)
+    monkeypatch.setattr(fast_comparison, "compare_ways", lambda *_, **__: found)
+    monkeypatch.setattr(weights, "_scans", lambda *_: [])
+    assert main(["weights", "quantize", "--data-dir", str(tmp_path / "model")]) == 1
+    box, int8 = capsys.readouterr().out.splitlines()[-2:]
+    assert "--whole-image" in box and "INT8" in int8 and "not pass" in int8
+    in_use = files_in_use(ModelStore(tmp_path / "model"), 2)
+    assert is_allowed(in_use, BOX) and not is_allowed(in_use, INT8)
 
 
 def test_auto_is_openvino_only_where_it_is_faster_and_converted(

@@ -153,6 +153,9 @@ def _quantize(arguments: argparse.Namespace) -> int:
     for one in found:
         for model in models.values():
             keep_comparison(model, one)
+    print("\n" + "\n".join(_consequence(one) for one in found))
+    if look is None:
+        print("The box was not compared, because these networks are coarse and fast themselves.")
     return 0 if all(one.passed for one in found) else 1
 
 
@@ -192,6 +195,17 @@ def _table(found: "Sequence[Comparison]") -> str:
             f"{one.seconds_exact:.1f} | {one.seconds:.1f} | {result} |"
         )
     return "\n".join(rows)
+
+
+def _consequence(one: "Comparison") -> str:
+    """Return what a comparison means for the next scans."""
+    from totalspineseg_server.nnunet.fast_ways import BOX
+
+    if one.way == BOX:
+        used = "It is used from now on; --whole-image switches it off."
+        return f"The box passed. {used}" if one.passed else "The box did not pass, so it is not used."
+    used = f"It is used with --runtime {one.way}."
+    return f"INT8 passed. {used}" if one.passed else "INT8 did not pass, so it cannot be used with these weights."
 
 
 class _Bar:
