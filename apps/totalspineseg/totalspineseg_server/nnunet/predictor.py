@@ -123,11 +123,11 @@ class WarmPredictor:
         maps = {name: np.zeros(shape, dtype=np.float32) for name in soft}
         box, difference = nonzero_box(channels), None
         seen = None
-        laid = box if box is None or within is None else common_box(box, within)
-        shown = laid if laid is None or wanted is None else common_box(laid, wanted)
-        if box is not None and laid is not None and shown is not None:
+        covered = box if box is None or within is None else common_box(box, within)
+        needed = covered if covered is None or wanted is None else common_box(covered, wanted)
+        if box is not None and covered is not None and needed is not None:
             parts = {n: m[box] for n, m in maps.items()}
-            inner = _moved(laid, box), _moved(shown, box)
+            inner = _moved(covered, box), _moved(needed, box)
             with self._lock, _memory_errors(shape):
                 try:
                     difference, seen = self._predict_box(
@@ -232,9 +232,9 @@ class WarmPredictor:
     def _rows(self, parts: tuple[Box, Box], full: Shape, grid: Shape, patch: Sequence[int]) -> Rows:
         """Return the tiles on the plans' grid, axes (X, Y, Z), for ``within`` and ``wanted``, see ``predict``."""
         rows = []
-        for laid, shown, before, after, tile in zip(*parts, full, grid, patch, strict=True):
-            row = fewest_tiles(_around(laid, before, after), after, tile, self.tile_step)
-            rows.append(row.covering(_around(shown, before, after)))
+        for covered, needed, before, after, tile in zip(*parts, full, grid, patch, strict=True):
+            row = fewest_tiles(_around(covered, before, after), after, tile, self.tile_step)
+            rows.append(row.covering(_around(needed, before, after)))
         return rows[0], rows[1], rows[2]
 
     def _turned_logits(self, image: torch.Tensor, rows: Rows, axes: Sequence[int], skip_air: bool) -> torch.Tensor:

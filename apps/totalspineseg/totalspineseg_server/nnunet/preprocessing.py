@@ -166,7 +166,7 @@ def resample_above(
 
 @dataclass(frozen=True)
 class _Neighbors:
-    """Where the voxels of a resampled axis lie between those of the axis before.
+    """The voxels of a resampled axis lie between these voxels of the axis before.
 
     Attributes:
         lower: The nearest voxel before each.
