@@ -27,9 +27,9 @@ FINE_MM3: Final = 4.0
 """Largest voxel of a network for which a coarse look saves more time than it takes; that of the official networks is 1
 cubic mm.
 """
-MARGIN_MM: Final = (15, 15, 40)
-"""Smallest distance from the structures that the coarse network found to the sides of the box, (right-left, front-back,
-along the spine). The starter weights miss tips of processes, and a vertebra at the end of a scan."""
+MARGIN_MM: Final = (5, 5, 40)
+"""Distance from the structures that the coarse network found, (right-left, front-back, along the spine), within which
+all tiles that decide are computed. The starter weights miss tips of processes, and a vertebra at the end of a scan."""
 EDGE_MM: Final = 3
 """Distance to a side of the box within which a structure may go on beyond it."""
 WIDEN_MM: Final = 60

@@ -104,7 +104,8 @@ class WarmPredictor:
             soft: Region names whose probabilities are returned.
             within: Part of the image, voxels, to cover with the fewest tiles (see ``fewest_tiles``); None for all of
                 it. The image is normalized and resampled as a whole.
-            wanted: Part of ``within``; only those tiles are computed that are needed to cover it. None for all of them.
+            wanted: Part of ``within``; only those tiles are computed that decide about its voxels (see ``Row``). None
+                for all of them.
             skip_air: Whether tiles that hold only air are left out, see ``sliding_logits``.
 
         Returns:
@@ -234,7 +235,7 @@ class WarmPredictor:
         rows = []
         for covered, needed, before, after, tile in zip(*parts, full, grid, patch, strict=True):
             row = fewest_tiles(_around(covered, before, after), after, tile, self.tile_step)
-            rows.append(row.covering(_around(needed, before, after)))
+            rows.append(row.deciding(_around(needed, before, after)))
         return rows[0], rows[1], rows[2]
 
     def _turned_logits(self, image: torch.Tensor, rows: Rows, axes: Sequence[int], skip_air: bool) -> torch.Tensor:

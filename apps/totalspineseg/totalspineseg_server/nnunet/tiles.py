@@ -25,6 +25,8 @@ SIGMA_SCALE: Final = 1 / 8
 """Standard deviation of the Gaussian as a share of the tile (nnU-Net's value)."""
 PEAK: Final = 10.0
 """Weight at a tile's center, which suits the range of half precision (nnU-Net's value)."""
+LEAST_SHARE: Final = 0.02
+"""Largest share of a voxel's weights that may be missing because tiles beside a box are left out."""
 AIR_LOGIT: Final = -20.0
 """Logit of voxels that no tile has computed: no structure."""
 
@@ -92,6 +94,22 @@ class Row:
         beyond = [start for start in self.starts if start + self.tile >= wanted.stop] or [self.starts[-1]]
         last = max(before[-1], beyond[0])
         return Row(tuple(start for start in self.starts if before[-1] <= start <= last), self.tile, self.length)
+
+    def deciding(self, wanted: slice) -> "Row":
+        """Return only the tiles that decide about the voxels of a part: those that cover it, and the neighbors that
+        weigh more than ``LEAST_SHARE`` in any of its voxels."""
+        voxels = np.arange(max(0, wanted.start), min(self.length, wanted.stop))
+        inside = voxels[np.newaxis] - np.array(self.starts)[:, np.newaxis]
+        weights = np.exp(-(((inside - self.tile // 2) / (self.tile * SIGMA_SCALE)) ** 2) / 2)
+        weights[(inside < 0) | (inside >= self.tile)] = 0
+        shares = weights / np.maximum(weights.sum(axis=0), np.finfo(float).tiny)
+        covering = self.covering(wanted).starts
+        first, last = self.starts.index(covering[0]), self.starts.index(covering[-1])
+        while first > 0 and shares[:first].sum(axis=0).max() > LEAST_SHARE:
+            first -= 1
+        while last + 1 < len(self.starts) and shares[last + 1 :].sum(axis=0).max() > LEAST_SHARE:
+            last += 1
+        return Row(self.starts[first : last + 1], self.tile, self.length)
 
 
 Rows = tuple[Row, Row, Row]
