@@ -1,12 +1,15 @@
 # ruff: noqa: B023 - the shapes are drawn at once, inside the loop that defines their sizes
-"""Synthetic columns with known truth and the mistakes of networks, for the numbering tests.
+"""Draw synthetic columns with known truth and the mistakes of networks, for the numbering tests.
 
 Geometry is plain (elliptic bodies and discs, arches, processes, a tapering sacrum along a curved canal); what matters
 is that names, neighbors, spacing and classes are those of a column, and that each mistake can be switched on.
 """
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -100,6 +103,24 @@ def build(
     )
     line = _Line(starts[-1] + 110, above, below, curvature, rng)
     return _paint(spine, heights, starts, line, rng, spacing)
+
+
+@cache
+def _built(seed: int, options: tuple[tuple[str, Any], ...]) -> tuple[Case, np.random.Generator]:
+    rng = np.random.default_rng(seed)
+    return build(rng, **dict(options)), rng
+
+
+def built(seed: int, **options: Any) -> tuple[Case, np.random.Generator]:
+    """Return the clean column of a seed, and the generator with the random numbers that follow.
+
+    Tests share columns, because painting them takes much of their time; each gets copies.
+
+    Args:
+        seed: Seed.
+        **options: As of ``build``.
+    """
+    return deepcopy(_built(seed, tuple(sorted(options.items()))))
 
 
 class _Line:

@@ -1,6 +1,7 @@
-"""Fixtures shared by test files."""
+"""Share fixtures between test files."""
 
 import gc
+import logging
 import multiprocessing
 import os
 import subprocess
@@ -38,6 +39,10 @@ def pytest_collection() -> Generator[None, object, object]:
     try:
         return (yield)
     finally:
+        # pytest gives its handlers six times a test to each logger that does not propagate: PyTorch has fifty of them.
+        for name, logger in logging.Logger.manager.loggerDict.items():
+            if name.startswith("torch") and isinstance(logger, logging.Logger):
+                logger.propagate = True
         gc.collect()
         gc.freeze()
         gc.enable()
@@ -62,7 +67,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _no_waiting_for_the_disk() -> Iterator[None]:
-    """Leave to the system when it writes files: no test cuts the power, and each wait takes milliseconds."""
+    """Let the system decide when it writes files: no test cuts the power, and each wait would take milliseconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("os.fsync", lambda file: None)
         yield

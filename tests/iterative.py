@@ -1,4 +1,4 @@
-"""The reference's rule from a network's map to named labels, for tests."""
+"""Name the levels of a network's map by TotalSpineSeg's own rule, for tests."""
 
 from typing import Any
 

@@ -1,7 +1,7 @@
-"""A reader's work in 3D Slicer without its windows, with Slicer's own volumes, segments, import and export.
+"""Do a reader's work in 3D Slicer without its windows, with Slicer's own volumes, segments, import and export.
 
-Run by the Python that has ``slicer-core``; ``test_slicer`` starts it. The calls to the server come in the order in
-which the plugin makes them. What the reader saw and drew is recorded, to be compared with what the server kept.
+Run by the Python that has ``slicer-core``; ``test_slicer`` starts it. The server is called in the order in which
+the plugin calls it. What the reader saw and drew is recorded, to be compared with what the server stored.
 
     python slicer_desk.py WORK.json REPORT.json SCENE.npz
 """

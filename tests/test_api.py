@@ -181,7 +181,7 @@ def test_nothing_is_written_unasked(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_cannot_be_done_says_what_to_do(folder: Path, image: np.ndarray, model: api.Model) -> None:
+def test_errors_say_what_to_do(folder: Path, image: np.ndarray, model: api.Model) -> None:
     with pytest.raises(ImageError, match="with its affine"):
         spine.segment(image, model=model)
     with pytest.raises(ImageError, match="does not exist"):

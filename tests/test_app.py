@@ -9,7 +9,7 @@ from fastapi import HTTPException
 from monailabel.utils.others import class_utils
 
 from phantom import RAS, CodeReader, image_of, lumbar_codes
-from totalspineseg_server.activelearning.batch import SpineBatch
+from totalspineseg_server.activelearning.rounds import SpineBatch
 from totalspineseg_server.anatomy import WIRE_LABELS
 from totalspineseg_server.clock import Stopwatch
 from totalspineseg_server.corrections.correction_store import is_safe_tag
@@ -48,7 +48,7 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return found(app_dir=str(APP_DIR), studies=str(tmp_path / "studies"), conf={"weights": str(tmp_path / "none")})
 
 
-def test_the_host_discovers_every_model(app: Any) -> None:
+def test_monai_label_discovers_every_model(app: Any) -> None:
     assert set(app._infers) == MODELS
     assert set(app.info()["models"]) == MODELS
     for model in MODELS:
@@ -82,7 +82,9 @@ def test_without_weights_the_app_still_answers(app: Any) -> None:
     assert ("No weights" in description, ".." in description) == (True, False)
 
 
-def test_a_result_that_cannot_be_kept_leaves_no_file(app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_result_that_cannot_be_stored_leaves_no_file(
+    app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A batch on a full disk also filled the temporary folder."""
     made = tmp_path / "result.nrrd"
 
@@ -165,14 +167,14 @@ class Studies:
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "reported"),
     [
         (HTTPException(422, "not a spine"), "not a spine"),
         (ConnectionError("10.0.0.7"), "ConnectionError"),
     ],
     ids=["image", "PACS"],
 )
-def test_one_bad_image_does_not_end_a_batch(tmp_path: Path, fault: Exception, told: str) -> None:
+def test_one_bad_image_does_not_end_a_batch(tmp_path: Path, fault: Exception, reported: str) -> None:
     seen = []
 
     def infer(request: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +189,7 @@ def test_one_bad_image_does_not_end_a_batch(tmp_path: Path, fault: Exception, to
     results = SpineBatch(lambda _: None)(request, Studies(), infer)
     assert seen == ["b", "c", "a"], "what a reader may be offered first"
     assert list(results["b"]) == ["error"]
-    assert told in results["b"]["error"]
+    assert reported in results["b"]["error"]
     assert "10.0.0.7" not in results["b"]["error"]
     assert not list(tmp_path.iterdir())
     assert list(SpineBatch(lambda _: None)({**request, "max_batch_size": 1}, Studies(), infer)) == ["b"]
@@ -228,7 +230,7 @@ class Versions:
     ],
     ids=["quiet", "between the two", "after both", "twice", "step 2 alone"],
 )
-def test_a_version_activated_meanwhile_makes_no_mixed_pair(
+def test_a_version_activated_between_the_steps_makes_no_mixed_pair(
     moments: list[tuple[str, str]], pair: tuple[str, str]
 ) -> None:
     """A request was answered by step 1 of the old version and step 2 of the new one, which had never been judged
@@ -237,3 +239,11 @@ def test_a_version_activated_meanwhile_makes_no_mixed_pair(
     scan = prepare(Volume(image_of(lumbar_codes()), RAS.affine))
     outcome = FullTask(services).run(scan, read_settings({}), {}, Stopwatch())
     assert outcome.versions == {"step1": pair[0], "step2": pair[1]}
+
+
+def test_a_version_is_judged_beside_the_studies(app: Any, tmp_path: Path) -> None:
+    """The judgment started from the page did not find the site's own scans."""
+    models = ["--device", "auto", "--data-dir", str(app.models.model_dir)]
+    assert app.judge_words("v2") == ["v2", *models], "nobody has submitted a label yet"
+    (tmp_path / "studies" / ".totalspineseg").mkdir(parents=True, exist_ok=True)
+    assert app.judge_words("v2") == ["v2", str(tmp_path / "studies"), *models]

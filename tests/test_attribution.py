@@ -43,8 +43,8 @@ class Predictions:
         self, key: str, labels: LabelArray, *, client: str = "", image: str = "scan", content: str = CONTENT
     ) -> None:
         self.store.keep(PredictionRecord(key, image, "totalspineseg", {}, {}, {}, None, client, content))
-        drawn = NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), labels, 2)
-        self.maps.keep(content, PredictionMaps(key, drawn, GRID, {}, {}, (), image))
+        painted = NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), labels, 2)
+        self.maps.keep(content, PredictionMaps(key, painted, GRID, {}, {}, (), image))
 
     def review(self, key: str, of: str, *, client: str = "") -> None:
         """Record that somebody asked for a review of a prediction; it has no maps of its own."""
@@ -103,7 +103,7 @@ def test_of_equal_predictions_this_readers_then_the_newest(predictions: Predicti
     assert predictions.corrected(renamed(), client="nobody", stated="1") == "1"
 
 
-def test_one_that_other_weights_drew_is_not_taken_for_having_no_renamed_level(predictions: Predictions) -> None:
+def test_a_prediction_of_other_weights_is_not_mistaken_for_an_unchanged_one(predictions: Predictions) -> None:
     """If borders differed so much that hardly a segment was recognized, the label counted as one without a renamed
     level."""
     elsewhere = np.roll(TRUTH, 8, axis=1)
@@ -161,7 +161,7 @@ def test_a_prediction_in_a_session_costs_no_look_through_all_others(
     assert set(listed) == {f"unlisted-{'3' * 64}", f"unlisted-{'4' * 64}"}
 
 
-def test_a_session_of_a_former_version_counts_still(predictions: Predictions) -> None:
+def test_a_session_of_an_earlier_version_still_counts(predictions: Predictions) -> None:
     """Its record is in one folder with those of all other images that were not among the studies."""
     predictions.add("1", TRUTH, image="")
     (predictions.root / "predictions" / f"unlisted-{CONTENT}").rename(predictions.root / "predictions" / "unlisted")
@@ -170,7 +170,7 @@ def test_a_session_of_a_former_version_counts_still(predictions: Predictions) ->
 
 
 @pytest.mark.parametrize("stated", ["..", "../image-scan", "/", "a" * 300, "\0", "a/b"])
-def test_what_is_no_id_names_no_prediction(predictions: Predictions, stated: str) -> None:
+def test_an_invalid_id_names_no_prediction(predictions: Predictions, stated: str) -> None:
     predictions.add("1", TRUTH)
     assert predictions.store.find("scan", stated) is None
     assert predictions.store.anywhere(stated) is None

@@ -106,9 +106,9 @@ def test_spikes_are_those_of_monai_at_a_height_of_ours() -> None:
 def test_a_bent_gray_scale_keeps_bright_above_dark() -> None:
     bend = HistogramTransform()
     image = torch.randn(1, 6, 6, 6)
-    kept = image.clone()
+    before = image.clone()
     bent = bend(image=image)["image"]
-    assert torch.equal(image, kept)
+    assert torch.equal(image, before)
     assert not torch.allclose(bent, image)
     in_order = bent.flatten()[image.flatten().argsort()]
     assert (in_order.diff() >= -1e-5).all()

@@ -34,12 +34,12 @@ def truth(slab: tuple[Path, np.ndarray]) -> bench.Truth:
 
 
 def test_what_the_masks_do_not_show_is_no_background(slab: tuple[Path, np.ndarray], truth: bench.Truth) -> None:
-    drawn = slab[1]
-    assert (truth.codes[drawn == DISC_L5_S] == DISC_L5_S).mean() > 0.9
+    painted = slab[1]
+    assert (truth.codes[painted == DISC_L5_S] == DISC_L5_S).mean() > 0.9
     assert not np.isin(truth.codes, (SACRUM, CORD)).any()
-    sacrum = (drawn == SACRUM) & (truth.codes != DISC_L5_S)
+    sacrum = (painted == SACRUM) & (truth.codes != DISC_L5_S)
     assert (truth.codes[sacrum] == UNREVIEWED).mean() > 0.95
-    assert (truth.codes[np.isin(drawn, (CANAL, CORD))] == CANAL).mean() > 0.95
+    assert (truth.codes[np.isin(painted, (CANAL, CORD))] == CANAL).mean() > 0.95
 
 
 class Desk:

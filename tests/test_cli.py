@@ -20,7 +20,7 @@ from totalspineseg_server.cli import COMMANDS, main
 from totalspineseg_server.cohort.outputs import FOLDERS
 from totalspineseg_server.geometry import Grid, Volume, labels_to_iso, to_ras
 from totalspineseg_server.io.volumes import read_image, read_labels, write_volume
-from totalspineseg_server.registry.releases import STARTER_WARNING
+from totalspineseg_server.registry.registry_messages import STARTER_WARNING
 
 GOLDEN = Path(__file__).parent / "golden"
 APP = Path(__file__).parents[1] / "apps" / "totalspineseg"
@@ -100,7 +100,7 @@ def test_numbering_commands_import_no_network(command: str, tmp_path: Path) -> N
         (["IN", "out", "--data-dir", "nowhere"], "--data-dir"),
         (["IN", "out", "--device", "gpu", "--data-dir", "MODELS"], "gpu"),
         (["IN", "out", "--scheduler", "tcp://127.0.0.1:1"], "--scheduler"),
-        (["IN", "out", "--executor", "dask", "--scheduler", "x", "--profile", "FILE"], "exclude each other"),
+        (["IN", "out", "--executor", "dask", "--scheduler", "x", "--profile", "FILE"], "--scheduler and --profile"),
         (["IN", "out", "--executor", "dask", "--profile", "FILE", "--data-dir", "MODELS"], "profile"),
         (["IN", "out", "--weights", "missing"], "'missing'"),
         (["label", "FILE", "out.png"], "ending in"),
@@ -222,7 +222,7 @@ def test_label_uses_a_localizer_on_another_grid(tmp_path: Path, capsys: pytest.C
     expected = golden_crop(source, labels)
     named = expected > 0
     assert CODE_OF["T7"] in expected
-    # Cut-off pieces at both ends, which the reference leaves out, may have names.
+    # Cut-off pieces at both ends, which TotalSpineSeg leaves out, may have names.
     np.testing.assert_array_equal(labels.data[named], expected[named])
 
 
@@ -289,9 +289,9 @@ def test_lint_takes_a_folder_and_goes_on_after_a_bad_map(tmp_path: Path, capsys:
     (tmp_path / "c.mgz").touch()
     write_volume(tmp_path / "d.nii.gz", np.zeros((9, 9, 9), np.uint8), Grid((9, 9, 9), np.eye(4)))
     assert main(["lint", str(tmp_path)]) == 1
-    said = capsys.readouterr()
-    assert "d.nii.gz: not_checked" in said.out
-    assert "a.nii.gz: " in said.err and "'c.mgz'" in said.err
+    printed = capsys.readouterr()
+    assert "d.nii.gz: not_checked" in printed.out
+    assert "a.nii.gz: " in printed.err and "'c.mgz'" in printed.err
 
 
 @pytest.mark.golden

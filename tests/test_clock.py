@@ -34,7 +34,7 @@ def a_day_ahead() -> Iterator[None]:
         yield
 
 
-def test_the_label_that_is_shown_is_the_one_that_trains(tmp_path: Path) -> None:
+def test_the_displayed_label_is_the_one_used_for_training(tmp_path: Path) -> None:
     """After the clock was set back by a day between two submissions, the second was shown, but the first was
     learned."""
     desk = Desk(tmp_path)
@@ -67,12 +67,12 @@ def test_a_correction_after_the_clock_was_set_back_is_of_the_prediction_on_the_s
     newest = services.predictions.latest("a")
     assert newest is not None
     assert newest.id == last
-    kept = services.maps.latest(sha256_of(image), 2)
-    assert kept is not None
-    assert kept.prediction == last
+    stored = services.maps.latest(sha256_of(image), 2)
+    assert stored is not None
+    assert stored.prediction == last
 
 
-def test_the_training_that_was_begun_last_is_the_one_that_is_told_of(tmp_path: Path) -> None:
+def test_the_training_that_began_last_is_the_one_reported(tmp_path: Path) -> None:
     """The state of a training that was dated tomorrow was shown instead of today's."""
     with a_day_ahead():
         tomorrow = runs.begin(tmp_path, "a", {}, resume=True)

@@ -31,9 +31,8 @@ from totalspineseg_server.cohort.dask_executor import DaskExecutor
 from totalspineseg_server.cohort.dask_payload import make_task
 from totalspineseg_server.cohort.inputs import Case, find_cases
 from totalspineseg_server.cohort.record import read_record
-from totalspineseg_server.cohort.run_options import RunOptions
 from totalspineseg_server.cohort.running import LocalExecutor, Stream, run
-from totalspineseg_server.cohort.work import Work
+from totalspineseg_server.cohort.work import RunOptions, Work
 from totalspineseg_server.cohort.worker import REFUSAL, ScanWorker, job_json
 from totalspineseg_server.errors import ClusterError
 from totalspineseg_server.geometry import Grid
@@ -187,9 +186,9 @@ def test_ctrl_c_ends_jobs_and_keeps_what_is_done(tmp_path: Path, store: ModelSto
     while process.poll() is None and not list(output.glob("reports/*.json")) and time.monotonic() < limit:
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, told = process.communicate(timeout=200)
-    assert process.returncode == 130, told
-    assert "interrupted" in told
+    _, reported = process.communicate(timeout=200)
+    assert process.returncode == 130, reported
+    assert "interrupted" in reported
     document = json.loads((output / "run.json").read_text(encoding="utf-8"))
     done = {path.stem for path in output.glob("reports/*.json")}
     assert 0 < len(done) < 40
@@ -230,8 +229,8 @@ def test_jobs_that_the_queue_refuses_are_one_sentence(
     assert "'sbatch'" in capsys.readouterr().err
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert main(words) == 2
-    told = capsys.readouterr().err
-    assert "invalid partition" in told
+    reported = capsys.readouterr().err
+    assert "invalid partition" in reported
 
 
 REFUSALS = {

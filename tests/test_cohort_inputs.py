@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from dicom_series import save, slices
+from totalspineseg_server.cohort.cohort_messages import LOCALIZER_UNCERTAIN, NO_LOCALIZER_FOUND
 from totalspineseg_server.cohort.inputs import (
-    MISSING,
-    NO_PROOF,
     Case,
     find_cases,
     pair_localizers,
@@ -19,8 +18,7 @@ from totalspineseg_server.cohort.inputs import (
     unvisited_folders,
 )
 from totalspineseg_server.cohort.record import fingerprint, same_content
-from totalspineseg_server.cohort.run_options import RunOptions
-from totalspineseg_server.cohort.work import Work
+from totalspineseg_server.cohort.work import RunOptions, Work
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.io.volumes import read_image
 
@@ -75,7 +73,7 @@ def test_a_series_is_found_however_deep_it_lies(tmp_path: Path, way: str) -> Non
     assert [case.path for case in find_cases(tmp_path)] == [tmp_path / way]
 
 
-def test_folders_with_images_that_are_not_looked_into_are_named(tmp_path: Path) -> None:
+def test_folders_with_images_that_are_not_searched_are_named(tmp_path: Path) -> None:
     make(tmp_path, "patient 1/T2/t2.NII.GZ", "sub-01/t2.nii", "sub-02/func/bold.nii", "derivatives/sub-02/seg.nii.gz")
     with pytest.raises(ImageError, match=r"'patient 1/T2', 'sub-01'"):
         find_cases(tmp_path)
@@ -84,7 +82,7 @@ def test_folders_with_images_that_are_not_looked_into_are_named(tmp_path: Path) 
     assert unvisited_folders(tmp_path / "a.nii.gz", cases) == ()
 
 
-def test_of_many_folders_that_are_not_looked_into_a_few_are_named(tmp_path: Path) -> None:
+def test_only_a_few_of_many_unsearched_folders_are_named(tmp_path: Path) -> None:
     """The command printed all skipped folders: hundreds in an archive."""
     cases = find_cases(make(tmp_path, "a.nii.gz", *(f"scan-{number}/b.nii.gz" for number in range(9))))
     sentence = skipped_sentences(tmp_path, cases)
@@ -172,10 +170,10 @@ def test_scans_of_one_file_name_share_no_localizer(tmp_path: Path, dicom: bool) 
     cases = [Case(f"p{k}_anat_T2w", tmp_path / "in" / f / "T2w", f) for k, f in enumerate(folders, start=1)]
     if dicom:
         assert list(find_cases(tmp_path / "in")) == cases
-    for given in ({"localizer": loc}, {"localizer": None, "earlier": [loc]}):
-        paired = pair_localizers(cases, suffixes=["T2w"], localizer_suffix="T1w", **given)
+    for arguments in ({"localizer": loc}, {"localizer": None, "earlier": [loc]}):
+        paired = pair_localizers(cases, suffixes=["T2w"], localizer_suffix="T1w", **arguments)
         found = [case.localizer for case in paired]
-        assert found == [loc / "p1/anat/T1w.nii.gz" if given["localizer"] else None, None]
+        assert found == [loc / "p1/anat/T1w.nii.gz" if arguments["localizer"] else None, None]
 
 
 def test_one_localizer_file_serves_the_scans_of_one_subject(tmp_path: Path) -> None:
@@ -192,8 +190,8 @@ def test_one_localizer_file_serves_the_scans_of_one_subject(tmp_path: Path) -> N
     [
         ({"confident": True}, "", ""),
         ({"confident": None}, "", ""),
-        ({"confident": False}, NO_PROOF, NO_PROOF),
-        (None, NO_PROOF, ""),
+        ({"confident": False}, LOCALIZER_UNCERTAIN, LOCALIZER_UNCERTAIN),
+        (None, LOCALIZER_UNCERTAIN, ""),
     ],
     ids=["certain", "iterative", "not certain", "unfinished"],
 )
@@ -203,16 +201,16 @@ def test_results_serve_as_localizers_if_certain(tmp_path: Path, record: Any, by_
     if record is not None:
         make(tmp_path / "reports", "s_T1w.json", content=json.dumps(record).encode())
     cases = [Case("s_T2w", tmp_path / "s_T2w.nii.gz", Path())]
-    given = {"suffixes": ["_T2w"], "localizer_suffix": "_T1w"}
+    arguments = {"suffixes": ["_T2w"], "localizer_suffix": "_T1w"}
     expected = [by_earlier, by_folder, by_folder]
     for localizer, why in zip((None, folder, folder / "s_T1w.nii.gz"), expected, strict=True):
-        (paired,) = pair_localizers(cases, localizer, earlier=[folder], **given)
+        (paired,) = pair_localizers(cases, localizer, earlier=[folder], **arguments)
         assert (paired.localizer, paired.no_localizer) == (None if why else folder / "s_T1w.nii.gz", why)
 
 
-def test_a_missing_localizer_is_told(tmp_path: Path) -> None:
+def test_a_missing_localizer_is_reported(tmp_path: Path) -> None:
     case = Case("s_T2w", tmp_path / "s_T2w.nii.gz", Path())
-    assert pair_localizers([case], tmp_path)[0].no_localizer == MISSING
+    assert pair_localizers([case], tmp_path)[0].no_localizer == NO_LOCALIZER_FOUND
     assert not pair_localizers([case], None)[0].no_localizer
     with pytest.raises(ImageError, match="localizer"):
         pair_localizers([case], tmp_path / "nowhere")
@@ -278,7 +276,7 @@ def test_a_result_is_not_the_localizer_of_its_own_scan(tmp_path: Path) -> None:
     assert (case.localizer, bool(case.no_localizer)) == (None, True)
 
 
-def test_files_that_are_equally_long_and_old_are_told_apart(tmp_path: Path) -> None:
+def test_files_of_equal_length_and_age_are_distinguished(tmp_path: Path) -> None:
     """A scan with the same name in another patient's folder counted as already finished."""
     for number, folder in enumerate(("p1", "p2", "moved")):
         (tmp_path / folder).mkdir()

@@ -23,10 +23,9 @@ from totalspineseg_server.cohort.inputs import Case, find_cases, pair_localizers
 from totalspineseg_server.cohort.interchange import write_bids, write_segs
 from totalspineseg_server.cohort.outputs import FOLDERS, _stored_image
 from totalspineseg_server.cohort.overlap import overlapped, sentence
-from totalspineseg_server.cohort.run_options import RunOptions
 from totalspineseg_server.cohort.running import LocalExecutor, Progress, Summary
 from totalspineseg_server.cohort.running import run as run_cases
-from totalspineseg_server.cohort.work import Work
+from totalspineseg_server.cohort.work import RunOptions, Work
 from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.geometry import Grid
@@ -157,7 +156,7 @@ def test_previews_of_every_step_with_and_without_tags(finished: Path) -> None:
     assert {p.name for p in (finished / "preview").glob("a_*")} == expected
 
 
-def test_record_tells_the_levels(finished: Path) -> None:
+def test_the_record_lists_the_levels(finished: Path) -> None:
     record = json.loads((finished / "reports" / "a.json").read_text(encoding="utf-8"))
     names = [level["name"] for level in record["levels"]]
     assert record["probability"] > 0.9
@@ -248,7 +247,7 @@ def test_a_step_1_record_does_not_call_all_vertebrae_the_sacrum(tmp_path: Path, 
     assert (names[SACRUM], names[DISC_L5_S]) == ("vertebrae", "L5-S")
 
 
-def test_a_scan_being_done_again_is_unfinished_meanwhile(tmp_path: Path, few: np.ndarray) -> None:
+def test_a_scan_is_unfinished_while_it_is_segmented_again(tmp_path: Path, few: np.ndarray) -> None:
     """A run that was killed while it replaced results left an old record beside new files, so that the scan counted as
     finished."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)
@@ -355,7 +354,7 @@ def test_label_maps_of_dicom_series_as_seg(tmp_path: Path, few: np.ndarray) -> N
     assert (count, "No DICOM SEG" in failures["series"]) == (0, True)
 
 
-def test_a_series_without_each_second_slice_has_a_warning(tmp_path: Path, few: np.ndarray) -> None:
+def test_a_series_without_every_second_slice_has_a_warning(tmp_path: Path, few: np.ndarray) -> None:
     """A series without every second slice was processed without a warning in the record and the report."""
     sagittal = np.ascontiguousarray(image_of(few).transpose(1, 2, 0)[::-1, ::-1])
     every_second = slices(placed(SAGITTAL, (1, 1, 1), np.eye(3)), pixels=sagittal)[::2]
@@ -368,7 +367,7 @@ def test_a_series_without_each_second_slice_has_a_warning(tmp_path: Path, few: n
     )
 
 
-def test_a_localizer_beside_the_scan_is_told(tmp_path: Path, few: np.ndarray) -> None:
+def test_a_localizer_beside_the_scan_is_reported(tmp_path: Path, few: np.ndarray) -> None:
     """A localizer from another examination, 300 mm away, was of no use, and the report did not say so."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)
     x, y, z = few.shape
@@ -378,7 +377,7 @@ def test_a_localizer_beside_the_scan_is_told(tmp_path: Path, few: np.ndarray) ->
     assert "does not overlap this scan" in summary.records["a"]["warnings"][-1]
 
 
-def test_a_localizer_of_another_patient_is_told(tmp_path: Path, few: np.ndarray) -> None:
+def test_a_localizer_of_another_patient_is_reported(tmp_path: Path, few: np.ndarray) -> None:
     """The localizer's canal was 20 mm beside that of the scan, but its names were used all the same."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)
     x, y, z = few.shape
@@ -440,7 +439,7 @@ def test_a_scan_out_of_reach_keeps_its_results(tmp_path: Path, few: np.ndarray) 
 
 
 @pytest.mark.parametrize("link", [False, True], ids=["files", "links"])
-def test_scans_that_the_run_would_write_over_are_refused(tmp_path: Path, few: np.ndarray, link: bool) -> None:
+def test_scans_that_the_run_would_overwrite_are_refused(tmp_path: Path, few: np.ndarray, link: bool) -> None:
     """If INPUT was OUTPUT/input, each scan was deleted before it was read."""
     scan = write_scan(tmp_path / "study" / "input" / "a.nii.gz", few)
     before = scan.read_bytes()
@@ -457,7 +456,7 @@ def test_scans_that_the_run_would_write_over_are_refused(tmp_path: Path, few: np
     assert run(source, tmp_path / "other", keep=("step2_output",)).failures == {}
 
 
-def test_a_localizer_that_the_run_would_write_over_is_refused(tmp_path: Path, few: np.ndarray) -> None:
+def test_a_localizer_that_the_run_would_overwrite_is_refused(tmp_path: Path, few: np.ndarray) -> None:
     """A map that was corrected by hand inside OUTPUT was deleted before it was read."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)
     labels = tmp_path / "out" / "step2_output" / "a.nii.gz"
@@ -481,7 +480,7 @@ def test_a_scan_of_another_place_does_not_take_over_results_of_its_name(tmp_path
     keep, out = ("step2_output",), tmp_path / "out"
     run(one, out, keep=keep)
     first = (out / "step2_output" / "T2.nii.gz").read_bytes()
-    assert "another scan called 'T2'" in run(other, out, keep=keep).failures["T2"]
+    assert "another scan named 'T2'" in run(other, out, keep=keep).failures["T2"]
     assert (out / "step2_output" / "T2.nii.gz").read_bytes() == first
     assert run(one, out, keep=keep).skipped == ("T2",)
     moved = one.rename(tmp_path / "T2.nii")
@@ -565,7 +564,7 @@ def test_where_the_whole_is_not_certain_some_level_is_not() -> None:
         assert doubtful_codes(numbering, labels) == {CODE_OF[name] for name in expected}
 
 
-def test_a_file_name_that_is_no_text_is_a_scan_like_any_other(tmp_path: Path, few: np.ndarray) -> None:
+def test_a_file_name_that_is_not_utf_8_is_a_scan_like_any_other(tmp_path: Path, few: np.ndarray) -> None:
     """A name that was not UTF-8 ended the whole run when its documents were written."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)
     strange = os.fsdecode(b"lat\xe9 & <b>")
@@ -668,7 +667,7 @@ def test_every_fault_is_one_sentence(error: Exception, expected: str) -> None:
     assert "\n" not in sentence(error)
 
 
-def test_progress_tells_failures_and_stays_quiet_when_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_reports_failures_and_stays_quiet_on_request(capsys: pytest.CaptureFixture[str]) -> None:
     import sys
 
     progress = Progress(2, sys.stderr)

@@ -38,7 +38,7 @@ def test_the_container_serves_as_the_command_does() -> None:
     assert values("VOLUME") == ["/data"]
 
 
-def test_the_container_is_no_superuser() -> None:
+def test_the_container_does_not_run_as_root() -> None:
     assert values("USER") == ["1000"]
     assert "useradd --uid 1000" in values("RUN")[-1]
 

@@ -110,20 +110,20 @@ def test_another_series_as_localizer_leaves_the_corrected_names(corrected: Path,
     assert names_are_the_readers(step2(labels, localizer="other"))
 
 
-def test_a_localizer_of_before_the_patient_was_moved_is_refused(corrected: Path) -> None:
+def test_a_localizer_from_before_the_patient_moved_is_refused(corrected: Path) -> None:
     """A localizer from before the patient moved named levels by their old position."""
     with pytest.raises(SettingError, match=r"'moved'.*frame of reference"):
         step2({("mine", "step1"): corrected, ("moved", "final"): corrected}, localizer="moved")
 
 
-def test_the_kept_maps_know_who_named_step_1(corrected: Path, tmp_path: Path) -> None:
-    drawn = step2({("mine", "step1"): corrected}).output
-    assert drawn is not None
-    assert drawn.step1 is not None
+def test_the_stored_maps_know_who_named_step_1(corrected: Path, tmp_path: Path) -> None:
+    painted = step2({("mine", "step1"): corrected}).output
+    assert painted is not None
+    assert painted.step1 is not None
     maps = MapStore(tmp_path)
-    maps.keep("0" * 64, PredictionMaps("1", drawn, RAS, {"step2": "a"}, {}, ()))
-    kept = maps.latest("0" * 64, 2)
-    assert kept is not None
-    assert kept.output.step1 is not None
-    assert kept.output.step1.by_reader
-    np.testing.assert_array_equal(kept.output.step1.discs.codes, drawn.step1.discs.codes)
+    maps.keep("0" * 64, PredictionMaps("1", painted, RAS, {"step2": "a"}, {}, ()))
+    stored = maps.latest("0" * 64, 2)
+    assert stored is not None
+    assert stored.output.step1 is not None
+    assert stored.output.step1.by_reader
+    np.testing.assert_array_equal(stored.output.step1.discs.codes, painted.step1.discs.codes)

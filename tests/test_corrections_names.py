@@ -140,7 +140,7 @@ def test_another_grid_is_refused(tmp_path: Path, other: Grid) -> None:
         map_names(submitted(tmp_path, blocks(1), info("L4")), other)
 
 
-def test_header_rounding_is_no_other_grid(tmp_path: Path) -> None:
+def test_header_rounding_does_not_make_another_grid(tmp_path: Path) -> None:
     nudged = Grid(SHAPE, OBLIQUE + 1e-5)
     assert map_names(submitted(tmp_path, blocks(1), info("L4")), nudged).present
 
@@ -181,7 +181,7 @@ def test_damaged_seg_nrrd_is_refused(tmp_path: Path, segments: dict[str, str], m
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".seg.nrrd", ".bin"])
-def test_a_file_that_is_no_image_is_refused(tmp_path: Path, ending: str) -> None:
+def test_a_file_that_is_not_an_image_is_refused(tmp_path: Path, ending: str) -> None:
     path = tmp_path / f"x{ending}"
     path.write_bytes(b"no image at all")
     with pytest.raises(ImageError, match=r"readable|required|cannot be read"):
@@ -218,13 +218,13 @@ def test_a_label_with_reversed_slices_is_taken_voxel_for_voxel(tmp_path: Path, e
     image = Grid(SHAPE, OBLIQUE @ np.diag([1.0, 1, -1, 1]))
     reversed_slices = np.eye(4)
     reversed_slices[2, 2:] = -1, SHAPE[2] - 1
-    drawn = np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.uint8) % 3
+    painted = np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(np.uint8) % 3
     path = tmp_path / f"label{ending}"
-    write_volume(path, drawn[:, :, ::-1], Grid(SHAPE, image.affine @ reversed_slices))
+    write_volume(path, painted[:, :, ::-1], Grid(SHAPE, image.affine @ reversed_slices))
     if ending == ".seg.nrrd":
         written = sitk.ReadImage(str(path))
         for key, value in segment_fields(("L4", 1, 0), ("L5", 2, 0)).items():
             written.SetMetaData(key, value)
         sitk.WriteImage(written, str(path))
     found = map_names(read_submission(path, info("L4", "L5")), image).codes
-    np.testing.assert_array_equal(found, np.array([0, 44, 45], np.uint8)[drawn])
+    np.testing.assert_array_equal(found, np.array([0, 44, 45], np.uint8)[painted])

@@ -18,11 +18,12 @@ import pytest
 from pacs_serving import wait_for
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
 from totalspineseg_server.corrections import datastore, ids
+from totalspineseg_server.corrections.answers import name_taken
 from totalspineseg_server.corrections.correction_store import STEP1_TAG, Correction, CorrectionStore, is_safe_tag
 from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.interpretation import Lint
 from totalspineseg_server.corrections.predictions import MapStore, PredictionRecord, PredictionStore
-from totalspineseg_server.corrections.receipts import Receipts, Sender
+from totalspineseg_server.corrections.receipts import Receipts, Sender, receipt_of
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import BusyError, LabelError, StorageError
 from totalspineseg_server.files import PARTIAL_PREFIX, sha256_of
@@ -83,7 +84,7 @@ class Desk:
     def submit(
         self, params: Mapping[str, Any] = L4_L5, tag: str = "final", sender: Sender = SENDER, image: str = "img"
     ) -> Any:
-        return self.inbox.submit(image, self.label, tag=tag, sender=sender, params=params)
+        return self.inbox.submit(receipt_of(image, self.label, tag=tag, sender=sender, params=params), self.label)
 
     def _publish(self, image: str, file: str, tag: str, info: dict[str, Any]) -> None:
         self.published.append((image, read_labels(Path(file)).data, tag, info))
@@ -95,9 +96,9 @@ def desk(tmp_path: Path) -> Desk:
 
 
 def test_an_understood_label_is_kept_and_published_in_wire_ids(desk: Desk) -> None:
-    kept = desk.submit()
+    saved = desk.submit()
     (stored,) = desk.store.of_image("img")
-    assert stored == kept
+    assert stored == saved
     assert (stored.status, stored.step, stored.user, stored.client) == ("accepted", 2, "ada", "slicer-7")
     assert stored.findings == ({"kind": "gap"},)
     assert stored.image_sha256 == sha256_of(desk.image)
@@ -108,7 +109,7 @@ def test_an_understood_label_is_kept_and_published_in_wire_ids(desk: Desk) -> No
     assert (image, tag) == ("img", "final")
     assert sorted(set(wire.ravel().tolist())) == [0, WIRE_LABELS["L4"], WIRE_LABELS["L5"]]
     assert [entry["name"] for entry in info["label_info"]] == list(WIRE_LABELS)
-    assert info["correction"] == kept.id
+    assert info["correction"] == saved.id
 
 
 @pytest.mark.parametrize("params", [{}, {"label_info": [{"name": "nose"}]}], ids=["no names", "unknown name"])
@@ -137,7 +138,7 @@ def test_a_corrected_step_1_label_never_counts_as_finished(desk: Desk) -> None:
     desk.submit({"label_info": [{"name": "vertebrae"}, {"name": "L4-L5"}]})
     assert [tag for _, _, tag, _ in desk.published] == [STEP1_TAG]
     assert desk.store.latest_accepted("img") is None
-    assert desk.store.latest_accepted("img", step=1) is not None
+    assert [one.step for one in desk.store.in_force("img")] == [1]
 
 
 def test_nothing_overwrites_an_earlier_correction(desk: Desk) -> None:
@@ -165,11 +166,11 @@ def test_of_two_labels_at_once_the_newer_one_is_shown(desk: Desk, monkeypatch: p
     own, first_is_kept, second_is_shown = desk.store.file, threading.Event(), threading.Event()
 
     def slow(*parts: Any) -> Any:
-        kept = own(*parts)
+        saved = own(*parts)
         if not first_is_kept.is_set():
             first_is_kept.set()
             second_is_shown.wait(0.5)
-        return kept
+        return saved
 
     monkeypatch.setattr(desk.store, "file", slow)
     first = threading.Thread(target=desk.submit)
@@ -178,9 +179,9 @@ def test_of_two_labels_at_once_the_newer_one_is_shown(desk: Desk, monkeypatch: p
     desk.submit()
     second_is_shown.set()
     first.join()
-    shown, newest = desk.published[-1][3]["correction"], desk.store.latest_accepted("img")
+    displayed, newest = desk.published[-1][3]["correction"], desk.store.latest_accepted("img")
     assert newest is not None
-    assert shown == newest.id
+    assert displayed == newest.id
 
 
 @pytest.mark.parametrize("call", range(13))
@@ -200,7 +201,7 @@ def test_a_full_disk_leaves_nothing_under_a_final_name(desk: Desk, call: int, mo
     assert not [p for p in desk.root.rglob("*") if p.name.startswith(PARTIAL_PREFIX)]
     assert desk.published == []
     assert desk.submit().status == "accepted"
-    assert all(desk.store.codes(kept).any() for kept in desk.store.of_image("img"))
+    assert all(desk.store.codes(saved).any() for saved in desk.store.of_image("img"))
     assert desk.receipts.waiting() == ()
 
 
@@ -251,7 +252,7 @@ def test_with_authentication_a_correction_knows_the_prediction_of_its_user(desk:
     assert desk.submit().prediction["id"] == mine.id
 
 
-def test_who_corrects_a_prediction_on_a_replaced_image_is_told(desk: Desk) -> None:
+def test_whoever_corrects_a_prediction_on_a_replaced_image_is_warned(desk: Desk) -> None:
     """A label of the old image was filed as one of the new image, whose prediction nobody had seen."""
     for sha, expected in (("ab", ["gap", "image_replaced"]), (sha256_of(desk.image), ["gap"])):
         desk.predictions.keep(replace(prediction("img", "slicer-7"), image_sha256=sha))
@@ -259,7 +260,7 @@ def test_who_corrects_a_prediction_on_a_replaced_image_is_told(desk: Desk) -> No
 
 
 @pytest.mark.parametrize(
-    ("client", "corrected", "tag", "told"),
+    ("client", "corrected", "tag", "reported"),
     [
         ("slicer-8", "theirs", "final", True),
         ("slicer-8", "mine", "final", True),
@@ -270,8 +271,8 @@ def test_who_corrects_a_prediction_on_a_replaced_image_is_told(desk: Desk) -> No
     ],
     ids=["other name", "other name, same prediction", "same name", "one's own", "knew of it", "a draft"],
 )
-def test_who_finishes_what_another_finished_meanwhile_is_told(
-    desk: Desk, client: str, corrected: str, tag: str, told: bool
+def test_whoever_finishes_a_scan_after_somebody_else_is_warned(
+    desk: Desk, client: str, corrected: str, tag: str, reported: bool
 ) -> None:
     """Two readers had the same scan: the second label replaced the first, and neither reader was told."""
     known = {"mine": prediction("img", "slicer-7"), "theirs": prediction("img", client)}
@@ -283,24 +284,24 @@ def test_who_finishes_what_another_finished_meanwhile_is_told(
     sender = replace(SENDER, client=client)
     second = desk.submit({**L4_L5, "prediction": known[corrected].id}, tag, sender=sender)
     messages = [found["message"] for found in second.findings if found["kind"] == "finished_meanwhile"]
-    assert len(messages) == int(told)
+    assert len(messages) == int(reported)
     assert all("'slicer-7'" in message for message in messages)
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "told"),
+    ("first", "second", "reported"),
     [("final", "final", False), ("final", "step1", True), ("step1", "final", True)],
     ids=["a finished label beside a map", "a map sent as a map", "a map sent as finished"],
 )
-def test_who_takes_no_ones_place_is_not_told_so(desk: Desk, first: str, second: str, told: bool) -> None:
+def test_whoever_replaces_no_label_is_not_warned(desk: Desk, first: str, second: str, reported: bool) -> None:
     """A finished label was said to replace a step-1 map, which is shown separately."""
     step1 = {"label_info": [{"name": "vertebrae"}, {"name": "L4-L5"}]}
     record = prediction("img", "slicer-8")
     desk.predictions.keep(record)
     desk.submit(step1, first)
-    sent = {**(step1 if told else L4_L5), "prediction": record.id}
-    kept = desk.submit(sent, second, sender=replace(SENDER, client="slicer-8"))
-    assert [found["kind"] for found in kept.findings].count("finished_meanwhile") == int(told)
+    sent = {**(step1 if reported else L4_L5), "prediction": record.id}
+    saved = desk.submit(sent, second, sender=replace(SENDER, client="slicer-8"))
+    assert [found["kind"] for found in saved.findings].count("finished_meanwhile") == int(reported)
 
 
 @pytest.mark.parametrize(
@@ -326,8 +327,8 @@ def test_different_ids_have_different_folders() -> None:
 
 
 def test_a_damaged_record_is_named(desk: Desk) -> None:
-    kept = desk.submit()
-    record = desk.store.path(kept) / "record.json"
+    saved = desk.submit()
+    record = desk.store.path(saved) / "record.json"
     record.write_text("{", encoding="utf-8")
     reasons: list[str] = []
     for text in ("{", json.dumps({"id": "x"})):
@@ -340,15 +341,15 @@ def test_a_damaged_record_is_named(desk: Desk) -> None:
 
 def test_a_label_counts_again_once_its_record_can_be_read_again(desk: Desk) -> None:
     """It stayed hidden until the next start, because its folder had not changed."""
-    kept = desk.submit()
-    record = desk.store.path(kept) / "record.json"
+    saved = desk.submit()
+    record = desk.store.path(saved) / "record.json"
     whole = record.read_text(encoding="utf-8")
     record.write_text("{", encoding="utf-8")
     # The folder has not changed for long, so its corrections are remembered.
     os.utime(record.parent.parent, (0, 0))
     assert desk.store.in_force("img") == ()
     record.write_text(whole, encoding="utf-8")
-    assert [known.id for known in desk.store.in_force("img")] == [kept.id]
+    assert [known.id for known in desk.store.in_force("img")] == [saved.id]
 
 
 @pytest.mark.parametrize(
@@ -384,29 +385,29 @@ def test_a_renamed_image_is_offered_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".nii"])
-def test_of_two_files_with_one_id_the_user_is_told(
+def test_two_files_with_one_id_are_reported(
     studies: StudiesDatastore, ending: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The second of x.nii.gz and x.nrrd was silently never offered."""
     folder = studies._place
     for name in (f"x{ending}", "x.nii.gz"):
         write_volume(folder / name, np.ones(GRID.shape, np.uint8), GRID)
-    left_out = {f"x{ending}": "x.nii.gz"}
+    left_out = {f"x{ending}": name_taken("x.nii.gz")}
     for _ in range(2):
         studies.refresh()
         assert studies.status()["not_offered"] == left_out
-    assert caplog.text.count(f"'x{ending}' is not offered") == 1
+    assert caplog.text.count(f"Not offered: 'x{ending}'") == 1
     assert Path(studies.get_image_uri("x")).name == "x.nii.gz"
     caplog.clear()
     again = StudiesDatastore(str(folder), auto_reload=False, read_only=True)
-    assert (again.status()["not_offered"], caplog.text.count("is not offered")) == (left_out, 1)
+    assert (again.status()["not_offered"], caplog.text.count("Not offered")) == (left_out, 1)
     (folder / "x.nii.gz").unlink()
     studies.refresh()
     assert studies.status()["not_offered"] == {}
     write_volume(folder / "x.nii.gz", np.ones(GRID.shape, np.uint8), GRID)
     studies.refresh()
     # What was offered before stays: labels may have been drawn on it.
-    assert studies.status()["not_offered"] == {"x.nii.gz": f"x{ending}"}
+    assert studies.status()["not_offered"] == {"x.nii.gz": name_taken(f"x{ending}")}
     assert Path(studies.get_image_uri("x")).name == f"x{ending}"
 
 
@@ -466,7 +467,7 @@ def test_two_processes_keep_each_others_labels(studies: StudiesDatastore, desk: 
     assert fresh.status()["completed"] == 1
 
 
-def test_an_index_that_another_process_holds_is_not_waited_for_without_end(
+def test_nobody_waits_forever_for_an_index_that_another_process_holds(
     studies: StudiesDatastore, desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that hung while it held the index stopped every submission, and every reader, for good."""
@@ -490,7 +491,7 @@ def test_an_index_that_another_process_holds_is_not_waited_for_without_end(
         assert not sent.done()
         with pytest.raises(BusyError, match=rf"process {holder.pid}\b.*kept"):
             sent.result()
-    (kept,) = desk.store.of_image("img")
-    assert kept.status == "accepted"
+    (saved,) = desk.store.of_image("img")
+    assert saved.status == "accepted"
     desk.submit()
-    assert studies.get_label_info("img", "final")["correction"] != kept.id
+    assert studies.get_label_info("img", "final")["correction"] != saved.id

@@ -105,7 +105,7 @@ def test_a_doubtful_level_is_named_so_in_a_pacs_and_comes_back_unconfirmed(serie
 
 @pytest.mark.parametrize("affine", STACKS.values(), ids=STACKS.keys())
 @pytest.mark.parametrize("turn", [False, True], ids=["axes of the series", "axes in RAS order"])
-def test_codes_come_back_as_they_went(affine: np.ndarray, turn: bool) -> None:
+def test_codes_come_back_as_they_were_sent(affine: np.ndarray, turn: bool) -> None:
     volume = Volume(codes(*SPINE), affine)
     volume = to_ras(volume) if turn else volume
     before = volume.data.copy()
@@ -126,19 +126,19 @@ def test_a_partial_field_of_view_has_only_the_frames_it_needs(series: Path) -> N
 
 def test_a_series_without_optional_tags(tmp_path: Path) -> None:
     """Incomplete coding tags made MONAI Label's own writer fail with 500."""
-    kept = {"SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "PixelData"}
-    kept |= {
+    stored = {"SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "Rows", "Columns", "PixelData"}
+    stored |= {
         "ImagePositionPatient",
         "ImageOrientationPatient",
         "PixelSpacing",
         "SamplesPerPixel",
         "PixelRepresentation",
     }
-    kept |= {"BitsAllocated", "BitsStored", "HighBit", "PhotometricInterpretation"}
+    stored |= {"BitsAllocated", "BitsStored", "HighBit", "PhotometricInterpretation"}
 
     def strip(item: Dataset, _: int) -> None:
         for element in list(item):
-            if element.keyword not in kept:
+            if element.keyword not in stored:
                 del item[element.tag]
 
     folder = save(tmp_path / "series", slices(), strip)
@@ -345,9 +345,11 @@ def test_dcmqi_reads_names_colors_and_places(tmp_path: Path, affine: np.ndarray)
     (tmp_path / "seg.dcm").write_bytes(seg_bytes(written(labels, slices(affine), affine)))
     arguments = ["--inputDICOM", tmp_path / "seg.dcm", "--outputDirectory", tmp_path, "--prefix", "s", "-t", "nrrd"]
     subprocess.run([DCMQI / "segimage2itkimage", *arguments], check=True, capture_output=True)
-    told = [item[0] for item in json.loads((tmp_path / "s-meta.json").read_text(encoding="utf-8"))["segmentAttributes"]]
-    assert [item["SegmentLabel"] for item in told] == [NAME_OF[code] for code in SPINE]
-    for number, (code, item) in enumerate(zip(SPINE, told, strict=True), start=1):
+    reported = [
+        item[0] for item in json.loads((tmp_path / "s-meta.json").read_text(encoding="utf-8"))["segmentAttributes"]
+    ]
+    assert [item["SegmentLabel"] for item in reported] == [NAME_OF[code] for code in SPINE]
+    for number, (code, item) in enumerate(zip(SPINE, reported, strict=True), start=1):
         np.testing.assert_allclose(item["recommendedDisplayRGBValue"], BY_CODE[code].color, atol=1)
         assert item["SegmentedPropertyTypeCodeSequence"]["CodeMeaning"] == term_of(NAME_OF[code]).meaning
         image = sitk.ReadImage(str(tmp_path / f"s-{number}.nrrd"))
@@ -420,8 +422,8 @@ def test_a_file_of_dcmqi(tmp_path: Path, series: Path) -> None:
         {**segment, "labelID": 9, "SegmentLabel": "vertebrae_L4"},
         {**segment, "labelID": 3, "SegmentLabel": "cord"},
     ]
-    told = {"SeriesNumber": "300", "InstanceNumber": "1", "segmentAttributes": [named], "ContentCreatorName": "R"}
-    (tmp_path / "meta.json").write_text(json.dumps(told), encoding="utf-8")
+    reported = {"SeriesNumber": "300", "InstanceNumber": "1", "segmentAttributes": [named], "ContentCreatorName": "R"}
+    (tmp_path / "meta.json").write_text(json.dumps(reported), encoding="utf-8")
     arguments = ["--inputImageList", tmp_path / "labels.nrrd", "--inputDICOMDirectory", series]
     arguments += ["--outputDICOM", tmp_path / "seg.dcm", "--inputMetadata", tmp_path / "meta.json"]
     subprocess.run([DCMQI / "itkimage2segimage", *arguments], check=True, capture_output=True)
@@ -572,7 +574,7 @@ def test_nothing_to_write(series: Path) -> None:
         written(np.zeros(SIZE, np.uint8), series)
 
 
-def test_a_value_that_is_no_code(series: Path) -> None:
+def test_a_value_that_is_not_a_code(series: Path) -> None:
     with pytest.raises(ValueError, match=r"got \[7\]"):
         written(codes(1, 7), series)
 
@@ -598,6 +600,13 @@ def test_labels_of_another_grid(grid: Grid, series: Path, ours: bytes) -> None:
         written(codes(*SPINE), series, grid.affine)
     with pytest.raises(GridError, match="voxels of its series"):
         read_seg(ours, grid)
+
+
+def test_labels_a_fifth_of_a_voxel_aside_are_on_the_same_voxels(ours: bytes) -> None:
+    """Coordinates that another program had rounded made a segmentation unreadable."""
+    grid = Grid(SIZE, OBLIQUE @ step(0.2, -0.2, 0.2))
+    codes_there = map_names(read_seg(ours, grid), grid).codes
+    np.testing.assert_array_equal(codes_there, map_names(read_seg(ours, GRID), GRID).codes)
 
 
 @pytest.mark.parametrize("by", [(1, 0, 0), (0, 0, 1), (0, -2, 0)], ids=str)
@@ -647,6 +656,10 @@ def stray(seg: Dataset) -> None:
     del seg.SegmentSequence[0]
 
 
+def unnumbered(seg: Dataset) -> None:
+    del seg.SegmentSequence[0].SegmentNumber
+
+
 def fewer_groups(seg: Dataset) -> None:
     del seg.PerFrameFunctionalGroupsSequence[0]
 
@@ -677,6 +690,7 @@ DAMAGED = {
     "no segments": (unnamed, "named segments"),
     "number twice": (twice, "segments have the number 1"),
     "frames of no segment": (stray, "Frames of segment 1"),
+    "a segment without its number": (unnumbered, "Frames of segment 1"),
     "frames not described": (fewer_groups, "frames are described"),
     "no pixels": (no_frames, "has no frames"),
     "unknown encoding": (encoded, "encoding"),
@@ -699,7 +713,7 @@ def test_something_that_is_not_dicom() -> None:
         read_seg(b"hello", GRID)
 
 
-def test_a_segmentation_beside_the_slices_is_no_slice(tmp_path: Path, ours: bytes) -> None:
+def test_a_segmentation_beside_the_slices_is_not_a_slice(tmp_path: Path, ours: bytes) -> None:
     folder = save(tmp_path / "series", slices())
     (folder / "seg.dcm").write_bytes(ours)
     np.testing.assert_array_equal(read_image(folder).data, picture())

@@ -189,7 +189,7 @@ def test_missing_slices_are_a_warning_where_the_others_are_even(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("stated", ["", "0.3", "12", "3.0"])
-def test_a_spacing_that_scanners_write_otherwise_is_no_warning(tmp_path: Path, stated: str) -> None:
+def test_a_spacing_that_scanners_write_differently_is_not_a_warning(tmp_path: Path, stated: str) -> None:
     """Some scanners state the empty space between slices, or the spacing of an interleaved group."""
 
     def state(item: Dataset, _: int) -> None:

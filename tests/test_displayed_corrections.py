@@ -14,7 +14,7 @@ from totalspineseg_server.anatomy import WIRE_LABELS
 from totalspineseg_server.corrections import image_records, label_files
 from totalspineseg_server.corrections.label_files import IMAGE_HASH
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
-from totalspineseg_server.errors import StorageError
+from totalspineseg_server.errors import LabelError, StorageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.io.volumes import read_labels, write_volume
 
@@ -33,16 +33,16 @@ def shown_correction(studies: StudiesDatastore) -> Any:
 
 
 def test_a_label_file_that_was_deleted_is_written_again(desk: Desk) -> None:
-    studies, kept = opened(desk), desk.submit()
+    studies, stored = opened(desk), desk.submit()
     for _ in range(2):
         assert studies.get_labeled_images() == ["img"]
-        assert studies.json()["objects"]["img"]["labels"]["final"]["info"]["correction"] == kept.id
+        assert studies.json()["objects"]["img"]["labels"]["final"]["info"]["correction"] == stored.id
         wire = read_labels(Path(studies.get_label_uri("img", "final"))).data
         assert set(np.unique(wire)) == {0, WIRE_LABELS["L4"], WIRE_LABELS["L5"]}
         shutil.rmtree(desk.root / "labels")
 
 
-def test_a_correction_that_was_kept_before_a_kill_is_shown_after_it(desk: Desk) -> None:
+def test_a_correction_stored_before_a_kill_is_displayed_after_it(desk: Desk) -> None:
     """The server ended between the two: the reader's label counted in trainings, and nobody saw it."""
     studies = opened(desk)
     first = desk.submit()
@@ -64,6 +64,25 @@ def test_a_withdrawal_before_a_kill_counts_after_it(desk: Desk) -> None:
     assert (studies.get_labeled_images(), studies.get_label_uri("img", "final")) == ([], "")
 
 
+def test_an_image_without_a_name_has_no_label(desk: Desk) -> None:
+    studies = opened(desk)
+    assert (studies.get_label_info("", "final"), studies.get_label_uri("", "final")) == ({}, "")
+
+
+def test_undo_takes_the_newest_label_back_and_no_other(desk: Desk) -> None:
+    """A page that had been open for an hour took back a label that somebody else had submitted meanwhile."""
+    studies, first, second = opened(desk), desk.submit(), desk.submit()
+    with pytest.raises(LabelError, match="Open the scan again"):
+        desk.inbox.undo("img", first.id, user="bob")
+    assert shown_correction(studies) == second.id
+    assert desk.inbox.undo("img", second.id, user="ada") == first.id
+    assert shown_correction(studies) == first.id
+    assert desk.inbox.undo("img", first.id, user="ada") == ""
+    assert studies.get_labeled_images() == []
+    with pytest.raises(LabelError, match="Open the scan again"):
+        desk.inbox.undo("img", first.id, user="ada")
+
+
 def test_a_correction_of_another_image_under_this_name_is_not_shown(desk: Desk) -> None:
     studies = opened(desk)
     desk.submit()
@@ -75,8 +94,8 @@ def test_a_correction_comes_before_a_file_that_somebody_copied_there(desk: Desk)
     theirs = desk.root / "labels" / "final" / "img.nii.gz"
     theirs.parent.mkdir(parents=True)
     shutil.copy(desk.label, theirs)
-    studies, kept = opened(desk), desk.submit()
-    assert shown_correction(studies) == kept.id
+    studies, stored = opened(desk), desk.submit()
+    assert shown_correction(studies) == stored.id
     assert Path(studies.get_label_uri("img", "final")).read_bytes() != desk.label.read_bytes()
     assert theirs.with_name("img.nii.gz.not-submitted").read_bytes() == desk.label.read_bytes()
 
@@ -143,7 +162,7 @@ def test_images_that_an_older_version_read_are_not_read_again(desk: Desk, monkey
     assert opened(desk).get_label_uri("img", "original")
 
 
-def test_a_file_that_came_after_an_older_index_is_a_stranger_s(desk: Desk) -> None:
+def test_a_file_added_after_an_older_index_is_not_the_servers(desk: Desk) -> None:
     label = older_studies(desk)
     os.utime(label, (2e9, 2e9))
     assert opened(desk).get_label_uri("img", "original") == ""
@@ -152,5 +171,5 @@ def test_a_file_that_came_after_an_older_index_is_a_stranger_s(desk: Desk) -> No
 @pytest.mark.parametrize("content", ["{", "[]", '{"objects": [1]}', '{"objects": {"img": 3}}', '{"objects": null}'])
 def test_a_damaged_older_index_costs_nothing_but_what_it_knew(desk: Desk, content: str) -> None:
     (desk.root / "datastore_v2.json").write_text(content, encoding="utf-8")
-    studies, kept = opened(desk), desk.submit()
-    assert (studies.get_labeled_images(), shown_correction(studies)) == (["img"], kept.id)
+    studies, stored = opened(desk), desk.submit()
+    assert (studies.get_labeled_images(), shown_correction(studies)) == (["img"], stored.id)

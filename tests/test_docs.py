@@ -20,7 +20,7 @@ import tiny_models
 from dicom_series import itk_slices
 from phantom import CodeReader, image_of, lumbar_codes
 from totalspineseg_server.cli import COMMANDS, _parser, common, main
-from totalspineseg_server.cohort import warm
+from totalspineseg_server.cohort import worker
 from totalspineseg_server.cohort.cluster_profile import read_profile
 from totalspineseg_server.geometry import Grid
 from totalspineseg_server.io.volumes import write_volume
@@ -141,7 +141,7 @@ def folder(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
         monkeypatch.setattr(
             import_module(f"totalspineseg_server.cli.{module}"), "MODEL_DIR", tmp_path / "model", raising=False
         )
-    monkeypatch.setattr(warm, "warm_networks", lambda *_, runtime, **__: Readers())
+    monkeypatch.setattr(worker, "warm_networks", lambda *_, runtime, **__: Readers())
     monkeypatch.chdir(place)
     yield place
 

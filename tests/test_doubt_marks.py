@@ -29,11 +29,12 @@ from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.segments import Segment, Submission, to_wire
 from totalspineseg_server.spellings import code_of_name, renamed_level, similar_name, with_mark, without_mark
 from totalspineseg_server.training.material import site_material
+from totalspineseg_server.worklist.acts import Acts, Pinned, reader
 from training_site import make_site
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
-KEPT = PredictionMaps("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
+STORED = PredictionMaps("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
 L1, L3, L4, L5, T12 = (CODE_OF[name] for name in ("L1", "L3", "L4", "L5", "T12"))
 
 
@@ -45,7 +46,7 @@ def sent(**names: str) -> Submission:
 
 def left_of(submission: Submission, accepted: object = None) -> Mapped:
     marked = (L3, L4)
-    return with_untouched(map_names(submission, GRID), compare(submission, GRID, KEPT), accepted, marked=marked)
+    return with_untouched(map_names(submission, GRID), compare(submission, GRID, STORED), accepted, marked=marked)
 
 
 # --- as it is written and read
@@ -62,7 +63,7 @@ def test_a_mark_makes_no_name_known(name: str) -> None:
     assert (code_of_name(name), similar_name(name)) == (None, None)
 
 
-def test_marking_is_undone_by_taking_the_mark_away() -> None:
+def test_removing_the_mark_undoes_marking() -> None:
     assert without_mark(with_mark("L4-L5")) == without_mark("L4-L5") == "L4-L5"
 
 
@@ -117,7 +118,7 @@ def test_a_mark_that_stays_says_that_nobody_confirmed_the_name() -> None:
     assert "L4 ?, L5 ?" in finding["message"]
 
 
-def test_a_name_whose_mark_was_taken_away_is_the_reader_s_and_its_outline_the_model_s() -> None:
+def test_a_name_without_its_mark_is_the_readers_and_its_outline_the_models() -> None:
     """What a reader confirmed would have counted as little as what nobody looked at."""
     mapped = left_of(sent(L4="L4 ?"))
     assert mapped.unconfirmed == (L4,)
@@ -129,7 +130,7 @@ def test_a_name_whose_mark_was_taken_away_is_the_reader_s_and_its_outline_the_mo
 @pytest.mark.parametrize(
     ("accepted", "unconfirmed"), [("all", ()), (["L4"], (L5,)), ("L4, L5", ()), (None, (L4, L5))], ids=str
 )
-def test_a_reader_may_accept_marked_names_without_taking_each_mark_away(
+def test_a_reader_may_accept_marked_names_without_removing_each_mark(
     accepted: object, unconfirmed: tuple[int, ...]
 ) -> None:
     assert left_of(sent(L4="L4 ?", L5="L5 ?"), accepted).unconfirmed == unconfirmed
@@ -141,7 +142,7 @@ def test_levels_that_follow_a_rename_lose_their_marks_where_it_settles_the_names
     certainty: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submission = sent(L4="L5", L3="L3 ?", L5="L5 ?")
-    compared = compare(submission, GRID, KEPT)
+    compared = compare(submission, GRID, STORED)
     assert compared is not None
     numbering = SimpleNamespace(certainty=certainty, probability=0.5)
     monkeypatch.setattr(
@@ -154,7 +155,7 @@ def test_levels_that_follow_a_rename_lose_their_marks_where_it_settles_the_names
     assert {f"L4{mark}", "L5", f"L6{mark}"} <= {segment.name for segment in followed.submission.segments}
 
 
-def test_an_unconfirmed_name_is_kept_as_such(tmp_path: Path) -> None:
+def test_an_unconfirmed_name_is_recorded_as_such(tmp_path: Path) -> None:
     desk = Desk(tmp_path)
     correction = desk.submit({"label_info": [{"name": "L4 ?"}, {"name": "L5"}]})
     assert desk.store.of_image("img")[-1].unconfirmed == correction.unconfirmed == (L4,)
@@ -163,7 +164,7 @@ def test_an_unconfirmed_name_is_kept_as_such(tmp_path: Path) -> None:
     assert info[UNCONFIRMED] == ["L4"], "other series do not take the name for certain"
 
 
-def test_an_unconfirmed_name_neither_trains_nor_judges(tmp_path: Path) -> None:
+def test_an_unconfirmed_name_is_used_neither_for_training_nor_for_comparing(tmp_path: Path) -> None:
     site = make_site(tmp_path)
     file = next(tmp_path.glob("studies/.totalspineseg/corrections/*/*/record.json"))
     record = json.loads(file.read_text(encoding="utf-8"))
@@ -171,6 +172,21 @@ def test_an_unconfirmed_name_neither_trains_nor_judges(tmp_path: Path) -> None:
     (source,) = site_material(site).training
     assert source.read().unreviewed == {L4}
     assert source.provenance["unconfirmed"] == ["L4"]
+
+
+def test_pinned_names_that_stay_doubtful_keep_their_mark_on_the_lab_s_page() -> None:
+    """A pin submitted every other name as confirmed, although the page had just called some of them doubtful."""
+    label_info: list[dict[str, Any]] = []
+    inbox = SimpleNamespace(submit=lambda receipt, _: label_info.extend(receipt.params["label_info"]))
+    view: Any = SimpleNamespace(label=SimpleNamespace(maps=STORED), grid=GRID)
+    row: Any = SimpleNamespace(id="img")
+    levels = [{"code": code, "probability": chance} for code, chance in ((L3, 0.999), (L4, 0.6), (L5, 0.6))]
+    pinned = Pinned({"T12": "L1"}, {"certainty": "doubtful", "levels": levels}, "")
+    acts: Any = Acts
+    acts(inbox, None, None).submit_pinned(row, view, {"T12": "L1", "L5": "L5"}, pinned, reader("ada", "ada"))
+    sent_names = {info["name"] for info in label_info}
+    assert {"L3", "L4 ?", "L5"} <= sent_names
+    assert [name for name in sent_names if name != without_mark(name)] == ["L4 ?"]
 
 
 # --- a level named by what it was called

@@ -18,7 +18,7 @@ from totalspineseg_server.corrections.comparison import Corrected, beside_predic
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.predictions import MapStore, PredictionMaps, PredictionRecord, PredictionStore
-from totalspineseg_server.corrections.receipts import Receipts, Sender
+from totalspineseg_server.corrections.receipts import Receipts, Sender, receipt_of
 from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.infers.published import FullTask
@@ -30,7 +30,7 @@ from totalspineseg_server.segments import Segment, Submission
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
-KEPT = PredictionMaps("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
+STORED = PredictionMaps("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
 
 
 def sent(names: dict[str, str], labels: LabelArray = TRUTH) -> Submission:
@@ -43,7 +43,7 @@ def findings(submission: Submission, certainty: Certainty | None, known: tuple[d
     record = PredictionRecord("p", "a", "totalspineseg", {}, {}, {}, numbering, "")
     mapped = map_names(submission, GRID)
     lint = check(mapped.codes, GRID)
-    return list(beside_prediction(Corrected(record, compare(submission, GRID, KEPT)), mapped, lint))
+    return list(beside_prediction(Corrected(record, compare(submission, GRID, STORED)), mapped, lint))
 
 
 def edited(labels: LabelArray) -> LabelArray:
@@ -65,7 +65,7 @@ def edited(labels: LabelArray) -> LabelArray:
     ],
     ids=["as drawn", "a part as drawn", "a voxel edited", "renamed", "certain", "counted", "nothing known"],
 )
-def test_a_doubtful_numbering_that_was_not_touched_is_said(
+def test_a_doubtful_numbering_that_was_not_changed_is_reported(
     certainty: Certainty | None, submission: Submission, count: int
 ) -> None:
     """A label that nobody had checked counted as a reader's word on levels that were not certain."""
@@ -85,7 +85,7 @@ def test_a_doubtful_numbering_that_was_not_touched_is_said(
     ],
     ids=["T13", "out of order", "counted", "doubtful", "no rename"],
 )
-def test_a_rename_that_makes_certain_levels_odd_is_said(
+def test_a_rename_that_makes_certain_levels_odd_is_reported(
     names: dict[str, str], certainty: Certainty, words: tuple[str, ...]
 ) -> None:
     found = findings(sent(names), certainty)
@@ -94,7 +94,7 @@ def test_a_rename_that_makes_certain_levels_odd_is_said(
     assert all(finding["kind"] == "renamed" for finding in found)
 
 
-def test_nothing_is_said_where_the_prediction_is_not_known() -> None:
+def test_nothing_is_reported_if_the_prediction_is_unknown() -> None:
     mapped = map_names(sent({}), GRID)
     assert beside_prediction(None, mapped, ()) == ()
 
@@ -166,7 +166,7 @@ def test_other_structures_or_another_grid_need_no_network(tmp_path: Path) -> Non
     assert asked()[2] == 2
 
 
-def test_a_doubtful_result_is_known_again_when_it_is_submitted_as_it_came(tmp_path: Path) -> None:
+def test_a_doubtful_result_is_recognized_when_it_is_submitted_unchanged(tmp_path: Path) -> None:
     """This goes from the network to the record, on a grid that is not that of the network."""
     middle = [CODE_OF[name] for name in ("L2", "L3", "L2-L3", "L3-L4", "cord", "canal")]
     codes = np.where(np.isin(lumbar_codes(), middle), lumbar_codes(), 0).astype(np.uint8)
@@ -181,11 +181,15 @@ def test_a_doubtful_result_is_known_again_when_it_is_submitted_as_it_came(tmp_pa
     scene = Scene(lambda image_id: image, lambda *label: None)
     inbox = Inbox(Receipts(tmp_path), CorrectionStore(tmp_path), services.predictions, services.maps, scene)
     params = {"label_info": [{"name": name} for name in WIRE_LABELS]}
-    kept = inbox.submit("a", Path(result), tag="final", sender=Sender("", "ada", ""), params=params)
-    assert kept.findings[0]["kind"] == "unchanged"
+
+    def submit(file: Path) -> Correction:
+        return inbox.submit(receipt_of("a", file, tag="final", sender=Sender("", "ada", ""), params=params), file)
+
+    stored = submit(Path(result))
+    assert stored.findings[0]["kind"] == "unchanged"
     wire = read_labels(Path(result))
     wire.data[tuple(np.argwhere(wire.data == WIRE_LABELS["L2"])[0])] = 0
     write_volume(tmp_path / "edited.nii.gz", wire.data, wire.grid)
-    kept = inbox.submit("a", tmp_path / "edited.nii.gz", tag="final", sender=Sender("", "ada", ""), params=params)
-    assert "unchanged" not in {finding["kind"] for finding in kept.findings}
+    stored = submit(tmp_path / "edited.nii.gz")
+    assert "unchanged" not in {finding["kind"] for finding in stored.findings}
     Path(result).unlink()

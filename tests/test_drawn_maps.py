@@ -16,25 +16,25 @@ GRID = Grid((4, 4, 4), np.eye(4))
 MAP = np.zeros((4, 4, 4), dtype=np.uint8)
 
 
-def kept(prediction: str) -> PredictionMaps:
+def stored(prediction: str) -> PredictionMaps:
     return PredictionMaps(prediction, NamedMap(Volume(MAP, np.eye(4)), MAP, 1), GRID, {"step1": "a"}, {}, ())
 
 
-def test_maps_of_the_latest_images_alone_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_maps_of_the_latest_images_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The maps of every image that was ever predicted stayed on the disk for good."""
     monkeypatch.setattr(predictions, "MAX_IMAGES", 2)
     maps, times = MapStore(tmp_path), {"a": 30, "b": 10, "c": 20}
     began = time.time() - 100
     for image in "abc":
-        maps.keep(image, kept("1"))
+        maps.keep(image, stored("1"))
         os.utime(tmp_path / "maps" / image, (0, began + times[image]))
-    maps.keep("d", kept("2"))
+    maps.keep("d", stored("2"))
     assert [image for image in "abcd" if maps.latest(image, 1)] == ["a", "d"]
 
 
 def test_the_latest_maps_of_an_image_stay(tmp_path: Path) -> None:
     maps = MapStore(tmp_path)
     for number in range(predictions.MAX_PER_IMAGE + 1):
-        maps.keep("a", kept(str(number)))
+        maps.keep("a", stored(str(number)))
     assert maps.of_prediction("a", "0") is None
     assert maps.of_prediction("a", "1") is not None

@@ -55,15 +55,15 @@ def test_results_accepted_unchanged_have_a_small_share_of_their_own(
     draws = draws_of(cases(**counts), 0.5, 0.1)
     found = Counter(draws.turn(number)[0] for number in range(100))
     assert tuple(found[kind] for kind in (Origin.CORRECTION, Origin.ACCEPTED, Origin.UNCORRECTED)) == expected
-    turns = [turn for number in range(100) for origin, turn in [draws.turn(number)] if origin is Origin.ACCEPTED]
-    assert turns == list(range(len(turns)))
+    sequence = [turn for number in range(100) for origin, turn in [draws.turn(number)] if origin is Origin.ACCEPTED]
+    assert sequence == list(range(len(sequence)))
 
 
 def test_every_case_has_its_turn_before_any_has_a_second() -> None:
     """62 of 300 labels were never used, but recorded as learned."""
     draws = draws_of(cases(correction=7), 0.5)
-    turns = [place(draws.turn(number)[1], 7, (1, 2)) for number in range(21)]
-    rounds = [turns[k : k + 7] for k in range(0, 21, 7)]
+    sequence = [place(draws.turn(number)[1], 7, (1, 2)) for number in range(21)]
+    rounds = [sequence[k : k + 7] for k in range(0, 21, 7)]
     assert [sorted(order) for order in rounds] == [list(range(7))] * 3
     assert rounds[0] != rounds[1]
 

@@ -17,7 +17,6 @@ from totalspineseg_server.anatomy import CODE_OF, UNREVIEWED
 from totalspineseg_server.bids import LABEL_SUFFIX
 from totalspineseg_server.cli import main
 from totalspineseg_server.cli.prepare import labeled_scans
-from totalspineseg_server.cli.site_folder import site_of
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.errors import ArchiveError, StorageError
 from totalspineseg_server.exchange import site_backup
@@ -29,7 +28,7 @@ from totalspineseg_server.exchange.site_restore import read_backup, restore
 from totalspineseg_server.files import write_json
 from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.training.site import Site
+from totalspineseg_server.training.site import Site, site_of
 
 GOLDEN = Path(__file__).parent / "golden" / "lower_lumbar_clean" / "step2_output.nii.gz"
 PATIENT, BORN = "DoeJohn", "19700131"
@@ -86,7 +85,7 @@ def test_an_exported_set_has_no_name_date_or_identifier(studies: Path, tmp_path:
             assert secret.casefold().encode() not in data.lower()
 
 
-def test_exported_labels_train_and_can_be_imported_elsewhere(studies: Path, tmp_path: Path) -> None:
+def test_exported_labels_are_used_for_training_and_can_be_imported_elsewhere(studies: Path, tmp_path: Path) -> None:
     export_set(site_at(studies, tmp_path), tmp_path / "out")
     sources, _ = labeled_scans(tmp_path / "out", LABEL_SUFFIX)
     scans = {scan.name.rpartition("_")[2]: scan for scan in (source.read() for source in sources)}
@@ -99,8 +98,36 @@ def test_exported_labels_train_and_can_be_imported_elsewhere(studies: Path, tmp_
     store = CorrectionStore(tmp_path / "elsewhere" / ".totalspineseg")
     labels = {name.rpartition("_")[2]: store.latest_accepted(name) for name in done.added}
     assert labels["T2w"] is not None and labels["T1w"] is not None
+    assert not labels["T2w"].unchanged
     np.testing.assert_array_equal(store.codes(labels["T2w"]), truth)
     assert set(np.unique(store.codes(labels["T1w"])[:, :, :3])) == {UNREVIEWED}
+
+
+def rewritten(studies: Path, **changes: Any) -> None:
+    """Change the records of all labels of some studies."""
+    for record in (studies / ".totalspineseg" / "corrections").rglob("record.json"):
+        write_json(record, json.loads(record.read_text(encoding="utf-8")) | changes)
+
+
+def test_a_name_that_nobody_confirmed_leaves_the_site_as_unchecked(studies: Path, tmp_path: Path) -> None:
+    """A level left as "L4 ?" was exported as L4, and another site learned from it."""
+    l4 = CODE_OF["L4"]
+    shutil.copytree(studies, tmp_path / "site")
+    rewritten(tmp_path / "site", unconfirmed=[l4])
+    export_set(site_at(tmp_path / "site", tmp_path), tmp_path / "out")
+    (label,) = (tmp_path / "out").rglob("*desc-T2w_dseg.nii.gz")
+    truth = read_labels(GOLDEN).data
+    np.testing.assert_array_equal(read_labels(label).data, np.where(truth == l4, UNREVIEWED, truth))
+
+
+def test_a_result_that_was_accepted_unchanged_is_no_drawn_label_elsewhere(studies: Path, tmp_path: Path) -> None:
+    """It went out as drawn by hand, and the gate of the other site compared weights with it."""
+    shutil.copytree(studies, tmp_path / "site")
+    rewritten(tmp_path / "site", unchanged=True)
+    export_set(site_at(tmp_path / "site", tmp_path), tmp_path / "out")
+    done = import_set(tmp_path / "out", tmp_path / "elsewhere", suffix=LABEL_SUFFIX)
+    store = CorrectionStore(tmp_path / "elsewhere" / ".totalspineseg")
+    assert [store.of_image(name)[-1].unchanged for name in done.added] == [True, True]
 
 
 def test_pseudonyms_are_the_same_at_each_export_of_a_site_and_of_no_other(studies: Path, tmp_path: Path) -> None:
@@ -155,7 +182,7 @@ def test_an_image_that_was_replaced_is_not_exported(studies: Path, tmp_path: Pat
     done = export_set(site_at(tmp_path / "studies", tmp_path), tmp_path / "out")
     assert done.images == 1
     assert "replaced" in done.left_out[NAMES[0]]
-    with pytest.raises(StorageError, match="empty folder"):
+    with pytest.raises(StorageError, match="not empty"):
         export_set(site_at(tmp_path / "studies", tmp_path), tmp_path / "out")
 
 
@@ -210,7 +237,7 @@ def backup(site: Path, tmp_path: Path) -> Path:
     return tmp_path / "site.zip"
 
 
-def test_a_back_up_is_restored_as_it_was(backup: Path, site: Path, tmp_path: Path) -> None:
+def test_a_backup_is_restored_as_it_was(backup: Path, site: Path, tmp_path: Path) -> None:
     there = ModelStore(tmp_path / "new" / "model")
     restore(backup, tmp_path / "new" / "studies", there)
     before, after = contents(site), contents(tmp_path / "new" / "studies")
@@ -225,7 +252,7 @@ def test_a_back_up_is_restored_as_it_was(backup: Path, site: Path, tmp_path: Pat
     assert not (there.model_dir / "starter").exists()
 
 
-def test_images_are_in_a_back_up_that_asks_for_them(site: Path, tmp_path: Path) -> None:
+def test_images_are_in_a_backup_on_request(site: Path, tmp_path: Path) -> None:
     write_backup(site, models(tmp_path), tmp_path / "all.zip", images=True)
     restore(tmp_path / "all.zip", tmp_path / "new", ModelStore(tmp_path / "m"))
     assert (tmp_path / "new" / "a.nii.gz").is_file()
@@ -246,7 +273,7 @@ def test_a_work_folder_is_backed_up_without_the_series_of_the_pacs(tmp_path: Pat
     assert set(contents(tmp_path / "new")) == set(contents(work)) - {"pacs/a.nii.gz"}
 
 
-def test_a_back_up_replaces_no_file_and_is_private(backup: Path, site: Path, tmp_path: Path) -> None:
+def test_a_backup_replaces_no_file_and_is_private(backup: Path, site: Path, tmp_path: Path) -> None:
     assert stat.S_IMODE(backup.stat().st_mode) == 0o600
     before = backup.read_bytes()
     with pytest.raises(StorageError, match="Choose another name"):
@@ -254,7 +281,7 @@ def test_a_back_up_replaces_no_file_and_is_private(backup: Path, site: Path, tmp
     assert backup.read_bytes() == before
 
 
-def test_nothing_is_left_of_a_back_up_that_failed(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_left_of_a_backup_that_failed(site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk must not leave half an archive under its name."""
     monkeypatch.setattr(
         site_backup, "_require_same", lambda path, manifest: (_ for _ in ()).throw(StorageError("disk"))
@@ -265,7 +292,7 @@ def test_nothing_is_left_of_a_back_up_that_failed(site: Path, tmp_path: Path, mo
     assert set(tmp_path.iterdir()) == before
 
 
-def test_a_submission_that_is_read_meanwhile_is_there_once(
+def test_a_submission_that_is_read_during_a_backup_is_in_it_once(
     site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was restored as a correction and as a submission that waits, and would have been read twice."""
@@ -343,7 +370,7 @@ def link(manifest: dict[str, Any]) -> None:
     ],
     ids=["changed", "missing", "outside", "absolute", "future", "no list", "bomb"],
 )
-def test_a_hostile_or_damaged_back_up_changes_nothing(
+def test_a_hostile_or_damaged_backup_changes_nothing(
     backup: Path, tmp_path: Path, changes: dict[str, Any], text: str
 ) -> None:
     hostile = remade(backup, **changes)
@@ -355,7 +382,7 @@ def test_a_hostile_or_damaged_back_up_changes_nothing(
     assert not (tmp_path / "m").exists() or contents(tmp_path / "m") == {}
 
 
-def test_half_a_back_up_is_refused(backup: Path, tmp_path: Path) -> None:
+def test_half_a_backup_is_refused(backup: Path, tmp_path: Path) -> None:
     backup.write_bytes(backup.read_bytes()[:-200])
     with pytest.raises(ArchiveError, match="cannot be restored"):
         restore(backup, tmp_path / "new", ModelStore(tmp_path / "m"))
@@ -371,8 +398,8 @@ def test_the_commands_say_what_they_did(site: Path, tmp_path: Path, capsys: pyte
     data = ["--data-dir", str(tmp_path / "model")]
     write_json(site / ".totalspineseg" / "corrections" / "a" / ID / "record.json", {})
     assert main(["backup", str(site), str(tmp_path / "b.zip"), *data]) == 0
-    said = capsys.readouterr().out
-    assert "1 submissions of 1 images, 1 versions" in said and "running" in said and "no images" in said
+    printed = capsys.readouterr().out
+    assert "1 submissions of 1 images, 1 versions" in printed and "running" in printed and "no images" in printed
     assert main(["restore", str(tmp_path / "b.zip"), "--check"]) == 0
     assert "sound" in capsys.readouterr().out
     assert main(["restore", str(tmp_path / "b.zip"), str(tmp_path / "s"), "--data-dir", str(tmp_path / "m")]) == 0

@@ -223,7 +223,7 @@ def test_kill_9_while_candidates_are_removed_costs_nothing(tmp_path: Path, monke
     assert not list(site.training_dir.glob("*/step*/candidate"))
 
 
-def test_kill_9_after_activating_does_not_undo_what_is_taken_back_since(tmp_path: Path) -> None:
+def test_kill_9_after_activating_does_not_undo_a_later_rollback(tmp_path: Path) -> None:
     """A version that somebody had rolled back was put into use again by the next training, without a word."""
     site = make_site(tmp_path)
     corrections = list(site.corrections.all())

@@ -37,7 +37,7 @@ def test_what_a_record_lacks_is_named(content: object, named: str) -> None:
         from_fields(PredictionRecord, content, "of p1")
 
 
-def test_a_field_more_is_ignored_and_one_with_a_default_may_be_missing() -> None:
+def test_an_extra_field_is_ignored_and_one_with_a_default_may_be_missing() -> None:
     less = {name: value for name, value in CONTENT.items() if name != "image_sha256"}
     read = from_fields(PredictionRecord, {**less, "seconds": {"total": 1}, "new": {"of": "a later version"}}, "of p1")
     assert (read.id, read.image_sha256, read.created) == ("p1", "", RECORD.created)
@@ -95,6 +95,6 @@ def test_a_judgment_of_a_later_version_is_read_and_stays_whole(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("pins", [None, 3, ["L5"], [{"code": 45}], [{"code": 45, "point_mm": [1, 2]}]], ids=repr)
-def test_fixed_levels_of_another_version_hinder_no_review(pins: Any) -> None:
+def test_pinned_levels_of_another_version_do_not_prevent_a_review(pins: Any) -> None:
     assert pins_from_json(pins) == ()
     assert len(pins_from_json([{"code": 45, "point_mm": [1, 2, 3]}])) == 1

@@ -58,7 +58,7 @@ def test_a_file_that_changes_at_once_is_read_at_once(tmp_path: Path) -> None:
     assert len(reads) == 1, "it is read once while it stays"
 
 
-def test_an_image_replaced_before_its_label_was_shown_is_not_finished(tmp_path: Path) -> None:
+def test_an_image_replaced_before_its_label_was_displayed_is_not_finished(tmp_path: Path) -> None:
     """A label of the previous image counted for good, because the new file was never read."""
     image, label = tmp_path / "studies" / "a.nii", tmp_path / "label.nii"
     image.parent.mkdir()
@@ -74,7 +74,7 @@ def test_an_image_replaced_before_its_label_was_shown_is_not_finished(tmp_path: 
     assert studies.get_labeled_images() == ["a"]
 
 
-def test_many_who_ask_at_once_have_an_image_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_is_read_once_for_many_simultaneous_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After the studies were copied, each request for a list read all images again, all at the same time."""
     image, read, askers = tmp_path / "a.nii", sha256_of, 4
     image.write_bytes(b"first")

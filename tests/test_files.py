@@ -22,6 +22,7 @@ from totalspineseg_server.files import (
     load_json,
     move_folder,
     read_json,
+    read_json_if_there,
     read_json_lines,
     read_json_or,
     remove_leftovers,
@@ -78,7 +79,7 @@ def test_a_file_of_a_locale_that_knows_no_umlauts_is_read_and_written(tmp_path: 
     assert read_json(file)["again"] == "Müller, größer als 5 µm"
 
 
-def test_names_that_are_no_text_are_read_back_as_they_were(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_are_read_back_as_they_were(tmp_path: Path) -> None:
     """Half a surrogate pair, which Python uses in file names, could not be written."""
     write_json(tmp_path / "a.json", {"name": "a\udcff", "other": "ü"})
     assert read_json(tmp_path / "a.json") == {"name": "a\udcff", "other": "ü"}
@@ -105,6 +106,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     with pytest.raises(StorageError, match=r"record-7.json.*Ask Ada"):
         read_json(file, "Ask Ada.")
     assert read_json_or(file, None) is None
+    if content is not None:
+        with pytest.raises(StorageError, match=r"record-7.json.*Ask Ada"):
+            read_json_if_there(file, "Ask Ada.")
 
 
 @pytest.mark.parametrize(
@@ -213,8 +217,8 @@ def calls_of(path: Path, words: Collection[str]) -> Iterator[ast.Call]:
 
 def lacks_encoding(call: ast.Call) -> bool:
     """Return whether a call reads or writes text with the encoding of the locale."""
-    given = {keyword.arg: keyword.value for keyword in call.keywords}
-    if "encoding" in given:
+    arguments = {keyword.arg: keyword.value for keyword in call.keywords}
+    if "encoding" in arguments:
         return False
     match call.func:
         case ast.Attribute(attr="read_text" | "write_text", value=value):
@@ -225,9 +229,9 @@ def lacks_encoding(call: ast.Call) -> bool:
             "blosc2",
             "ModelFolder",
         ):
-            modes = [arg.value for arg in (*call.args, *given.values()) if isinstance(arg, ast.Constant)]
+            modes = [arg.value for arg in (*call.args, *arguments.values()) if isinstance(arg, ast.Constant)]
             return not call.args or any(mode in ("r", "w", "a", "x", "r+") for mode in modes)
-    return any(isinstance(given.get(key), ast.Constant) for key in ("text", "universal_newlines"))
+    return any(isinstance(arguments.get(key), ast.Constant) for key in ("text", "universal_newlines"))
 
 
 @pytest.mark.parametrize("folder", ["apps", "tests", "tools"])

@@ -107,8 +107,8 @@ def patches_of(folder: ModelFolder, cases: Sequence[TrainingCase], work: Path, *
 
 
 def batch_of(patches: Patches, numbers: Iterable[int]) -> Sample:
-    drawn = [patches[number] for number in numbers]
-    return {name: torch.stack([patch[name] for patch in drawn]) for name in drawn[0]}
+    painted = [patches[number] for number in numbers]
+    return {name: torch.stack([patch[name] for patch in painted]) for name in painted[0]}
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def test_a_narrow_slab_teaches_as_much_as_a_patch_full_of_spine() -> None:
     assert region_loss(logits, target) == pytest.approx(float(sum(alone)) / 2)
 
 
-def test_nothing_is_taught_outside_the_image(
+def test_nothing_is_learned_outside_the_image(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
     """Most of a patch around a narrow slab lies outside the image; learned as background, it outweighed the slab."""
@@ -290,14 +290,14 @@ def test_a_structure_taken_for_another_costs_more_than_one_drawn_into_air(step: 
     classes[:4, :4, :4] = REGIONS[step][right][0]
     target = region_shares(classes, step)[None]
     truth = target[:, :-1].float() * 10 - 5
-    taken, drawn = truth.clone(), truth.clone()
+    taken, painted = truth.clone(), truth.clone()
     taken[0, names.index(wrong), :4, :4, :4] = 5
-    drawn[0, names.index(wrong), 8:12, 8:12, 8:12] = 5
+    painted[0, names.index(wrong), 8:12, 8:12, 8:12] = 5
     assert region_loss(taken, target) - region_loss(truth, target) > 0.3
-    assert region_loss(drawn, target) - region_loss(truth, target) < 0.02
+    assert region_loss(painted, target) - region_loss(truth, target) < 0.02
 
 
-def test_absent_and_missed_regions_are_told_apart() -> None:
+def test_absent_and_missed_regions_are_distinguished() -> None:
     """A log of zeros did not say whether a disc was missed or simply not there."""
     classes = torch.zeros((2, 2, 2), dtype=torch.uint8)
     classes[0] = 9
@@ -317,7 +317,7 @@ def test_absent_and_missed_regions_are_told_apart() -> None:
     assert "disc -" in text
 
 
-def test_coarser_resolutions_are_taught_the_shares_of_their_voxels() -> None:
+def test_coarser_resolutions_learn_the_shares_of_their_voxels() -> None:
     classes = torch.zeros((4, 4, 4), dtype=torch.uint8)
     classes[:3] = 1
     target = region_shares(classes, 1)[None].float()
@@ -361,7 +361,7 @@ def test_cases_have_the_plans_axes_spacing_and_normalization(scan: LabeledScan, 
     assert heights == sorted(heights, reverse=True)
 
 
-def test_a_coarse_grid_is_taught_how_much_of_a_voxel_each_structure_fills(
+def test_on_a_coarse_grid_the_network_learns_how_much_of_a_voxel_a_structure_fills(
     scan: LabeledScan, cases: dict[int, TrainingCase]
 ) -> None:
     """With the nearest voxel a thin structure is all or nothing, and networks that learn from this draw it too thin."""
@@ -424,8 +424,8 @@ def test_a_stated_share_of_second_channels_is_what_step_one_found(
     one_disc = np.where(case.codes == DISCS[-1], DISCS[-1], 0).astype(np.uint8)
     everywhere = replace(case, codes=one_disc, found=np.full_like(one_disc, DISCS[-1]))
     patches = patches_of(folders[2], [everywhere], tmp_path, replay_share=0, strength=NONE)
-    drawn = batch_of(patches, range(200))["data"][:, 1]
-    share = float((drawn.flatten(1).mean(1) > 0.2).float().mean())
+    painted = batch_of(patches, range(200))["data"][:, 1]
+    share = float((painted.flatten(1).mean(1) > 0.2).float().mean())
     assert abs(share - (1 - EXACT_CHANNEL_SHARE) * FOUND_CHANNEL_SHARE) < 0.07
 
 
@@ -447,8 +447,8 @@ def test_step_two_sees_the_crop_around_the_spine(folders: dict[int, ModelFolder]
     wide = replace(scan, image=image, codes=codes)
     cases = {step: prepare_case(wide, folder) for step, folder in folders.items()}
     assert np.prod(cases[2].image.shape) < np.prod(cases[1].image.shape)
-    kept = np.count_nonzero(cases[2].codes) / np.count_nonzero(cases[1].codes)
-    assert kept == pytest.approx(1, abs=0.15), "on another phase of a coarse grid"
+    share = np.count_nonzero(cases[2].codes) / np.count_nonzero(cases[1].codes)
+    assert share == pytest.approx(1, abs=0.15), "on another phase of a coarse grid"
 
 
 def spoiled(scan: LabeledScan, name: str) -> LabeledScan:
@@ -485,8 +485,8 @@ def test_a_label_in_another_index_order_teaches_the_same(scan: LabeledScan, fold
     flipped = np.diag([-1.0, -1, 1, 1])
     flipped[:2, 3] = np.array(scan.codes.data.shape[:2]) - 1
     turned = Volume(scan.codes.data[::-1, ::-1], scan.codes.affine @ flipped)
-    taught = prepare_case(replace(scan, codes=turned), folders[1])
-    np.testing.assert_array_equal(taught.codes, prepare_case(scan, folders[1]).codes)
+    learned = prepare_case(replace(scan, codes=turned), folders[1])
+    np.testing.assert_array_equal(learned.codes, prepare_case(scan, folders[1]).codes)
 
 
 def test_one_bad_case_does_not_stop_the_others(scan: LabeledScan, folders: dict[int, ModelFolder]) -> None:
@@ -523,7 +523,7 @@ def test_patches_are_the_same_for_the_same_number_only(
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-def test_the_share_of_replay_is_kept(
+def test_the_share_of_replay_is_as_requested(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
     fresh = replace(cases[1], image=np.full_like(cases[1].image, 5))
@@ -562,12 +562,12 @@ def test_variation_keeps_shape_and_invents_no_code(cases: dict[int, TrainingCase
     everything = Strength(1, 1, 1, 1, 1, 1, 1)
     vary = build_augmentation((16, 16, 16), x_axis=2, strength=everything)
     image, codes = cases[1].image, cases[1].codes
-    kept = image.copy()
+    before = image.copy()
     varied = vary(image=torch.from_numpy(image.copy())[None], segmentation=torch.from_numpy(codes).short()[None])
     assert varied["image"].shape == varied["segmentation"].shape == (1, 16, 16, 16)
     assert torch.isfinite(varied["image"]).all()
     assert set(np.unique(varied["segmentation"])) <= set(np.unique(codes))
-    assert np.array_equal(image, kept)
+    assert np.array_equal(image, before)
 
 
 # --- the loop
@@ -588,11 +588,11 @@ def test_training_learns_its_case_and_logs_by_name(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path
 ) -> None:
     settings = replace(TINY, iterations=120, epoch=40, learning_rate=0.02, strength=NONE)
-    told: list[Progress] = []
+    reported: list[Progress] = []
     drawn_at: list[int] = []
 
     def tell(progress: Progress) -> None:
-        told.append(progress)
+        reported.append(progress)
         if (tmp_path / "run" / "curves.png").exists():
             drawn_at.append(progress.iteration)
 
@@ -600,7 +600,7 @@ def test_training_learns_its_case_and_logs_by_name(
     events = [e for e in TrainingLog(tmp_path / "run").events() if "dice" in e]
     assert [e["iteration"] for e in events] == [40, 80, 120]
     assert events[-1]["loss"] < events[0]["loss"] - 0.1
-    assert told[-1].iteration == told[-1].iterations == 120
+    assert reported[-1].iteration == reported[-1].iterations == 120
     assert trained.best > 0
     assert set(events[0]["dice"]) == set(folders[1].regions)
     assert events[0]["dice"]["disc_C2_C3"] in (None, 0.0)
@@ -630,7 +630,7 @@ def test_the_teacher_answers_for_uncorrected_patches_alone() -> None:
     assert not mixed.requires_grad
 
 
-def test_a_teachers_faint_doubt_is_no_structure_in_view() -> None:
+def test_a_faint_doubt_of_the_teacher_is_not_a_structure_in_view() -> None:
     """With 0.7 of the parent's answer in every voxel, all regions counted as in view, and every voxel as part of a
     structure."""
     truth = torch.zeros(1, len(REGIONS[1]) + 1, 8, 8, 8)
@@ -660,9 +660,9 @@ def test_a_training_keeps_to_what_its_parent_answered_on_uncorrected_scans(
         network.load_state_dict(tune(folders[1], [case], work, replace(settings, teacher_share=share)).weights)
         return float((network(image) - before).abs().mean())
 
-    taught, untaught = moved(Origin.UNCORRECTED, 1.0), moved(Origin.UNCORRECTED, 0.0)
+    learned, untaught = moved(Origin.UNCORRECTED, 1.0), moved(Origin.UNCORRECTED, 0.0)
     # Not nearer to nothing: the coarser heads of a random network have not learned to agree with the finest one.
-    assert taught < 0.5 * untaught
+    assert learned < 0.5 * untaught
     assert moved(Origin.CORRECTION, 1.0) == pytest.approx(untaught), "what a person corrected is the truth"
 
 
@@ -708,11 +708,11 @@ def test_a_stopped_training_ends_as_if_it_had_never_stopped(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path, optimizer: str
 ) -> None:
     settings = replace(TINY, iterations=8, optimizer=optimizer)
-    told: list[int] = []
+    reported: list[int] = []
     straight = tune(
-        folders[2], [cases[2]], tmp_path / "straight", settings, on_progress=lambda p: told.append(p.iteration)
+        folders[2], [cases[2]], tmp_path / "straight", settings, on_progress=lambda p: reported.append(p.iteration)
     )
-    assert told == list(range(1, 9)), "the last epoch is shorter"
+    assert reported == list(range(1, 9)), "the last epoch is shorter"
     seen = iter([False, False, False, True])
     with pytest.raises(Stopped, match="iteration 4 of 8"):
         tune(folders[2], [cases[2]], tmp_path / "cut", settings, should_stop=lambda: next(seen))
@@ -1004,15 +1004,15 @@ def test_one_report_is_seen_whatever_style_others_set(tmp_path: Path) -> None:
     assert (inside < 0.5).any()
 
 
-def test_what_was_done_again_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Any] = []
-    monkeypatch.setattr(training_log, "_draw_curves", lambda epochs, path: drawn.extend(epochs))
+def test_iterations_done_again_are_plotted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    painted: list[Any] = []
+    monkeypatch.setattr(training_log, "_draw_curves", lambda epochs, path: painted.extend(epochs))
     monkeypatch.setattr(training_log, "_write_events", lambda epochs, folder: None)
     log = TrainingLog(tmp_path)
     for iteration, loss in ((25, 3.0), (50, 2.0), (25, 1.0), (50, 0.5)):
         log.say("report", iteration=iteration, loss=loss, dice={"disc": 0.5})
     log.draw()
-    assert [(event["iteration"], event["loss"]) for event in drawn] == [(25, 1.0), (50, 0.5)]
+    assert [(event["iteration"], event["loss"]) for event in painted] == [(25, 1.0), (50, 0.5)]
 
 
 def test_a_cut_line_does_not_swallow_the_next(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ SPINE = (slice(50, 80), slice(60, 110), slice(30, 270))
 WHOLE = tuple(slice(0, n) for n in SHAPE)
 
 
-def drawn(box: tuple[slice, ...]) -> np.ndarray:
+def painted(box: tuple[slice, ...]) -> np.ndarray:
     labels = np.zeros(SHAPE, np.uint8)
     labels[box] = 1
     return labels
@@ -76,8 +76,8 @@ def focused(fine: Fine, found: np.ndarray, image: np.ndarray | None = None) -> P
 
 
 def test_a_spine_inside_the_box_is_drawn_as_from_the_whole_image() -> None:
-    fine = Fine(drawn(SPINE))
-    answer = focused(fine, drawn(SPINE))
+    fine = Fine(painted(SPINE))
+    answer = focused(fine, painted(SPINE))
     (box,) = fine.seen
     assert box is not None and np.prod([axis.stop - axis.start for axis in box]) < np.prod(SHAPE) * 0.7
     assert (answer.labels == fine.truth).all() and (answer.soft["cord"] == fine.truth).all()
@@ -87,31 +87,31 @@ def test_a_spine_inside_the_box_is_drawn_as_from_the_whole_image() -> None:
 
 def test_specks_far_from_the_spine_do_not_widen_the_box() -> None:
     """In noisy air the coarse look found specks, and the network got the whole image."""
-    fine, found = Fine(drawn(SPINE)), drawn(SPINE)
+    fine, found = Fine(painted(SPINE)), painted(SPINE)
     found[0, 0, 0] = found[-1, -1, -1] = 1
     assert (focused(fine, found).labels == fine.truth).all()
-    clean = Fine(drawn(SPINE))
-    focused(clean, drawn(SPINE))
+    clean = Fine(painted(SPINE))
+    focused(clean, painted(SPINE))
     assert fine.seen == clean.seen
 
 
 @pytest.mark.parametrize(
     "found",
-    [drawn((SPINE[0], SPINE[1], slice(200, 270))), drawn((slice(50, 54), slice(60, 64), slice(100, 104)))],
+    [painted((SPINE[0], SPINE[1], slice(200, 270))), painted((slice(50, 54), slice(60, 64), slice(100, 104)))],
     ids=["half of it", "a corner of one vertebra"],
 )
 def test_a_spine_that_the_coarse_look_saw_in_part_is_not_cut_off(found: np.ndarray) -> None:
-    fine = Fine(drawn(SPINE))
+    fine = Fine(painted(SPINE))
     assert (focused(fine, found).labels == fine.truth).all()
     assert len(fine.seen) > 1
 
 
 def test_the_whole_image_is_searched_where_a_look_finds_nothing() -> None:
     """A scan that the coarse network does not know must not come back empty."""
-    blind, misled = Fine(drawn(SPINE)), Fine(drawn((slice(50, 80), slice(60, 110), slice(200, 290))))
+    blind, misled = Fine(painted(SPINE)), Fine(painted((slice(50, 80), slice(60, 110), slice(200, 290))))
     assert (focused(blind, np.zeros(SHAPE, np.uint8)).labels == blind.truth).all()
     assert blind.seen == [None]
-    assert (focused(misled, drawn((slice(0, 5), slice(0, 5), slice(0, 5)))).labels == misled.truth).all()
+    assert (focused(misled, painted((slice(0, 5), slice(0, 5), slice(0, 5)))).labels == misled.truth).all()
     assert misled.seen[-1] is None
 
 
@@ -163,12 +163,12 @@ def test_a_voxel_whose_tiles_are_all_computed_is_that_of_the_whole_image(tmp_pat
 
 def test_only_a_side_inside_the_image_is_moved() -> None:
     box = (slice(20, 100), slice(0, 160), slice(50, 250))
-    assert widened(drawn((slice(40, 60), slice(0, 160), slice(60, 240))), box, WHOLE) == box
-    close = widened(drawn((slice(20 + EDGE_MM - 1, 60), slice(0, 160), slice(60, 250))), box, WHOLE)
+    assert widened(painted((slice(40, 60), slice(0, 160), slice(60, 240))), box, WHOLE) == box
+    close = widened(painted((slice(20 + EDGE_MM - 1, 60), slice(0, 160), slice(60, 250))), box, WHOLE)
     assert close == (slice(0, 100), slice(0, 160), slice(50, 300))
-    assert widened(drawn((slice(0, 0),) * 3), box, WHOLE) is None
+    assert widened(painted((slice(0, 0),) * 3), box, WHOLE) is None
     # Beyond the limits there is only air.
-    reached = drawn((slice(20, 60), slice(0, 160), slice(60, 250)))
+    reached = painted((slice(20, 60), slice(0, 160), slice(60, 250)))
     assert widened(reached, box, (slice(10, 110), slice(0, 160), slice(50, 250))) == (slice(10, 100), *box[1:])
 
 
@@ -197,17 +197,17 @@ def least_tiles(part: Box) -> int:
 def test_air_around_the_spine_costs_no_tile() -> None:
     """A scan with 60 mm of air on each side took more than five times as long."""
     slab = (slice(40, 88), slice(50, 120), slice(20, 280))
-    fine = Fine(drawn((slice(44, 84), slice(60, 110), slice(20, 280))))
+    fine = Fine(painted((slice(44, 84), slice(60, 110), slice(20, 280))))
     assert (focused(fine, fine.truth, noisy_slab(slab, SHAPE)).labels == fine.truth).all()
     # The structure that reaches the last slice of the slab is no reason to look into the air.
     assert fine.tiles == [least_tiles(slab)]
-    blank = Fine(drawn(SPINE))
-    assert (focused(blank, drawn(SPINE), np.full(SHAPE, 3, np.float32)).labels == blank.truth).all()
+    blank = Fine(painted(SPINE))
+    assert (focused(blank, painted(SPINE), np.full(SHAPE, 3, np.float32)).labels == blank.truth).all()
 
 
 def test_step_two_gets_no_air_in_its_crop() -> None:
     """The margin of the crop reached into the air beside a slab, which took a fifth row of tiles."""
-    fine, slab = Fine(drawn(SPINE)), (slice(40, 88), slice(50, 120), slice(20, 280))
+    fine, slab = Fine(painted(SPINE)), (slice(40, 88), slice(50, 120), slice(20, 280))
     image = np.stack([noisy_slab(slab, SHAPE), fine.truth.astype(np.float32)])
     predictor = FocusedPredictor(fine, None)  # type: ignore[arg-type]
     assert (predictor.predict(image).labels == fine.truth).all() and fine.tiles == [least_tiles(slab)]
@@ -215,7 +215,7 @@ def test_step_two_gets_no_air_in_its_crop() -> None:
 
 def test_air_that_costs_no_tile_moves_none() -> None:
     """A few millimeters of air at a side moved all tiles: a tenth of the voxels got another label, in the same time."""
-    fine = Fine(drawn(SPINE))
+    fine = Fine(painted(SPINE))
     FocusedPredictor(fine, None).predict(noisy_slab((slice(4, 120), slice(0, 160), slice(2, 300)), SHAPE)[None])  # type: ignore[arg-type]
     FocusedPredictor(fine, None).predict(noisy_slab((slice(4, 120), slice(50, 120), slice(2, 300)), SHAPE)[None])  # type: ignore[arg-type]
     whole, some = fine.seen

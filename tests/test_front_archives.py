@@ -85,7 +85,9 @@ def test_too_many_entries_are_refused_before_they_are_read(tmp_path: Path, monke
         unpack_series(io.BytesIO(many), tmp_path, max_bytes=LIMIT)
 
 
-def test_no_room_is_said_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_space_is_reported_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(zips.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
     with pytest.raises(StorageError, match="Free space") as caught:
         unpack_series(io.BytesIO(zipped("a")), tmp_path, max_bytes=LIMIT)
@@ -107,7 +109,7 @@ def test_a_series_in_folders_is_read(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(folder).data, read_image(series).data)
 
 
-def test_a_session_that_cannot_be_kept_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_session_that_cannot_be_stored_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

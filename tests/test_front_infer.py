@@ -58,7 +58,7 @@ def front() -> Iterator[FastAPI]:
 
 
 @pytest.mark.parametrize("reads", [True, False], ids=["with a body", "without one"])
-def test_whoever_went_away_is_not_computed_for(app: App, front: FastAPI, reads: bool) -> None:
+def test_nothing_is_computed_for_a_client_that_has_gone(app: App, front: FastAPI, reads: bool) -> None:
     """Each press of the button after a client's time-out made everybody wait for one more result."""
     kind = [(b"content-type", b"application/x-www-form-urlencoded")] if reads else []
     scope = {"type": "http", "method": "POST", "path": PATH, "query_string": b"image=a", "headers": kind}

@@ -240,7 +240,7 @@ class Faulty:
         raise KeyError("fault")
 
 
-def test_a_fault_while_counting_is_told_and_the_store_request_succeeds(
+def test_a_fault_while_counting_is_reported_and_the_store_request_succeeds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The PACS has the segmentation, so neither "could not be stored" nor silence is right."""
@@ -253,9 +253,9 @@ def test_a_fault_while_counting_is_told_and_the_store_request_succeeds(
         stow.take_submissions(request, lambda _: False, "reader")
         assert app.outcomes.of(seg.SOPInstanceUID) is None
         stow.take_submissions(request, lambda _: True, "reader")
-    told = app.outcomes.of(seg.SOPInstanceUID)
-    assert told is not None
-    assert (told.status, told.message) == ("refused", front_messages.FAILED_TO_COUNT)
+    reported = app.outcomes.of(seg.SOPInstanceUID)
+    assert reported is not None
+    assert (reported.status, reported.message) == ("refused", front_messages.FAILED_TO_COUNT)
 
 
 def test_a_body_on_a_slow_disk_stalls_nobody(monkeypatch: pytest.MonkeyPatch) -> None:

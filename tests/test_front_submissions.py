@@ -71,12 +71,12 @@ def test_a_label_that_the_server_fails_to_read_waits_until_it_is_asked_for(
     app: Any, client: TestClient, submit: Callable[..., Any], error: Exception, status: int
 ) -> None:
     """The client read "the server failed", and the label was gone."""
-    sound = app._inbox._interpreter._lint
+    sound = app.inbox._interpreter._lint
 
     def fail(*_: object) -> Any:
         raise error
 
-    app._inbox._interpreter._lint = fail
+    app.inbox._interpreter._lint = fail
     answer = submit()
     (waiting,) = client.get("/submissions/").json()
     assert answer.status_code == status
@@ -84,14 +84,14 @@ def test_a_label_that_the_server_fails_to_read_waits_until_it_is_asked_for(
     assert (waiting["image"], waiting["status"]) == ("a", "waiting")
     assert type(error).__name__ in waiting["reason"]
     assert [one["submission"] for one in client.post("/submissions/interpret").json()] == [waiting["submission"]]
-    app._inbox._interpreter._lint = sound
+    app.inbox._interpreter._lint = sound
     assert client.post("/submissions/interpret").json() == []
     assert unused(client) == []
     assert app.datastore().get_label_info("a", "final")["correction"] == waiting["submission"]
 
 
 @pytest.mark.parametrize("params", ["{", "[]", '"x"', "[" * 100_000], ids=lambda text: text[:3])
-def test_a_label_with_unreadable_params_is_kept(
+def test_a_label_with_unreadable_params_is_stored(
     app: Any, client: TestClient, submit: Callable[..., Any], params: str
 ) -> None:
     answer = submit(params)
@@ -106,7 +106,7 @@ def test_a_label_with_unreadable_params_is_kept(
     [({"tag": "../x"}, 422, ("a", "parked")), ({"image": "b"}, 404, ("b", "unfiled"))],
     ids=["tag", "image"],
 )
-def test_a_label_that_belongs_nowhere_is_kept(
+def test_a_label_that_belongs_nowhere_is_stored(
     client: TestClient, submit: Callable[..., Any], query: dict[str, str], status: int, found: tuple[str, str]
 ) -> None:
     answer = submit(**query)
@@ -137,8 +137,8 @@ def test_a_server_reads_what_another_one_was_killed_over(tmp_path: Path) -> None
     store = CorrectionStore(folder / ".totalspineseg")
     with running_server(tmp_path):
         wait_for(lambda: store.in_force("a"))
-    (kept,) = store.of_image("a")
-    np.testing.assert_array_equal(store.codes(kept) == CODE_OF["L4"], CODE_OF["L4"] == CODES)
+    (remaining,) = store.of_image("a")
+    np.testing.assert_array_equal(store.codes(remaining) == CODE_OF["L4"], CODE_OF["L4"] == CODES)
     assert (folder / "labels" / "final" / "a.nii.gz").is_file()
 
 

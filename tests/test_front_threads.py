@@ -61,7 +61,9 @@ class SlowApp:
         ("POST", "/scoring/dice", 200),
     ],
 )
-def test_others_are_answered_meanwhile(method: str, path: str, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_others_are_answered_during_an_inference(
+    method: str, path: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slow, app, answers = SlowApp(), FastAPI(), []
     for module in (info, datastore):
         monkeypatch.setattr(module, "app_instance", lambda: slow)

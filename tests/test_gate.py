@@ -4,6 +4,7 @@ import json
 import math
 import re
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from totalspineseg_server.training.compare import (
     compare,
     lower_bound,
 )
+from totalspineseg_server.training.retrain_settings import NEW_WEIGHTS
 from totalspineseg_server.training.scoring import (
     JudgedCase,
     Model,
@@ -65,7 +67,7 @@ def test_small_falls_do_not_add_up(fallen: float, served: bool, on: str) -> None
     assert GateReport.from_json(json.loads(json.dumps(report.as_json()))).publish is served
 
 
-def test_subjects_to_whom_no_measure_applies_judge_nothing() -> None:
+def test_subjects_to_whom_no_measure_applies_decide_nothing() -> None:
     """With three slivers as subjects, any model passed."""
     nothing = CaseScore(dict.fromkeys(GROUPS, math.nan), 0, 0, 0)
     empty = [SubjectScores(f"s{k}", (nothing,), (nothing,)) for k in range(4)]
@@ -147,6 +149,29 @@ def test_harmless_candidates_are_refused_as_often_as_documented(subjects: int) -
     assert row in page
 
 
+@pytest.mark.parametrize("subjects", [3, 4, 6, 12])
+@pytest.mark.parametrize("shape", ["normal", "gamma 2, few fall far"])
+def test_trying_smaller_shares_does_not_let_a_fall_pass_by_luck(shape: str, subjects: int) -> None:
+    """With many tries on the same scans, one passes by luck. Shares of one training are nearly the same try: even with
+    a third of the variance their own, one that truly fell too far passes no more often than the page says."""
+    shared = changes_of(shape, subjects, 20_000)
+    # Each share has other scans' luck of its own.
+    lucks = np.random.default_rng(7).permuted(np.stack([shared] * len(NEW_WEIGHTS)), axis=1)
+
+    def passed_by_mistake(shares: Sequence[float], fallen: float) -> float:
+        """Return how often a share passes that truly fell by the margin or more, if all new weights fell so far."""
+        passed, mistaken = np.zeros((2, len(shared)), dtype=bool)
+        for share, luck in zip(shares, lucks, strict=False):
+            changes = share * (0.01 * (math.sqrt(0.7) * shared + math.sqrt(0.3) * luck) - fallen)
+            now = ~passed & (lower_bound(changes) >= -DICE_MARGIN)
+            passed |= now
+            mistaken |= now & (share * fallen >= DICE_MARGIN - 1e-9)
+        return float(mistaken.mean())
+
+    mistakes = [passed_by_mistake(NEW_WEIGHTS, DICE_MARGIN / share) for share in NEW_WEIGHTS]
+    assert min(mistakes) > 0 and max(mistakes) <= 1 - CONFIDENCE + 0.02
+
+
 def test_fewer_subjects_than_a_bound_needs_are_held_to_the_worst_of_them() -> None:
     """If two of six subjects show a sacrum, a candidate that ruins one of the two must not pass by the mean."""
     assert lower_bound(np.array([0.1, -0.04])) == -0.04
@@ -215,7 +240,7 @@ def test_a_failure_names_what_fell_and_by_how_much() -> None:
     assert "allowed -0.02" in report.reason
 
 
-def test_the_first_subjects_train_and_the_hash_decides_on_the_rest(tmp_path: Path) -> None:
+def test_the_first_subjects_are_for_training_and_the_hash_decides_on_the_rest(tmp_path: Path) -> None:
     names = [f"sub-{k:03d}" for k in range(205)]
     split = holdout.update_split(tmp_path / "holdout.json", names)
     assert not any(split.holds_out(name) for name in names[: holdout.FIRST_TO_TRAINING])
@@ -233,7 +258,7 @@ def test_a_subject_keeps_its_role_for_good(tmp_path: Path) -> None:
     assert holdout.read_split(path).role == again.role
 
 
-def test_two_that_ask_at_once_lose_no_subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_simultaneous_updates_lose_no_subject(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A subject's role was forgotten when ``prepare`` and a training read the list at the same moment."""
     path = tmp_path / "holdout.json"
     read = holdout.read_split
@@ -276,7 +301,7 @@ class Blind:
 @pytest.mark.parametrize(
     ("doubts", "publish"), [((True, True), True), ((True, False), False), ((False, True), False)], ids=str
 )
-def test_names_that_both_versions_doubt_do_not_judge(doubts: tuple[bool, bool], publish: bool) -> None:
+def test_names_that_both_versions_doubt_do_not_count(doubts: tuple[bool, bool], publish: bool) -> None:
     """One spine of twelve, whose names were a guess of both versions, kept better weights out of use."""
     lost = SubjectScores(
         "guess", (replace(scores(0.8), is_doubtful=doubts[0]),), (replace(scores(0.6, 0), is_doubtful=doubts[1]),)
@@ -289,7 +314,7 @@ def test_names_that_both_versions_doubt_do_not_judge(doubts: tuple[bool, bool], 
 
 
 @pytest.mark.parametrize(("active", "publish"), [(0.45, True), (0.55, False)], ids=str)
-def test_a_structure_on_which_the_weights_in_use_fail_does_not_judge(active: float, publish: bool) -> None:
+def test_a_structure_on_which_the_weights_in_use_fail_does_not_count(active: float, publish: bool) -> None:
     """The tip of a cord, of which the weights in use found little, kept better weights out of use."""
     first, second = (replace(scores(0.8), dice=scores(0.8).dice | {"cord": value}) for value in (active, 0.2))
     report = judge(
@@ -324,7 +349,7 @@ def test_a_second_candidate_costs_its_own_scans_alone() -> None:
     assert second.candidate[0].value("discs") > 0.9
 
 
-def test_a_scan_the_pipeline_refuses_judges_neither_model() -> None:
+def test_a_scan_the_pipeline_refuses_counts_for_neither_model() -> None:
     """A hold-out scan whose grid was too large made every training fail at the gate."""
     codes = lumbar_codes()
     whole = JudgedCase("a", "sub-1", Volume(image_of(codes), RAS.affine), Volume(codes, RAS.affine))

@@ -1,4 +1,4 @@
-"""Tests against label maps of the reference implementation (tests/golden), voxel by voxel."""
+"""Tests against label maps of TotalSpineSeg (tests/golden), voxel by voxel."""
 
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ GOLDEN = Path(__file__).parent / "golden"
 CASES = sorted(folder.name for folder in GOLDEN.iterdir() if folder.is_dir())
 STAGED = [case for case in CASES if (GOLDEN / case / "step1_largest.nii.gz").exists()]
 
-# Code -> voxels that we name and the reference leaves empty. All are slivers of a structure cut by the
+# Code -> voxels that we name and TotalSpineSeg leaves empty. All are slivers of a structure cut by the
 # upper or lower end of the view, each component below 200 voxels, and the name is right: the spinous process of
 # T12 above a view that begins in L1; with the localizer one slice of the T2-T3 disc at the top and the
 # first millimeters of T11 at the bottom.
@@ -43,7 +43,7 @@ def localizer_of(case: str, grid: Grid) -> np.ndarray | None:
 
 
 def difference(ours: np.ndarray, reference: np.ndarray) -> dict[int, int]:
-    """Return the codes, with voxels, where the maps differ; the reference must be empty there."""
+    """Return the codes, with voxels, where the maps differ; the golden map must be empty there."""
     differs = ours != reference
     assert not reference[differs].any()
     return dict(zip(*(part.tolist() for part in np.unique(ours[differs], return_counts=True)), strict=True))

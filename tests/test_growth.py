@@ -49,13 +49,13 @@ def held(process: psutil.Process) -> Held:
     return Held(process.memory_info().rss / 2**20, process.num_fds(), process.num_threads(), times.user + times.system)
 
 
-def kept(folder: Path) -> dict[str, int]:
+def stored(folder: Path) -> dict[str, int]:
     """Return file -> bytes."""
     return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
 
 
 MAPS = "/.totalspineseg/maps/"
-IMAGES = "/.totalspineseg/images/"
+IMAGE_RECORDS = "/.totalspineseg/images/"
 """One record of each image that was offered."""
 CONTENTS = "studies/.totalspineseg/contents.json"
 
@@ -93,20 +93,20 @@ def test_a_thousand_requests_leave_nothing_but_their_records(tmp_path: Path) -> 
         for number in range(REQUESTS):
             ask(server, number, sent)
             if number == ROUND - 1:
-                before = kept(tmp_path)
+                before = stored(tmp_path)
             if number % ROUND == ROUND - 1:
                 rounds.append(held(process))
-        after = kept(tmp_path)
+        after = stored(tmp_path)
     first, second, last = rounds[0], rounds[1], rounds[-1]
     assert last.memory_mib - first.memory_mib < MEMORY_MIB, rounds
     assert last.files <= first.files + OPEN, rounds
     assert last.threads <= first.threads + OPEN, rounds
     assert last.cpu_s - rounds[-2].cpu_s < SLOWER * (second.cpu_s - first.cpu_s), rounds
     assert sum(MAPS in name for name in after) <= sum(MAPS in name for name in before), "maps replace older ones"
-    own = (MAPS, IMAGES, CONTENTS)
+    own = (MAPS, IMAGE_RECORDS, CONTENTS)
     new = {name: size for name, size in after.items() if name not in before and not any(one in name for one in own)}
     assert set(Counter(Path(name).name for name in new)) == {"record.json"}, sorted(new)[:20]
     assert max(new.values()) < RECORD_KIB * 1024
     grown = {name: after[name] - size for name, size in before.items() if after.get(name, 0) > size}
-    assert {name for name in grown if IMAGES not in name} <= {"server.log", CONTENTS}, grown
+    assert {name for name in grown if IMAGE_RECORDS not in name} <= {"server.log", CONTENTS}, grown
     assert all(size < RECORD_KIB * 1024 for name, size in grown.items() if name != "server.log")

@@ -46,12 +46,12 @@ def test_no_two_ids_share_a_file() -> None:
     ["", "a\nb", "a\x00b", "a\x7f", "x" * 201, ":" * 70, "%" + "25" * 4000, "\u810a" * 81, "a\ud800", "a\udcff:"],
     ids=ascii,
 )
-def test_what_nobody_can_read_or_no_file_holds_is_no_id(image_id: str) -> None:
+def test_an_unreadable_or_impossible_name_is_not_an_id(image_id: str) -> None:
     """A long Chinese name was reported as a full disk, because file systems count bytes."""
     assert not is_usable_id(image_id)
 
 
-def test_a_file_whose_name_is_no_text_does_not_stop_the_server(tmp_path: Path) -> None:
+def test_a_file_name_that_is_not_utf_8_does_not_stop_the_server(tmp_path: Path) -> None:
     """After a file name in an old code page, the index could not be read anymore."""
     for name in (b"plain.nii", b"a\xe4.nii"):
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)).touch()
@@ -60,7 +60,7 @@ def test_a_file_whose_name_is_no_text_does_not_stop_the_server(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("image_id", [*OF_3D_SLICER, *CLIMBING, *LIKE_CODES, *LONG], ids=ascii)
-def test_an_image_of_any_name_is_kept_in_the_studies_with_its_labels(image_id: str, tmp_path: Path) -> None:
+def test_an_image_of_any_name_is_stored_in_the_studies_with_its_labels(image_id: str, tmp_path: Path) -> None:
     """Volumes that 3D Slicer had loaded from DICOM could not be uploaded, segmented or submitted."""
     image, label, folder = tmp_path / "image.nii.gz", tmp_path / "label.nii.gz", tmp_path / "deep" / "studies"
     write_volume(image, np.arange(64, dtype=np.uint8).reshape(GRID.shape), GRID)
@@ -77,9 +77,9 @@ def test_an_image_of_any_name_is_kept_in_the_studies_with_its_labels(image_id: s
         assert again.list_images() == [image_id]
         assert again.get_labeled_images() == [image_id]
         assert Path(again.get_image_uri(image_id)).read_bytes() == image.read_bytes()
-        shown = again.label_file(image_id, "final")
-        assert shown is not None
-        assert shown.read_bytes() == label.read_bytes()
+        displayed = again.label_file(image_id, "final")
+        assert displayed is not None
+        assert displayed.read_bytes() == label.read_bytes()
         shutil.rmtree(folder / ".totalspineseg", ignore_errors=True)
     assert {path.relative_to(folder) for path in folder.rglob("*.nii.gz")} == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "image.nii.gz", "label.nii.gz"]

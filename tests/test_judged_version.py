@@ -77,8 +77,8 @@ def test_what_the_gate_refuses_later_is_refused(
     change["reference"] = -0.2
     code, out, _ = run(site, capsys, "judge", "theirs")
     assert (code, "vertebrae -0.200" in out) == (1, True), out
-    shown: Any = json.loads(run(site, capsys, "show", "theirs")[1])
-    (judgment,) = shown["judgments"]
+    displayed: Any = json.loads(run(site, capsys, "show", "theirs")[1])
+    (judgment,) = displayed["judgments"]
     assert (judgment["passed"], judgment["report"]["publish"], judgment["report"]["candidate"]) == (
         False,
         False,
@@ -107,7 +107,7 @@ def test_what_is_in_use_is_judged_beside_what_was_before(
     assert (code, "nothing to compare" in error) == (2, True), error
 
 
-def test_a_hold_out_judges_without_being_chosen(
+def test_a_hold_out_is_used_without_being_chosen(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, float], monkeypatch: Any
 ) -> None:
     """Of two servers that share their models, one used a version that its own hold-out had never judged."""
@@ -123,7 +123,7 @@ def test_a_hold_out_judges_without_being_chosen(
     assert judge.name.startswith("sub-1")
 
 
-def test_what_a_version_has_learned_from_does_not_judge_it(
+def test_a_version_is_not_compared_on_what_it_learned_from(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, float], monkeypatch: Any
 ) -> None:
     """Another server with the same models had trained on scans that are held out here, so the version did well on
@@ -141,7 +141,7 @@ def test_what_a_version_has_learned_from_does_not_judge_it(
 
 
 @pytest.mark.parametrize("training", [[1], "x", {"image_sha256": "x"}, [{"image_sha256": None}]])
-def test_what_an_imported_version_says_it_has_learned_from_does_not_judge_it(
+def test_an_imported_version_is_not_compared_on_what_it_says_it_learned_from(
     site: Site, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any, training: Any
 ) -> None:
     """Weights from elsewhere were judged on the scans on which they had been trained, although their record named
@@ -203,9 +203,7 @@ def test_a_version_that_does_not_exist_is_not_judged(site: Site, capsys: pytest.
     assert not list(ModelStore(site.models.model_dir).model_dir.glob("judgments/*"))
 
 
-def test_what_the_gate_said_is_not_forgotten_when_it_cannot_be_read(
-    site: Site, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unreadable_verdict_of_the_gate_is_not_forgotten(site: Site, capsys: pytest.CaptureFixture[str]) -> None:
     """A refusal in a damaged file would have let the version into use."""
     run(site, capsys, "judge", "theirs")
     (file,) = site.models.model_dir.glob("judgments/*.json")

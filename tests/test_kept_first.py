@@ -17,7 +17,7 @@ from test_corrections_store import L4_L5, SENDER, Desk
 from totalspineseg_server.corrections import interpretation, receipts
 from totalspineseg_server.corrections.answers import NOT_TRIED
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.receipts import Claims, Waiting
+from totalspineseg_server.corrections.receipts import Waiting
 from totalspineseg_server.errors import (
     ImageError,
     LabelError,
@@ -82,10 +82,10 @@ def test_what_fails_while_a_label_is_read_loses_nothing(
                 desk.submit()
             assert type(error).__name__ in waiting(desk).reason
     assert (desk.store.of_image("img"), desk.published) == ((), [])
-    kept = waiting(desk).receipt
-    assert (kept.image, kept.sender, kept.params) == ("img", SENDER, L4_L5)
-    assert desk.submit().id == kept.id, "sent again, it is the same submission"
-    assert [c.id for c in desk.store.of_image("img")] == [kept.id]
+    stored = waiting(desk).receipt
+    assert (stored.image, stored.sender, stored.params) == ("img", SENDER, L4_L5)
+    assert desk.submit().id == stored.id, "sent again, it is the same submission"
+    assert [c.id for c in desk.store.of_image("img")] == [stored.id]
     assert (desk.receipts.waiting(), len(desk.published)) == ((), 1)
 
 
@@ -102,15 +102,15 @@ def killed_while_reading(desk: Desk, then: Callable[[], object]) -> None:
     assert process.exitcode == -signal.SIGKILL
 
 
-def test_kill_9_after_a_label_was_kept_costs_nothing(desk: Desk) -> None:
+def test_kill_9_after_a_label_was_stored_costs_nothing(desk: Desk) -> None:
     """When the server was killed while it read a label, nothing of the label was left."""
     killed_while_reading(desk, desk.submit)
     found = waiting(desk)
     assert found.reason == NOT_TRIED
     again = Desk(desk.root)
     assert again.inbox.interpret_waiting(again=False) == ()
-    (kept,) = again.store.of_image("img")
-    assert (kept.id, kept.status, kept.received) == (found.receipt.id, "accepted", found.receipt.received)
+    (stored,) = again.store.of_image("img")
+    assert (stored.id, stored.status, stored.received) == (found.receipt.id, "accepted", found.receipt.received)
     assert len(again.published) == 1
 
 
@@ -177,8 +177,8 @@ def test_kill_9_while_a_label_is_filed_costs_nothing(desk: Desk, file: str, monk
     (desk.receipts.folder(waiting(desk).receipt) / file).write_bytes(b"half a file")
     again = Desk(desk.root)
     assert again.inbox.interpret_waiting(again=True) == ()
-    (kept,) = again.store.of_image("img")
-    assert again.store.codes(kept).any()
+    (stored,) = again.store.of_image("img")
+    assert again.store.codes(stored).any()
 
 
 def test_a_label_that_waited_does_not_hide_a_newer_one(desk: Desk) -> None:
@@ -194,7 +194,7 @@ def test_a_label_that_waited_does_not_hide_a_newer_one(desk: Desk) -> None:
     assert [c.id for c in desk.store.in_force("img")] == [late.id, newer.id]
 
 
-def test_a_label_that_waited_is_shown_with_the_word_that_it_was_renumbered(desk: Desk) -> None:
+def test_a_label_that_waited_is_displayed_as_renumbered(desk: Desk) -> None:
     """A PACS kept the names as they were sent."""
     desk.lint = fails(MemoryError())
     with pytest.raises(MemoryShortageError):
@@ -230,7 +230,7 @@ def test_a_label_that_cannot_be_shown_is_filed_all_the_same(desk: Desk, monkeypa
 
 
 @pytest.mark.parametrize("tag", ["a b", "../x", "x" * 200])
-def test_a_label_with_an_odd_tag_is_kept(desk: Desk, tag: str) -> None:
+def test_a_label_with_an_odd_tag_is_stored(desk: Desk, tag: str) -> None:
     """The label was refused before its file was stored."""
     with pytest.raises(LabelError, match=r"tag.*kept but not used"):
         desk.submit(tag=tag)
@@ -239,7 +239,7 @@ def test_a_label_with_an_odd_tag_is_kept(desk: Desk, tag: str) -> None:
 
 
 @pytest.mark.parametrize("image", ["nobody", "", "../etc", "img "])
-def test_a_label_of_no_image_is_kept_for_a_while(desk: Desk, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_label_of_no_image_is_stored_for_a_while(desk: Desk, image: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receipts, "MAX_UNFILED", 2)
     for tag in ("a", "b", "c"):
         with pytest.raises(UnknownImageError, match=r"no image .*kept for a while"):
@@ -253,7 +253,26 @@ def test_a_label_of_no_image_is_kept_for_a_while(desk: Desk, image: str, monkeyp
         assert list(desk.store.all()) == [], "another one's image that has the name since"
 
 
-def test_a_label_of_a_series_that_is_no_volume_does_not_wait(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_note_of_a_waiting_label_hides_no_other(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One unreadable note ended the reading of everything that waited."""
+    with monkeypatch.context() as patch:
+        patch.setattr(desk, "lint", fails(MemoryError()))
+        for tag in ("a", "b"):
+            with pytest.raises(MemoryShortageError):
+                desk.submit(tag=tag)
+    first, second = desk.receipts.waiting()
+    note = desk.receipts.folder(first.receipt) / receipts.RECEIPT_FILE
+    note.write_text(note.read_text(encoding="utf-8")[:20], encoding="utf-8")
+    assert desk.receipts.waiting() == (second,)
+    assert first.receipt.id in caplog.text
+    assert desk.inbox.interpret_waiting(again=True) == ()
+    assert [c.tag for c in desk.store.of_image("img")] == ["b"]
+    assert note.is_file()
+
+
+def test_a_label_of_a_series_that_is_not_a_volume_does_not_wait(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was reported as a fault of the server, and failed again whenever it was read again."""
     monkeypatch.setattr(desk, "images", SimpleNamespace(get=fails(ImageError("the slices overlap"))))
     with pytest.raises(LabelError, match=r"overlap\. .*kept for a while"):
@@ -267,9 +286,10 @@ def test_a_label_whose_reading_failed_stays_that_of_the_image_it_was_sent_for(de
     desk.images["of Ada"] = desk.root / "ada.nii.gz"
     desk.images["of Ada"].write_bytes(desk.image.read_bytes())
     desk.lint = fails(MemoryError())
-    claims = Claims(("of Ada",), "of Ada")
+    desk.inbox.uploads.record_refusal(SENDER.client, "img", "ab")
+    desk.inbox.uploads.record_upload(SENDER.client, "of Ada", "ab")
     with pytest.raises(MemoryShortageError):
-        desk.inbox.submit("img", desk.label, tag="final", sender=SENDER, params=L4_L5, claims=claims)
+        desk.submit()
     again = Desk(desk.root)
     again.images["of Ada"] = desk.images["of Ada"]
     again.inbox.interpret_waiting(again=True)
@@ -295,7 +315,7 @@ def test_a_history_of_an_earlier_version_opens_unchanged(tmp_path: Path) -> None
     assert desk.submit().id > parked.id
 
 
-def test_what_a_client_sends_that_is_no_text_is_kept(desk: Desk) -> None:
+def test_text_that_is_not_utf_8_is_stored_as_a_client_sent_it(desk: Desk) -> None:
     """Half a surrogate pair in a segment's name could not be written, and the label was lost."""
     with pytest.raises(LabelError, match="kept but not used"):
         desk.submit({"label_info": [{"name": "L4 \ud800"}, {"name": "L5"}]})

@@ -65,15 +65,15 @@ def test_a_scan_goes_from_new_to_finished_by_accepting_it(server: Server) -> Non
     accept = {"prediction": result, "views": BOTH_VIEWS, "client_id": "ada"}
     assert "axial" in post(server, "/scans/lab-way-2/accept", {**accept, "views": ["sagittal"]}, 409)["detail"]
     assert "Another result" in post(server, "/scans/lab-way-2/accept", {**accept, "prediction": "other"}, 409)["detail"]
-    kept = post(server, "/scans/lab-way-2/accept", accept)["correction"]
+    stored = post(server, "/scans/lab-way-2/accept", accept)["correction"]
     after = scan(server, "lab-way-2")
     assert (after["status"], after["user"], after["unchanged"], after["label"]) == ("finished", "ada", True, "finished")
     (correction,) = store(server).of_image("lab-way-2")
-    assert (correction.id, correction.unchanged, correction.client, correction.untouched) == (kept, True, "ada", ())
+    assert (correction.id, correction.unchanged, correction.client, correction.untouched) == (stored, True, "ada", ())
     np.testing.assert_array_equal(store(server).codes(correction), CODES)
     assert "finished already" in post(server, "/scans/lab-way-2/accept", accept, 409)["detail"]
     assert "'other'" in post(server, "/scans/lab-way-2/choose", {"correction": "other"}, 409)["detail"]
-    post(server, "/scans/lab-way-2/choose", {"correction": kept, "client_id": "chief"})
+    post(server, "/scans/lab-way-2/choose", {"correction": stored, "client_id": "chief"})
     newest, oldest = scan(server, "lab-way-2")["history"]
     assert (newest["user"], newest["chosen"], newest["unchanged"], oldest["chosen"]) == ("chief", ["ada"], True, [])
 
@@ -101,11 +101,11 @@ def test_a_doubtful_result_cannot_be_accepted_but_pinned(server: Server) -> None
     assert any(level["doubtful"] for level in before["levels"])
     refused = post(server, "/scans/lab-pin/accept", {"prediction": result, "views": BOTH_VIEWS}, 409)
     assert "doubtful" in refused["detail"]
-    shown = next(level["name"] for level in before["levels"] if level["kind"] == "vertebra")
-    wanted = NAME_OF[CODE_OF[shown] + 1]
-    pin = {"prediction": result, "names": {shown: wanted}}
+    displayed = next(level["name"] for level in before["levels"] if level["kind"] == "vertebra")
+    wanted = NAME_OF[CODE_OF[displayed] + 1]
+    pin = {"prediction": result, "names": {displayed: wanted}}
     pinned = post(server, "/scans/lab-pin/pin", pin)
-    assert pinned["names"][shown] == wanted
+    assert pinned["names"][displayed] == wanted
     assert len(pinned["names"]) > 3
     assert pinned["correction"] == ""
     assert scan(server, "lab-pin")["status"] == "predicted"
@@ -169,7 +169,7 @@ def test_a_picture_is_made_once_and_asked_for_by_its_tag(server: Server) -> None
     assert (again.status_code, again.content) == (304, b"")
 
 
-def test_a_scan_that_is_not_there_is_said_to_be(server: Server) -> None:
+def test_a_missing_scan_is_reported(server: Server) -> None:
     for path in ("/scans/nobody", "/scans/nobody/volume", "/scans/nobody/thumbnail"):
         assert requests.get(f"{server.url}{path}", timeout=60).status_code == 404, path
 
@@ -187,7 +187,7 @@ def test_a_scan_that_is_not_there_is_said_to_be(server: Server) -> None:
     ],
     ids=lambda name: ascii(name[:20]),
 )
-def test_an_id_that_is_no_scan_does_not_reach_the_disk(server: Server, name: str) -> None:
+def test_an_id_of_no_scan_does_not_reach_the_disk(server: Server, name: str) -> None:
     """A file ``secret.nii.gz`` lies beside the studies and must not be sent."""
     address = f"{server.url}/scans/{name}"
     for part in ("", "/thumbnail", "/volume", "/label"):
@@ -222,7 +222,7 @@ def test_the_versions_name_the_starter_weights_in_use(server: Server) -> None:
     assert get(server, "/training")["curves"] == {}
 
 
-def test_a_browser_gets_the_page_and_a_program_what_it_got_before(server: Server) -> None:
+def test_a_browser_gets_the_page_and_a_program_the_earlier_answer(server: Server) -> None:
     for path, headers in (("/", {}), ("/", {"accept": "application/json"}), ("/docs", {"accept": "text/html"})):
         assert "Weights in use: starter" in requests.get(f"{server.url}{path}", headers=headers, timeout=60).text
     answer = requests.get(server.url, headers={"accept": "text/html,*/*;q=0.8"}, timeout=60)

@@ -69,6 +69,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     record_version(
         models, "trained-good", {**gate, "candidate": "trained-good", "publish": True, "reason": "served", "sets": []}
     )
+    (folder / "studies" / "e-other.mha").write_bytes(b"ObjectType = Image")
     with running_server(folder) as running:
         yield running
 
@@ -125,7 +126,10 @@ def test_from_the_worklist_to_a_finished_scan(server: Server, page: Page) -> Non
     page.locator("tr[data-scan='a-whole']").wait_for()
     page.fill("#name", "ada")
     page.locator("#name").press("Enter")
+    page.locator("#not-offered summary").click()
+    assert "e-other.mha" in page.locator("#not-offered li").inner_text()
     assert faults(page) == []
+    page.locator("#not-offered summary").click()
     for scan in ("a-whole", "b-doubtful"):
         requests.post(f"{server.url}/infer/totalspineseg?image={scan}&output=json", timeout=120).raise_for_status()
 

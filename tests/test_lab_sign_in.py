@@ -36,11 +36,11 @@ class Realm(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"])).decode()
-        given = {name: values[0] for name, values in parse_qs(body).items()}
-        if given.get("password") != "spine":
+        arguments = {name: values[0] for name, values in parse_qs(body).items()}
+        if arguments.get("password") != "spine":
             self.answer({"error": "invalid_grant"}, 401)
             return
-        user, issuer = given["username"], f"http://{self.headers['host']}"
+        user, issuer = arguments["username"], f"http://{self.headers['host']}"
         token = signed(preferred_username=user, realm_access={"roles": self.ROLES[user]}, iss=issuer)
         self.answer({"access_token": token, "token_type": "bearer"})
 

@@ -35,7 +35,7 @@ def client(server: Server, tmp_path: Path) -> MONAILabelClient:
     return MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="slicer-of-labels")
 
 
-def shown(server: Server, image: str) -> dict[str, Any]:
+def displayed(server: Server, image: str) -> dict[str, Any]:
     """What clients read about an image's labels, by tag."""
     objects = requests.get(f"{server.url}/datastore/", params={"output": "all"}, timeout=10).json()["objects"]
     labels: dict[str, Any] = objects[image]["labels"]
@@ -88,7 +88,7 @@ def test_a_saved_result_is_sent_with_rows_for_what_was_found_alone(server: Serve
     present = set(np.unique(CODES)) - {0}
     for model, tag in (("totalspineseg", "original"), ("totalspineseg_step1", "original-step1")):
         reply = client.infer(model, image, {"save_label": True, "result_extension": ".nii.gz"})
-        known = shown(server, image)[tag]["info"]
+        known = displayed(server, image)[tag]["info"]
         names = known["params"]["label_names"]
         assert list(names.values()) == list(range(1, len(names) + 1)), "the k-th name has the value k"
         assert known["params"] == client_info(server, image, tag)["params"]
@@ -128,11 +128,11 @@ def test_only_a_whole_prediction_is_shown_as_one(server: Server, client: MONAILa
     keep("totalspineseg", output_grid="iso", label_tag="second")
     keep("totalspineseg_step1", output_grid="iso", label_prompt=[1])
     beside = {"original-review", "original-step1", "original-part", "second-iso", "original-step1-part-iso"}
-    assert set(shown(server, image)) == {"original"} | beside
+    assert set(displayed(server, image)) == {"original"} | beside
     assert Path(client.download_label(image, "original")).read_bytes() == whole
 
 
-def test_a_label_taken_back_is_neither_shown_nor_taught(
+def test_a_label_taken_back_is_neither_displayed_nor_used_for_training(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
     """A wrong label that was deleted was still used for training, which reads the history."""
@@ -142,23 +142,23 @@ def test_a_label_taken_back_is_neither_shown_nor_taught(
     assert training(server, tmp_path, image) == wrong[1:]
     answer = delete(server, image, "final")
     assert (answer.status_code, answer.json()["withdrawn"]) == (200, wrong)
-    assert set(shown(server, image)) == {"step1"}
+    assert set(displayed(server, image)) == {"step1"}
     assert training(server, tmp_path, image) == [step1], "what it had stood before counts again"
     store = CorrectionStore(server.studies / ".totalspineseg")
-    assert [kept.id for kept in store.of_image(image)] == [step1, *wrong], "nothing is deleted"
+    assert [stored.id for stored in store.of_image(image)] == [step1, *wrong], "nothing is deleted"
     record = json.loads(next((store.withdrawals._root / image / wrong[0]).iterdir()).read_text(encoding="utf-8"))
     assert (record["user"], record["correction"], bool(record["received"])) == ("admin", wrong[0], True)
     right = submit(client, image, tmp_path)["correction"]
-    assert (set(shown(server, image)), training(server, tmp_path, image)) == ({"final", "step1"}, [right])
+    assert (set(displayed(server, image)), training(server, tmp_path, image)) == ({"final", "step1"}, [right])
     assert delete(server, image, "step1").json()["withdrawn"] == [step1]
-    assert set(shown(server, image)) == {"final"}
+    assert set(displayed(server, image)) == {"final"}
 
 
 def test_a_prediction_can_be_removed_and_what_is_not_there_cannot(server: Server, client: MONAILabelClient) -> None:
     image = add_image(server, "removed", image_of(CODES))
     client.infer("totalspineseg", image, {"save_label": True})
     assert delete(server, image, "original").json()["withdrawn"] == []
-    assert shown(server, image) == {}
+    assert displayed(server, image) == {}
     for name in (image, "nobody"):
         answer = delete(server, name, "original")
         assert (answer.status_code, "'original'" in answer.json()["detail"]) == (404, True)
@@ -176,18 +176,18 @@ def test_a_replaced_image_is_offered_again_and_its_old_labels_are_used_for_nothi
     finished = client.info()["datastore"]["completed"]
     shutil.copy(file, before)
     write_volume(file, own_image("in its place", np.roll(image_of(CODES), 6, axis=1)), RAS)
-    assert shown(server, image) == {}
+    assert displayed(server, image) == {}
     for tag in ("final", "original"):
         assert requests.get(f"{server.url}/datastore/label", params={"label": image, "tag": tag}).status_code == 404
     with pytest.raises(MONAILabelClientException, match="localizer"):
         client.infer("totalspineseg", "z-last", {"localizer": image})
     assert client.info()["datastore"]["completed"] == finished - 1
     shutil.copy(before, file)
-    assert set(shown(server, image)) == {"final", "original"}, "restored, by its content"
+    assert set(displayed(server, image)) == {"final", "original"}, "restored, by its content"
     assert client.info()["datastore"]["completed"] == finished
 
 
-def test_an_image_that_was_away_in_between_is_none_of_its_old_labels_either(
+def test_an_image_that_was_away_does_not_get_its_old_labels_back(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
     """An image that was removed and copied again was finished by the old label's file, about which nothing was
@@ -201,11 +201,11 @@ def test_an_image_that_was_away_in_between_is_none_of_its_old_labels_either(
         wait_for(lambda: image not in client.datastore()["objects"])
         if renewed:
             add_image(server, image, np.roll(image_of(CODES), 6, axis=1))
-            assert shown(server, image) == {}
+            assert displayed(server, image) == {}
         else:
             shutil.copy(tmp_path / file.name, file)
             wait_for(lambda: image in client.datastore()["objects"])
-            assert shown(server, image)["final"]["info"]["correction"] == correction
+            assert displayed(server, image)["final"]["info"]["correction"] == correction
 
 
 def test_clients_cannot_change_what_the_server_relies_on(
@@ -222,12 +222,14 @@ def test_clients_cannot_change_what_the_server_relies_on(
         ("updatelabelinfo", {"label": image, "tag": "final"}),
     ):
         field = "params" if path == "updatelabelinfo" else "info"
-        told = {**odd, "correction": "9", "image_sha256": "9", "image_imprint": 9, "id": "9", "path": "9"}
-        answer = requests.put(f"{server.url}/datastore/{path}", params=data, data={field: json.dumps(told)}, timeout=10)
+        reported = {**odd, "correction": "9", "image_sha256": "9", "image_imprint": 9, "id": "9", "path": "9"}
+        answer = requests.put(
+            f"{server.url}/datastore/{path}", params=data, data={field: json.dumps(reported)}, timeout=10
+        )
         assert answer.status_code == 200, answer.text
     known = requests.get(f"{server.url}/datastore/image/info", params={"image": image}, timeout=10).json()
     assert (known["ward"], known.keys() & {"strategy", "id", "warning"}) == ("3b", set())
-    label = shown(server, image)["final"]["info"]
+    label = displayed(server, image)["final"]["info"]
     assert (label["ward"], label["correction"]) == ("3b", correction)
     assert (
         requests.put(f"{server.url}/datastore/image/info", params={"image": image}, data={"info": "1"}).status_code

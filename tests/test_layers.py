@@ -14,9 +14,13 @@ CHANGES = ROW.findall(DESIGN.read_text(encoding="utf-8"))
 FILES = sorted(path for path in LIB.rglob("*.py") if path != LIB / "__init__.py")
 
 
-def imported_rooms(tree: ast.AST) -> set[str]:
+IMPORT = re.compile(r"^[ \t]*((?:from|import) totalspineseg_server\b[^\n(]*(?:\([^)]*\))?)", re.MULTILINE)
+"""An import of the package; only these lines are parsed, which takes a tenth of the time."""
+
+
+def imported_rooms(text: str) -> set[str]:
     rooms = set()
-    for node in ast.walk(tree):
+    for node in ast.parse("\n".join(IMPORT.findall(text))).body:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "totalspineseg_server":
             parts = node.module.split(".")
             rooms |= {parts[1]} if len(parts) > 1 else {alias.name for alias in node.names}
@@ -29,7 +33,7 @@ def test_imports_point_down() -> None:
     upward = {
         f"{path.relative_to(LIB)} imports {other}"
         for path in FILES
-        for other in imported_rooms(ast.parse(path.read_text(encoding="utf-8")))
+        for other in imported_rooms(path.read_text(encoding="utf-8"))
         if room_of(path) != other and LAYER[room_of(path)] <= LAYER[other]
     }
     assert upward == set()

@@ -20,7 +20,7 @@ Edit = Callable[[Labels], None]
 @pytest.fixture(scope="module")
 def lumbar() -> Labels:
     """A sound map, T11 to the sacrum."""
-    return columns.build(np.random.default_rng(1), fov="lumbar", spacing=2.0).truth
+    return columns.built(1, fov="lumbar", spacing=2.0)[0].truth
 
 
 def found(labels: Labels) -> set[tuple[str, int]]:
@@ -38,7 +38,7 @@ def test_sound_maps_have_no_findings(case: str, step: int) -> None:
 @pytest.mark.parametrize("variant", list(columns.VARIANTS))
 def test_variants_are_sound(variant: str) -> None:
     thoracic, lumbar = columns.VARIANTS[variant]
-    case = columns.build(np.random.default_rng(2), fov="thoracolumbar", thoracic=thoracic, lumbar=lumbar, spacing=2.0)
+    case = columns.built(2, fov="thoracolumbar", thoracic=thoracic, lumbar=lumbar, spacing=2.0)[0]
     assert lint(case.truth, SPACING) == ()
 
 
@@ -190,7 +190,7 @@ PARTIAL = [canal_away, half_the_canal_away, discs_away, bare_vertebrae]
 @pytest.mark.parametrize("fov", ["lumbar", "thoracolumbar", "cervicothoracic"])
 def test_a_sound_map_without_some_kinds_has_no_findings(lack: Edit, fov: str) -> None:
     """A lumbar map without a canal had up to four false findings."""
-    labels = columns.build(np.random.default_rng(3), fov=fov, spacing=2.0).truth
+    labels = columns.built(3, fov=fov, spacing=2.0)[0].truth
     lack(labels)
     assert lint(labels, SPACING) == ()
 
@@ -244,7 +244,7 @@ def test_a_level_of_a_few_voxels_is_found(code: int) -> None:
     assert (finding.kind, finding.code, finding.voxels) == ("fragment", code, 2)
 
 
-def test_an_image_is_no_map(lumbar: Labels) -> None:
+def test_an_image_is_not_a_map(lumbar: Labels) -> None:
     """For an image in place of a map, a line was printed for every gray value."""
     (finding,) = lint((np.random.default_rng(0).random(lumbar.shape) * 300).astype(np.int32), SPACING)
     assert finding.kind == "not_checked" and "values" in finding.message
@@ -271,7 +271,7 @@ def test_another_tools_numbers_are_found(lumbar: Labels, edit: Edit, kind: str) 
     assert kind in {name for name, _ in found(labels)}
 
 
-def test_what_is_no_label_map_is_refused() -> None:
+def test_anything_but_a_label_map_is_refused() -> None:
     with pytest.raises(ValueError, match="2D uint8"):
         lint(np.zeros((3, 3), dtype=np.uint8), SPACING)
     with pytest.raises(ValueError, match="got 3D float32"):

@@ -50,20 +50,20 @@ def test_the_kth_name_has_value_k() -> None:
         as_listed(to_wire(codes), WIRE_LABELS, ["canal", "cord", "L5"])
 
 
-def test_what_earlier_results_showed_is_known_while_they_are_kept(tmp_path: Path) -> None:
+def test_structures_of_earlier_results_are_known_while_their_maps_are_stored(tmp_path: Path) -> None:
     """A client keeps what is not listed, so if earlier results are not known, every structure must be listed."""
     maps = MapStore(tmp_path)
-    kept = [f"2026-{k}" for k in range(MAX_PER_IMAGE)]
-    for number, prediction in enumerate(kept):
-        drawn = NamedMap(Volume(block(1), GRID.affine), block(L4, L5 if number else T12), 2)
-        maps.keep("sha", PredictionMaps(prediction, drawn, GRID, {}, {}, ()))
+    stored = [f"2026-{k}" for k in range(MAX_PER_IMAGE)]
+    for number, prediction in enumerate(stored):
+        painted = NamedMap(Volume(block(1), GRID.affine), block(L4, L5 if number else T12), 2)
+        maps.keep("sha", PredictionMaps(prediction, painted, GRID, {}, {}, ()))
         if number == 0:
             assert maps.codes_before("sha", prediction) == frozenset()
         elif number == 1:
             assert maps.codes_before("sha", prediction) == {L4, T12}
-    assert maps.codes_before("sha", kept[-1]) is None, "there may have been more"
+    assert maps.codes_before("sha", stored[-1]) is None, "there may have been more"
     assert maps.codes_before("other", "p") == frozenset()
     damaged = MapStore(tmp_path / "damaged")
-    damaged.keep("sha", PredictionMaps("p", drawn, GRID, {}, {}, ()))
+    damaged.keep("sha", PredictionMaps("p", painted, GRID, {}, {}, ()))
     next((tmp_path / "damaged").rglob("labels.nii.gz")).write_bytes(b"")
     assert damaged.codes_before("sha", "q") is None

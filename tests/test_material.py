@@ -8,8 +8,10 @@ import pytest
 
 from totalspineseg_server.corrections.comparison import INCOMPLETE
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.errors import StorageError
 from totalspineseg_server.nnunet.cases import Origin
 from totalspineseg_server.training import material
+from totalspineseg_server.training.holdout import read_split
 from totalspineseg_server.training.material import site_material
 from training_site import correct, make_site
 
@@ -49,7 +51,7 @@ def corrections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *submitted: tup
     ],
     ids=str,
 )
-def test_finished_labels_train(
+def test_finished_labels_are_used_for_training(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     submitted: list[tuple[Any, ...]],
@@ -64,19 +66,38 @@ def test_finished_labels_train(
         assert "'final'" in case.reason
 
 
-def test_work_in_progress_decides_nothing_about_who_judges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scan_whose_patient_cannot_be_read_now_is_left_out(tmp_path: Path) -> None:
+    """It was counted as a patient of its own, for good, so that scans of one person could train and judge."""
+    site = make_site(tmp_path, scans=2)
+
+    def subject(image: str) -> str:
+        if image == "sub-0":
+            raise StorageError("The record of sub-0 is damaged.")
+        return image
+
+    material = site_material(replace(site, subject=subject))
+    assert [(skipped.name[:5], skipped.reason) for skipped in material.skipped] == [
+        ("sub-0", "The record of sub-0 is damaged.")
+    ]
+    assert "sub-0" not in read_split(site.holdout_file).role
+    assert [source.provenance["image"] for source in material.training] == ["sub-1"]
+
+
+def test_work_in_progress_does_not_decide_who_is_held_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     corrections(tmp_path, monkeypatch, (2, "draft"))
     assert "sub-0" not in (tmp_path / "studies" / ".totalspineseg" / "holdout.json").read_text(encoding="utf-8")
 
 
-def test_a_label_that_is_not_whole_is_not_said_to_train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_label_is_not_said_to_be_used_for_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The log would say that the label is used, although nothing is learned from it."""
     odd = tuple({"kind": kind, "message": kind} for kind in (INCOMPLETE, "gap"))
     found = corrections(tmp_path, monkeypatch, (*FINAL, {"findings": odd}))
     assert [source.provenance["findings"] for source in found.training] == [["gap"]]
 
 
-def test_a_result_accepted_unchanged_never_judges_and_does_not_say_who_does(
+def test_a_result_accepted_unchanged_is_never_compared_on_and_holds_nobody_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader who accepts everything would have made the model its own judge."""

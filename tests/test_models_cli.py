@@ -74,9 +74,9 @@ def test_list_and_show(store: ModelStore, capsys: pytest.CaptureFixture[str]) ->
     assert lines[1].startswith("* trained-1  in use for step 2  from starter, 1 corrections")
     assert lines[3].startswith("  trained-2")
     assert "not served: discs fell" in lines[4]
-    shown: Any = json.loads(run(store, capsys, "show", "trained-1")[1])
-    assert shown["training"] == [{"correction": "c1", "image": "sub-1"}]
-    assert shown["lineage"] == ["trained-1", "starter"]
+    displayed: Any = json.loads(run(store, capsys, "show", "trained-1")[1])
+    assert displayed["training"] == [{"correction": "c1", "image": "sub-1"}]
+    assert displayed["lineage"] == ["trained-1", "starter"]
 
 
 def test_show_says_how_well_a_version_handles_synthetic_spines(
@@ -104,7 +104,7 @@ def test_activate_and_roll_back(store: ModelStore, capsys: pytest.CaptureFixture
     assert run(store, capsys, "rollback")[0] == 2
 
 
-def test_a_version_survives_the_way_out_and_in(
+def test_a_version_survives_export_and_import(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archive = tmp_path / "out.zip"
@@ -117,15 +117,15 @@ def test_a_version_survives_the_way_out_and_in(
         before, after = (ModelFolder.open(s.versions_dir / "trained-1", step=step) for s in (store, other))
         assert before.digest == after.digest
         assert after.path.parent.name.startswith(f"Dataset10{step}_")
-    shown: Any = json.loads(run(other, capsys, "show", "trained-1")[1])
-    assert shown["gate"] is None
-    assert shown["settings"]["imported"]["record"]["training"] == [{"correction": "c1", "image": "sub-1"}]
+    displayed: Any = json.loads(run(other, capsys, "show", "trained-1")[1])
+    assert displayed["gate"] is None
+    assert displayed["settings"]["imported"]["record"]["training"] == [{"correction": "c1", "image": "sub-1"}]
     code, _, error = run(other, capsys, "import", str(archive))
     assert (code, "Choose another name" in error) == (2, True)
     assert run(other, capsys, "import", str(archive), "--name", "again")[0] == 0
 
 
-def test_a_refused_version_stays_refused_on_the_way_out_and_in(
+def test_a_refused_version_stays_refused_after_export_and_import(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A version that the gate had refused was put into use after an export and an import, without a word."""
@@ -142,7 +142,7 @@ def test_a_refused_version_stays_refused_on_the_way_out_and_in(
 
 
 @pytest.mark.parametrize("removed", [False, True])
-def test_weights_that_come_back_know_what_they_learned_from(
+def test_weights_imported_again_know_what_they_learned_from(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], removed: bool
 ) -> None:
     """After an export and an import of a site's own version, its labels counted as new to it."""
@@ -166,7 +166,7 @@ def test_weights_that_come_back_know_what_they_learned_from(
     assert (read_record(store, "trained-2"), "trained-2" in store.versions()) == (before, True)
 
 
-def test_the_name_of_a_removed_version_is_not_given_to_other_weights(
+def test_other_weights_cannot_take_the_name_of_a_removed_version(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Later versions would have counted as trained on what the other weights had learned from."""
@@ -231,11 +231,11 @@ def test_nnunets_programs_install_and_run_what_is_exported(tmp_path: Path, capsy
 
 
 @pytest.mark.parametrize(
-    ("claimed", "given"),
+    ("claimed", "arguments"),
     [("official-r99991231", ""), ("trained-1", "official-r99991231"), ("trained-1", "a b"), ("trained-1", "official")],
 )
-def test_no_zip_takes_the_name_of_the_official_weights(
-    store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], claimed: str, given: str
+def test_a_zip_cannot_take_the_name_of_the_official_weights(
+    store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], claimed: str, arguments: str
 ) -> None:
     """A zip that called itself official-r99991231 was used by a server with the official weights, without being
     activated."""
@@ -244,7 +244,7 @@ def test_no_zip_takes_the_name_of_the_official_weights(
     archive = tmp_path / "out.zip"
     run(store, capsys, "export", "trained-1", str(archive))
     other = ModelStore(tmp_path / "elsewhere", weights="official")
-    code, _, error = run(other, capsys, "import", str(archive), *(["--name", given] if given else []))
+    code, _, error = run(other, capsys, "import", str(archive), *(["--name", arguments] if arguments else []))
     assert (code, "another name" in error, other.versions()) == (2, True, ()), error
     with pytest.raises(WeightsError, match="not installed"):
         other.resolve(1)
@@ -294,7 +294,7 @@ def damage(root: Path, kind: str) -> None:
         ("no checkpoint", "no checkpoint such as", True),
     ],
 )
-def test_no_version_comes_in_or_is_used_by_half(
+def test_no_version_is_imported_or_activated_by_half(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, match: str, in_store: bool
 ) -> None:
     """Of a zip whose step 2 was unusable, step 1 was imported, and was used with the old step 2, without a word."""
@@ -311,7 +311,7 @@ def test_no_version_comes_in_or_is_used_by_half(
         assert store.active() == {}
 
 
-def test_a_model_of_one_step_comes_in_and_says_so(
+def test_importing_a_model_of_one_step_says_so(
     store: ModelStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     step1 = ModelFolder.open(store.versions_dir / "trained-1", step=1).path.parent

@@ -76,7 +76,7 @@ def test_prefers_final_and_fold_0(tmp_path):
     assert ModelFolder.open(path).checkpoint == path / "fold_0" / "checkpoint_final.pth"
 
 
-def test_version_tells_other_weights_apart(tmp_path):
+def test_the_version_distinguishes_weights(tmp_path):
     write_model_folder(tmp_path / "a", 1, seed=1)
     write_model_folder(tmp_path / "b", 1, seed=2)
     write_model_folder(tmp_path / "c", 1, seed=1, patch=(32, 16, 16))

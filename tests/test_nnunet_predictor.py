@@ -72,7 +72,7 @@ def test_equals_nnunet(tmp_path, step, options, shape):
     np.testing.assert_array_equal(channels, before)
 
 
-def test_only_the_asked_probabilities_are_given(tmp_path):
+def test_only_the_requested_probabilities_are_returned(tmp_path):
     write_model_folder(tmp_path, 1)
     predictor = WarmPredictor(ModelFolder.open(tmp_path), device="cpu")
     prediction = predictor.predict(image(1, (18, 18, 18)), soft=("cord",))

@@ -106,7 +106,7 @@ def test_a_folder_with_a_long_name_is_named(tmp_path: Path) -> None:
     assert "d" * 250 in studies_in(tmp_path).status()["not_offered"]["d" * 250 + "/"]
 
 
-def test_nobody_waits_while_folders_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_while_folders_are_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels and lists of images waited while 2000 files of each subfolder were read."""
     volume(tmp_path / "one.nii.gz")
     studies, other = studies_in(tmp_path), studies_in(tmp_path)
@@ -160,14 +160,14 @@ def test_a_localizer_is_found_whatever_the_case_of_its_ending(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [LFS, ANNEX])
-def test_a_pointer_is_no_damaged_image(tmp_path: Path, content: bytes) -> None:
+def test_a_pointer_is_not_called_a_damaged_image(tmp_path: Path, content: bytes) -> None:
     written(tmp_path / "a.nii.gz", content)
     with pytest.raises(ImageError, match="fetch it with"):
         read_image(tmp_path / "a.nii.gz")
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["copied", "of a stock server"])
-def test_label_maps_that_lie_there_already_are_not_finished(
+def test_label_maps_that_were_there_before_are_not_finished(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, known: bool
 ) -> None:
     """Their values were read as this server's ids: 41, L1 in a table of codes, was shown as a disc."""

@@ -72,6 +72,21 @@ def test_the_published_numbers(table: str, number: int, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("table", "known", "unknown"),
+    [
+        ("totalsegmentator", (1, 24, 51, 78, 80, 117), (0, 118)),
+        ("totalsegmentator-mr", (), (0, 26)),
+        ("spineps", (27, 62, 126, 201, 228), (0, 29, 59, 63, 127, 200, 229)),
+        ("verse", (27,), (0, 29)),
+    ],
+)
+def test_what_the_programs_find_beside_the_spine_is_background(
+    table: str, known: tuple[int, ...], unknown: tuple[int, ...]
+) -> None:
+    assert NUMBER_TABLES[table].codes_of([*known, *unknown]) == dict.fromkeys(known, BACKGROUND)
+
+
+@pytest.mark.parametrize(
     ("present", "disc", "name"),
     [
         ((19, 28, 20), 119, "T12-T13"),
@@ -108,7 +123,7 @@ def test_organs_of_totalsegmentator_become_background(tmp_path: Path) -> None:
 
 def test_lint_reads_other_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """VerSe's L2 to L5 have the numbers of T1 to T4 here, and such a map had no finding."""
-    case = columns.build(np.random.default_rng(1), fov="lumbar", spacing=2.0)
+    case = columns.built(1, fov="lumbar", spacing=2.0)[0]
     write_volume(
         tmp_path / "a.nii.gz", numbered(case.truth, "spineps"), Grid(case.truth.shape, np.diag([2.0, 2.0, 2.0, 1.0]))
     )
@@ -142,7 +157,7 @@ def test_a_localizer_in_other_numbers_names_a_map(tmp_path: Path, capsys: pytest
     assert json.loads(report.read_text(encoding="utf-8"))["certainty"] == "certain"
 
 
-def test_labels_without_a_canal_do_not_teach_that_there_is_none(tmp_path: Path) -> None:
+def test_from_labels_without_a_canal_no_network_learns_that_there_is_none(tmp_path: Path) -> None:
     """A vertebra mask of another program says nothing about the canal."""
     codes = read_labels(GOLDEN / "step2_output.nii.gz")
     mask = numbered(np.where(np.isin(codes.data, (CANAL, CORD)), BACKGROUND, codes.data), "spineps")

@@ -5,28 +5,29 @@ import pytest
 
 import columns
 from totalspineseg_server.anatomy import C1, CANAL, CODE_OF, NAME_OF, SACRUM
+from totalspineseg_server.corrections.comparison import Recognized, recognize
 from totalspineseg_server.geometry import LabelArray, Volume
 from totalspineseg_server.numbering.naming import name_map
-from totalspineseg_server.numbering.renumber import NamedMap, Recognized, recognize, renumber
+from totalspineseg_server.numbering.renumber import NamedMap, renumber
 
 SPACING = 2.0
 SELF = {code: code for code in NAME_OF}
 
 
-def drawn(fov: str, step: int = 2) -> NamedMap:
-    case = columns.classes(columns.build(np.random.default_rng(1), fov=fov, spacing=SPACING), step)
+def painted(fov: str, step: int = 2) -> NamedMap:
+    case = columns.classes(columns.built(1, fov=fov, spacing=SPACING)[0], step)
     raw = Volume(case.raw, case.affine)
     return NamedMap(raw, name_map(raw, step)[0], 1 if step == 1 else 2)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
 def lumbar() -> NamedMap:
-    return drawn("lumbar")
+    return painted("lumbar")
 
 
 @pytest.fixture(scope="module")
 def thoracic() -> NamedMap:
-    return drawn("midthoracic")
+    return painted("midthoracic")
 
 
 def moved(map_: NamedMap, old: str, new: str) -> dict[str, str]:
@@ -67,7 +68,7 @@ def test_a_pin_that_agrees_changes_nothing(lumbar: NamedMap) -> None:
 
 
 def test_a_step_1_map_is_renumbered_by_its_discs() -> None:
-    discs = drawn("midthoracic", 1)
+    discs = painted("midthoracic", 1)
     names = moved(discs, "T4-T5", "T5-T6")
     assert names["T4-T5"] == "T5-T6"
     assert all("-" in name for name in names)
@@ -75,7 +76,7 @@ def test_a_step_1_map_is_renumbered_by_its_discs() -> None:
 
 def test_the_atlas_never_becomes_an_axis() -> None:
     """A renamed thoracic level shifted the whole neck, and C1 became C2."""
-    neck = drawn("cervicothoracic")
+    neck = painted("cervicothoracic")
     names = moved(neck, "T4", "T5")
     assert names["T4"] == "T5"
     assert NAME_OF[C1] not in names
@@ -83,7 +84,7 @@ def test_the_atlas_never_becomes_an_axis() -> None:
 
 def test_atlas_and_axis_never_change_places() -> None:
     """If only the arch of an atlas was drawn, behind the canal, the answer was "C1 is now C2, C2 is now C1"."""
-    case = columns.classes(columns.build(np.random.default_rng(1), fov="cervicothoracic", spacing=SPACING), 2)
+    case = columns.classes(columns.built(1, fov="cervicothoracic", spacing=SPACING)[0], 2)
     x, y, _ = np.argwhere(case.truth == C1).T
     atlas = case.truth == C1
     atlas[: int(np.quantile(x, 0.25))] = atlas[int(np.quantile(x, 0.75)) :] = False
@@ -116,7 +117,7 @@ def test_a_renamed_segment_is_found(thoracic: NamedMap) -> None:
     assert renamed.voxels == int((old == CODE_OF["T5"]).sum())
 
 
-def test_redrawn_borders_are_no_new_names(thoracic: NamedMap) -> None:
+def test_redrawn_borders_are_not_new_names(thoracic: NamedMap) -> None:
     new = thoracic.labels.copy()
     xyz = np.argwhere(new == CODE_OF["T5"])
     new[tuple(xyz[: len(xyz) // 5].T)] = CODE_OF["T6"]

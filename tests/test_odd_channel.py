@@ -31,11 +31,11 @@ def test_what_lies_below_a_marked_disc_is_odd(
     target = step_target(codes, 2, swapped=swapped)
     spine = column(thoracic, lumbar)
     below = dict(zip(spine.discs, (*spine.vertebrae[1:], SACRUM), strict=True))
-    drawn = [code for code in DISCS if (codes == code).any() and below[code] != SACRUM]
-    odd = [code for code in drawn if (target[codes == below[code]] == Step2.VERTEBRA_ODD.value).all()]
-    assert odd == [code for code in drawn if code in marked]
+    painted = [code for code in DISCS if (codes == code).any() and below[code] != SACRUM]
+    odd = [code for code in painted if (target[codes == below[code]] == Step2.VERTEBRA_ODD.value).all()]
+    assert odd == [code for code in painted if code in marked]
     assert marked
-    assert first != "C1" or 0 < len(odd) < len(drawn)
+    assert first != "C1" or 0 < len(odd) < len(painted)
 
 
 @pytest.mark.parametrize("swapped", [False, True])

@@ -57,15 +57,15 @@ def test_two_readers_who_ask_at_once_get_different_images(strategy: Any) -> None
     """The information about an image was read before, and written after, another reader got the image."""
 
     class AskedMeanwhile(Studies):
-        given = ""
+        arguments = ""
 
         def get_image_info(self, image: str) -> dict[str, Any]:
-            if not self.given and image == {First: "a", Last: "c"}[strategy]:
-                self.given = asked(order, Studies(), "bob")
+            if not self.arguments and image == {First: "a", Last: "c"}[strategy]:
+                self.arguments = asked(order, Studies(), "bob")
             return {}
 
     order, studies = strategy(Offers()), AskedMeanwhile()
-    assert (asked(order, studies, "ada"), studies.given) == {First: ("b", "a"), Last: ("b", "c")}[strategy]
+    assert (asked(order, studies, "ada"), studies.arguments) == {First: ("b", "a"), Last: ("b", "c")}[strategy]
 
 
 def test_an_image_is_another_reader_s_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

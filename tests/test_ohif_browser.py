@@ -17,7 +17,7 @@ from tiny_models import write_models
 from totalspineseg_server.anatomy import BY_CODE, CANAL, CODE_OF, NAME_OF
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.io.dicom.stack import LPS_TO_RAS
-from totalspineseg_server.registry.releases import STARTER_WARNING
+from totalspineseg_server.registry.registry_messages import STARTER_WARNING
 from training_site import SPACING_MM
 from viewer import Picture, Rectangle, Viewer, browser
 
@@ -93,12 +93,12 @@ def test_an_annotators_session(server: PacsServer, viewer: Viewer, tmp_path: Pat
     assert viewer.name_at(place(viewer, "L2-L3")) == "L2-L3"
     assert not any("?" in name for name in names), "certain names have no mark"
 
-    said = viewer.export()
-    assert "finished label with 15 structures" in said
+    printed = viewer.export()
+    assert "finished label with 15 structures" in printed
     store = CorrectionStore(server.work)
-    (kept,) = store.of_image(first.series)
-    np.testing.assert_array_equal(store.codes(kept), SERIES_CODES)
-    assert kept.prediction is not None
+    (stored,) = store.of_image(first.series)
+    np.testing.assert_array_equal(store.codes(stored), SERIES_CODES)
+    assert stored.prediction is not None
 
     viewer.erase("L3", place(viewer, "L3"))
     edited = viewer.voxels()
@@ -107,7 +107,7 @@ def test_an_annotators_session(server: PacsServer, viewer: Viewer, tmp_path: Pat
     assert {name: n for name, n in edited.items() if name != "L3"} == {n: c for n, c in counts.items() if n != "L3"}
     viewer.export()
     before, after = store.of_image(first.series)
-    assert before == kept
+    assert before == stored
     codes = store.codes(after)
     changed = codes != SERIES_CODES
     assert (SERIES_CODES[changed] == CODE_OF["L3"]).all()
@@ -141,17 +141,17 @@ def test_doubt_is_seen_in_the_viewer_and_what_is_confirmed_counts(
 
     first, *others = sorted(marked)
     viewer.rename(first, first.removesuffix(" ?"))
-    said = viewer.export()
-    assert all(name in said for name in others[:2])
+    printed = viewer.export()
+    assert all(name in printed for name in others[:2])
     store = CorrectionStore(server.work)
-    (kept,) = store.of_image(study.series)
-    assert {f"{NAME_OF[code]} ?" for code in kept.unconfirmed} == set(others)
-    exported = {segment.SegmentLabel for segment in dcmread(store.path(kept) / kept.raw).SegmentSequence}
+    (stored,) = store.of_image(study.series)
+    assert {f"{NAME_OF[code]} ?" for code in stored.unconfirmed} == set(others)
+    exported = {segment.SegmentLabel for segment in dcmread(store.path(stored) / stored.raw).SegmentSequence}
     assert exported & {first, first.removesuffix(" ?"), *others} == {first.removesuffix(" ?"), *others}
     answer = viewer.page.locator(".totalspineseg-answer")
     viewer.page.wait_for_timeout(1000)
     viewer.panel("monailabel")
-    assert said in answer.inner_text()
+    assert printed in answer.inner_text()
     answer.get_by_role("button", name="Close").click()
     answer.wait_for(state="detached")
     viewer.button("Confirm all names").click()
@@ -171,8 +171,8 @@ def test_an_enhanced_image_is_corrected_slice_by_slice(server: PacsServer, viewe
     viewer.settle()
     viewer.run()
     viewer.export()
-    (kept,) = CorrectionStore(server.work).of_image(study.series)
-    np.testing.assert_array_equal(CorrectionStore(server.work).codes(kept), SERIES_CODES)
+    (stored,) = CorrectionStore(server.work).of_image(study.series)
+    np.testing.assert_array_equal(CorrectionStore(server.work).codes(stored), SERIES_CODES)
 
 
 def the_panel_has_nothing_of_other_organs(viewer: Viewer) -> None:

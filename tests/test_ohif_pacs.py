@@ -99,7 +99,7 @@ def submitted(server: PacsServer, seg: pydicom.Dataset) -> dict[str, Any]:
     return outcome(server, seg.SOPInstanceUID)
 
 
-def drawn(
+def painted(
     study: Study,
     codes: npt.NDArray[np.uint8],
     *,
@@ -257,16 +257,16 @@ def test_what_is_stored_counts_by_name_and_is_not_offered_again(server: PacsServ
     study = server.studies[FINISHED]
     assert next_sample(server)["id"] == study.series
     completed = get(server, "/info/").json()["datastore"]["completed"]
-    seg = drawn(study, EDITED, rename={"L5-S": "L5-S1"})
-    told = submitted(server, seg)
-    assert told["status"] == "accepted"
-    assert "15 structures" in told["message"]
-    (kept,) = corrections(server, study)
-    assert (kept.status, kept.step, kept.client, kept.tag) == ("accepted", 2, "ohif", "final")
-    assert told["correction"] == kept.id
-    assert told["findings"] == [dict(finding) for finding in kept.findings]
-    np.testing.assert_array_equal(CorrectionStore(server.work).codes(kept), EDITED)
-    assert (CorrectionStore(server.work).path(kept) / kept.raw).read_bytes()[128:132] == b"DICM"
+    seg = painted(study, EDITED, rename={"L5-S": "L5-S1"})
+    reported = submitted(server, seg)
+    assert reported["status"] == "accepted"
+    assert "15 structures" in reported["message"]
+    (saved,) = corrections(server, study)
+    assert (saved.status, saved.step, saved.client, saved.tag) == ("accepted", 2, "ohif", "final")
+    assert reported["correction"] == saved.id
+    assert reported["findings"] == [dict(finding) for finding in saved.findings]
+    np.testing.assert_array_equal(CorrectionStore(server.work).codes(saved), EDITED)
+    assert (CorrectionStore(server.work).path(saved) / saved.raw).read_bytes()[128:132] == b"DICM"
     assert stored(server, seg.SeriesInstanceUID) == [seg.SOPInstanceUID]
     assert get(server, "/info/").json()["datastore"]["completed"] == completed + 1
     assert next_sample(server)["id"] == server.studies[READ].series
@@ -276,13 +276,13 @@ def test_what_is_stored_counts_by_name_and_is_not_offered_again(server: PacsServ
     np.testing.assert_array_equal(from_wire(read_labels(file).data), EDITED)
 
 
-def test_a_second_export_is_kept_beside_the_first(server: PacsServer) -> None:
+def test_a_second_export_is_stored_beside_the_first(server: PacsServer) -> None:
     study = server.studies[TWICE]
-    assert store(server, seg_bytes(drawn(study, EDITED))).status_code == 200
+    assert store(server, seg_bytes(painted(study, EDITED))).status_code == 200
     before = corrections(server, study)
     assert len(before) == 1
     codes = np.where(CODE_OF["L1"] == SERIES_CODES, 0, SERIES_CODES).astype(np.uint8)
-    seg = drawn(study, codes)
+    seg = painted(study, codes)
     assert store(server, seg_bytes(seg)).status_code == 200
     after = corrections(server, study)
     assert after[:-1] == before
@@ -291,26 +291,26 @@ def test_a_second_export_is_kept_beside_the_first(server: PacsServer) -> None:
     assert "Please check" in outcome(server, seg.SOPInstanceUID)["message"]
 
 
-def test_what_is_not_understood_is_parked_and_said(server: PacsServer) -> None:
+def test_what_is_not_understood_is_parked_and_reported(server: PacsServer) -> None:
     study = server.studies[PARKED]
-    seg = drawn(study, SERIES_CODES, rename={"L3": "tumor"})
-    told = submitted(server, seg)
-    assert told["status"] == "parked"
-    assert "'tumor'" in told["message"]
-    (kept,) = corrections(server, study)
-    assert kept.status == "parked"
+    seg = painted(study, SERIES_CODES, rename={"L3": "tumor"})
+    reported = submitted(server, seg)
+    assert reported["status"] == "parked"
+    assert "'tumor'" in reported["message"]
+    (saved,) = corrections(server, study)
+    assert saved.status == "parked"
     assert not is_finished(server, study)
 
 
 def test_a_segmentation_of_a_series_that_is_not_offered_is_not_counted(server: PacsServer) -> None:
-    seg = drawn(server.studies[READ], SERIES_CODES)
+    seg = painted(server.studies[READ], SERIES_CODES)
     seg.ReferencedSeriesSequence[0].SeriesInstanceUID = server.studies[READ].localizer
     assert submitted(server, seg)["status"] == "refused"
 
 
 def test_what_the_pacs_refuses_is_not_counted(server: PacsServer) -> None:
     before = len(corrections(server, server.studies[READ]))
-    seg = drawn(server.studies[READ], SERIES_CODES)
+    seg = painted(server.studies[READ], SERIES_CODES)
     content = seg_bytes(seg)
     body, _ = store_body(content)
     wrong = {"content-type": 'multipart/related; type="application/dicom"; boundary=elsewhere'}
@@ -360,16 +360,16 @@ def test_levels_that_follow_a_renamed_one_are_put_back(server: PacsServer) -> No
     study = server.studies[RENAMED]
     answer = requests.post(f"{server.url}/infer/totalspineseg", params={"image": study.series}, timeout=SECONDS)
     assert answer.status_code == 200
-    seg = drawn(study, SERIES_CODES, rename={"L5": "L6"})
+    seg = painted(study, SERIES_CODES, rename={"L5": "L6"})
     assert store(server, seg_bytes(seg)).status_code == 200
-    (kept,) = corrections(server, study)
-    assert kept.renumbered is not None
+    (saved,) = corrections(server, study)
+    assert saved.renumbered is not None
     assert "follow" in outcome(server, seg.SOPInstanceUID)["message"]
     found = {entry["0020000E"]["Value"][0] for entry in search(server, "series", StudyInstanceUID=study.uid)}
     (ours,) = found - {study.series, study.localizer, seg.SeriesInstanceUID}
     (instance,) = stored(server, ours)
     content = fetched(server, study, ours, instance)
-    codes = CorrectionStore(server.work).codes(kept)
+    codes = CorrectionStore(server.work).codes(saved)
     assert (codes == CODE_OF["L6"]).any()
     np.testing.assert_array_equal(map_names(read_seg(content, GRID), GRID).codes, codes)
     assert len(corrections(server, study)) == 1
@@ -379,7 +379,7 @@ def test_corrections_of_the_pacs_become_cases(server: PacsServer) -> None:
     """Images come from the folder of fetched series, labels from the history."""
     study = server.studies[CASE]
     codes = np.where(CODE_OF["L1"] == SERIES_CODES, 0, SERIES_CODES).astype(np.uint8)
-    assert submitted(server, drawn(study, codes))["status"] == "accepted"
+    assert submitted(server, painted(study, codes))["status"] == "accepted"
     (corrected,) = corrections(server, study)
 
     def image_file(image: str) -> Path | None:

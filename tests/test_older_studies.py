@@ -40,10 +40,10 @@ def older(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def test_labels_and_predictions_of_an_older_folder_are_shown(older: Server, tmp_path: Path) -> None:
+def test_labels_and_predictions_of_an_older_folder_are_displayed(older: Server, tmp_path: Path) -> None:
     client = MONAILabelClient(older.url, tmpdir=str(tmp_path), client_id="later")
-    shown = client.datastore()["objects"]
-    assert {image: set(entry["labels"]) for image, entry in shown.items()} == {
+    displayed = client.datastore()["objects"]
+    assert {image: set(entry["labels"]) for image, entry in displayed.items()} == {
         "finished": {"original", "final"},
         "parked": {"original"},
         "waiting": set(),
@@ -59,7 +59,7 @@ def test_a_parked_label_of_an_older_folder_still_waits(older: Server) -> None:
     assert "no such bone" in json.dumps(listed)
 
 
-def test_a_correction_of_an_older_folder_still_trains(older: Server, tmp_path: Path) -> None:
+def test_a_correction_of_an_older_folder_is_still_used_for_training(older: Server, tmp_path: Path) -> None:
     store = CorrectionStore(older.studies / ".totalspineseg")
     site = Site(tmp_path, ModelStore(tmp_path), store, lambda image: older.studies / f"{image}.nii.gz")
     material = site_material(site)
@@ -72,8 +72,8 @@ def test_work_goes_on_in_an_older_folder(older: Server, tmp_path: Path) -> None:
     label = tmp_path / "label.nii.gz"
     write_volume(label, to_wire(lumbar_codes()), RAS)
     names = [{"name": name, "idx": value} for name, value in WIRE_LABELS.items()]
-    kept = client.save_label("parked", str(label), params={"label_info": names})
-    assert kept["prediction"]["versions"] == {"step1": "reader-1", "step2": "reader-2"}, "the older record is read"
+    stored = client.save_label("parked", str(label), params={"label_info": names})
+    assert stored["prediction"]["versions"] == {"step1": "reader-1", "step2": "reader-2"}, "the older record is read"
     assert set(client.datastore()["objects"]["parked"]["labels"]) == {"original", "final"}
     rows = requests.get(f"{older.url}/worklist", timeout=60).json()
     assert "finished" in json.dumps(rows)

@@ -141,7 +141,7 @@ def test_converts_once_beside_the_weights(folder, conversions, user_cache):
     np.testing.assert_array_equal(first.labels, again.labels)
 
 
-def test_other_weights_are_converted_anew(tmp_path, folder, conversions):
+def test_other_weights_are_converted_again(tmp_path, folder, conversions):
     """A network that was retrained into the same folder still used the conversion of the old one."""
     old = predict(folder)
     other = ModelFolder.open(write_model_folder(tmp_path / "other", 1, patch=(16, 24, 16), seed=5))
@@ -153,7 +153,7 @@ def test_other_weights_are_converted_anew(tmp_path, folder, conversions):
     assert (new.labels != predict(changed, "torch").labels).mean() <= LABEL_TOLERANCE
 
 
-def test_weights_that_change_meanwhile_are_refused(tmp_path, folder):
+def test_weights_that_change_during_the_conversion_are_refused(tmp_path, folder):
     assert folder.digest
     other = ModelFolder.open(write_model_folder(tmp_path / "other", 1, patch=(16, 24, 16), seed=5))
     folder.checkpoint.write_bytes(other.checkpoint.read_bytes())
@@ -282,8 +282,8 @@ def run(tmp_path: Path, *words: str) -> int:
     scan = tmp_path / "scan.nii.gz"
     write_volume(scan, image()[0], Grid((20, 30, 26), np.eye(4)))
     write_models(tmp_path / "models", patch=(16, 24, 16))
-    given = [str(scan), str(tmp_path / "out"), "--quiet", "--step1", "--keep-only", "step1_raw"]
-    return main([*given, "--weights", str(tmp_path / "models"), "--device", "cpu", *words])
+    arguments = [str(scan), str(tmp_path / "out"), "--quiet", "--step1", "--keep-only", "step1_raw"]
+    return main([*arguments, "--weights", str(tmp_path / "models"), "--device", "cpu", *words])
 
 
 def test_command_line_computes_with_openvino_and_says_so(tmp_path, conversions, monkeypatch):

@@ -117,7 +117,7 @@ def test_who_asks_for_a_series_gets_it_although_no_room_can_be_made(
     assert "another process" in caplog.text
 
 
-def test_corrected_series_and_patients_who_train_or_judge_stay(
+def test_corrected_series_and_patients_with_a_role_stay(
     tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = pacs_app(Pacs(files), tmp_path, monkeypatch)
@@ -133,7 +133,7 @@ def test_corrected_series_and_patients_who_train_or_judge_stay(
 def test_a_large_list_is_read_less_often(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While anybody worked, the list of all series was read every ten seconds, however long that took."""
     pacs, now = Pacs(files), [1000.0]
-    shown = Listing(pacs, {"Modality": "MR"})
+    displayed = Listing(pacs, {"Modality": "MR"})
     monkeypatch.setattr(listing.time, "monotonic", lambda: now[0])
     answer = pacs.answer
 
@@ -142,18 +142,18 @@ def test_a_large_list_is_read_less_often(files: Path, monkeypatch: pytest.Monkey
 
     for took, fresh in ((0.1, 10.0), (3.0, 60.0), (100.0, 300.0)):
         slow(took)
-        shown.changed()
-        shown.all()
+        displayed.changed()
+        displayed.all()
         searches = pacs.searches
         now[0] += fresh
-        shown.all()
+        displayed.all()
         assert pacs.searches == searches
         now[0] += 1
-        shown.all()
+        displayed.all()
         assert pacs.searches == searches + 1
 
 
-def test_a_series_that_came_since_is_found_by_one_question(tmp_path: Path, files: Path) -> None:
+def test_a_new_series_is_found_with_one_request(tmp_path: Path, files: Path) -> None:
     pacs = Pacs(files)
     coming = pacs.series.pop(SECOND)
     store = kept_in(pacs, tmp_path, cache_gb=1)
@@ -171,7 +171,7 @@ def test_a_series_that_came_since_is_found_by_one_question(tmp_path: Path, files
     assert not store.offers("../x")
 
 
-def test_a_series_that_still_came_in_is_fetched_again_although_the_list_is_old(
+def test_a_series_that_was_still_arriving_is_fetched_again_although_the_list_is_old(
     tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A reader worked on a part of a series as long as the list of a large PACS was not read again."""

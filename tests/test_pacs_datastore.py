@@ -16,14 +16,15 @@ from pacs_stand_in import CODES, Pacs, datastore, named, two_studies
 from phantom import PIR
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.label_files import IMAGE_HASH
-from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.receipts import Receipt, Sender
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.io.dicom.seg_object import SegReference
 from totalspineseg_server.io.volumes import read_image
 from totalspineseg_server.pacs import found_series as pacs_series
 from totalspineseg_server.pacs.found_series import PAGE, find_series
 from totalspineseg_server.pacs.pacs_datastore import PacsDatastore
-from totalspineseg_server.pacs.submissions import NOT_PUT_BACK, submit_segmentation
+from totalspineseg_server.pacs.pacs_messages import NOT_PUT_BACK
+from totalspineseg_server.pacs.submissions import submit_segmentation
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +49,7 @@ def test_a_server_that_ignores_the_offset_is_asked_no_more() -> None:
     assert pacs.searches == 2
 
 
-def test_a_larger_pacs_than_is_listed_is_said_to_be(
+def test_a_pacs_with_more_series_than_are_listed_is_reported(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Later series of a hospital's PACS were never offered, and nothing said why."""
@@ -145,7 +146,7 @@ def test_no_such_series(tmp_path: Path, files: Path, image_id: str) -> None:
     assert pacs.fetched == []
 
 
-def test_what_is_no_volume_is_offered_no_more(tmp_path: Path, files: Path) -> None:
+def test_what_is_not_a_volume_is_no_longer_offered(tmp_path: Path, files: Path) -> None:
     """The next sample was the same unreadable series forever."""
     pacs = Pacs(files)
     for instance in pacs.series["2.25.70001.2"]:
@@ -157,7 +158,7 @@ def test_what_is_no_volume_is_offered_no_more(tmp_path: Path, files: Path) -> No
     assert "2.25.70001.2" not in store.list_images()
 
 
-def test_a_series_that_still_came_in_is_fetched_anew(tmp_path: Path, files: Path) -> None:
+def test_a_series_that_was_still_arriving_is_fetched_again(tmp_path: Path, files: Path) -> None:
     """The spine stayed cut off for good, because somebody had opened the series too early."""
     pacs = Pacs(files)
     whole = pacs.series["2.25.70001.1"]
@@ -204,8 +205,8 @@ def test_a_pacs_that_counts_more_than_it_gives_is_asked_once(
 ) -> None:
     """Each time such a series was opened, it was fetched again and lost its finished label."""
     pacs = Pacs(files)
-    given = pacs.series["2.25.70001.1"]
-    monkeypatch.setattr(pacs, "retrieve_series", lambda study, series: pacs.fetched.append(series) or given[:-1])
+    arguments = pacs.series["2.25.70001.1"]
+    monkeypatch.setattr(pacs, "retrieve_series", lambda study, series: pacs.fetched.append(series) or arguments[:-1])
     store = datastore(pacs, tmp_path)
     label = tmp_path / "label.nii.gz"
     label.write_bytes(b"label")
@@ -216,7 +217,7 @@ def test_a_pacs_that_counts_more_than_it_gives_is_asked_once(
     assert pacs.fetched == ["2.25.70001.1"]
 
 
-def test_a_series_refused_while_it_came_in_is_offered_again(tmp_path: Path, files: Path) -> None:
+def test_a_series_refused_while_it_was_arriving_is_offered_again(tmp_path: Path, files: Path) -> None:
     pacs = Pacs(files)
     whole = pacs.series["2.25.70001.1"]
     store = datastore(pacs, tmp_path)
@@ -302,7 +303,7 @@ def test_a_patient_s_series_are_one_subject(tmp_path: Path, files: Path) -> None
 
 
 @pytest.mark.parametrize(("frame", "shared"), [("2.25.70001.9", True), ("2.25.70001.8", False), ("", True)])
-def test_a_patient_laid_down_anew_has_other_coordinates(tmp_path: Path, files: Path, frame: str, shared: bool) -> None:
+def test_a_repositioned_patient_has_other_coordinates(tmp_path: Path, files: Path, frame: str, shared: bool) -> None:
     """A finished label from before a break named the levels after it by their position, with certainty."""
     pacs = Pacs(files)
     for instance in pacs.series["2.25.70002.1"]:
@@ -327,7 +328,7 @@ def test_images_are_stored_in_the_pacs_and_not_here(tmp_path: Path, files: Path)
     [({}, 1), ({"instance": "1.2", "renumbered": False}, 0), ({"instance": "1.2", "renumbered": True}, 1)],
     ids=["slicer", "from the PACS", "from there with other names"],
 )
-def test_finished_labels_go_to_the_pacs_unless_they_came_from_there(
+def test_finished_labels_go_to_the_pacs_unless_they_are_from_there(
     tmp_path: Path, files: Path, info: dict[str, Any], published: int
 ) -> None:
     sent: list[str] = []
@@ -344,7 +345,9 @@ def test_finished_labels_go_to_the_pacs_unless_they_came_from_there(
     assert datastore(Pacs(files), tmp_path).get_labeled_images() == ["2.25.70001.1"], "after a restart"
 
 
-def test_what_was_counted_is_said_to_be_although_the_pacs_takes_nothing_back(tmp_path: Path, files: Path) -> None:
+def test_a_submission_is_reported_as_counted_although_the_pacs_refuses_the_new_names(
+    tmp_path: Path, files: Path
+) -> None:
     """A correction that was stored and counted was reported as not counted."""
 
     def publisher(*_: object) -> None:
@@ -352,7 +355,7 @@ def test_what_was_counted_is_said_to_be_although_the_pacs_takes_nothing_back(tmp
 
     store = PacsDatastore(Pacs(files), tmp_path, {"Modality": "MR"}, publisher=publisher)
     reference = SegReference("1.2", "1.3", "1.4", ("2.25.70001.1",), "Reader", ("L4",))
-    kept = SimpleNamespace(
+    stored = SimpleNamespace(
         id="c1",
         status="accepted",
         image="2.25.70001.1",
@@ -365,9 +368,9 @@ def test_what_was_counted_is_said_to_be_although_the_pacs_takes_nothing_back(tmp
     history, file = CorrectionStore(tmp_path / "history"), tmp_path / "label.nii.gz"
     file.write_bytes(b"label")
 
-    def submit(series: str, *_: object) -> Any:
-        store.save_label(series, str(file), "final", {"instance": "1.2", "renumbered": True})
-        return kept
+    def submit(sent: Receipt, _: Path) -> Any:
+        store.save_label(sent.image, str(file), "final", {"instance": "1.2", "renumbered": True})
+        return stored
 
     outcome = submit_segmentation(store, submit, history, file, reference, Sender("", "ohif", "l"))
     assert outcome.status == "accepted"

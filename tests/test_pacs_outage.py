@@ -19,7 +19,6 @@ from pacs_serving import wait_for
 from pacs_stand_in import CODES, FIRST, SECOND, Pacs, datastore, pacs_app, two_studies
 from phantom import PIR
 from totalspineseg_server.anatomy import WIRE_LABELS
-from totalspineseg_server.cli.site_folder import has_corrections, site_of
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.errors import EmptySegmentationError, ImageError, MemoryShortageError, StorageError
@@ -35,6 +34,7 @@ from totalspineseg_server.pacs.listing import Listing
 from totalspineseg_server.pacs.pacs_datastore import PacsDatastore
 from totalspineseg_server.segments import to_wire
 from totalspineseg_server.training.material import site_material
+from totalspineseg_server.training.site import has_corrections, site_of
 
 pytestmark = pytest.mark.slow
 
@@ -44,12 +44,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return two_studies(tmp_path_factory.mktemp("files"))
 
 
-def labeled(shown: PacsDatastore, folder: Path, *series: str) -> None:
+def labeled(displayed: PacsDatastore, folder: Path, *series: str) -> None:
     """Save a finished label from a client that does not speak DICOM."""
     label = folder / "label.nii.gz"
     label.write_bytes(b"label")
     for uid in series:
-        shown.save_label(uid, str(label), "final", {})
+        displayed.save_label(uid, str(label), "final", {})
 
 
 def cut(pacs: Pacs, series: str, last: int = 40) -> list[Any]:
@@ -59,17 +59,17 @@ def cut(pacs: Pacs, series: str, last: int = 40) -> list[Any]:
     return whole
 
 
-def test_a_series_that_cannot_be_fetched_anew_stays(
+def test_a_series_that_cannot_be_fetched_again_stays(
     tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The image and its label were removed before the PACS was asked for more, and it did not answer."""
     pacs, sent = Pacs(files), list[str]()
-    shown = datastore(pacs, tmp_path, sent)
+    displayed = datastore(pacs, tmp_path, sent)
     whole = cut(pacs, FIRST)
-    old = shown.get_image_uri(FIRST)
-    labeled(shown, tmp_path, FIRST)
+    old = displayed.get_image_uri(FIRST)
+    labeled(displayed, tmp_path, FIRST)
     pacs.series[FIRST] = whole
-    shown.changed()
+    displayed.changed()
 
     def broken(study: str, series: str) -> None:
         raise requests.ConnectionError("no answer")
@@ -77,31 +77,31 @@ def test_a_series_that_cannot_be_fetched_anew_stays(
     with monkeypatch.context() as patch:
         patch.setattr(pacs, "retrieve_series", broken)
         with pytest.raises(requests.ConnectionError):
-            shown.get_image_uri(FIRST)
+            displayed.get_image_uri(FIRST)
     assert read_image(Path(old)).data.shape[2] == 40
-    assert shown.get_labeled_images() == [FIRST]
+    assert displayed.get_labeled_images() == [FIRST]
     assert [path.name for path in (tmp_path / "dicom").iterdir()] == [FIRST]
-    assert read_image(Path(shown.get_image_uri(FIRST))).data.shape[2] == 48
-    assert shown.get_labeled_images() == []
-    assert len(list(shown.series_folder(FIRST).iterdir())) == 48
+    assert read_image(Path(displayed.get_image_uri(FIRST))).data.shape[2] == 48
+    assert displayed.get_labeled_images() == []
+    assert len(list(displayed.series_folder(FIRST).iterdir())) == 48
 
 
 def test_a_series_with_a_gap_replaces_nothing(tmp_path: Path, files: Path) -> None:
     pacs = Pacs(files)
-    shown = datastore(pacs, tmp_path)
+    displayed = datastore(pacs, tmp_path)
     whole = cut(pacs, FIRST)
-    old = shown.get_image_uri(FIRST)
+    old = displayed.get_image_uri(FIRST)
     pacs.series[FIRST] = [image for image in whole if image.InstanceNumber != 44]
-    shown.changed()
+    displayed.changed()
     for _ in range(2):
         with pytest.raises(ImageError, match="evenly spaced"):
-            shown.get_image_uri(FIRST)
+            displayed.get_image_uri(FIRST)
     assert pacs.fetched == [FIRST] * 2, "what cannot be read is not fetched again and again"
     assert read_image(Path(old)).data.shape[2] == 40
     assert [path.name for path in (tmp_path / "dicom").iterdir()] == [FIRST]
     pacs.series[FIRST] = whole
-    shown.changed()
-    assert read_image(Path(shown.get_image_uri(FIRST))).data.shape[2] == 48
+    displayed.changed()
+    assert read_image(Path(displayed.get_image_uri(FIRST))).data.shape[2] == 48
 
 
 def test_the_index_is_free_while_the_pacs_is_asked_for_its_list(
@@ -109,24 +109,24 @@ def test_the_index_is_free_while_the_pacs_is_asked_for_its_list(
 ) -> None:
     """A request for the number of images kept everybody from submitting."""
     pacs, go_on, free = Pacs(files), threading.Event(), threading.Event()
-    shown = datastore(pacs, tmp_path)
-    labeled(shown, tmp_path, FIRST)
-    shown.changed()
+    displayed = datastore(pacs, tmp_path)
+    labeled(displayed, tmp_path, FIRST)
+    displayed.changed()
     answer = pacs.answer
 
     def slow() -> None:
-        threading.Thread(target=lambda: (shown.waiting(), free.set())).start()
+        threading.Thread(target=lambda: (displayed.waiting(), free.set())).start()
         go_on.wait(10)
         answer()
 
     monkeypatch.setattr(pacs, "answer", slow)
-    asking = threading.Thread(target=shown.status)
+    asking = threading.Thread(target=displayed.status)
     asking.start()
     in_time = free.wait(5)
     go_on.set()
     asking.join()
     assert in_time
-    assert shown.status() == {"total": 2, "completed": 1, "label_tags": {"final": 1}}
+    assert displayed.status() == {"total": 2, "completed": 1, "label_tags": {"final": 1}}
 
 
 def test_what_a_crash_left_of_a_download_goes(tmp_path: Path, files: Path) -> None:
@@ -143,11 +143,11 @@ def test_what_a_crash_left_of_a_download_goes(tmp_path: Path, files: Path) -> No
 def test_labels_wait_for_the_pacs(tmp_path: Path, files: Path) -> None:
     """The reader saw an error, although the label was stored and counted."""
     pacs, sent = Pacs(files), list[str]()
-    shown = datastore(pacs, tmp_path, sent)
+    displayed = datastore(pacs, tmp_path, sent)
     for uid in (FIRST, SECOND):
-        shown.get_image_uri(uid)
+        displayed.get_image_uri(uid)
     pacs.down = True
-    labeled(shown, tmp_path, FIRST, SECOND)
+    labeled(displayed, tmp_path, FIRST, SECOND)
     again = datastore(pacs, tmp_path, sent)
     assert (again.waiting(), sent) == ((FIRST, SECOND), []), "after a restart, too"
     again.send_all()
@@ -167,23 +167,23 @@ def test_a_pacs_that_is_still_down_is_asked_once(tmp_path: Path, files: Path) ->
         asked.append(series)
         raise requests.ConnectionError("no answer")
 
-    shown = PacsDatastore(pacs, tmp_path, {"Modality": "MR"}, publisher=publisher)
-    labeled(shown, tmp_path, FIRST, SECOND)
+    displayed = PacsDatastore(pacs, tmp_path, {"Modality": "MR"}, publisher=publisher)
+    labeled(displayed, tmp_path, FIRST, SECOND)
     asked.clear()
-    shown.send_all()
+    displayed.send_all()
     assert asked == [FIRST]
 
 
-def test_a_label_that_is_no_dicom_does_not_wait(tmp_path: Path, files: Path) -> None:
+def test_a_label_that_is_not_dicom_does_not_wait(tmp_path: Path, files: Path) -> None:
     """The label would keep all others from the PACS forever."""
 
     def publisher(series: str, file: Path, info: Mapping[str, Any]) -> None:
         raise EmptySegmentationError("The label has no voxels. Draw one.")
 
-    shown = PacsDatastore(Pacs(files), tmp_path, {"Modality": "MR"}, publisher=publisher)
+    displayed = PacsDatastore(Pacs(files), tmp_path, {"Modality": "MR"}, publisher=publisher)
     with pytest.raises(EmptySegmentationError):
-        labeled(shown, tmp_path, FIRST)
-    assert shown.waiting() == ()
+        labeled(displayed, tmp_path, FIRST)
+    assert displayed.waiting() == ()
 
 
 @pytest.mark.parametrize(
@@ -199,20 +199,20 @@ def test_a_label_that_the_server_could_not_write_waits(tmp_path: Path, files: Pa
             raise faults[series]
         sent.append(series)
 
-    shown = PacsDatastore(Pacs(files), tmp_path, {"Modality": "MR"}, publisher=publisher)
+    displayed = PacsDatastore(Pacs(files), tmp_path, {"Modality": "MR"}, publisher=publisher)
     if isinstance(fault, RuntimeError):
         with pytest.raises(RuntimeError):
-            labeled(shown, tmp_path, FIRST)
+            labeled(displayed, tmp_path, FIRST)
     else:
-        labeled(shown, tmp_path, FIRST)
-    labeled(shown, tmp_path, SECOND)
-    assert shown.waiting() == (FIRST, SECOND)
+        labeled(displayed, tmp_path, FIRST)
+    labeled(displayed, tmp_path, SECOND)
+    assert displayed.waiting() == (FIRST, SECOND)
     del faults[SECOND]
-    shown.send_all()
-    assert (sent, shown.waiting()) == ([SECOND], (FIRST,))
+    displayed.send_all()
+    assert (sent, displayed.waiting()) == ([SECOND], (FIRST,))
     del faults[FIRST]
-    shown.send_all()
-    assert (sent, shown.waiting()) == ([SECOND, FIRST], ())
+    displayed.send_all()
+    assert (sent, displayed.waiting()) == ([SECOND, FIRST], ())
 
 
 def test_who_waited_for_a_silent_pacs_does_not_ask_again(files: Path) -> None:
@@ -258,8 +258,8 @@ def test_slicer_submits_while_the_pacs_is_down(tmp_path: Path, files: Path, monk
     app.datastore().changed()
     answer = submit()
     assert (answer.status_code, answer.json()["warning"]) == (200, front_messages.PACS_REFUSED_LABEL), answer.text
-    (kept,) = CorrectionStore(work).of_image(FIRST)
-    assert (kept.status, kept.id) == ("accepted", answer.json()["correction"])
+    (stored,) = CorrectionStore(work).of_image(FIRST)
+    assert (stored.status, stored.id) == ("accepted", answer.json()["correction"])
     (case,) = site_material(app._site).training
     assert has_corrections(work) and not has_corrections(work / "pacs")
     (alone,) = site_material(site_of(work, app._site.models)).training
@@ -304,7 +304,7 @@ def search(url: str) -> Any:
         return find_series(address.make_client(address.Address(url), session), {"Modality": "MR"})
 
 
-def test_an_overloaded_pacs_is_said_to_be_at_once() -> None:
+def test_an_overloaded_pacs_is_reported_at_once() -> None:
     """After half a minute there was an error that looked like this server's own fault."""
     asked: list[str] = []
 
@@ -317,7 +317,7 @@ def test_an_overloaded_pacs_is_said_to_be_at_once() -> None:
     assert len(asked) == 1
 
 
-def test_a_pacs_that_never_answers_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_waits_for_a_pacs_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """One connection that hung kept everybody from the list of images."""
     monkeypatch.setattr(address, "TIMEOUT_SECONDS", (5.0, 0.2))
     gave_up = threading.Event()

@@ -12,7 +12,7 @@ from pacs_stand_in import CODES, FIRST, SECOND, Pacs, pacs_app, two_studies
 from phantom import PIR, CodeReader
 from totalspineseg_server.anatomy import CODE_OF
 from totalspineseg_server.corrections.correction_store import CorrectionStore
-from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.receipts import Sender, receipt_of
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.dicom.seg_object import seg_reference
 from totalspineseg_server.io.dicom.seg_writer import seg_bytes, write_seg
@@ -27,15 +27,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def drawn(files: Path) -> bytes:
+def painted(files: Path) -> bytes:
     """Return a segmentation of FIRST as a reader with another program stores it."""
     seg = write_seg(Volume(CODES, PIR), files / "1-sagittal", model="x", version="1", corrected_by="")
     seg.Manufacturer = "A viewer"
     return seg_bytes(seg)
 
 
-def read(drawn: bytes) -> Dataset:
-    seg = dcmread(BytesIO(drawn))
+def read(painted: bytes) -> Dataset:
+    seg = dcmread(BytesIO(painted))
     seg.SOPInstanceUID, seg.SeriesInstanceUID = generate_uid(), generate_uid()
     return seg
 
@@ -46,9 +46,9 @@ def app(tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_one_instance_counts_once_however_it_is_encoded_and_other_content_again(
-    app: Any, tmp_path: Path, drawn: bytes
+    app: Any, tmp_path: Path, painted: bytes
 ) -> None:
-    seg, history = read(drawn), CorrectionStore(tmp_path / "work")
+    seg, history = read(painted), CorrectionStore(tmp_path / "work")
     first = export(app, seg, tmp_path)
     seg.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     seg.is_implicit_VR = True
@@ -58,20 +58,21 @@ def test_one_instance_counts_once_however_it_is_encoded_and_other_content_again(
     parked = export(app, seg, tmp_path)
     assert (first.status, parked.status) == ("accepted", "parked")
     assert export(app, seg, tmp_path).status == "parked"
-    assert [kept.status for kept in history.of_image(FIRST)] == ["accepted", "parked"]
+    assert [stored.status for stored in history.of_image(FIRST)] == ["accepted", "parked"]
 
 
 def test_a_segmentation_that_reached_the_pacs_another_way_counts_once_it_is_sent(
-    app: Any, tmp_path: Path, drawn: bytes
+    app: Any, tmp_path: Path, painted: bytes
 ) -> None:
     """A segmentation that the server finds in the PACS does not count, because nobody knows whether a reader finished
     it."""
-    file, seg = tmp_path / "label.dcm", read(drawn)
+    file, seg = tmp_path / "label.dcm", read(painted)
     app.datastore()._client.add(seg)
     assert app.next_sample({"strategy": "first"})["id"] == FIRST
     assert CorrectionStore(tmp_path / "work").of_image(FIRST) == ()
     seg.save_as(file, write_like_original=False)
-    app.submit_label(FIRST, file, "final", {}, Sender("ada", "curl", "seg.dcm"))
+    sent = receipt_of(FIRST, file, tag="final", sender=Sender("ada", "curl", "seg.dcm"), params={})
+    app.inbox.submit(sent, file)
     (correction,) = CorrectionStore(tmp_path / "work").in_force(FIRST)
     assert CODE_OF["L4"] in correction.present
     assert app.next_sample({"strategy": "first"})["id"] == SECOND

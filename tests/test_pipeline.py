@@ -94,7 +94,7 @@ def test_discs_below_a_missed_one_are_marked_by_their_place(case: str, missed: s
 def test_levels_have_the_names_of_the_result() -> None:
     """Step 1 was one level off and step 2 certain of the right names, but programs that read the points measured the
     wrong levels."""
-    case = columns.build(np.random.default_rng(3), fov="cervicothoracic", spacing=1.0)
+    case = columns.built(3, fov="cervicothoracic", spacing=1.0)[0]
     right, raw = columns.classes(case, 1).raw, columns.classes(case, 1).raw
     raw[(case.truth == CODE_OF["C2-C3"]) | (raw == Step1.C1.value)] = Step1.VERTEBRAE.value
     raw[case.truth == CODE_OF["C7-T1"]] = Step1.DISC.value
@@ -105,9 +105,9 @@ def test_levels_have_the_names_of_the_result() -> None:
     result = finish(located, Knows(columns.classes(case, 2).raw[box]))
     assert (located.levels != known.levels).any()
     levels = named_levels(located, result)
-    shown = sorted(levels[levels > 0].tolist())
-    np.testing.assert_array_equal(levels, np.where(np.isin(known.levels, shown), known.levels, 0))
-    assert len(shown) > 8
+    displayed = sorted(levels[levels > 0].tolist())
+    np.testing.assert_array_equal(levels, np.where(np.isin(known.levels, displayed), known.levels, 0))
+    assert len(displayed) > 8
     assert named_levels(known, result) is known.levels
 
 
@@ -197,8 +197,8 @@ def alone() -> tuple[Located, Segmentation]:
     return located, finish(located, CodeReader(2))
 
 
-@pytest.mark.parametrize("given", ["localizer", "sibling", "pin"])
-def test_what_came_from_elsewhere_is_weighed_once(given: str, alone: tuple[Located, Segmentation]) -> None:
+@pytest.mark.parametrize("arguments", ["localizer", "sibling", "pin"])
+def test_outside_evidence_is_weighed_once(arguments: str, alone: tuple[Located, Segmentation]) -> None:
     """Step 1 named by a localizer that is one level off, and step 2 by both, was certain of wrong names."""
     codes, (l3, l4) = lumbar_codes(), LUMBAR[2:4]
     below = dict(pairwise(DISCS))
@@ -210,7 +210,7 @@ def test_what_came_from_elsewhere_is_weighed_once(given: str, alone: tuple[Locat
         "localizer": Options(localizer=Volume(off, np.eye(4))),
         "sibling": Options(siblings=(Sibling(Volume(off, np.eye(4)), {}, "T1"),)),
         "pin": Options(pins=(Pin(l4, (x, y, z)),)),
-    }[given]
+    }[arguments]
     misled = locate(alone[0].scan, CodeReader(1), options)
     bare, helped = alone[1].step1, finish(misled, CodeReader(2), options).step1
     assert bare is not None

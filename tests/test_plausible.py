@@ -43,7 +43,7 @@ UPSIDE_DOWN = {"flipped": np.ascontiguousarray(LUMBAR[:, :, ::-1]), "another tab
 
 
 @pytest.mark.parametrize(("labels", "missing"), INCOMPLETE.values(), ids=INCOMPLETE)
-def test_a_part_of_the_spine_is_not_taught_as_all_there_is(labels: np.ndarray, missing: tuple[str, ...]) -> None:
+def test_a_part_of_the_spine_is_not_learned_as_the_whole(labels: np.ndarray, missing: tuple[str, ...]) -> None:
     """A result with some structures, submitted as finished, taught that the others do not exist."""
     assert missing_kinds(labels) == missing
     with pytest.raises(LabelError, match=f"disc|There is no {' and no '.join(missing)} in the label"):
@@ -59,7 +59,7 @@ def test_a_part_of_the_spine_is_not_taught_as_all_there_is(labels: np.ndarray, m
 
 
 @pytest.mark.parametrize("labels", [LUMBAR, CERVICAL, without(LUMBAR, CORD)], ids=["lumbar", "cervical", "no cord"])
-def test_a_whole_label_is_taught(labels: np.ndarray) -> None:
+def test_a_complete_label_is_used_for_training(labels: np.ndarray) -> None:
     for step in (1, 2):
         check_codes(labels, step=step)
     check_codes(without(labels, CANAL, CORD, instead=UNREVIEWED), step=1)
@@ -68,7 +68,7 @@ def test_a_whole_label_is_taught(labels: np.ndarray) -> None:
     assert not [f for codes in (labels, hidden) for f in check(codes, grid) if f["kind"] == "incomplete"]
 
 
-def test_a_slip_of_the_brush_is_no_region_that_nobody_reviewed() -> None:
+def test_a_slip_of_the_brush_is_not_an_unreviewed_region() -> None:
     """With one voxel marked as unreviewed, a neck without a cord taught that there is none."""
     labels = without(CERVICAL, CORD)
     labels[0, 0, :10] = UNREVIEWED
@@ -76,7 +76,7 @@ def test_a_slip_of_the_brush_is_no_region_that_nobody_reviewed() -> None:
 
 
 @pytest.mark.parametrize("labels", UPSIDE_DOWN.values(), ids=UPSIDE_DOWN)
-def test_levels_that_run_upward_neither_teach_nor_name(tmp_path: Path, labels: np.ndarray) -> None:
+def test_levels_that_run_upward_are_used_neither_for_training_nor_for_names(tmp_path: Path, labels: np.ndarray) -> None:
     """A lumbar label of TotalSegmentator taught L5 as T7 and the cord as a disc, and named another scan."""
     assert is_upside_down(labels)
     with pytest.raises(LabelError, match="upside down"):
@@ -96,6 +96,12 @@ def test_levels_that_run_downward_name_in_any_orientation(tmp_path: Path, flip: 
     labels = np.ascontiguousarray(LUMBAR[:, :, ::flip])
     write_volume(tmp_path / "a.nii.gz", labels, Grid((24, 48, labels.shape[2]), np.diag([1.0, 1, flip, 1])))
     np.testing.assert_array_equal(read_codes(tmp_path / "a.nii.gz").data, labels)
+
+
+def test_levels_of_one_voxel_run_upward_or_downward() -> None:
+    upward = np.array([[[41, 42, 43, 44]]], np.uint8)
+    assert is_upside_down(upward)
+    assert not is_upside_down(np.ascontiguousarray(upward[:, :, ::-1]))
 
 
 def test_one_level_runs_nowhere() -> None:

@@ -1,5 +1,8 @@
 """Tests of pictures: the right plane, the right way up, in millimeters, with colors and tags in the right places."""
 
+import base64
+import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from known_figures import require_known
 from totalspineseg_server.anatomy import BY_CODE, CANAL, CODE_OF, CORD
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.geometry import Volume
@@ -47,7 +51,7 @@ def image_like(labels: np.ndarray) -> Volume:
     return Volume(data, np.eye(4))
 
 
-def drawn(volume: Volume, labels: np.ndarray | None = None, *, sagittal: bool = True, **options: Any) -> Picture:
+def painted(volume: Volume, labels: np.ndarray | None = None, *, sagittal: bool = True, **options: Any) -> Picture:
     return Plane(volume, course_of(labels, volume.grid), sagittal=sagittal).picture(labels, **options)
 
 
@@ -58,7 +62,7 @@ def color_share(picture: np.ndarray, color: tuple[int, int, int], tolerance: flo
 def test_sagittal_plane_follows_the_canal() -> None:
     """In a scoliotic spine, the middle plane of the array shows the cord in one slice only."""
     labels = curved_spine()
-    picture = drawn(image_like(labels), palette={}, labels=labels, tags=())
+    picture = painted(image_like(labels), palette={}, labels=labels, tags=())
     cord_rows = (picture[..., 0] > 200).any(axis=1).mean()
     straight = mid_sagittal(image_like(labels))
     assert cord_rows > 0.98
@@ -67,7 +71,7 @@ def test_sagittal_plane_follows_the_canal() -> None:
 
 def test_anterior_is_left_and_superior_is_up() -> None:
     labels = curved_spine()
-    picture = drawn(image_like(labels), labels, tags=())
+    picture = painted(image_like(labels), labels, tags=())
     rows, columns = picture.shape[:2]
     gray = np.float32(255 * 50 / 100)
 
@@ -83,7 +87,7 @@ def test_anterior_is_left_and_superior_is_up() -> None:
 
 def test_patients_right_is_left_in_the_coronal_picture() -> None:
     labels = curved_spine()
-    picture = drawn(image_like(labels), labels, sagittal=False, palette={}, tags=())
+    picture = painted(image_like(labels), labels, sagittal=False, palette={}, tags=())
     bright = (picture[..., 0] > 60).astype(float)
     columns = np.arange(picture.shape[1])
     top, bottom = bright[: len(bright) // 10], bright[-len(bright) // 10 :]
@@ -110,12 +114,12 @@ def test_wide_scans_are_cut_to_the_spine_and_its_margin() -> None:
     points = np.zeros_like(labels)
     points[20, 127, 60] = 24
     volume = image_like(labels)
-    picture = drawn(volume, labels, tags=())
+    picture = painted(volume, labels, tags=())
     # Labels from y = 118 to 149, 50 mm on both sides.
     assert picture.shape[1] / picture.shape[0] == pytest.approx(132 / 120, rel=0.02)
     whole = mid_sagittal(volume)
     assert whole.shape[1] / whole.shape[0] == pytest.approx(300 / 120, rel=0.02)
-    marked = drawn(volume, labels, points=points, tags=())
+    marked = painted(volume, labels, points=points, tags=())
     columns = np.nonzero((marked != picture).any(axis=(0, 2)))[0]
     assert columns[0] / picture.shape[1] == pytest.approx((199.5 - 127 - 2.5) / 132, abs=0.03)
 
@@ -160,8 +164,8 @@ def test_level_points_are_drawn_where_they_lie() -> None:
     labels = curved_spine()
     points = np.zeros(SHAPE, dtype=np.uint8)
     points[20, 27, 60] = 24
-    with_point = drawn(image_like(labels), labels, palette={}, points=points, tags=())
-    without = drawn(image_like(labels), labels, palette={}, tags=())
+    with_point = painted(image_like(labels), labels, palette={}, points=points, tags=())
+    without = painted(image_like(labels), labels, palette={}, tags=())
     rows, columns = np.nonzero((with_point != without).any(axis=-1))
     height, width = with_point.shape[:2]
     assert rows.mean() / height == pytest.approx(1 - 60.5 / 120, abs=0.02)
@@ -189,7 +193,7 @@ def test_arguments_are_not_modified() -> None:
     labels = curved_spine()
     volume = image_like(labels)
     before = labels.copy(), volume.data.copy()
-    drawn(volume, labels, paint=labels, points=labels * 0, doubtful=[L4])
+    painted(volume, labels, paint=labels, points=labels * 0, doubtful=[L4])
     np.testing.assert_array_equal(labels, before[0])
     np.testing.assert_array_equal(volume.data, before[1])
 
@@ -205,7 +209,7 @@ def test_arguments_are_not_modified() -> None:
     ],
     ids=["none", "one", "far apart", "two near", "three near"],
 )
-def test_spread(wanted: list[float], expected: list[float]) -> None:
+def test_labels_are_spaced_without_overlap(wanted: list[float], expected: list[float]) -> None:
     assert spaced(wanted, 10.0) == pytest.approx(expected)
 
 
@@ -322,3 +326,33 @@ def test_a_sheet_of_hardly_any_label_has_its_layers(code: int) -> None:
     for layer in ("scan", "labels", "names"):
         assert f'<g class="{layer}">' in sheet
     assert sheet.count("L4-L5 ?") == (2 if code == DISC else 0)
+
+
+def looks(picture: np.ndarray) -> list[float]:
+    """Return the size of a picture, the mean color of each of 8 x 4 parts (channel by channel), and a sum with random
+    weights, which a line that moves by a pixel changes, too."""
+    weighted = float((np.random.default_rng(0).standard_normal(picture.shape) * picture).sum()) / 500
+    parts = [part for rows in np.array_split(picture, 8) for part in np.array_split(rows, 4, axis=1)]
+    return [*picture.shape[:2], *(round(float(v), 1) for part in parts for v in part.mean(axis=(0, 1))), weighted]
+
+
+def test_pictures_look_as_they_did() -> None:
+    """A changed number moved a tag beside another structure, and no test saw the picture."""
+    labels, points = curved_spine(), np.zeros(SHAPE, np.uint8)
+    points[20, 27, 60], points[25, 27, 90] = 24, 22
+    volume, named = Volume(image_like(labels).data, np.diag([0.9, 0.8, 1.1, 1.0])), (L4, L5, DISC)
+    pictures = {
+        "from the side": painted(volume, labels, points=points, tags=named, doubtful=[L5]),
+        "from the front": painted(volume, labels, sagittal=False, points=points, tags=named, doubtful=[L4]),
+        "of step 1": painted(volume, labels, paint=np.minimum(labels, 9), palette=STEP_PALETTE[1]),
+        "small": mid_sagittal(Volume(volume.data[:, :, 50:70], np.eye(4))),
+        **{f"cut of {name}": cut.gray[..., np.newaxis] for name, cut in cuts_of(volume, labels).items()},
+    }
+    figures = {name: looks(picture) for name, picture in pictures.items()}
+    sheet = sheet_svg(volume, labels, course_of(labels, volume.grid), doubtful=[L5])
+    for k, content in enumerate(re.findall(r"base64,([^\"]+)", sheet)):
+        layer = Image.open(io.BytesIO(base64.b64decode(content)))
+        figures[f"layer {k} of the sheet"] = looks(np.asarray(layer.convert("RGBA")))
+    numbers = re.findall(r"(?<![\w#])-?\d+(?:\.\d+)?", re.sub(r"base64,[^\"]+|>[^<]*", "", sheet))
+    figures["sheet"] = [float(number) for number in numbers]
+    require_known("pictures", figures, rel=0.002, abs=0.6)

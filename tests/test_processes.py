@@ -67,9 +67,9 @@ time.sleep(1000)
 @pytest.mark.parametrize(("needs", "stores"), [("0", True), ("60", False)], ids=["in time", "too long"])
 def test_a_process_ends_soon_after_a_parent_that_was_killed(tmp_path: Path, needs: str, stores: bool) -> None:
     """A training outlived its server and kept the next one from starting."""
-    told = tmp_path / "told"
+    reported = tmp_path / "told"
     lib = str(Path(processes.__file__).parents[1])
-    command = [sys.executable, "-c", MOTHER, CHILD, "1", needs, str(told)]
+    command = [sys.executable, "-c", MOTHER, CHILD, "1", needs, str(reported)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": lib}) as mother:
         assert mother.stdout is not None
         word, pid = mother.stdout.readline().split()
@@ -80,7 +80,7 @@ def test_a_process_ends_soon_after_a_parent_that_was_killed(tmp_path: Path, need
     while is_alive(int(pid)):
         assert time.monotonic() < deadline, "it lives on"
         time.sleep(0.05)
-    assert told.exists() == stores
+    assert reported.exists() == stores
 
 
 TYING = """

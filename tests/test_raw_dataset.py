@@ -97,7 +97,7 @@ def test_both_steps_and_both_variants(tmp_path: Path) -> None:
         assert list(content["labels"])[1:-1] == list(REGIONS[step])
 
 
-def test_with_one_disc_in_view_both_variants_teach_the_same(tmp_path: Path) -> None:
+def test_with_one_disc_in_view_both_variants_are_the_same(tmp_path: Path) -> None:
     """The variants showed the same marked disc, but had opposite classes as the target."""
     write(tmp_path, [reviewed_scan(1)], RawOptions((2,), disturbed_share=0))
     one, other = (
@@ -169,9 +169,7 @@ class PowerCut(BaseException):
 
 
 @pytest.mark.parametrize("files_written", range(8))
-def test_an_interrupted_call_is_gone_on_with(
-    tmp_path: Path, files_written: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_call_is_continued(tmp_path: Path, files_written: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file under its final name is whole, half a dataset is not used for training, and the next call finishes
     it."""
     scans = [block_scan(1), block_scan(2)]
@@ -214,7 +212,7 @@ def test_files_of_others_are_refused_and_left(tmp_path: Path, file: str) -> None
     assert list((tmp_path / dataset_name(1)).glob("imagesTr/*")) == []
 
 
-def test_a_damaged_record_is_no_license_to_wipe(tmp_path: Path) -> None:
+def test_a_damaged_record_does_not_delete_the_cases(tmp_path: Path) -> None:
     write(tmp_path, [block_scan(1)])
     (tmp_path / dataset_name(1) / "cases.json").write_text("{", encoding="utf-8")
     with pytest.raises(StorageError, match=r"cases\.json"):
@@ -273,13 +271,13 @@ def test_a_stated_share_shows_what_step_one_found(tmp_path: Path) -> None:
             assert np.array_equal(channel > 0, expected[kind]), case
 
 
-def test_the_network_runs_only_where_its_discs_are_shown(tmp_path: Path) -> None:
+def test_the_network_runs_only_for_cases_that_show_its_discs(tmp_path: Path) -> None:
     scans = [reviewed_scan(k) for k in range(12)]
     first, again, other = Finder(), Finder(), Finder("finder-2")
     write(tmp_path, scans, RawOptions(finder=first))
-    shown = list(discs_of(tmp_path).values()).count(f"{FOUND_BY}finder-1")
-    assert len(first.images) == shown
-    assert 0 < shown < 24
+    displayed = list(discs_of(tmp_path).values()).count(f"{FOUND_BY}finder-1")
+    assert len(first.images) == displayed
+    assert 0 < displayed < 24
     before = files(tmp_path, 2), files(tmp_path, 1)
     write(tmp_path, scans, RawOptions(finder=again))
     assert (files(tmp_path, 2), files(tmp_path, 1)) == before
@@ -291,17 +289,17 @@ def test_the_network_runs_only_where_its_discs_are_shown(tmp_path: Path) -> None
     assert files(tmp_path, 1) == before[1]
 
 
-def test_where_the_network_finds_nothing_errors_are_simulated_and_it_is_said(
+def test_if_the_network_finds_nothing_errors_are_simulated_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """An empty channel would teach step 2 what it never sees at inference."""
     options = RawOptions((2,), disturbed_share=1, finder=Finder(finds=False))
     write(tmp_path, [reviewed_scan(k) for k in range(6)], options)
     assert set(discs_of(tmp_path).values()) == {SIMULATED}
-    said = [record.getMessage().partition(": ") for record in caplog.records]
-    assert all("step 1" in reason and "simulated" in reason for _, _, reason in said)
-    assert 0 < len(said) < 12
-    assert {case for case, _, _ in said} < set(discs_of(tmp_path))
+    printed = [record.getMessage().partition(": ") for record in caplog.records]
+    assert all("step 1" in reason and "simulated" in reason for _, _, reason in printed)
+    assert 0 < len(printed) < 12
+    assert {case for case, _, _ in printed} < set(discs_of(tmp_path))
 
 
 def test_too_little_memory_to_find_discs_leaves_no_case_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +326,7 @@ def test_no_two_names_are_one_case() -> None:
     assert case_id("a b") == "a-b+c8687a08aa5d"
 
 
-def test_a_name_twice_is_said_and_the_first_stays(tmp_path: Path) -> None:
+def test_a_repeated_name_is_reported_and_the_first_scan_stays(tmp_path: Path) -> None:
     skipped: list[Skipped] = []
     scans = [block_scan(1, "same"), block_scan(2, "same"), block_scan(3, "sa me"), block_scan(4, "sa-me")]
     options = RawOptions((1,))
@@ -375,11 +373,11 @@ def test_the_command_says_what_it_removed_and_left_out(tmp_path: Path, capsys: p
     label = folder / "derivatives" / "x" / "sub-3" / "anat" / "sub-3_T2w_label-spine_dseg.nii.gz"
     (folder / "derivatives" / label.name).write_bytes(label.read_bytes())
     assert main(words) == 1
-    said = capsys.readouterr()
-    assert "1 cases" in said.out
-    assert re.search(r"removed 2 .*sub-2_T2w, sub-3_T2w", said.out)
-    assert re.search(r"left out sub-2_T2w: .*\b0 images\b.*\b1 labels\b.*Rename", said.err)
-    assert re.search(r"left out sub-3_T2w: .*\b1 images\b.*\b2 labels\b.*Rename", said.err)
+    printed = capsys.readouterr()
+    assert "1 cases" in printed.out
+    assert re.search(r"removed 2 .*sub-2_T2w, sub-3_T2w", printed.out)
+    assert re.search(r"left out sub-2_T2w: .*\b0 images\b.*\b1 labels\b.*Rename", printed.err)
+    assert re.search(r"left out sub-3_T2w: .*\b1 images\b.*\b2 labels\b.*Rename", printed.err)
     assert files(raw, 1).keys() == names("sub-1_T2w", channels=1)
     assert main(["prepare", str(tmp_path), str(raw)]) == 2
     assert files(raw, 1).keys() == names("sub-1_T2w", channels=1)
@@ -396,8 +394,8 @@ def test_the_command_takes_the_discs_of_a_trained_step_one(tmp_path: Path, capsy
     discs = discs_of(tmp_path / "raw")
     count = list(discs.values()).count(found)
     assert 0 < count < 8 and set(discs.values()) == {found, SIMULATED}
-    said = capsys.readouterr().out.splitlines()[-1]
-    assert f"{count} {found}" in said and f"{8 - count} {SIMULATED}" in said
+    printed = capsys.readouterr().out.splitlines()[-1]
+    assert f"{count} {found}" in printed and f"{8 - count} {SIMULATED}" in printed
 
 
 @pytest.mark.parametrize(
@@ -435,9 +433,9 @@ def test_corrections_are_prepared_and_damaged_ones_named(tmp_path: Path, capsys:
     site.history.mkdir(parents=True)
     assert main(words) == 2
     assert "held out" in capsys.readouterr().err
-    kept, damaged = (correct(site, tmp_path, f"sub-{k}", k) for k in range(2))
+    stored, damaged = (correct(site, tmp_path, f"sub-{k}", k) for k in range(2))
     (site.corrections.path(damaged) / "record.json").write_text("{", encoding="utf-8")
     assert main(words) == 1
     assert "left out sub-1: " in capsys.readouterr().err
     (case,) = subjects_of(tmp_path / "raw" / dataset_name(1))
-    assert case.startswith(f"sub-0--{kept.id}-+")
+    assert case.startswith(f"sub-0--{stored.id}-+")

@@ -16,9 +16,8 @@ from pacs_serving import wait_for
 from serving import Server
 from totalspineseg_server import cli
 from totalspineseg_server.app import App as RealApp
-from totalspineseg_server.cli.site_folder import has_corrections, site_of
 from totalspineseg_server.corrections import image_records
-from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.receipts import Sender, receipt_of
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.geometry import Grid
@@ -26,6 +25,7 @@ from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.processes import free_port
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.server import DEFAULT_STUDIES, studies_folder
+from totalspineseg_server.training.site import has_corrections, site_of
 
 # The client leaves its sockets to the garbage collector.
 pytestmark = pytest.mark.filterwarnings(
@@ -100,8 +100,8 @@ def test_a_mistyped_studies_folder_is_not_made(
     """The folder was made and filled with demo studies, which a reader took for real ones."""
     monkeypatch.chdir(tmp_path)
     assert cli.main(["serve", "--port", str(free_port()), "--studies", "stduies", *more]) == cli.EXIT_USAGE
-    said = capsys.readouterr().err
-    assert (said.count("\n"), "does not exist" in said, "mount" in said) == (1, True, True)
+    printed = capsys.readouterr().err
+    assert (printed.count("\n"), "does not exist" in printed, "mount" in printed) == (1, True, True)
     assert not (tmp_path / "stduies").exists()
 
 
@@ -118,8 +118,8 @@ def test_a_folder_that_is_not_mounted_is_not_filled(
     monkeypatch.setattr("uvicorn.Server.run", pytest.fail)
     (tmp_path / name).mkdir()
     assert cli.main(["serve", "--port", str(free_port()), "--studies", name, *more]) == cli.EXIT_USAGE
-    said = capsys.readouterr().err
-    assert (said.count("\n"), "is empty" in said, "--no-demo" in said) == (1, True, True)
+    printed = capsys.readouterr().err
+    assert (printed.count("\n"), "is empty" in printed, "--no-demo" in printed) == (1, True, True)
     assert list(tmp_path.rglob("*")) == [tmp_path / name]
 
 
@@ -159,11 +159,15 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return RealApp(app_dir=str(tmp_path), studies=str(tmp_path / "studies"), conf=conf)
 
 
+def submit(app: Any, label: Path) -> Any:
+    return app.inbox.submit(receipt_of("one", label, tag="final", sender=SENDER, params=L4), label)
+
+
 @pytest.mark.slow
 def test_nothing_is_written_to_studies_that_have_a_work_folder(app: Any, tmp_path: Path) -> None:
     """An archive could not be mounted read-only, because labels, index and history were stored in it."""
     studies, work = tmp_path / "studies", tmp_path / "work"
-    app.submit_label("one", volume(tmp_path / "label.nii.gz", 2), "final", L4, SENDER)
+    submit(app, volume(tmp_path / "label.nii.gz", 2))
     assert sorted(path.name for path in studies.rglob("*")) == ["one.nii.gz", "two.nii.gz"]
     assert (work / "studies" / "labels" / "final" / "one.nii.gz").is_file()
     assert app.datastore().get_labeled_images() == ["one"]
@@ -178,7 +182,7 @@ def test_nothing_is_written_to_studies_that_have_a_work_folder(app: Any, tmp_pat
 def test_an_archive_that_is_away_for_a_moment_costs_nothing(app: Any, tmp_path: Path) -> None:
     """Everything known about its labels was missing in the index when it came back."""
     store = app.datastore()
-    kept = app.submit_label("one", volume(tmp_path / "label.nii.gz", 2), "final", L4, SENDER)
+    stored = submit(app, volume(tmp_path / "label.nii.gz", 2))
     shutil.move(tmp_path / "studies", tmp_path / "away")
     store.refresh()
     (tmp_path / "studies").mkdir()
@@ -186,12 +190,12 @@ def test_an_archive_that_is_away_for_a_moment_costs_nothing(app: Any, tmp_path: 
     shutil.move(tmp_path / "away" / "one.nii.gz", tmp_path / "studies")
     store.refresh()
     assert (store.list_images(), store.get_labeled_images()) == (["one"], ["one"])
-    assert store.get_label_info("one", "final")["correction"] == kept.id
+    assert store.get_label_info("one", "final")["correction"] == stored.id
 
 
 def test_studies_that_moved_keep_their_labels(app: Any, tmp_path: Path) -> None:
     """The work folder knows where they lay before."""
-    app.submit_label("one", volume(tmp_path / "label.nii.gz", 2), "final", L4, SENDER)
+    submit(app, volume(tmp_path / "label.nii.gz", 2))
     shutil.move(tmp_path / "studies", tmp_path / "moved")
     again = StudiesDatastore(str(tmp_path / "work" / "studies"), images=str(tmp_path / "moved"), auto_reload=False)
     assert again.get_labeled_images() == ["one"]

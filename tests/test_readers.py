@@ -1,8 +1,6 @@
 """Tests of comparing the labels of several readers with each other, and with the results that they corrected."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,11 +18,7 @@ CHIEF = Sender("chief", "chief", "lab-page.nii.gz")
 
 def chosen(root: Path, choice: Choice) -> Correction:
     """What becomes of a choice of an administrator."""
-
-    def submit(image_id: str, file: Path, tag: str, params: Mapping[str, Any], sender: Sender) -> Correction:
-        return inbox_of(root).submit(image_id, file, tag=tag, sender=sender, params=params)
-
-    return choose(CorrectionStore(root), submit, "img", GRID, choice, CHIEF)
+    return choose(CorrectionStore(root), inbox_of(root).submit, "img", GRID, choice, CHIEF)
 
 
 def test_two_readers_of_one_scan_are_compared_by_outline_and_name(tmp_path: Path) -> None:
@@ -39,7 +33,7 @@ def test_two_readers_of_one_scan_are_compared_by_outline_and_name(tmp_path: Path
     assert oldest["dice"]["L3"] == pytest.approx(2 * 0.5 / 1.5, abs=0.01)
 
 
-def test_two_readers_who_name_the_levels_otherwise_are_told_how(tmp_path: Path) -> None:
+def test_differently_named_levels_of_two_readers_are_listed(tmp_path: Path) -> None:
     submitted(tmp_path, TRUTH, reader="ben")
     # The other levels follow.
     submitted(tmp_path, TRUTH, {"L5": "L6"}, reader="ada")
@@ -58,7 +52,7 @@ def test_a_reader_is_not_compared_with_an_earlier_label_or_with_one_taken_back(t
     assert agreements(store, "img") == []
 
 
-def test_what_a_reader_did_not_check_is_compared_with_nothing(tmp_path: Path) -> None:
+def test_what_a_reader_did_not_check_is_not_compared(tmp_path: Path) -> None:
     submitted(tmp_path, TRUTH, reader="ben", unreviewed=["L3"])
     submitted(tmp_path, edited(0.5), reader="ada")
     (found,) = agreements(CorrectionStore(tmp_path), "img")
@@ -127,6 +121,16 @@ def test_a_structure_of_another_reader_is_merged_into_the_label(tmp_path: Path) 
         chosen(tmp_path, Choice(ben.id, {"L4": ada.id}))
     with pytest.raises(ConflictError, match="'nothing'"):
         chosen(tmp_path, Choice("nothing"))
+
+
+def test_a_choice_confirms_no_name_that_its_reader_left_in_doubt(tmp_path: Path) -> None:
+    """A chosen or merged label lost the marks of doubt, and was used for training under names that nobody confirmed."""
+    ben = submitted(tmp_path, TRUTH, reader="ben", names={"L3": "L3 ?", "L4": "L4 ?"})
+    ada = submitted(tmp_path, TRUTH, reader="ada")
+    assert (ben.unconfirmed, ada.unconfirmed) == ((L3, L4), ())
+    assert chosen(tmp_path, Choice(ben.id)).unconfirmed == (L3, L4)
+    assert chosen(tmp_path, Choice(ben.id, {"L3": ada.id})).unconfirmed == (L4,)
+    assert chosen(tmp_path, Choice(ada.id, {"L3": ben.id})).unconfirmed == (L3,)
 
 
 def test_what_two_readers_draw_differently_is_left_out_of_training(tmp_path: Path) -> None:

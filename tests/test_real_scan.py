@@ -48,9 +48,9 @@ def test_vertebrae_and_discs_of_a_neck_have_their_names(labels: Volume) -> None:
 
 
 def test_the_cord_of_a_neck_is_where_a_person_drew_it(labels: Volume) -> None:
-    drawn = to_ras(read_labels(SCAN / "cord.nii.gz")).data > 0
+    painted = to_ras(read_labels(SCAN / "cord.nii.gz")).data > 0
     found = labels.data == CORD
-    assert 2 * (drawn & found).sum() / (drawn.sum() + found.sum()) > CORD_DICE
+    assert 2 * (painted & found).sum() / (painted.sum() + found.sum()) > CORD_DICE
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from known_figures import require_known
 from totalspineseg_server import anatomy
 from totalspineseg_server.cli import main
 from totalspineseg_server.errors import TrainingError
@@ -97,13 +98,13 @@ def test_one_hidden_channel_for_all_regions_means_as_much_as_one_each() -> None:
 @pytest.mark.slow
 def test_patches_of_people_make_up_the_stated_share(case: RealSpine) -> None:
     stream = samples(2, 0, PATCH, pool_size=1, real=[case], real_share=0.5)
-    drawn = [next(stream) for _ in range(30)]
+    painted = [next(stream) for _ in range(30)]
     count = len(anatomy.STEP2_REGIONS)
-    assert {sample.regions.shape for sample in drawn} == {(2 * count, *PATCH)}
-    hidden = sum(bool(sample.regions[count:].any()) for sample in drawn)
+    assert {sample.regions.shape for sample in painted} == {(2 * count, *PATCH)}
+    hidden = sum(bool(sample.regions[count:].any()) for sample in painted)
     assert 8 <= hidden <= 22
     again = samples(2, 0, PATCH, pool_size=1, real=[case], real_share=0.5)
-    assert all(torch.equal(next(again).channels, sample.channels) for sample in drawn[:4])
+    assert all(torch.equal(next(again).channels, sample.channels) for sample in painted[:4])
 
 
 def test_without_people_the_stream_is_what_it_was() -> None:
@@ -124,10 +125,10 @@ def test_a_case_is_drawn_in_several_sizes_and_keeps_its_labels(case: RealSpine) 
 def test_a_turned_case_keeps_image_and_labels_together_and_knows_nothing_of_its_corners(case: RealSpine) -> None:
     """Image and labels turned about different points would teach shifted outlines, a corner as background too much."""
     bone = np.isin(case.labels, anatomy.VERTEBRAE)
-    shown = replace(case, image=bone.astype(np.float32))
-    turned = shown.posed((2.5, 2.0, 2.0), 12.0)
-    mine, drawn = np.isin(turned.labels, anatomy.VERTEBRAE), turned.image > 0.5
-    assert 2 * (mine & drawn).sum() / (mine.sum() + drawn.sum()) > 0.9
+    displayed = replace(case, image=bone.astype(np.float32))
+    turned = displayed.posed((2.5, 2.0, 2.0), 12.0)
+    mine, painted = np.isin(turned.labels, anatomy.VERTEBRAE), turned.image > 0.5
+    assert 2 * (mine & painted).sum() / (mine.sum() + painted.sum()) > 0.9
     height = [np.argwhere(part)[:, 2] @ np.argwhere(part)[:, 1] / part.sum() for part in (bone, mine)]
     assert height[0] != pytest.approx(height[1], rel=0.01), "it has turned"
     assert (turned.labels[:, 0, 0] == anatomy.UNREVIEWED).all() or (turned.labels[:, -1, 0] == anatomy.UNREVIEWED).all()
@@ -147,8 +148,8 @@ def test_necks_and_whole_spines_stay_frequent_beside_lumbar_people(
         next(samples(1, 4, PATCH, pool_size=1, real=people, real_share=0.0))
         assert fields
         assert (None in fields) == (not people), "without people every field is as frequent"
-    drawn = [starter_batches._field_beside_people(rng) for _ in range(400)]
-    assert sum(f in (Field.WHOLE, Field.CERVICAL, Field.CERVICOTHORACIC) for f in drawn) > len(drawn) / 2
+    painted = [starter_batches._field_beside_people(rng) for _ in range(400)]
+    assert sum(f in (Field.WHOLE, Field.CERVICAL, Field.CERVICOTHORACIC) for f in painted) > len(painted) / 2
 
 
 def test_variation_leaves_the_input_and_its_anatomy(case: RealSpine) -> None:
@@ -160,6 +161,20 @@ def test_variation_leaves_the_input_and_its_anatomy(case: RealSpine) -> None:
     for image in images:
         assert np.isfinite(image).all() and image.min() >= 0
         assert np.corrcoef(image[inside], before[inside])[0, 1] > 0.6
+
+
+@pytest.mark.slow
+def test_people_are_varied_as_they_were(case: RealSpine) -> None:
+    """A changed number turned every real patient by 20 degrees, and the training went on with such scans."""
+    found = {}
+    for seed in range(8):
+        posed = draw_pose(np.random.default_rng(seed), case, (2.0, 1.8, 1.6))
+        discs = np.argwhere(np.isin(posed.labels, anatomy.DISCS))
+        found[f"pose {seed}"] = [*posed.labels.shape, len(discs), *discs.mean(axis=0), posed.image.mean()]
+        image = vary_scan(np.random.default_rng(seed), case.image, SPACING, 1.0)
+        steps = [np.abs(np.diff(image, axis=axis)).mean() for axis in range(3)]
+        found[f"scan {seed}"] = [*np.percentile(image, (5, 50, 95)), *steps]
+    require_known("people", found, rel=0.003, abs=0.003)
 
 
 def test_training_takes_cases_from_files_and_says_which(case: RealSpine, tmp_path: Path) -> None:

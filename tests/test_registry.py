@@ -163,7 +163,7 @@ def test_a_half_written_change_does_not_swallow_the_next(model_dir):
     assert store.go_back()[1] == "official-r20251124"
 
 
-def test_an_earlier_version_chosen_by_name_is_no_going_back(model_dir):
+def test_an_earlier_version_chosen_by_name_is_not_a_rollback(model_dir):
     """A rollback went past the previous version, to the starter weights."""
     store = ModelStore(model_dir)
     for name in ("site-2", "official-r20251124", "site-2"):
@@ -220,7 +220,7 @@ def test_a_network_has_seen_what_its_own_ancestors_learned_from(model_dir):
 
     def trained(name: str, steps: list[int], parents: dict[int, str], **training: list[int]) -> None:
         with store.publish(name) as staging:
-            cases = [{"correction": key, "taught": taught} for key, taught in training.items()]
+            cases = [{"correction": key, "taught": learned} for key, learned in training.items()]
             origin = {str(step): {"name": parent, "version": parent} for step, parent in parents.items()}
             write_record(staging, VersionRecord(name, "2026", steps, origin, {}, cases))
 
@@ -241,7 +241,7 @@ def test_two_publishers_lose_nothing(model_dir):
         assert store.active() == {1: "site-2", 2: "site-2"}
 
 
-def test_going_back_loses_no_publication_that_comes_meanwhile(model_dir, monkeypatch):
+def test_going_back_loses_no_publication_at_the_same_time(model_dir, monkeypatch):
     """A version that was published during a rollback was replaced by an earlier one."""
     store = ModelStore(model_dir)
     store.activate("site-2")
@@ -287,7 +287,7 @@ def test_full_disk_keeps_the_old_file(tmp_path, monkeypatch, number, match):
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_a_folder_that_another_one_holds_is_not_waited_for_without_end(
+def test_nobody_waits_forever_for_a_folder_that_another_process_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process that hung while it held the models' folder stopped every later training without a word."""
@@ -325,7 +325,7 @@ def test_of_two_of_one_name_at_the_same_time_one_is_refused(tmp_path: Path) -> N
     assert (store.versions_dir / "site-3" / "a").read_text(encoding="utf-8") == "first"
 
 
-def test_leftovers_that_others_rename_meanwhile_are_passed_over(
+def test_leftovers_that_others_rename_at_the_same_time_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("gone", "old"):

@@ -47,7 +47,7 @@ def test_checks_can_be_chosen(
         release_check.main(["--only", "three"])
 
 
-def test_coverage_is_told_by_folder() -> None:
+def test_coverage_is_listed_by_folder() -> None:
     def summary(*counts: int) -> dict[str, dict[str, int]]:
         return {"summary": dict(zip(coverage_table.COUNTS, counts, strict=True))}
 

@@ -12,10 +12,10 @@ from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.nnunet.networks import Networks
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.records import VersionRecord, write_record
+from totalspineseg_server.registry.registry_messages import STARTER_WARNING
 from totalspineseg_server.registry.releases import (
     NEWEST,
     RELEASES,
-    STARTER_WARNING,
     release_of,
     require_one_release,
     warning_of,
@@ -73,7 +73,7 @@ def test_steps_of_two_releases_are_refused_by_name(store: ModelStore, capsys: py
         Networks(store, device="cpu").folder(1)
 
 
-def test_an_imported_zip_tells_its_release(store: ModelStore, tmp_path: Path) -> None:
+def test_an_imported_zip_states_its_release(store: ModelStore, tmp_path: Path) -> None:
     """A single step from ``models import`` ran with the other step of another release."""
     write_model_folder(tmp_path / "old", 1, seed=4)
     archive = shutil.make_archive(str(tmp_path / f"Dataset101_TotalSpineSeg_step1_{OLDER}"), "zip", tmp_path / "old")

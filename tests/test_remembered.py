@@ -50,9 +50,9 @@ def scan(site: Site, root: Path, name: str, codes: LabelArray = WHOLE, *, certai
     numbering = {"certainty": certainty}
     record = PredictionRecord(f"p-{name}", name, "totalspineseg", {"step2": "starter-1"}, {}, {}, numbering, "client")
     PredictionStore(site.history).keep(record)
-    drawn = NamedMap(Volume(codes, np.eye(4)), codes, 2)
-    kept = PredictionMaps(record.id, drawn, grid, record.versions, {}, (), name)
-    MapStore(site.history).keep(sha256_of(path), kept)
+    painted = NamedMap(Volume(codes, np.eye(4)), codes, 2)
+    stored = PredictionMaps(record.id, painted, grid, record.versions, {}, (), name)
+    MapStore(site.history).keep(sha256_of(path), stored)
     return sha256_of(path)
 
 
@@ -121,9 +121,9 @@ def test_foreign_weights_are_held_to_their_own_answers(site: Site) -> None:
     assert names(replay) == ["train-0", "train-1", "train-2"]
     for source in replay:
         assert source.origin is Origin.UNCORRECTED, "a few of them took half of all replay from the spines"
-        taught = source.read()
-        assert (taught.codes.data == (LUMBAR if "train-0" in source.name else WHOLE)).mean() > 0.99
-        assert taught.left.untouched == frozenset()
+        learned = source.read()
+        assert (learned.codes.data == (LUMBAR if "train-0" in source.name else WHOLE)).mean() > 0.99
+        assert learned.left.untouched == frozenset()
         assert source.provenance["image_sha256"]
 
 
@@ -145,7 +145,7 @@ def test_no_more_scans_are_asked_about_than_are_worth_it(site: Site, monkeypatch
     assert len(asked) == 2
 
 
-def test_who_trains_does_not_judge_by_own_answers(site: Site) -> None:
+def test_a_subject_for_training_gives_no_own_answers_to_the_gate(site: Site) -> None:
     """The hold-out list counts more than the rule, which is for people who are not in it."""
     content = {"salt": "totalspineseg hold-out 1", "role": {"hold-1": "train", "train-1": "hold-out"}}
     site.holdout_file.write_text(json.dumps(content), encoding="utf-8")
@@ -205,7 +205,7 @@ def test_foreign_weights_are_judged_by_what_they_can_do(gate: Callable[[type[Cod
     assert "own answers" in worse.verdict
 
 
-def test_where_nothing_can_judge_nothing_is_served(gate: Callable[[type[CodeReader], bool], Any]) -> None:
+def test_without_any_comparison_nothing_is_put_into_use(gate: Callable[[type[CodeReader], bool], Any]) -> None:
     judgment = gate(CodeReader, False)
     assert not judgment.passed
     assert judgment.report["judged_by"] == {REFERENCE: 0, HOLDOUT: 0, OWN_ANSWERS: 0}
@@ -241,7 +241,7 @@ def test_what_an_own_answer_missed_is_not_held_against_a_candidate() -> None:
     assert as_in_truth(scores(1.0), scores(0.8)) == scores(0.8)
 
 
-def test_the_reference_set_judges_as_before_where_it_is_handled() -> None:
+def test_the_reference_set_decides_as_before_if_it_is_handled() -> None:
     report = judge("a", "c", reference=many(0.0), holdout=[])
     assert [entry.name for entry in report.sets] == [REFERENCE, HOLDOUT]
     assert report.judged_by == {REFERENCE: 6, HOLDOUT: 0}

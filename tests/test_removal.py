@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from totalspineseg_server.cli import main
-from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.registry import removal
 from totalspineseg_server.registry.manage import show_version
 from totalspineseg_server.registry.model_store import ModelStore
@@ -58,8 +58,8 @@ def test_a_removed_ancestor_is_still_known(store: ModelStore, capsys: pytest.Cap
     assert (store.versions(), removed_versions(store)) == (("b", "c"), ("a",))
     assert lineage(store, "c") == ("c", "b", "a", "starter")
     assert trained_on(store, "c", 2) == {"of-a", "of-b", "of-c"}
-    shown: Any = json.loads(run(store, capsys, "show", "a")[1])
-    assert (shown["training"][0]["correction"], shown["lineage"]) == ("of-a", ["a", "starter"])
+    displayed: Any = json.loads(run(store, capsys, "show", "a")[1])
+    assert (displayed["training"][0]["correction"], displayed["lineage"]) == ("of-a", ["a", "starter"])
     assert " a " not in run(store, capsys, "list")[1]
     listed = run(store, capsys, "list", "--removed")[1].splitlines()
     assert listed[-1].startswith("  a  from starter, 1 corrections, 2026-01-01T00:00:00+00:00  removed ")
@@ -125,17 +125,17 @@ def test_no_version_is_put_into_use_while_it_is_removed(store: ModelStore, monke
         except WeightsError as error:
             refused.append(error)
 
-    meanwhile = Thread(target=activate)
+    thread = Thread(target=activate)
     write = removal.write_json
 
     def slowly(path: Path, content: Any) -> None:
-        meanwhile.start()
-        meanwhile.join(0.2)
+        thread.start()
+        thread.join(0.2)
         write(path, content)
 
     monkeypatch.setattr(removal, "write_json", slowly)
     remove_versions(store, ["a"])
-    meanwhile.join()
+    thread.join()
     assert (len(refused), store.active()[1]) == (1, "c")
 
 
@@ -190,6 +190,15 @@ def test_kill_9_leaves_a_version_whole_or_gone(store: ModelStore, arrange: Calla
     assert remove_versions(store, ["a"]) >= (3 << 20 if whole else 0)
     assert sorted(path.name for path in store.versions_dir.iterdir()) == ["b", "c"]
     assert trained_on(store, "c", 1) == {"of-a", "of-b", "of-c"}
+
+
+def test_a_version_whose_record_is_damaged_is_not_removed(store: ModelStore) -> None:
+    """An empty record was kept of it, and what its successors had been trained on was lost."""
+    record = store.versions_dir / "a" / "version.json"
+    record.write_text("{", encoding="utf-8")
+    with pytest.raises(StorageError, match=r"version.json.*backup"):
+        remove_versions(store, ["a"], force=True)
+    assert (record.read_text(encoding="utf-8"), removed_versions(store)) == ("{", ())
 
 
 def test_a_version_that_was_installed_again_is_removed_again(store: ModelStore) -> None:

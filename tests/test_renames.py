@@ -22,12 +22,12 @@ TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
 
 
-def kept(step: int) -> PredictionMaps:
+def stored(step: int) -> PredictionMaps:
     """A prediction in which L4-L5 has the name L5-L6."""
     labels = TRUTH if step == 2 else step1_answer(TRUTH)
     labels = np.where(labels == CODE_OF["L4-L5"], CODE_OF["L5-L6"], labels).astype(np.uint8)
-    drawn = NamedMap(Volume(classes_of(TRUTH, step), GRID.affine), labels, 1 if step == 1 else 2)
-    return PredictionMaps("p", drawn, GRID, {}, {}, ())
+    painted = NamedMap(Volume(classes_of(TRUTH, step), GRID.affine), labels, 1 if step == 1 else 2)
+    return PredictionMaps("p", painted, GRID, {}, {}, ())
 
 
 def sent(step: int) -> Submission:
@@ -46,7 +46,7 @@ def follow(submission: Submission, prediction: PredictionMaps) -> Followed | Non
 @pytest.mark.parametrize(("predicted", "submitted"), [(1, 1), (2, 2), (1, 2), (2, 1)])
 def test_levels_follow_within_one_step_alone(predicted: int, submitted: int) -> None:
     """A full label was renumbered as if it had corrected a step-1 map that somebody had opened last."""
-    followed = follow(sent(submitted), kept(predicted))
+    followed = follow(sent(submitted), stored(predicted))
     assert (followed is not None) is (predicted == submitted)
     if followed is not None:
         assert followed.report["renamed"] == {"from": "L5-L6", "to": "L4-L5"}
@@ -60,7 +60,7 @@ def test_names_counted_after_a_rename_are_not_called_doubtful(monkeypatch: pytes
         return codes, SimpleNamespace(probability=0.9, certainty="counted")
 
     monkeypatch.setattr(comparison, "renumber", counted)
-    followed = follow(sent(2), kept(2))
+    followed = follow(sent(2), stored(2))
     assert followed is not None
     assert certainty_of(followed.report) == "counted"
 
@@ -71,7 +71,7 @@ def test_several_renamed_levels_are_taken_as_named_in_a_scene_of_3d_slicer() -> 
     renamed = {"L4-L5": "L5-L6", "L3-L4": "L4-L5", "L2-L3": "L3-L4"}
     segments = tuple(Segment(renamed.get(name, name), value) for name, value in WIRE_LABELS.items())
     scene = Submission((to_wire(TRUTH),), GRID, segments)
-    assert follow(scene, kept(2)) is None
+    assert follow(scene, stored(2)) is None
     codes = map_names(scene, GRID).codes
     for before, now in renamed.items():
         assert ((codes == CODE_OF[now]) == (CODE_OF[before] == TRUTH)).all()
@@ -88,7 +88,7 @@ def test_levels_do_not_follow_where_two_would_have_one_name(
     labels = np.array(submission.layers[0])
     labels[0, 0, :4] = (200, 200, 201, 201)
     own = Segment("lesion", 200), Segment("nerve root", 201)
-    followed = follow(replace(submission, layers=(labels,), segments=(*submission.segments, *own)), kept(2))
+    followed = follow(replace(submission, layers=(labels,), segments=(*submission.segments, *own)), stored(2))
     assert followed is not None
     assert (followed.names, followed.report["probability"] is not None) == ({}, follows)
 
@@ -96,7 +96,7 @@ def test_levels_do_not_follow_where_two_would_have_one_name(
 def test_names_left_as_predicted_follow_in_any_spelling() -> None:
     """If a name was spelled differently from its segment, unchecked structures were learned, and checked ones were
     not."""
-    followed = follow(sent(2), kept(2))
+    followed = follow(sent(2), stored(2))
     assert followed is not None
     shifted = replace(followed, names={"L1-L2": "L2-L3"})
     assert shifted.now("L1-L2, disc_L1_L2,nose") == ["L2-L3", "L2-L3", "nose"]

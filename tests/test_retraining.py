@@ -215,7 +215,7 @@ def test_where_the_first_weights_are_gone_the_oldest_there_are_stand_in(
     ]
 
 
-def test_what_the_weights_in_use_have_learned_from_does_not_judge(
+def test_scans_that_the_weights_in_use_learned_from_are_not_compared(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another server with the same models had trained on a scan that is held out here, and the gate used it."""
@@ -267,7 +267,7 @@ def test_nnunets_own_predictor_gives_the_labels_of_a_published_version(tmp_path:
 # --- what is recorded
 
 
-def taught(site: Site, result: Retrained) -> dict[str, list[int]]:
+def trained_on(site: Site, result: Retrained) -> dict[str, list[int]]:
     record = show_version(site.models, result.version)
     return {entry["image"]: entry["taught"] for entry in record["training"]}
 
@@ -282,7 +282,7 @@ def test_an_image_that_comes_back_is_not_recorded_as_left_out(tmp_path: Path) ->
     away.rename(image)
     result = train(site, iterations=4)
     assert (result.run,) == tuple(path for path in site.training_dir.iterdir() if path.is_dir())
-    assert taught(site, result) == {"sub-0": [1, 2], "sub-1": [1, 2]}
+    assert trained_on(site, result) == {"sub-0": [1, 2], "sub-1": [1, 2]}
     assert result.skipped == ()
     assert show_version(site.models, result.version)["skipped"] == []
 
@@ -308,13 +308,13 @@ def test_each_network_says_what_it_learned_from(tmp_path: Path, monkeypatch: pyt
 
     replay = (*tiny_replay(), ScanSource("replay-2", Origin.UNCORRECTED, gone, {"synthetic": "replay-2"}))
     result = train(site, replay=replay, iterations=6)
-    assert taught(site, result) == {"sub-0": [1, 2], "sub-1": [1], "sub-x": [1]}
+    assert trained_on(site, result) == {"sub-0": [1, 2], "sub-1": [1], "sub-x": [1]}
     record = show_version(site.models, result.version)
     assert record["replay"] == [{"synthetic": "replay-1", "taught": [1, 2]}]
     left_out = {entry["case"].split()[0]: entry["left_out_of"] for entry in record["skipped"]}
     assert left_out == {"replay-2": ["step 1", "step 2"], "sub-x": ["step 2"]}
     alone = train(site, steps=(2,), iterations=4)
-    assert taught(site, alone) == {"sub-0": [2]}
+    assert trained_on(site, alone) == {"sub-0": [2]}
     listed = json.loads((alone.run / "run.json").read_text(encoding="utf-8"))["training"]
     assert {entry["image"] for entry in listed} == {"sub-0", "sub-x"}
 
@@ -324,11 +324,11 @@ def test_a_label_that_had_no_turn_was_not_learned_from(tmp_path: Path) -> None:
     site = make_site(tmp_path, scans=5)
     first = train(site, steps=(1,), iterations=4)
     (run,) = (path for path in site.training_dir.iterdir() if path.is_dir())
-    assert len(taught(site, first)) == 2
+    assert len(trained_on(site, first)) == 2
     assert re.search(r"step 1\D+5 new\D+0 earlier", (run / "log.txt").read_text(encoding="utf-8"))
     second = train(site, steps=(1,), iterations=6)
     assert re.search(r"step 1\D+3 new\D+2 earlier", (second.run / "log.txt").read_text(encoding="utf-8"))
-    assert set(taught(site, second)) > set(taught(site, first).keys() ^ {f"sub-{k}" for k in range(5)})
+    assert set(trained_on(site, second)) > set(trained_on(site, first).keys() ^ {f"sub-{k}" for k in range(5)})
 
 
 def test_a_network_knows_what_it_has_seen_itself(tmp_path: Path) -> None:
@@ -346,26 +346,26 @@ def test_a_network_knows_what_it_has_seen_itself(tmp_path: Path) -> None:
 def test_time_and_best_metric_stay_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the gate judged, and ever after, clients showed no time and a Dice of 0."""
     site = make_site(tmp_path)
-    told: list[RunState] = []
-    shown: list[dict[str, Any]] = []
+    reported: list[RunState] = []
+    displayed: list[dict[str, Any]] = []
 
     def score(cases: Iterable[Any], *, before_each: Callable[[str], None], **_: Any) -> tuple[SubjectScores, ...]:
         if not list(cases):
             return ()
         before_each("reference-0")
-        told.append(present_state(site))
-        shown.append(SpineTrainTask(site, (1,)).stats())
+        reported.append(present_state(site))
+        displayed.append(SpineTrainTask(site, (1,)).stats())
         return scores_of(0.1)
 
     monkeypatch.setattr(judging, "score_models", score)
     monkeypatch.setattr(SpineFinetuner, "best", 0.25)
     train(site)
-    (during,), after = told, present_state(site)
+    (during,), after = reported, present_state(site)
     assert (during.status, during.message, during.best_metric) == ("running", "comparing on reference-0", 0.25)
     assert (after.status, after.best_metric) == ("published", 0.25)
     assert 0 < during.seconds <= after.seconds
     stats = SpineTrainTask(site, (1,)).stats()
-    assert stats["best_metric"] == shown[0]["best_metric"] == 0.25
+    assert stats["best_metric"] == displayed[0]["best_metric"] == 0.25
     # 3D Slicer's bar stood still at 1 % until the end: it counts the epochs of runs without a total time alone.
-    times = [{"current_time", "total_time"} & set(each) for each in (*shown, stats)]
+    times = [{"current_time", "total_time"} & set(each) for each in (*displayed, stats)]
     assert times == [{"current_time"}, {"total_time"}]

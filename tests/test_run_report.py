@@ -59,7 +59,7 @@ def test_what_failed_or_is_doubtful_comes_first_and_is_to_be_checked() -> None:
     assert found.checked == ["sub-03", "sub-02"]
 
 
-def test_names_from_files_are_no_markup() -> None:
+def test_names_from_files_are_not_markup() -> None:
     page = report_html(ROWS, title="a & b", note="Not <validated>.")
     assert page.count("<script>") == 1
     assert "a &amp; b" in page

@@ -88,13 +88,13 @@ def test_a_score_comes_from_the_newest_prediction_of_that_content_and_version(tm
     assert scores(tmp_path).derive("b", "1-2", "x", IN_USE) is None
 
 
-def test_a_score_is_kept_until_the_image_changes(tmp_path: Path) -> None:
+def test_a_score_is_valid_until_the_image_changes(tmp_path: Path) -> None:
     store = scores(tmp_path)
     assert store.of("a", "1-2") is None
-    kept = Score("a", "1-2", "x", IN_USE, "7", Parts(names=0.25, mirror=0.5), (44, 45))
-    store.keep(kept)
+    stored = Score("a", "1-2", "x", IN_USE, "7", Parts(names=0.25, mirror=0.5), (44, 45))
+    store.keep(stored)
     store.keep(Score("a/b", "3", "y", IN_USE, refused="image", message="It is cut off."))
-    assert store.of("a", "1-2") == kept
+    assert store.of("a", "1-2") == stored
     assert store.of("a", "1-3") is None, "another file of that name"
     assert store.of("a", "") is None
     other = store.of("a/b", "3")
@@ -104,7 +104,7 @@ def test_a_score_is_kept_until_the_image_changes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"image": "a"}', '{"parts": 3}', "{"])
-def test_a_damaged_score_is_none(tmp_path: Path, text: str) -> None:
+def test_a_damaged_score_does_not_count(tmp_path: Path, text: str) -> None:
     """A score that is deleted, cut off or from another version of the software is made again."""
     store = scores(tmp_path)
     store.keep(Score("a", "1", "x", IN_USE))

@@ -21,7 +21,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from test_raw_dataset import block_scan
 from totalspineseg_server.anatomy import LUMBAR, UNREVIEWED
 from totalspineseg_server.cli import main
-from totalspineseg_server.errors import TrainingError
+from totalspineseg_server.errors import StorageError, TrainingError
 from totalspineseg_server.nnunet.augmentation import FirstChannelTransform
 from totalspineseg_server.nnunet.cases import Origin, ScanSource
 from totalspineseg_server.nnunet.model_folder import ModelFolder
@@ -33,7 +33,7 @@ from totalspineseg_server.nnunet.training_log import TrainingLog
 from totalspineseg_server.registry.model_store import ModelStore, dataset_name
 from totalspineseg_server.training import scratch
 from totalspineseg_server.training.runs import only_one
-from totalspineseg_server.training.scratch import ScratchSettings, train_from_scratch
+from totalspineseg_server.training.scratch import PLANNED_FILE, SETTINGS_FILE, ScratchSettings, train_from_scratch
 
 TINY = ScratchSettings(epochs=2, iterations=1, device="cpu", workers=0)
 
@@ -75,9 +75,9 @@ def test_a_killed_training_goes_on_and_gives_a_model(
     assert main([*words, "--epochs", "3"]) == 2
     assert "--restart" in capsys.readouterr().err
     assert main([*words, "--epochs", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "after epoch 1 of 2" in said
-    assert "planning" not in said
+    printed = capsys.readouterr().out
+    assert "after epoch 1 of 2" in printed
+    assert "planning" not in printed
     (model,) = (folders.results / dataset_name(1)).iterdir()
     events = TrainingLog(model / "fold_0").events()
     assert [event["iteration"] for event in events if "dice" in event] == [1, 2]
@@ -155,7 +155,7 @@ def test_another_size_is_planned_without_preprocessing_again(tmp_path: Path, mon
     assert ["--no_pp" in words for words in plans] == [False, True]
 
 
-def test_going_on_and_beginning_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_continuing_and_starting_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(monkeypatch)
     folders = write_cases(tmp_path, 5)
     train_from_scratch(folders, 1, "0", TINY)
@@ -169,11 +169,30 @@ def test_going_on_and_beginning_anew(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert kinds(asked) == ["plan", "begin", "continue", "plan", "begin"]
 
 
+@pytest.mark.parametrize(
+    ("damaged", "remedy"), [("preprocessed", "plan again"), ("fold_0", "--restart")], ids=["plan", "settings"]
+)
+def test_a_damaged_note_of_a_training_is_no_license_to_change_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damaged: str, remedy: str
+) -> None:
+    """A plan that other folds used was made again, and a training went on with another number of epochs."""
+    asked = Asked(monkeypatch)
+    folders = write_cases(tmp_path, 5)
+    train_from_scratch(folders, 1, "0", TINY)
+    run = scratch._Scratch(folders, 1, "0", TINY, print)
+    (run.folder / "checkpoint_latest.pth").touch()
+    note = run.preprocessed / PLANNED_FILE if damaged == "preprocessed" else run.folder / SETTINGS_FILE
+    note.write_text("{", encoding="utf-8")
+    with pytest.raises(StorageError, match=f"{note.name}.*{remedy}"):
+        train_from_scratch(folders, 1, "0", replace(TINY, epochs=3))
+    assert (kinds(asked), note.read_text(encoding="utf-8")) == (["plan", "begin"], "{")
+
+
 def kinds(asked: Asked) -> list[str]:
     return [("plan" if "-pl" in words else "continue" if "--c" in words else "begin") for _, words, _ in asked.calls]
 
 
-def test_a_fold_begun_anew_leaves_the_others_their_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fold_that_starts_over_leaves_the_others_their_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A restart of one fold made a new plan while the others were using the old one, and forgot which cases they
     had."""
     asked = Asked(monkeypatch)
@@ -232,7 +251,7 @@ def test_cases_that_change_while_they_are_planned_are_noticed(tmp_path: Path, mo
         train_from_scratch(folders, 1, "0", TINY)
 
 
-def test_half_a_dataset_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_half_a_dataset_is_not_used_for_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Asked(monkeypatch)
     folders = write_cases(tmp_path, 5)
     (folders.raw / dataset_name(1) / "dataset.json").unlink()
@@ -251,7 +270,7 @@ def test_half_a_dataset_is_not_trained_on(tmp_path: Path, monkeypatch: pytest.Mo
     ],
     ids=["no cases", "too few subjects", "no GPU", "too few GPUs"],
 )
-def test_what_cannot_work_is_said_at_once(
+def test_what_cannot_work_is_reported_at_once(
     tmp_path: Path, cases: int, fold: str, settings: ScratchSettings, message: str
 ) -> None:
     folders = write_cases(tmp_path, cases)
@@ -268,7 +287,7 @@ def test_two_trainings_of_one_fold_are_refused(tmp_path: Path, monkeypatch: pyte
     train_from_scratch(folders, 1, "0", TINY)
 
 
-def test_what_nnunet_said_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reason_that_nnunet_printed_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = write_cases(tmp_path, 5)
     monkeypatch.setattr(scratch, "PLAN_MODULE", "this_module_is_not_there")
     with pytest.raises(TrainingError, match=r"this_module_is_not_there.*nnunet\.txt"):

@@ -73,28 +73,28 @@ def test_each_record_is_read_once_however_often_a_scan_is_offered(
     levels = FinishedLevels(desk.store)
     assert levels.of(["img", "other"]) == []
     first = desk.submit()
-    shown = frozenset(first.present)
+    displayed = frozenset(first.present)
     read.clear()
-    assert [levels.of(["img"]) for _ in range(3)] == [[shown]] * 3
+    assert [levels.of(["img"]) for _ in range(3)] == [[displayed]] * 3
     assert len(read) == 1
     with pytest.raises(LabelError):
         desk.submit({})
     second = desk.submit({"label_info": [{"name": "L4"}, {"name": "L3"}]})
     read.clear()
-    assert levels.of(["img"]) == [frozenset(second.present)] != [shown]
+    assert levels.of(["img"]) == [frozenset(second.present)] != [displayed]
     desk.store.withdrawals.add("img", second.id, "ada")
-    assert [levels.of(["img"]) for _ in range(2)] == [[shown]] * 2
+    assert [levels.of(["img"]) for _ in range(2)] == [[displayed]] * 2
     desk.store.withdrawals.add("img", first.id, "ada")
     assert levels.of(["img"]) == []
     assert len(read) == len({second.id, "the parked one"})
 
 
 def test_rarity() -> None:
-    shown = counts_of([LUMBAR, LUMBAR, NECK, (), ()])
-    assert rarity(LUMBAR, shown) == pytest.approx(1 / 3)
-    assert rarity(NECK, shown) == pytest.approx(1 / 2)
-    assert rarity((44, 21), shown) == pytest.approx((1 / 3 + 1) / 2)
-    assert rarity((), shown) == pytest.approx(1 / 3)
+    displayed = counts_of([LUMBAR, LUMBAR, NECK, (), ()])
+    assert rarity(LUMBAR, displayed) == pytest.approx(1 / 3)
+    assert rarity(NECK, displayed) == pytest.approx(1 / 2)
+    assert rarity((44, 21), displayed) == pytest.approx((1 / 3 + 1) / 2)
+    assert rarity((), displayed) == pytest.approx(1 / 3)
     assert rarity(LUMBAR, Counter()) == 1
 
 
@@ -113,7 +113,7 @@ def test_most_to_learn_offers_what_finished_labels_lack() -> None:
     assert order(strategy, Studies("a", "b", "u", "y", "z"), 5) == "zabyu"
 
 
-def test_the_offer_that_a_label_came_of_is_its_author_s() -> None:
+def test_the_recorded_offer_of_a_label_is_its_authors() -> None:
     now = time.time()
     info = {
         "strategy": {

@@ -138,21 +138,21 @@ def test_the_annotators_loop(untouched: Server, tmp_path: Path) -> None:
     expected = CODES.copy()
     for old, new in follow.items():
         expected[CODE_OF[old] == CODES] = CODE_OF[new]
-    kept = accepted(server, sample["id"])
+    stored = accepted(server, sample["id"])
     store = CorrectionStore(server.studies / ".totalspineseg")
-    np.testing.assert_array_equal(to_ras(Volume(store.codes(kept), PIR)).data, expected)
-    assert (kept.client, kept.prediction["id"]) == ("slicer-7", report["prediction"])
-    assert (store.path(kept) / kept.raw).read_bytes() == renamed.read_bytes()
+    np.testing.assert_array_equal(to_ras(Volume(store.codes(stored), PIR)).data, expected)
+    assert (stored.client, stored.prediction["id"]) == ("slicer-7", report["prediction"])
+    assert (store.path(stored) / stored.raw).read_bytes() == renamed.read_bytes()
 
-    shown = read_labels(Path(client.download_label(sample["id"], "final")))
-    np.testing.assert_array_equal(to_ras(Volume(from_wire(shown.data), shown.affine)).data, expected)
+    displayed = read_labels(Path(client.download_label(sample["id"], "final")))
+    np.testing.assert_array_equal(to_ras(Volume(from_wire(displayed.data), displayed.affine)).data, expected)
     assert client.info()["datastore"]["completed"] == 1
     assert client.next_sample("first", {})["id"] == "b-next"
     assert client.next_sample("last", {})["id"] == "z-last"
     assert client.next_sample("random", {})["id"] != sample["id"]
 
 
-def test_a_label_not_understood_is_kept_and_the_image_offered_again(
+def test_a_label_not_understood_is_stored_and_the_image_offered_again(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
     image = add_image(server, "parked", image_of(CODES))
@@ -165,9 +165,9 @@ def test_a_label_not_understood_is_kept_and_the_image_offered_again(
     assert "'tumor'" in caught.value.msg
     assert "kept" in caught.value.msg
     assert client.info()["datastore"]["completed"] == before
-    (kept,) = CorrectionStore(server.studies / ".totalspineseg").of_image(image)
-    assert kept.status == "parked"
-    assert kept.id in caught.value.msg
+    (stored,) = CorrectionStore(server.studies / ".totalspineseg").of_image(image)
+    assert stored.status == "parked"
+    assert stored.id in caught.value.msg
 
 
 def test_two_people_saving_at_once_lose_nothing(server: Server, tmp_path: Path) -> None:
@@ -186,8 +186,8 @@ def test_two_people_saving_at_once_lose_nothing(server: Server, tmp_path: Path) 
         thread.start()
     for thread in threads:
         thread.join()
-    kept = CorrectionStore(server.studies / ".totalspineseg").of_image(image)
-    assert sorted(c.client for c in kept) == [f"reader-{k}" for k in range(4)]
+    stored = CorrectionStore(server.studies / ".totalspineseg").of_image(image)
+    assert sorted(c.client for c in stored) == [f"reader-{k}" for k in range(4)]
     assert len(replies) == 4
 
 
@@ -264,7 +264,7 @@ def test_step_2_follows_the_names_the_annotator_gave(server: Server, client: MON
         assert NAME_OF[int(np.bincount(result[middle]).argmax())] == expected
 
 
-def test_an_image_can_be_uploaded_or_sent_along_or_kept_in_a_session(
+def test_an_image_can_be_uploaded_or_sent_along_or_put_into_a_session(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
     path = tmp_path / "mine.nrrd"
@@ -366,7 +366,7 @@ def test_an_image_that_cannot_be_segmented_gets_a_sentence(server: Server, name:
 
 
 @pytest.mark.parametrize(("name", "content"), [("text", b"hello"), ("empty", b""), ("cut", b"\x1f\x8b\x08\x00broken")])
-def test_a_file_that_is_no_image_gets_a_sentence(server: Server, tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_that_is_not_an_image_gets_a_sentence(server: Server, tmp_path: Path, name: str, content: bytes) -> None:
     path = server.studies.parent / f"{name}.nii.gz"
     path.write_bytes(content)
     refused = infer(server, image=add_file(server, path, name))
@@ -394,7 +394,7 @@ def test_unknown_images_and_models_are_404(server: Server) -> None:
     assert infer(server).status_code == 422
 
 
-def test_no_weights_is_said_and_mended_without_restart(server: Server) -> None:
+def test_missing_weights_are_reported_and_installed_without_restart(server: Server) -> None:
     (server.signals / "no-weights").touch()
     try:
         refused = infer(server, image="z-last")

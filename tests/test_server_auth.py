@@ -200,7 +200,7 @@ def test_a_realm_may_change_its_key(realm: Realm, new: Any, algorithm: str) -> N
     assert realm.asked == 2
 
 
-def test_tokens_that_do_not_fit_are_no_way_to_keep_a_realm_busy(realm: Realm) -> None:
+def test_tokens_that_do_not_fit_cannot_keep_a_realm_busy(realm: Realm) -> None:
     desk = Desk()
     for _ in range(5):
         for token in (signed(OTHER), signed(exp=time.time() - 60), "a.b.c"):
@@ -274,7 +274,7 @@ def test_a_realm_that_hangs_while_it_is_asked_again_holds_up_no_valid_token() ->
             go_on.set()
 
 
-def test_the_host_asks_our_check(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_monai_label_uses_our_check_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     with TestClient(guarded(monkeypatch)) as client:
         assert client.get("/annotators", params={"token": signed()}).json() == "ada"
         assert client.get("/admins", params={"token": signed()}).status_code == 403

@@ -77,7 +77,7 @@ def test_the_end_comes_before_whoever_waits_for_it_kills() -> None:
     assert REQUEST_SECONDS + SUBMISSION_SECONDS + REST_SECONDS < STOP_SECONDS
 
 
-def test_a_submission_that_hangs_is_not_waited_for_without_end() -> None:
+def test_nobody_waits_forever_for_a_submission_that_hangs() -> None:
     ongoing = Ongoing()
     assert asyncio.run(ongoing.finish(0))
     with ongoing.one():

@@ -125,7 +125,7 @@ def test_known_names_pass(path: str, status: int) -> None:
     assert ("Choose one of" in answer.text) is refused
 
 
-def test_an_image_that_the_server_cannot_keep_is_not_its_sender_s_fault(
+def test_an_image_that_the_server_cannot_store_is_not_its_senders_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk, or an index in use by another program, was answered as an unusable image."""

@@ -95,13 +95,13 @@ def test_doubtful_levels_are_marked_in_the_reply_unless_the_request_says_otherwi
     assert "doubtful" in report["message"]
     assert report["marked"]
     assert {f"{name} ?" for name in report["marked"]} == {name for name in report["label_names"] if "?" in name}
-    drawn = named(file, report)
+    painted = named(file, report)
     plain = client.infer("totalspineseg", image, {"result_extension": ".nii", "doubtful_names": "plain"})
     assert list(plain[1]["label_names"])[:5] == ["canal", "cord", "L1", "L1-L2", "L2"]
-    assert named(*plain) == drawn
+    assert named(*plain) == painted
 
 
-def test_the_review_runs_no_network_again_and_its_record_is_kept(server: Server, client: MONAILabelClient) -> None:
+def test_the_review_runs_no_network_again_and_its_record_is_stored(server: Server, client: MONAILabelClient) -> None:
     image = add_image(server, "reviewed", image_of(MIDDLE))
     client.infer("totalspineseg", image, {})
     _, report = client.infer("totalspineseg_review", image, {})
@@ -114,7 +114,7 @@ def test_the_review_runs_no_network_again_and_its_record_is_kept(server: Server,
     assert [name for name in names if f"{name} ?" in names] == [], "a row to clear names that no reply had shown"
 
 
-def test_the_review_knows_what_the_prediction_was_told(
+def test_the_review_uses_the_settings_of_the_prediction(
     server: Server, client: MONAILabelClient, tmp_path: Path
 ) -> None:
     """Clients set localizer and pins for each model separately, and without them the review doubted every level."""
@@ -122,8 +122,8 @@ def test_the_review_knows_what_the_prediction_was_told(
     label = tmp_path / "label.nii.gz"
     write_volume(label, (CODE_OF["L3-L4"] == CODES).astype(np.uint8), RAS)
     client.save_label(localizer, str(label), params={"label_info": [{"name": "L3-L4"}]})
-    for told in ({"localizer": localizer}, {"pin": f"L3 {middle_of('L3')}"}, {}):
-        predicted = client.infer("totalspineseg", image, told)[1]
+    for reported in ({"localizer": localizer}, {"pin": f"L3 {middle_of('L3')}"}, {}):
+        predicted = client.infer("totalspineseg", image, reported)[1]
         for _ in range(2):
             reviewed = client.infer("totalspineseg_review", image, {})[1]
             assert reviewed["numbering"] == predicted["numbering"]
@@ -141,7 +141,7 @@ def marked(client: MONAILabelClient, image: str) -> tuple[set[str], set[str]]:
     return uncertain, odd
 
 
-def test_the_review_judges_the_result_that_is_shown(server: Server, client: MONAILabelClient) -> None:
+def test_the_review_checks_the_displayed_result(server: Server, client: MONAILabelClient) -> None:
     """After the iterative method, which states no doubts, or a corrected step 1, the review called another result
     certain."""
     image = add_image(server, "by-rule", image_of(CODES))
@@ -185,13 +185,13 @@ def test_one_renamed_segment_beside_its_neighbor_of_the_same_name(
     assert reply["renumbered"]["names"]["L4"] == "L3"
     assert reply["renumbered"]["names"]["L1"] == "T12" or reply["renumbered"]["names"]["L1"] == "T13"
     store = CorrectionStore(server.studies / ".totalspineseg")
-    (kept,) = store.of_image(image)
-    codes = store.codes(kept)
+    (stored,) = store.of_image(image)
+    codes = store.codes(stored)
     assert NAME_OF[int(codes[CODE_OF["L3"] == CODES][0])] == "L2"
     assert NAME_OF[int(codes[CODE_OF["L5"] == CODES][0])] == "L4"
     np.testing.assert_array_equal(codes > 0, sent > 0)
-    assert kept.renumbered is not None
-    assert kept.label_info == names
+    assert stored.renumbered is not None
+    assert stored.label_info == names
 
 
 def test_a_reader_who_renames_several_levels_is_taken_at_their_word(
@@ -243,7 +243,7 @@ def test_two_series_do_not_confirm_each_other(server: Server, client: MONAILabel
     assert beside["probability"] == alone["probability"]
 
 
-def test_a_guessed_prediction_is_no_localizer(server: Server, client: MONAILabelClient) -> None:
+def test_a_guessed_prediction_is_not_a_localizer(server: Server, client: MONAILabelClient) -> None:
     """A stored prediction that was not certain (0.4), named as localizer, made another scan certain of its names."""
     one, two = (add_image(server, name, image_of(MIDDLE)) for name in ("guessed", "beside"))
     assert client.infer("totalspineseg", one, {"save_label": True})[1]["numbering"]["confident"] is False

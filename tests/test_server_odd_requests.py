@@ -26,6 +26,15 @@ def test_a_label_without_a_name_is_not_there(server: Server, query: str) -> None
     assert (answer.status_code, "label" in answer.json()["detail"]) == (404, True)
 
 
+def test_an_image_without_a_name_has_no_label(server: Server) -> None:
+    """``GET /datastore/label/info?label=&tag=final`` was answered with 500, and so were HEAD and PUT."""
+    url, label = f"{server.url}/datastore/label", {"label": "", "tag": "final"}
+    assert requests.get(f"{url}/info", params=label, timeout=60).json() == {}
+    assert requests.get(url, params=label, timeout=60).status_code == 404
+    assert requests.head(url, params={"image": "", "tag": "final"}, timeout=60).status_code == 404
+    assert requests.put(f"{url}/info", params=label, data={"info": "{}"}, timeout=60).status_code == 404
+
+
 def test_a_series_in_a_session_is_not_sent_back_as_one_file(server: Server) -> None:
     """``GET /session/ID?image=true`` was answered with 500 if the session has a folder."""
     series, one = session(server, FILES), session(server, FILES[:1])
@@ -38,7 +47,7 @@ def test_a_series_in_a_session_is_not_sent_back_as_one_file(server: Server) -> N
 
 
 @pytest.mark.parametrize(
-    ("sent", "kept"),
+    ("sent", "stored"),
     [
         ("ü" * 150 + ".dcm", "ü" * 98 + ".dcm"),
         ("脊" * 200, "脊" * 66),
@@ -50,11 +59,11 @@ def test_a_series_in_a_session_is_not_sent_back_as_one_file(server: Server) -> N
         ("C:\\scans\\a\n.dcm", "a.dcm"),
     ],
 )
-def test_a_file_of_any_name_can_be_kept(sent: str, kept: str) -> None:
+def test_a_file_of_any_name_can_be_stored(sent: str, stored: str) -> None:
     """Names were cut by characters instead of bytes, so that 150 umlauts, or a file called ``..``, were answered with
     500."""
-    assert plain_name(sent) == kept
-    assert len(kept.encode()) <= MAX_FILE_NAME
+    assert plain_name(sent) == stored
+    assert len(stored.encode()) <= MAX_FILE_NAME
 
 
 @pytest.mark.parametrize("name", ["ü" * 150 + ".dcm", "..", "meta.info"])

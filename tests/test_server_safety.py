@@ -132,7 +132,7 @@ def test_pages_load_things_of_this_server_alone(server: Server, path: str) -> No
         assert "://" not in page.text
 
 
-def test_the_log_is_shown_as_text_without_folders(server: Server) -> None:
+def test_the_log_is_plain_text_without_folders(server: Server) -> None:
     """MONAI Label's page ran scripts from two other servers, and lines=-1 gave the whole log with every path of the
     machine."""
     log = requests.get(f"{server.url}/logs/", params={"lines": 300, "refresh": 3}, timeout=20)
@@ -149,7 +149,7 @@ def test_the_log_is_shown_as_text_without_folders(server: Server) -> None:
 def test_folders_of_the_server_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(settings, "MONAI_LABEL_STUDIES", "/srv/mri/")
     monkeypatch.setattr(settings, "MONAI_LABEL_APP_CONF", {"work": "/srv/mri-work"})
-    for text, told in {
+    for text, reported in {
         "permission to write to /srv/mri/.totalspineseg/maps is required": "write to .totalspineseg/maps is required",
         "write to /srv/mri-work, got": "write to mri-work, got",
         "'/srv/mri' is required": "'mri' is required",
@@ -157,7 +157,7 @@ def test_folders_of_the_server_are_left_out(monkeypatch: pytest.MonkeyPatch) -> 
         f"room in {tempfile.gettempdir()} is required": f"room in {Path(tempfile.gettempdir()).name} is required",
         "an address below /proxy/dicom/wado": "an address below /proxy/dicom/wado",
     }.items():
-        assert told in without_folders(text)
+        assert reported in without_folders(text)
 
 
 def test_an_oversized_request_is_refused(server: Server) -> None:

@@ -120,8 +120,8 @@ def test_a_label_knows_what_offered_its_scan(
     label = tmp_path / "label.nii.gz"
     write_volume(label, to_wire(lumbar_codes()), RAS)
     names = [{"name": name, "idx": value} for name, value in WIRE_LABELS.items()]
-    kept = client.save_label(NAMES[0], str(label), params={"label_info": names})
-    folder = server.studies / ".totalspineseg" / "corrections" / NAMES[0] / kept["correction"]
+    stored = client.save_label(NAMES[0], str(label), params={"label_info": names})
+    folder = server.studies / ".totalspineseg" / "corrections" / NAMES[0] / stored["correction"]
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     assert record["offered"]["strategy"] == "doubtful_first"
     assert record["offered"]["score"] == sample["score"]
@@ -144,8 +144,8 @@ def slow(server: Server) -> Iterator[Path]:
 def test_a_batch_goes_on_where_it_was_stopped(
     server: Server, client: MONAILabelClient, scored: dict[str, Any], slow: Path
 ) -> None:
-    shown = client.datastore()["objects"]
-    assert not any("original" in shown[name]["labels"] for name in NAMES)
+    displayed = client.datastore()["objects"]
+    assert not any("original" in displayed[name]["labels"] for name in NAMES)
     before = [records(server, name) for name in NAMES]
     slow.write_text("300", encoding="utf-8")
     started(server, "/batch/infer/totalspineseg")
@@ -160,8 +160,8 @@ def test_a_batch_goes_on_where_it_was_stopped(
     slow.unlink()
     started(server, "/batch/infer/totalspineseg")
     assert finished(server, "/batch/infer")["status"] == "DONE"
-    shown = client.datastore()["objects"]
-    assert ["original" in shown[name]["labels"] for name in NAMES] == [True, True, False]
+    displayed = client.datastore()["objects"]
+    assert ["original" in displayed[name]["labels"] for name in NAMES] == [True, True, False]
     done = [records(server, name) for name in NAMES]
     assert done == [before[0] + 1, before[1] + 1, 0]
     started(server, "/batch/infer/totalspineseg")

@@ -17,7 +17,7 @@ from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.segments import from_names, from_wire
 
 CODES = lumbar_codes()
-DRAWN = [name for name in WIRE_LABELS if (CODE_OF[name] == CODES).any()]
+PAINTED = [name for name in WIRE_LABELS if (CODE_OF[name] == CODES).any()]
 ONE_UP = {f"L{k}": f"L{k + 1}" for k in range(1, 6)} | {f"L{k}-L{k + 1}": f"L{k + 1}-L{k + 2}" for k in range(1, 5)}
 ONE_UP |= {"T12": "L1", "T12-L1": "L1-L2"}
 pytestmark = pytest.mark.filterwarnings(
@@ -53,10 +53,10 @@ def submit(
     """Submit all structures of the phantom, some under other names."""
     label = folder / "label.nii.gz"
     sent = np.zeros(CODES.shape, dtype=np.uint8)
-    for value, name in enumerate(DRAWN, start=1):
+    for value, name in enumerate(PAINTED, start=1):
         sent[CODE_OF[name] == CODES] = value
     write_volume(label, sent, grid(moved_mm))
-    names = [{"name": (renamed or {}).get(name, name)} for name in DRAWN]
+    names = [{"name": (renamed or {}).get(name, name)} for name in PAINTED]
     reply: dict[str, Any] = client.save_label(image, str(label), params={"label_info": names})
     return reply
 
@@ -77,8 +77,8 @@ def test_a_volume_loaded_from_dicom_can_be_uploaded_segmented_and_submitted(
     np.testing.assert_array_equal(from_names(read_labels(Path(file)).data, report["label_names"]), CODES)
     reply = submit(client, name, tmp_path)
     assert (reply["image"], reply["prediction"]["id"]) == (name, report["prediction"])
-    shown = read_labels(Path(client.download_label(name, "final")))
-    np.testing.assert_array_equal(from_wire(shown.data), CODES)
+    displayed = read_labels(Path(client.download_label(name, "final")))
+    np.testing.assert_array_equal(from_wire(displayed.data), CODES)
     assert "final" in client.datastore()["objects"][name]["labels"]
     image = requests.get(f"{server.url}/datastore/image", params={"image": name}, timeout=10)
     assert image.content == Path(path).read_bytes()
@@ -145,7 +145,7 @@ def test_a_volume_renamed_before_submit_keeps_its_label(
     assert submit(client, free, tmp_path)["image"] == free
 
 
-def test_a_label_of_no_image_is_answered_so_and_kept(server: Server, client: MONAILabelClient, tmp_path: Path) -> None:
+def test_a_label_of_no_image_is_reported_and_stored(server: Server, client: MONAILabelClient, tmp_path: Path) -> None:
     """The label was filed under the image that its client had uploaded last."""
     client.upload_image(volume(tmp_path, 2.75), "renamed at once")
     with pytest.raises(MONAILabelClientException, match="404") as caught:
@@ -170,9 +170,9 @@ def test_a_rename_is_followed_where_the_volume_was_predicted_in_a_session(
     reply = submit(client, name, tmp_path, {"L5": "L6"})
     assert reply["prediction"]["id"] == predicted["prediction"]
     assert reply["renumbered"]["names"]["L4"] == "L5"
-    kept = accepted(server, name)
-    assert CODE_OF["L5"] in kept.present
-    assert "L5 is missing" not in str(kept.findings)
+    stored = accepted(server, name)
+    assert CODE_OF["L5"] in stored.present
+    assert "L5 is missing" not in str(stored.findings)
 
 
 @pytest.mark.parametrize("new", ["L6", "L4"])

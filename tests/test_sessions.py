@@ -30,7 +30,7 @@ def session(root: Path, name: str, *, age: int, meta: Any = None) -> Path:
 @pytest.mark.parametrize(
     "meta", [None, "", "{", "[]", '{"expiry": null}'], ids=["whole", "none", "cut", "list", "null"]
 )
-def test_what_is_over_goes_and_what_is_not_stays(tmp_path: Path, meta: str | None) -> None:
+def test_expired_sessions_go_and_others_stay(tmp_path: Path, meta: str | None) -> None:
     """An upload that a full disk had cut off ended the cleaning for good, and images piled up."""
     old = session(tmp_path, "a-old", age=2 * EXPIRY, meta=meta)
     fresh = session(tmp_path, "b-fresh", age=1, meta=meta)

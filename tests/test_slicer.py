@@ -51,7 +51,7 @@ class Sitting:
     """
 
     report: dict[str, Any]
-    drawn: dict[str, npt.NDArray[np.bool_]]
+    painted: dict[str, npt.NDArray[np.bool_]]
     affine: npt.NDArray[np.float64]
 
     @property
@@ -85,8 +85,8 @@ def sit_down(server: Server, folder: Path, **work: Any) -> Sitting:
     assert done.returncode == 0, done.stderr
     with np.load(files[2]) as scene:
         arrays = dict(scene)
-    drawn = {name.removeprefix("segment "): data for name, data in arrays.items() if name != "affine"}
-    return Sitting(json.loads(files[1].read_text(encoding="utf-8")), drawn, arrays["affine"])
+    painted = {name.removeprefix("segment "): data for name, data in arrays.items() if name != "affine"}
+    return Sitting(json.loads(files[1].read_text(encoding="utf-8")), painted, arrays["affine"])
 
 
 def turned(codes: str, spacing: tuple[float, float, float] = (1, 1, 1), degrees: float = 0) -> Volume:
@@ -119,7 +119,7 @@ def expected(sitting: Sitting, image: Grid) -> npt.NDArray[np.uint8]:
     place = np.rint(found).astype(int)
     assert np.abs(found - place).max() < 0.25
     codes = np.zeros(image.shape, dtype=np.uint8)
-    for name, data in sitting.drawn.items():
+    for name, data in sitting.painted.items():
         code = code_of_name(names.get(name, name))
         assert code is not None
         there = data[tuple(place)].reshape(image.shape)
@@ -222,7 +222,7 @@ def test_overlapping_segments_are_kept(server: Server, tmp_path: Path) -> None:
     )
     codes = stored_codes(server, sitting.answer)
     np.testing.assert_array_equal(codes, expected(sitting, grid))
-    claimed = sum(data.astype(int) for data in sitting.drawn.values())
+    claimed = sum(data.astype(int) for data in sitting.painted.values())
     assert sitting.answer["overlap_voxels"] == (claimed > 1).sum() > 0
 
 
@@ -233,17 +233,17 @@ def without_landmarks() -> Volume:
     return Volume(np.where(np.isin(np.rint(whole.data / 10), middle), whole.data, 0), whole.affine)
 
 
-def test_doubt_is_seen_in_the_rows_and_what_is_confirmed_is_kept_as_such(server: Server, tmp_path: Path) -> None:
+def test_doubt_is_visible_in_the_rows_and_confirmed_names_are_recorded(server: Server, tmp_path: Path) -> None:
     """Doubt was printed to the console of 3D Slicer, which no reader opens."""
     grid = offered(server, without_landmarks(), "marked")
     sitting = sit_down(server, tmp_path, wanted="marked", rename={"L1 ?": "L1"})
     marked = ["L1 ?", "L1-L2 ?", "L2 ?", "L2-L3 ?"]
     assert [row["name"] for row in sitting.report["predicted"]] == ["canal", "cord", *marked]
     np.testing.assert_array_equal(stored_codes(server, sitting.answer), expected(sitting, grid))
-    kept = CorrectionStore(server.studies / ".totalspineseg").latest_accepted("marked")
-    assert kept is not None
-    assert {with_mark(NAME_OF[code]) for code in kept.unconfirmed} == set(marked[1:])
-    assert CODE_OF["L1"] in kept.renamed
+    stored = CorrectionStore(server.studies / ".totalspineseg").latest_accepted("marked")
+    assert stored is not None
+    assert {with_mark(NAME_OF[code]) for code in stored.unconfirmed} == set(marked[1:])
+    assert CODE_OF["L1"] in stored.renamed
     assert "marked as doubtful" in sitting.answer["message"]
 
 

@@ -63,7 +63,7 @@ def test_the_last_thoracic_disc_whatever_stands_above_it(spelling: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spelling", "meant"),
+    ("spelling", "expected"),
     [
         ("L4/5", "L4-L5"),
         ("spinalcord", "cord"),
@@ -81,10 +81,10 @@ def test_the_last_thoracic_disc_whatever_stands_above_it(spelling: str) -> None:
         ("tumor", None),
     ],
 )
-def test_what_is_in_doubt_stays_unknown(spelling: str, meant: str | None) -> None:
+def test_what_is_in_doubt_stays_unknown(spelling: str, expected: str | None) -> None:
     """A part that 3D Slicer split off (L4_1), a part of the sacrum, or a level of another kind is not what its name
     resembles."""
-    assert (code_of_name(spelling), similar_name(spelling)) == (None, meant)
+    assert (code_of_name(spelling), similar_name(spelling)) == (None, expected)
 
 
 @pytest.mark.parametrize(
@@ -96,5 +96,5 @@ def test_a_level_and_a_point_are_read_in_every_spelling(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "L4", "L4 1 2", "1 2 3", "L9 1 2 3", "canal 1 2 3", "L4 1 nan 3", "L4@1,2,3,4"])
-def test_what_is_no_level_and_point_is_none(text: str) -> None:
+def test_a_text_without_level_and_point_gives_none(text: str) -> None:
     assert level_at(text) is None

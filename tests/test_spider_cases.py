@@ -75,7 +75,7 @@ def test_cord_is_unknown_in_the_canal_above_l3_alone(slab: tuple[Path, np.ndarra
     assert not (case.second[..., :low] == anatomy.CORD).any()
 
 
-def test_unsure_names_teach_no_landmark_but_the_disc_on_the_sacrum(
+def test_unsure_names_show_no_landmark_but_the_disc_on_the_sacrum(
     slab: tuple[Path, np.ndarray], tmp_path: Path
 ) -> None:
     case = convert(slab[0], tmp_path, sure=False)
@@ -86,7 +86,7 @@ def test_unsure_names_teach_no_landmark_but_the_disc_on_the_sacrum(
     assert (case.second[lowest] == anatomy.DISC_L5_S).all()
 
 
-def test_eighteen_patients_train_and_seven_others_are_held_out() -> None:
+def test_eighteen_patients_are_for_training_and_seven_are_held_out() -> None:
     patients = spider_cases.read_patients()
     assert len({p.number for p in patients}) == 25
     assert sum(p.held_out for p in patients) == 7

@@ -25,6 +25,7 @@ from totalspineseg_server.nnunet.starter_plans import (
     STARTER_FOLDERS,
     StarterSettings,
     dataset_json,
+    plans_json,
     regions_of,
 )
 from totalspineseg_server.nnunet.training import deep_loss
@@ -33,6 +34,7 @@ from totalspineseg_server.trust import UNMEASURED, Trust
 
 pytestmark = pytest.mark.slow
 
+APP = Path(__file__).parents[1] / "apps" / "totalspineseg"
 TINY = (4, 6, 8)
 PATCH = (32, 16, 16)
 
@@ -83,7 +85,7 @@ def test_checkpoint_loads_without_pickled_code_in_half_precision_and_matches_its
     assert json.loads((folder / "training.json").read_text(encoding="utf-8"))["iterations_done"] == 2
 
 
-def test_training_goes_on_from_its_state_and_starts_anew_when_told(tmp_path: Path) -> None:
+def test_training_continues_from_its_state_and_starts_over_on_request(tmp_path: Path) -> None:
     def state() -> dict[str, object]:
         path = tmp_path / STARTER_FOLDERS[1] / "fold_0" / "checkpoint_latest.pth"
         loaded: dict[str, object] = torch.load(path, weights_only=True)
@@ -118,7 +120,7 @@ def test_new_weights_are_not_believed_as_those_before_them_were_measured(tmp_pat
     assert read_trust(tmp_path) == UNMEASURED
 
 
-def test_training_begins_with_given_weights_and_says_which(trained: Path, tmp_path: Path) -> None:
+def test_training_begins_with_chosen_weights_and_says_which(trained: Path, tmp_path: Path) -> None:
     source = trained / STARTER_FOLDERS[1]
     folder = train_starter(1, tmp_path, tiny(iterations=1, learning_rate=1e-9), start_from=source)
     had, has = (
@@ -215,7 +217,7 @@ def test_a_landmark_out_of_view_hardly_weighs() -> None:
     assert deep_loss([timid], truth) - deep_loss([logits], truth) < 0.02
 
 
-def test_step2_takes_over_what_fits_and_hears_the_marked_discs() -> None:
+def test_step2_takes_over_what_fits_and_uses_the_marked_discs() -> None:
     one, two = (build_network(s, TINY, deep_supervision=True).state_dict() for s in (1, 2))
     mixed = warm_start(two, one)
     assert mixed.keys() == two.keys()
@@ -242,9 +244,9 @@ def test_vertebra_above_a_marked_disc_is_always_even(seed: int) -> None:
 
 def test_both_sets_of_discs_are_drawn_and_go_with_both_parities() -> None:
     spine = lumbar()
-    drawn = {odd_discs(np.random.default_rng(s), spine) for s in range(12)}
-    assert len({marked for marked, _ in drawn}) == 2
-    assert {swapped for _, swapped in drawn} == {False, True}
+    painted = {odd_discs(np.random.default_rng(s), spine) for s in range(12)}
+    assert len({marked for marked, _ in painted}) == 2
+    assert {swapped for _, swapped in painted} == {False, True}
 
 
 def test_parity_of_a_normal_column_is_the_label_tables() -> None:
@@ -255,42 +257,42 @@ def test_parity_of_a_normal_column_is_the_label_tables() -> None:
 
 def test_patch_holds_image_marked_discs_and_shares() -> None:
     stream = samples(2, 0, PATCH, pool_size=1)
-    drawn = [next(stream) for _ in range(2)]
-    for sample in drawn:
+    painted = [next(stream) for _ in range(2)]
+    for sample in painted:
         assert sample.channels.shape == (2, *PATCH)
         assert sample.regions.shape == (len(anatomy.STEP2_REGIONS), *PATCH)
         assert torch.isfinite(sample.channels).all()
         assert 0 <= sample.regions.min() <= sample.regions.max() <= 1
     again = samples(2, 0, PATCH, pool_size=1)
-    assert torch.equal(next(again).channels, drawn[0].channels)
+    assert torch.equal(next(again).channels, painted[0].channels)
 
 
 def test_a_stated_share_of_patches_shows_the_marked_discs_without_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     """The starter weights saw other errors of step 1, in other shares, than every later training."""
     monkeypatch.setattr(starter_batches, "disturbed_channel", lambda codes, marked, rng: np.full(codes.shape, 0.5, "f"))
     rng, spine = np.random.default_rng(0), lumbar()
-    drawn = [draw_sample(rng, spine, 2, (8, 16, 8)) for _ in range(40)]
-    disturbed = sum(float(sample.channels[1].max()) == 0.5 for sample in drawn)
+    painted = [draw_sample(rng, spine, 2, (8, 16, 8)) for _ in range(40)]
+    disturbed = sum(float(sample.channels[1].max()) == 0.5 for sample in painted)
     assert disturbed / 40 == pytest.approx(1 - EXACT_CHANNEL_SHARE, abs=0.15)
 
 
 def test_marked_discs_lie_on_discs() -> None:
     rng, spine = np.random.default_rng(3), lumbar()
     discs = list(anatomy.STEP2_REGIONS).index("disc")
-    drawn = [draw_sample(rng, spine, 2, (64, 48, 16)) for _ in range(6)]
-    marked = torch.stack([s.channels[1] > 0.9 for s in drawn])
+    painted = [draw_sample(rng, spine, 2, (64, 48, 16)) for _ in range(6)]
+    marked = torch.stack([s.channels[1] > 0.9 for s in painted])
     assert marked.any()
-    assert torch.stack([s.regions[discs] for s in drawn])[marked].mean() > 0.6
+    assert torch.stack([s.regions[discs] for s in painted])[marked].mean() > 0.6
 
 
 def test_found_discs_near_marked_ones_are_those_of_the_marked_set() -> None:
     rng, spine = np.random.default_rng(3), lumbar()
     discs = list(anatomy.STEP2_REGIONS).index("disc")
-    drawn = [draw_sample(rng, spine, 2, (64, 48, 16), near_marked=True) for _ in range(6)]
+    painted = [draw_sample(rng, spine, 2, (64, 48, 16), near_marked=True) for _ in range(6)]
     near, region, marks = (
-        torch.stack([s.near_marked[0] for s in drawn]),
-        torch.stack([s.regions[discs] > 0.5 for s in drawn]),
-        torch.stack([s.channels[1] > 0.9 for s in drawn]),
+        torch.stack([s.near_marked[0] for s in painted]),
+        torch.stack([s.regions[discs] > 0.5 for s in painted]),
+        torch.stack([s.channels[1] > 0.9 for s in painted]),
     )
     assert (near & marks).sum() > 0.8 * marks.sum()  # some marks are drawn shifted or thicker
     assert 0.2 < (near & region).sum() / region.sum() < 0.8  # every other disc
@@ -365,8 +367,8 @@ def test_all_step_1_models_that_marked_discs_are_on_record(trained: Path, tmp_pa
     train_starter(1, other, tiny(piece_minutes=1e-12, seed=2))
     for starter in (trained, other, trained, None):
         folder = train_starter(2, out, piece, discs_by=starter and starter / STARTER_FOLDERS[1])
-    told = json.loads((folder / "training.json").read_text(encoding="utf-8"))["discs_by_sha256"]
-    assert told == [digest_of(trained), digest_of(other)]
+    reported = json.loads((folder / "training.json").read_text(encoding="utf-8"))["discs_by_sha256"]
+    assert reported == [digest_of(trained), digest_of(other)]
     latest = folder / "fold_0" / "checkpoint_latest.pth"
     older = torch.load(latest, weights_only=True)
     del older["finders"]
@@ -375,7 +377,7 @@ def test_all_step_1_models_that_marked_discs_are_on_record(trained: Path, tmp_pa
     assert "discs_by_sha256" not in json.loads((folder / "training.json").read_text(encoding="utf-8"))
 
 
-def test_a_state_of_another_grid_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_state_of_another_grid_is_not_continued(tmp_path: Path) -> None:
     piece = tiny(piece_minutes=1e-12)  # ends before a spine is drawn
     latest = train_starter(2, tmp_path, piece) / "fold_0" / "checkpoint_latest.pth"
     train_starter(2, tmp_path, piece)
@@ -413,15 +415,15 @@ def test_step_1_of_the_source_marks_discs_unless_one_stands_beside(
 
 
 def test_a_spine_gives_about_twenty_examples(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
+    painted = []
     spine = SimpleNamespace(labels=np.array([anatomy.DISC_L5_S]))
-    monkeypatch.setattr(starter_batches, "random_spine", lambda *_: drawn.append(1) or spine)
+    monkeypatch.setattr(starter_batches, "random_spine", lambda *_: painted.append(1) or spine)
     monkeypatch.setattr(starter_batches, "draw_sample", lambda *_, **__: None)
     stream = samples(1, 0, PATCH)
     for _ in range(100_000):
         next(stream)
     # Behind each new spine chance may bring the next one at once, which makes it one less.
-    assert 100_000 / len(drawn) == pytest.approx(20 - 1, abs=0.5)
+    assert 100_000 / len(painted) == pytest.approx(20 - 1, abs=0.5)
 
 
 def test_dataset_lists_regions_in_channel_order() -> None:
@@ -429,6 +431,17 @@ def test_dataset_lists_regions_in_channel_order() -> None:
     assert list(labels)[1:] == list(anatomy.STEP2_REGIONS)
     assert dataset_json(1)["channel_names"] == {"0": "MRI"}
     assert dataset_json(2)["channel_names"] == {"0": "MRI", "1": "noNorm"}
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_the_shipped_weights_are_of_the_network_that_is_described(step: int) -> None:
+    """A changed grid or stride trained weights that the shipped ones could not begin."""
+    (plans,) = (APP / "model" / "starter").rglob(f"{STARTER_FOLDERS[step]}/**/plans.json")
+    assert json.loads(plans.read_text(encoding="utf-8")) == json.loads(json.dumps(plans_json(step)))
+    known = json.loads(plans.with_name("dataset.json").read_text(encoding="utf-8"))
+    assert known == json.loads(json.dumps(dataset_json(step)))
+    # Training spines have two voxels for each of the network's along every axis.
+    assert GRIDS[step].fine_mm == {1: (1.75, 1.125, 1.0), 2: (1.25, 0.75, 0.75)}[step]
 
 
 def test_unknown_step_is_refused(tmp_path: Path) -> None:

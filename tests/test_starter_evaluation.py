@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from starter_evaluation import Report, SpineScore, is_flagged, score
 
 import columns
 from phantom import RAS, CodeReader, image_of, lumbar_codes
 from totalspineseg_server.agreement import GROUPS, CaseScore
 from totalspineseg_server.anatomy import L4, STEP1_REGIONS
-from totalspineseg_server.nnunet.starter_evaluation import Report, SpineScore, is_flagged, score
 from totalspineseg_server.synthesis import Field, SyntheticSpine
 
 NO_DICE = dict.fromkeys(STEP1_REGIONS, math.nan)
@@ -71,7 +71,7 @@ def test_a_report_of_nothing_is_a_table_without_figures() -> None:
     assert np.isnan(Report().seconds())
 
 
-def test_seconds_are_told_by_field_of_view() -> None:
+def test_seconds_are_listed_by_field_of_view() -> None:
     cases = case(9, 9, False, seconds=10.0), replace(case(9, 9, False, seconds=40.0), field=Field.WHOLE.value)
     assert Report(cases).seconds() == 25.0
     assert Report(cases).seconds(Field.WHOLE) == 40.0
@@ -93,7 +93,7 @@ def test_flagged_is_what_the_chain_model_or_the_linter_doubts(
     certainty: str | None, missing: int, flagged: bool
 ) -> None:
     """Real scans were flagged by the chain model only, synthetic ones also by the linter."""
-    labels = columns.build(np.random.default_rng(1), fov="lumbar", spacing=2.0).truth
+    labels = columns.built(1, fov="lumbar", spacing=2.0)[0].truth
     numbering = None if certainty is None else SimpleNamespace(certainty=certainty)
     result = SimpleNamespace(labels=np.where(labels == missing, 0, labels), numbering=numbering)
     assert is_flagged(result, (2.0, 2.0, 2.0)) is flagged  # type: ignore[arg-type]

@@ -33,17 +33,17 @@ def volume(file: Path) -> Path:
     return file
 
 
-def test_a_removed_image_is_gone_with_what_is_shown_for_it(tmp_path: Path) -> None:
+def test_a_removed_image_is_gone_with_its_displayed_labels(tmp_path: Path) -> None:
     image = volume(tmp_path / "studies" / "one.nii.gz")
     volume(tmp_path / "studies" / "two.nii.gz")
     studies = StudiesDatastore(str(tmp_path / "studies"), auto_reload=False)
     for tag in ("final", "original"):
         studies.save_label("one", str(image), tag, {IMAGE_HASH: sha256_of(image)})
-    kept = volume(tmp_path / "studies" / ".totalspineseg" / "corrections" / "one" / "codes.nii.gz")
+    stored = volume(tmp_path / "studies" / ".totalspineseg" / "corrections" / "one" / "codes.nii.gz")
     studies.remove_image("one")
     studies.refresh()
     assert studies.list_images() == ["two"]
-    assert (list((tmp_path / "studies").rglob("*one.*")), kept.is_file()) == ([], True), "nor a note of who drew it"
+    assert (list((tmp_path / "studies").rglob("*one.*")), stored.is_file()) == ([], True), "nor a note of who drew it"
     with pytest.raises(ImageNotFoundException):
         studies.remove_image("one")
 
@@ -64,9 +64,9 @@ def test_an_upload_never_takes_the_place_of_a_file_that_was_just_copied(tmp_path
     assert [path.name for path in copied.parent.glob("one.*")] == [copied.name]
 
 
-@pytest.mark.parametrize("meanwhile", [False, True], ids=["alone", "another one comes meanwhile"])
+@pytest.mark.parametrize("during", [False, True], ids=["alone", "another one comes meanwhile"])
 def test_the_list_is_free_while_a_large_image_is_copied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, during: bool
 ) -> None:
     """Every request for the list waited until a gigabyte was copied to a slow disk."""
     folder, copy = tmp_path / "studies", studies_folder.copy_file
@@ -91,13 +91,13 @@ def test_the_list_is_free_while_a_large_image_is_copied(
     asking.start()
     asking.join(10)
     is_free = not asking.is_alive()
-    if meanwhile:
+    if during:
         write_volume(folder / "one.nii.gz", np.ones(GRID.shape, dtype=np.uint8), GRID)
     go_on.set()
     adding.join(20)
     asking.join(20)
     assert is_free
-    assert len(refused) == meanwhile
+    assert len(refused) == during
     assert [path.name for path in folder.glob("*one*")] == ["one.nii.gz"]
     assert [*folder.glob(".partial-*")] == []
 
@@ -121,7 +121,7 @@ def test_nothing_takes_the_name_of_an_image_whose_archive_is_away(tmp_path: Path
     assert (studies.list_images(), list((tmp_path / "archive").iterdir())) == (["one"], [])
 
 
-def test_of_a_label_in_another_format_nothing_comes_back(tmp_path: Path) -> None:
+def test_nothing_of_a_label_in_another_format_comes_back(tmp_path: Path) -> None:
     """A prediction saved as .nrrd was shown again when the newer one was deleted, or while its image was missing."""
     image, old = volume(tmp_path / "one.nii.gz"), tmp_path / ".new" / "one.nrrd"
     studies = StudiesDatastore(str(tmp_path), auto_reload=False)
@@ -172,7 +172,7 @@ def test_an_image_that_cannot_be_removed_keeps_its_label(tmp_path: Path, monkeyp
     assert studies.get_labeled_images() == ["one"]
 
 
-def test_of_a_link_the_link_alone_is_removed(server: Server) -> None:
+def test_only_the_link_is_removed_not_its_file(server: Server) -> None:
     """The scan in the archive to which the link points was deleted, and the link stayed."""
     archived = server.studies.parent / "archive" / "scan.nii.gz"
     archived.parent.mkdir()

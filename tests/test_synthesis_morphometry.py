@@ -101,8 +101,8 @@ def test_sagittal_curves_are_those_of_people(average: SyntheticSpine, people: tu
     """
     published = ((36.2, 8.5), (49.7, 12.2), mm.THORACIC_KYPHOSIS_DEG)
     for spine, allowed in ((average, 1), *((person, 3) for person in people)):
-        for angle, (mean, spread) in zip(curves(spine), published, strict=True):
-            assert abs(angle - mean) < allowed * spread
+        for angle, (mean, deviation) in zip(curves(spine), published, strict=True):
+            assert abs(angle - mean) < allowed * deviation
 
 
 def test_scoliosis_is_mild_in_most_and_marked_in_few() -> None:
@@ -201,7 +201,7 @@ def test_cord_fills_as_much_of_the_sac_of_the_neck_as_in_people() -> None:
     assert np.std(shares) > 0.06, "sacs differ between people"
 
 
-def test_tail_bone_follows_the_sacrum_where_the_scan_reaches_it(people: tuple[SyntheticSpine, ...]) -> None:
+def test_the_coccyx_follows_the_sacrum_if_the_scan_reaches_it(people: tuple[SyntheticSpine, ...]) -> None:
     """The coccyx has no label, and scans end at most 30 mm below the middle of S5, so none shows all of it."""
     reached = 0
     for spine in people:
@@ -235,7 +235,7 @@ def test_discs_rise_from_the_chest_to_l4_l5(average: SyntheticSpine) -> None:
     assert max(heights[code] for code in anatomy.CERVICAL[2:]) < heights[L1]
 
 
-def test_bodies_grow_from_neck_to_loin(average: SyntheticSpine) -> None:
+def test_bodies_grow_from_the_neck_to_the_lumbar_spine(average: SyntheticSpine) -> None:
     for code in LEVELS[LEVELS.index(C3) :]:
         top, low = upper_endplate(average, code), lower_endplate(average, code)
         size = SIZES[code]

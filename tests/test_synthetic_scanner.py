@@ -15,7 +15,7 @@ Scan = tuple[SyntheticSpine, FloatImage]
 
 
 @functools.cache
-def drawn(person: int) -> Scan:
+def painted(person: int) -> Scan:
     rng = np.random.default_rng([17, person])
     spine = random_spine(rng, SpineOptions(field=bench_retrain.FIELDS[person], width_mm=60, depth_mm=150))
     return spine, new_scanner(rng, spine)
@@ -26,7 +26,7 @@ PEOPLE = range(len(bench_retrain.FIELDS))
 
 @pytest.fixture(scope="module", params=PEOPLE)
 def scan(request: pytest.FixtureRequest) -> Scan:
-    return drawn(request.param)
+    return painted(request.param)
 
 
 def rims_over_marrow(spine: SyntheticSpine, image: FloatImage) -> list[float]:
@@ -52,7 +52,7 @@ def test_a_reader_can_use_it(scan: Scan) -> None:
 
 def test_most_discs_differ_to_one_side() -> None:
     """This holds for all people together, because one of them may have dark marrow at some levels."""
-    over = np.concatenate([rims_over_marrow(*drawn(person)) for person in PEOPLE])
+    over = np.concatenate([rims_over_marrow(*painted(person)) for person in PEOPLE])
     assert np.mean(over > 0) > 0.7
 
 

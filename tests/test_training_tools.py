@@ -64,7 +64,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("task", "status", "models", "code", "said"),
+    ("task", "status", "models", "code", "printed"),
     [
         ("DONE", "published", AFTER, 0, "Made by now:    new-1, new-2"),
         ("DONE", "refused", BEFORE, 0, "discs fell"),
@@ -85,14 +85,14 @@ def test_the_demo_fails_with_its_training(
     status: str | None,
     models: dict[str, str],
     code: int,
-    said: str,
+    printed: str,
 ) -> None:
     """The demo ended well however its training had ended."""
     stats = {"status": status, "message": "discs fell"} if status else {}
     prepared.setattr(demo, "MONAILabelClient", lambda *_, **__: Server(task, stats, models))
     assert demo.main() == code
     out = capsys.readouterr().out
-    assert (said in out, "FAILED" in out) == (True, code == 1)
+    assert (printed in out, "FAILED" in out) == (True, code == 1)
 
 
 def test_a_demo_without_a_finished_study_fails(

@@ -83,15 +83,15 @@ def test_empty_maps_stay_empty(function):
 
 @pytest.mark.parametrize("function", [spine_of_step1, fill_canal, odd_discs])
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_input_is_kept_and_memory_order_does_not_matter(function, order: str):
+def test_the_input_is_unchanged_and_memory_order_does_not_matter(function, order: str):
     spine = block_spine("T9", "L3")
-    given = np.array(spine, order=order)
-    given.flags.writeable = False
-    result = function(given)
-    np.testing.assert_array_equal(given, spine)
+    arguments = np.array(spine, order=order)
+    arguments.flags.writeable = False
+    result = function(arguments)
+    np.testing.assert_array_equal(arguments, spine)
     np.testing.assert_array_equal(result, function(spine))
     assert result.dtype == np.uint8
-    assert not np.shares_memory(result, given)
+    assert not np.shares_memory(result, arguments)
 
 
 @pytest.mark.parametrize("function", [spine_of_step1, fill_canal, odd_discs])
@@ -123,8 +123,8 @@ def test_an_empty_map_has_no_box():
 def test_look_up_is_indexing():
     rng = np.random.default_rng(0)
     labels, table = rng.integers(0, 256, (5, 6, 7), dtype=np.uint8), rng.integers(0, 256, 256, dtype=np.uint8)
-    for given in (labels, np.asfortranarray(labels), labels[::2, 1:]):
-        np.testing.assert_array_equal(c.look_up(given, table), table[given])
+    for arguments in (labels, np.asfortranarray(labels), labels[::2, 1:]):
+        np.testing.assert_array_equal(c.look_up(arguments, table), table[arguments])
 
 
 def filled_slowly(labels: np.ndarray) -> np.ndarray:
@@ -175,7 +175,7 @@ def test_canal_and_cord_go_on_behind_a_stenosis(hidden: tuple[int, ...], gap_vox
     np.testing.assert_array_equal(fill_canal(spine)[:, :, :90], expected)
 
 
-def test_stray_canal_is_no_part_of_it():
+def test_stray_canal_is_left_out():
     spine = block_spine("C2", "T12")
     spine[:, :, 200:230][np.isin(spine[:, :, 200:230], (CORD, CANAL))] = 0
     stray, beside = spine.copy(), spine.copy()
@@ -186,7 +186,7 @@ def test_stray_canal_is_no_part_of_it():
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_both_halves_of_a_spine_that_metal_cuts_are_kept(step: int):
+def test_both_halves_of_a_spine_that_metal_cuts_stay(step: int):
     """Everything above the screws was dropped without a word."""
     classes = classes_of(block_spine("C2", "L5"), step)
     classes[:, :, 100:140] = 0
@@ -194,7 +194,7 @@ def test_both_halves_of_a_spine_that_metal_cuts_are_kept(step: int):
 
 
 @pytest.mark.parametrize("step", [1, 2])
-def test_the_part_between_two_voids_is_kept(step: int):
+def test_the_part_between_two_voids_stays(step: int):
     """The longer parts above and below were joined first, and everything between them was dropped without a word."""
     spine = block_spine("C2", "L5")
     spine[:, :, 60:90] = spine[:, :, 120:150] = 0
@@ -203,18 +203,18 @@ def test_the_part_between_two_voids_is_kept(step: int):
     np.testing.assert_array_equal(one_spine(classes, step), classes)
 
 
-def test_what_is_no_part_of_the_spine_is_not_kept():
+def test_what_is_not_part_of_the_spine_does_not_stay():
     """This is a second spine (wrapped around), bone without canal, and canal without a disc."""
     classes = classes_of(block_spine("T1", "L5"), 2)
     spine = np.zeros((90, *classes.shape[1:]), np.uint8)
     spine[:24] = classes
     for what in (classes, np.where(classes >= 10, 0, classes), np.where(classes <= 5, 0, classes)):
-        shown = spine.copy()
-        shown[:24, :, 150:] = 0
-        shown[-24:, :, 160:] = what[:, :, 160:]
-        expected = np.zeros_like(shown)
+        displayed = spine.copy()
+        displayed[:24, :, 150:] = 0
+        displayed[-24:, :, 160:] = what[:, :, 160:]
+        expected = np.zeros_like(displayed)
         expected[:24, :, :150] = classes[:, :, :150]
-        np.testing.assert_array_equal(one_spine(shown, 2), expected)
+        np.testing.assert_array_equal(one_spine(displayed, 2), expected)
 
 
 def test_odd_discs_begin_with_the_first_present():

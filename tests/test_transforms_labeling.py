@@ -5,6 +5,7 @@ import pytest
 
 from block_spines import block_spine, classes_of, step1_answer
 from iterative import label_iteratively
+from totalspineseg_server.anatomy import CODE_FROM_STEP2, SACRUM
 from totalspineseg_server.transforms.labeling import Naming, interleave, name_iteratively, paint
 from totalspineseg_server.transforms.landmarks import find_landmarks
 from totalspineseg_server.transforms.levels import level_points
@@ -142,7 +143,7 @@ def row(order: str, heights: list[float] | None = None) -> str:
 
 
 @pytest.mark.parametrize(
-    ("given", "mended"),
+    ("arguments", "mended"),
     [
         ("VDVDV", "VDVDV"),
         ("VDDVVD", "VDVDVD"),
@@ -156,14 +157,14 @@ def row(order: str, heights: list[float] | None = None) -> str:
         ("", ""),
     ],
 )
-def test_row_of_discs_and_vertebrae(given: str, mended: str):
-    assert row(given) == mended
+def test_row_of_discs_and_vertebrae(arguments: str, mended: str):
+    assert row(arguments) == mended
 
 
-@pytest.mark.parametrize("given", ["DVVD", "VDVVD", "VDDVD"])
-def test_at_an_end_only_what_is_nearly_level_changes_places(given: str):
+@pytest.mark.parametrize("arguments", ["DVVD", "VDVVD", "VDDVD"])
+def test_at_an_end_only_what_is_nearly_level_changes_places(arguments: str):
     """A vertebra that was missed between two discs moved the vertebra above them one level down."""
-    assert row(given, [12 * height for height in range(len(given), 0, -1)]) == given
+    assert row(arguments, [12 * height for height in range(len(arguments), 0, -1)]) == arguments
 
 
 def test_the_nearer_pair_changes_places():
@@ -187,6 +188,14 @@ def test_a_naming_of_other_pieces_is_refused():
     raw = classes_of(block_spine("L1", "S"), 2)
     with pytest.raises(ValueError, match=r"5 discs and 6 vertebrae.*1 and 0"):
         paint(find_pieces(raw, 2), raw, Naming((91,), ()), 2)
+
+
+def test_specks_are_no_sacrum_in_a_scan_of_the_neck():
+    """A neck with certain names had a sacrum of seven voxels: a row in 3D Slicer, a segment, a line of measurements."""
+    spine = block_spine("C1", "T4")
+    raw = classes_of(spine, 2)
+    raw[2:5, 2, 2] = next(value for value, code in CODE_FROM_STEP2.items() if code == SACRUM)
+    np.testing.assert_array_equal(label_iteratively(raw, 2), spine)
 
 
 def test_paint_takes_any_codes():

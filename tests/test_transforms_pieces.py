@@ -156,12 +156,12 @@ def test_cord_alone_counts_as_canal(step):
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_input_is_kept_and_memory_order_does_not_matter(order):
+def test_the_input_is_unchanged_and_memory_order_does_not_matter(order):
     raw = classes_of(block_spine("T11", "L4"), 2)
-    given = np.array(raw, order=order)
-    given.flags.writeable = False
-    ours, plain = find_pieces(given, 2), find_pieces(raw, 2)
-    np.testing.assert_array_equal(given, raw)
+    arguments = np.array(raw, order=order)
+    arguments.flags.writeable = False
+    ours, plain = find_pieces(arguments, 2), find_pieces(raw, 2)
+    np.testing.assert_array_equal(arguments, raw)
     np.testing.assert_array_equal(ours.vertebra_map, plain.vertebra_map)
     assert ours.vertebrae == plain.vertebrae
     assert ours.discs == plain.discs
@@ -180,7 +180,7 @@ def test_a_disc_is_all_body():
 
 
 @pytest.mark.parametrize(("in_front", "body_voxels"), [(49, 0), (50, 50)])
-def test_the_tip_of_a_process_is_no_body(in_front: int, body_voxels: int):
+def test_the_tip_of_a_process_is_not_a_body(in_front: int, body_voxels: int):
     """Only voxels in front of the canal and within its width count."""
     raw = np.zeros((24, 48, 20), dtype=np.uint8)
     raw[8:16, 14:24, :] = 10

@@ -36,7 +36,7 @@ BAD_T12 = Trust((Seen(), Seen(), Seen(40, 4, 4, 24, 40, 40, 4, 24), Seen(40, 36,
 
 
 def lumbar(seed: int = 3, step: int = 2) -> columns.Case:
-    case = columns.build(np.random.default_rng(seed), fov="lumbar", thoracic=12, lumbar=5, curvature=1.0, spacing=1.5)
+    case = columns.built(seed, fov="lumbar", thoracic=12, lumbar=5, curvature=1.0, spacing=1.5)[0]
     return columns.classes(case, step, swapped=False)
 
 
@@ -69,8 +69,8 @@ def test_a_landmark_that_lies_elsewhere_by_habit_does_not_move_the_names() -> No
     assert measured.certainty == "counted"
     assert measured.counted_from == "up from the sacrum"
     assert any(finding.kind == "landmark_differs" for finding in measured.findings)
-    said = sentence(report(measured, (), affine=np.eye(4)))
-    assert "six lumbar vertebrae (4%), four lumbar vertebrae (2%)" in said
+    printed = sentence(report(measured, (), affine=np.eye(4)))
+    assert "six lumbar vertebrae (4%), four lumbar vertebrae (2%)" in printed
 
 
 @pytest.mark.parametrize(
@@ -84,12 +84,12 @@ def test_a_landmark_that_lies_elsewhere_by_habit_does_not_move_the_names() -> No
         pytest.param({"probability": 0.996, "contradicted": True}, "contradicts", "probability", id="contradicted"),
     ],
 )
-def test_the_reason_of_a_doubt_is_no_high_chance(facts: dict[str, float], has: str, has_not: str) -> None:
+def test_a_high_chance_is_not_given_as_the_reason_of_a_doubt(facts: dict[str, float], has: str, has_not: str) -> None:
     """Names were "doubtful (100% likely)", without a reason."""
     numbering = replace(named(lumbar()), **{"usual": 0.0, "counted_only": False, "findings": (), **facts})  # type: ignore[arg-type]
-    said = sentence(report(numbering, (), affine=np.eye(4)))
+    printed = sentence(report(numbering, (), affine=np.eye(4)))
     assert numbering.certainty == "doubtful"
-    assert (has in said, has_not in said) == (True, False)
+    assert (has in printed, has_not in printed) == (True, False)
 
 
 def test_what_was_counted_is_counted() -> None:
@@ -98,9 +98,9 @@ def test_what_was_counted_is_counted() -> None:
     case.raw[case.truth == DISC_T12_L1] = 1
     case.raw[case.truth == below] = 4
     trust = observe(2, case.raw, case.truth)
-    moved, kept = (trust.landmarks[LANDMARK_DISCS.index(code)] for code in (DISC_T12_L1, DISC_L5_S))
+    moved, stored = (trust.landmarks[LANDMARK_DISCS.index(code)] for code in (DISC_T12_L1, DISC_L5_S))
     assert (moved.scans, moved.own, moved.below, moved.scans_below) == (1, 0, pytest.approx(1), 1)
-    assert (kept.scans, kept.own, kept.scans_below) == (1, pytest.approx(1), 0)
+    assert (stored.scans, stored.own, stored.scans_below) == (1, pytest.approx(1), 0)
     assert (trust + trust).landmarks[2].scans == 2
     assert trust.parity_levels > 3
     assert trust.parity_wrong == 0

@@ -96,7 +96,7 @@ def test_held_out_patients_are_not_read(
     assert "no slab" in capsys.readouterr().err
 
 
-def test_landmarks_of_unsure_patients_are_not_taught(slab: tuple[Path, np.ndarray]) -> None:
+def test_landmarks_of_unsure_patients_are_not_learned(slab: tuple[Path, np.ndarray]) -> None:
     sure, unsure = (tune_starter.truth_of(slab[0], "005", sure=sure).codes for sure in (True, False))
     names = [set(np.unique(codes)) - {UNREVIEWED} for codes in (sure, unsure)]
     assert names[1] < names[0]

@@ -71,11 +71,11 @@ def wait_until(true: object, server: Server) -> None:
 def test_readers_of_two_servers_get_different_images(servers: tuple[Server, Server]) -> None:
     """An image that the other server had offered since this one first looked was offered again."""
     one, other = servers
-    given: list[str] = []
+    arguments: list[str] = []
     for number in range(len(IMAGES)):
         server, reader = servers[number % 2], f"reader-{number}"
         image = offered(server, reader)
-        given.append(image)
+        arguments.append(image)
 
         def knows(server: Server, image: str = image) -> bool:
             info = requests.get(f"{server.url}/datastore/image/info", params={"image": image}, timeout=120)
@@ -83,10 +83,10 @@ def test_readers_of_two_servers_get_different_images(servers: tuple[Server, Serv
 
         for each in (one, other):
             wait_until(knows, each)
-    assert sorted(given) == list(IMAGES)
+    assert sorted(arguments) == list(IMAGES)
 
 
-def test_submissions_to_two_servers_at_once_are_all_kept_and_shown(
+def test_submissions_to_two_servers_at_once_are_all_stored_and_displayed(
     servers: tuple[Server, Server], tmp_path: Path
 ) -> None:
     studies = servers[0].log.parent.parent / "studies"

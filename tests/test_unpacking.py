@@ -65,7 +65,7 @@ def little_memory() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("read", [read_image, read_labels])
-def test_no_more_is_unpacked_than_the_header_tells_of(tmp_path: Path, read: Callable[[Path], object]) -> None:
+def test_no_more_is_unpacked_than_the_header_describes(tmp_path: Path, read: Callable[[Path], object]) -> None:
     """A label of 2.6 MB, whose header stated 64 voxels, took 5 GB of the server's memory."""
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(nifti(more=64 * MIB)))
     with little_memory():
@@ -75,7 +75,7 @@ def test_no_more_is_unpacked_than_the_header_tells_of(tmp_path: Path, read: Call
 @pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
 @pytest.mark.parametrize("ending", ["nii", "nii.gz"])
 @pytest.mark.parametrize(("more", "match"), [(1, ""), (1000, ""), (-1, "readable NIfTI"), (0, "")])
-def test_a_nifti_file_holds_what_its_header_tells_of(
+def test_a_nifti_file_holds_what_its_header_describes(
     tmp_path: Path, kind: type, ending: str, more: int, match: str
 ) -> None:
     content, path = nifti(more=more, kind=kind), tmp_path / f"a.{ending}"
@@ -139,7 +139,7 @@ def test_extensions_of_a_header_are_passed_over(tmp_path: Path) -> None:
     "name",
     ["a.nii", "a.nii.gz", "a.nrrd", "raw.nrrd", "a.mha"],
 )
-def test_a_header_that_tells_of_more_than_the_file_can_hold_is_refused(
+def test_a_header_that_describes_more_than_the_file_can_hold_is_refused(
     tmp_path: Path, name: str, shape: tuple[int, ...]
 ) -> None:
     """2 GB of memory were used for a NRRD file of one kilobyte; for a MetaImage they were read as voxels."""

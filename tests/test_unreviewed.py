@@ -74,8 +74,8 @@ def test_a_segment_marks_a_region_nobody_reviewed(layers: int) -> None:
     assert region.sum() == (16 if layers == 1 else 32)
     assert mapped.present == (L4, L5)
     assert (mapped.codes[0] == L4).sum() == (16 if layers == 1 else 8)
-    shown = without_regions(mapped.codes)
-    assert not shown[region].any()
+    displayed = without_regions(mapped.codes)
+    assert not displayed[region].any()
     assert (mapped.codes == UNREVIEWED).any()
 
 
@@ -89,7 +89,7 @@ def test_names_mark_structures_nobody_checked(names: object) -> None:
 
 
 @pytest.mark.parametrize("names", [None, [], ""], ids=str)
-def test_nothing_said_is_everything_reviewed(names: object) -> None:
+def test_without_marks_everything_counts_as_reviewed(names: object) -> None:
     assert with_unreviewed(map_names(submission("L4"), GRID), names).unreviewed == ()
 
 

@@ -19,7 +19,7 @@ from totalspineseg_server.corrections.comparison import compare, with_untouched
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.predictions import MapStore, PredictionMaps, PredictionRecord, PredictionStore
-from totalspineseg_server.corrections.receipts import Receipts, Sender
+from totalspineseg_server.corrections.receipts import Receipts, Sender, receipt_of
 from totalspineseg_server.corrections.submission import Mapped, map_names
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.files import sha256_of
@@ -45,7 +45,7 @@ from training_site import SPACING_MM, correct, make_site, tiny_settings
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
 L3, L4, L5 = (CODE_OF[name] for name in ("L3", "L4", "L5"))
-KEPT = PredictionMaps(
+STORED = PredictionMaps(
     "p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {"step2": "starter-1"}, {}, ()
 )
 EVERY: Final = frozenset(int(code) for code in np.unique(TRUTH) if code)
@@ -62,7 +62,7 @@ def sent(labels: LabelArray, names: dict[str, str] | None = None) -> Submission:
 
 def left_of(submission: Submission, accepted: object = None, unreviewed: tuple[int, ...] = ()) -> Mapped:
     mapped = replace(map_names(submission, GRID), unreviewed=unreviewed)
-    return with_untouched(mapped, compare(submission, GRID, KEPT), accepted)
+    return with_untouched(mapped, compare(submission, GRID, STORED), accepted)
 
 
 def edited(share: float) -> LabelArray:
@@ -114,8 +114,8 @@ def inbox_of(root: Path) -> Inbox:
     image = root / "img.nii.gz"
     write_volume(image, TRUTH.astype(np.float32), GRID)
     if predictions.find("img", "p") is None:
-        predictions.keep(PredictionRecord("p", "img", "totalspineseg", dict(KEPT.versions), {}, {}, None, "slicer"))
-        maps.keep(sha256_of(image), replace(KEPT, image="img"))
+        predictions.keep(PredictionRecord("p", "img", "totalspineseg", dict(STORED.versions), {}, {}, None, "slicer"))
+        maps.keep(sha256_of(image), replace(STORED, image="img"))
     scene = Scene(lambda _: image, lambda *_: None)
     return Inbox(Receipts(root), CorrectionStore(root), predictions, maps, scene, lambda *_: ())
 
@@ -139,7 +139,8 @@ def submitted(
     write_volume(label, values[labels], GRID)
     sender = Sender("ada", reader, "label.nii.gz")
     segments += [{"name": name, "idx": len(segments) + 1 + k} for k, name in enumerate(empty)]
-    return inbox.submit("img", label, tag="final", sender=sender, params={"label_info": segments, **params})
+    receipt = receipt_of("img", label, tag="final", sender=sender, params={"label_info": segments, **params})
+    return inbox.submit(receipt, label)
 
 
 def test_the_record_of_a_label_names_what_was_left(tmp_path: Path) -> None:
@@ -254,7 +255,7 @@ def test_wrong_names_of_what_was_drawn_again_are_seen_beside_what_was_left() -> 
     assert (wrong.levels, wrong.levels_right) == (right.levels, len(topmost))
 
 
-def test_a_renamed_level_judges_names_alone() -> None:
+def test_a_renamed_level_counts_for_names_only() -> None:
     truth = RIGHT.copy()
     score = score_case(truth, PARENT, left=Left(renamed=frozenset(LEVELS_DRAWN)))
     assert np.isnan(score.value("discs")) and np.isnan(score.value("vertebrae"))
@@ -262,7 +263,7 @@ def test_a_renamed_level_judges_names_alone() -> None:
     assert score.value("cord") == score_case(truth, PARENT).value("cord")
 
 
-def test_a_structure_drawn_too_wide_beside_its_truth_is_held_against_nobody() -> None:
+def test_a_structure_drawn_too_wide_beside_its_truth_counts_against_nobody() -> None:
     """What was painted around a structure left as predicted counted against a candidate that drew it larger."""
     disc = spine(2, codes=(DISC_L5_S,))
     truth = np.where(RIGHT == DISC_L5_S, disc, RIGHT).astype(np.uint8)
@@ -271,7 +272,7 @@ def test_a_structure_drawn_too_wide_beside_its_truth_is_held_against_nobody() ->
     assert score_case(truth, RIGHT).value("discs") < 0.99
 
 
-def test_a_group_that_was_left_as_a_whole_judges_nobody() -> None:
+def test_a_group_that_was_left_as_a_whole_does_not_count() -> None:
     truth, left = label_of(0.1, 0)
     assert left == {CORD}
     scores = [score_case(truth, map_, left=Left(left)) for map_ in (PARENT, RIGHT, np.zeros_like(RIGHT))]
@@ -305,8 +306,8 @@ def test_weights_are_of_the_line_of_what_they_descend_from(tmp_path: Path) -> No
 @pytest.mark.parametrize(("made_by", "counts"), [("starter-1a2b3c4d", False), ("other-11112222", True)])
 def test_the_material_marks_what_weights_of_the_line_predicted(tmp_path: Path, made_by: str, counts: bool) -> None:
     site = make_site(tmp_path, scans=0)
-    kept = correct(site, tmp_path, "sub-0", 0, untouched=(L5,), made_by=made_by)
-    assert kept.untouched == (L5,)
+    stored = correct(site, tmp_path, "sub-0", 0, untouched=(L5,), made_by=made_by)
+    assert stored.untouched == (L5,)
     (source,) = start_of(site, tiny_settings()).material.training
     left = Left() if counts else Left(frozenset({L5}))
     assert source.read().left == left
@@ -344,8 +345,8 @@ def levels(logits: torch.Tensor) -> list[torch.Tensor]:
 def test_a_fault_in_what_was_left_moves_the_loss_by_a_tenth(fault: str, alone: bool) -> None:
     """Labels taught the parent's own cord as the truth. Alone in a patch, a Dice does not change with its weight."""
     disc = (Step1.DISC_L5_S, CORE)
-    drawn = (Step1.CANAL, (slice(0, 24), slice(0, 24), slice(20, 24)))
-    classes, target, right = patch_of(disc, *([] if alone else [drawn]))
+    painted = (Step1.CANAL, (slice(0, 24), slice(0, 24), slice(20, 24)))
+    classes, target, right = patch_of(disc, *([] if alone else [painted]))
     wrong = right.clone()
     if fault == "missed":
         wrong[(slice(None), slice(None), *CORE)] = -10
@@ -362,7 +363,7 @@ def test_a_fault_in_what_was_left_moves_the_loss_by_a_tenth(fault: str, alone: b
     assert prices[0] / prices[1] == pytest.approx(UNTOUCHED_WEIGHT, rel=0.1)
 
 
-def test_what_was_drawn_beside_it_is_taught_in_full() -> None:
+def test_structures_drawn_beside_it_have_full_weight() -> None:
     """If a canal was drawn around an untouched cord, the border of the canal is known and that of the cord is not."""
     canal, cord = (slice(4, 20),) * 3, (slice(9, 15),) * 3
     far = (slice(0, 2), slice(0, 2), slice(0, 2))
@@ -413,7 +414,7 @@ def test_the_rim_is_as_wide_on_every_grid() -> None:
     assert rim_of((1.0, 1.5, 6.0)) == (3, 2, 1)
 
 
-def taught(root: Path, step: int, untouched: tuple[int, ...], made_by: str) -> list[Sample]:
+def learned(root: Path, step: int, untouched: tuple[int, ...], made_by: str) -> list[Sample]:
     """Return the patches of a fine-tuning of the starter weights on one label of a site."""
     site = make_site(root, scans=0)
     correct(site, root, "sub-0", 0, untouched=untouched, made_by=made_by)
@@ -430,7 +431,7 @@ def taught(root: Path, step: int, untouched: tuple[int, ...], made_by: str) -> l
 
 @pytest.mark.parametrize("step", [1, 2])
 def test_patches_weigh_what_a_label_has_as_the_parent_predicted_it(tmp_path: Path, step: int) -> None:
-    for patch in taught(tmp_path, step, tuple(sorted(CODE_OF.values())), "starter-1a2b3c4d"):
+    for patch in learned(tmp_path, step, tuple(sorted(CODE_OF.values())), "starter-1a2b3c4d"):
         within = (patch["target"][:-1] == 1).any(0)
         assert within.any()
         assert (patch["weight"][:, within] == torch.tensor(UNTOUCHED_WEIGHT).half()).all()
@@ -442,5 +443,5 @@ def test_patches_weigh_what_a_label_has_as_the_parent_predicted_it(tmp_path: Pat
     [((), "starter-1a2b3c4d"), ((L5, CORD), "other-11112222")],
     ids=["all drawn or accepted", "predicted by weights of another line"],
 )
-def test_what_was_accepted_is_taught_in_full(tmp_path: Path, untouched: tuple[int, ...], made_by: str) -> None:
-    assert all((patch["weight"] == 1).all() for patch in taught(tmp_path, 2, untouched, made_by))
+def test_accepted_structures_have_full_weight(tmp_path: Path, untouched: tuple[int, ...], made_by: str) -> None:
+    assert all((patch["weight"] == 1).all() for patch in learned(tmp_path, 2, untouched, made_by))

@@ -49,7 +49,7 @@ def renamed(uploads: Uploads) -> Uploads:
 
 
 @pytest.mark.parametrize("fitting", [(), ("of Ada",)], ids=["no grid", "its grid"])
-def test_a_label_of_no_image_is_none_of_another_one(uploads: Uploads, fitting: tuple[str, ...]) -> None:
+def test_a_label_of_no_image_does_not_go_to_another_one(uploads: Uploads, fitting: tuple[str, ...]) -> None:
     """The label of a scan that was not uploaded was filed under the scan that was uploaded before."""
     uploads.record_upload(READER, "of Ada", "ab")
     assert resolved(uploads, "nobody", *fitting) == "404"
@@ -76,7 +76,7 @@ def test_a_volume_that_was_refused_its_name_gets_its_label(renamed: Uploads) -> 
 
 
 @pytest.mark.parametrize("how", ["offered", "uploaded", "later", "offered another"])
-def test_who_may_have_the_other_image_open_may_have_labeled_that(
+def test_a_client_that_may_have_the_other_image_open_may_have_labeled_it(
     uploads: Uploads, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     uploads.record_refusal(READER, "5: t2", "ab")

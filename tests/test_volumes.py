@@ -11,8 +11,16 @@ import SimpleITK as sitk
 from dicom_series import itk_slices, save, slices
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.files import write_file
-from totalspineseg_server.geometry import Grid, same_grid
-from totalspineseg_server.io.volumes import is_image_name, read_codes, read_image, read_labels, stem, write_volume
+from totalspineseg_server.geometry import Grid, Volume, same_grid
+from totalspineseg_server.io.volumes import (
+    as_integers,
+    is_image_name,
+    read_codes,
+    read_image,
+    read_labels,
+    stem,
+    write_volume,
+)
 
 AFFINE = np.array([[0, 0, 3.3, 5], [-0.6, 0.02, 0, 7], [0, 0.6, 0.1, 8], [0, 0, 0, 1]])
 """Slightly sheared, as some scanners write it; ITK refuses such, nibabel does not."""
@@ -393,7 +401,7 @@ def test_bad_images_get_one_sentence(tmp_path: Path, make, match: str) -> None:
 
 
 @pytest.mark.parametrize("ending", [".nrrd", ".mha", "/IM0"])
-def test_a_name_in_another_encoding_ends_no_program(tmp_path: Path, ending: str) -> None:
+def test_a_name_in_another_encoding_does_not_end_the_program(tmp_path: Path, ending: str) -> None:
     """SimpleITK ended the whole program, a run or a server, at a name that is not UTF-8."""
     plain = tmp_path / f"a{ending}"
     if ending == "/IM0":
@@ -433,7 +441,25 @@ def test_bad_label_maps(tmp_path: Path, data: np.ndarray, match: str) -> None:
         read_labels(nifti(tmp_path / "a.nii.gz", data))
 
 
-def test_another_tables_numbers_are_no_codes(tmp_path: Path) -> None:
+def test_integers_of_other_tools_are_read_whatever_their_type() -> None:
+    affine = np.eye(4)
+    for dtype in (bool, np.uint16, np.float32):
+        read = as_integers(Volume(np.eye(3, dtype=dtype)[np.newaxis], affine)).data
+        assert read.dtype.kind in "iu"
+        np.testing.assert_array_equal(read[0], np.eye(3))
+    for value in (0.5, np.nan, np.inf, 2.0**40, 1j):
+        with pytest.raises(ImageError, match="whole numbers"):
+            as_integers(Volume(np.full((2, 2, 2), value), affine))
+
+
+def test_a_color_image_is_refused(tmp_path: Path) -> None:
+    """The first channel would be taken for the gray values."""
+    colors = np.zeros(SHAPE, dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")])
+    with pytest.raises(ImageError, match="color"):
+        read_image(nifti(tmp_path / "a.nii.gz", colors))
+
+
+def test_numbers_of_another_table_are_not_codes(tmp_path: Path) -> None:
     """A localizer that counts vertebrae from C1 = 1 turned L2 to L5 into T1 to T4, with certainty."""
     labels = np.zeros(SHAPE, np.uint8)
     labels[2, 2, 2] = 41

@@ -212,7 +212,7 @@ def test_too_long_leftover_is_dropped(tmp_path, release, zips):
     assert (tmp_path / "a.zip").read_bytes() == zips[0].read_bytes()
 
 
-def test_missing_file_is_said_at_once(tmp_path, release):
+def test_a_missing_file_is_reported_at_once(tmp_path, release):
     url, handler = release
     with pytest.raises(WeightsError, match="HTTP 404"):
         download(f"{url}/none.zip", tmp_path / "a.zip", pause_s=0)
@@ -263,7 +263,7 @@ def test_expected_hash_is_compared(tmp_path, zips):
     assert install(tmp_path, zips=zips, sha256=right) == "official-r20260730"
 
 
-def test_refused_download_is_not_kept(tmp_path, release):
+def test_a_refused_download_is_deleted(tmp_path, release):
     """A damaged download counted as complete and failed again at every later attempt."""
     url, handler = release
     good = handler.files
@@ -306,7 +306,7 @@ def test_half_an_installation_changes_nothing(tmp_path, zips):
     assert [p.name for p in store.versions_dir.iterdir()] == ["official-r20260730"]
 
 
-def test_missing_zip_is_said(tmp_path):
+def test_a_missing_zip_is_reported(tmp_path):
     with pytest.raises(WeightsError, match=r"none\.zip'"):
         install(tmp_path, zips=[tmp_path / "none.zip"])
 
@@ -400,7 +400,7 @@ def test_zip_without_a_model(tmp_path):
         unpack_model(tmp_path / "a.zip", tmp_path)
 
 
-def test_full_disk_is_said_before_unpacking(tmp_path, zips, monkeypatch):
+def test_a_full_disk_is_reported_before_unpacking(tmp_path, zips, monkeypatch):
     usage = type("Usage", (), {"free": 100})
     monkeypatch.setattr(zips_module.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(StorageError, match="too little disk space"):
@@ -472,7 +472,7 @@ def test_a_name_that_the_content_denies_is_refused(tmp_path):
     assert install(tmp_path / "model", zips=right) == "official-r20251124"
 
 
-def test_extras_beside_the_checkpoint_are_no_obstacle(tmp_path, zips):
+def test_extras_beside_the_checkpoint_do_not_matter(tmp_path, zips):
     """A validation summary that compresses well was mistaken for a zip bomb."""
     made = []
     for path in zips:

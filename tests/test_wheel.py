@@ -35,7 +35,7 @@ def packing() -> Iterator[dict[str, Any]]:
     """What setup.py hands to setuptools."""
     values: dict[str, Any] = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(setuptools, "setup", lambda **given: values.update(given))
+        patch.setattr(setuptools, "setup", lambda **arguments: values.update(arguments))
         patch.chdir(ROOT)
         runpy.run_path(str(ROOT / "setup.py"))
     yield values
@@ -46,7 +46,7 @@ def test_every_folder_of_the_package_is_packed(packing: dict[str, Any]) -> None:
     assert set(packing["packages"]) == {*folders, "totalspineseg_server.app_folder"}
 
 
-def test_every_file_that_is_no_code_is_packed(packing: dict[str, Any]) -> None:
+def test_every_file_that_is_not_code_is_packed(packing: dict[str, Any]) -> None:
     """A page or the weights were missing in the wheel, and nothing in a clone showed it."""
     tracked = subprocess.run(
         ["git", "ls-files", "-z", str(APP)], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", check=True

@@ -3,7 +3,9 @@
 import ast
 import re
 import string
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,8 @@ PRIVATE_WORDS = frozenset(
         *("carried", "station", "spread", "meanwhile", "imprints", "stamps", "turns"),
     )
 )
+MAY_DEFINE = re.compile(rf"\b_*({'|'.join(PRIVATE_WORDS)})_*\s*(=(?!=)|[,:(]|\)|in\b)", re.IGNORECASE)
+"""A private word where a name may be defined; most files have none and need not be parsed."""
 FILES = [LIB.parent / "main.py", *sorted(path for path in LIB.rglob("*.py") if path != LIB / "__init__.py")]
 ROOT = LIB.parents[2]
 TESTS = sorted((ROOT / "tests").glob("test_*.py"))
@@ -50,16 +54,28 @@ PAGES = [
     *(LIB / "front" / "pages").rglob("*.html"),
     *(LIB / "cohort").glob("*.js"),
 ]
-MESSAGES = sorted(LIB.rglob("*messages.py"))
+MESSAGES = [*sorted(LIB.rglob("*messages.py")), LIB / "corrections" / "answers.py"]
 """Files that hold the sentences of a room, so that they can be read in a row and translated."""
+FEW = 3
+"""Largest number of sentences that a folder may have without such a file."""
+END = re.compile(r"\.( \{\})?\Z")
+"""The end of a sentence; a remedy or a reason from elsewhere may follow it."""
 SCRIPT_NAME = re.compile(r"\b(?:const|let|function)\s+(\w+)")
 """A name that a script defines."""
+CONSTANT = re.compile(r"^([A-Z][A-Z0-9_]*)(?:: [^=\n]+)? = ", re.MULTILINE)
+"""A constant that a module sets."""
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
-def docstrings(tree: ast.AST) -> Iterator[tuple[ast.AST, ast.Constant]]:
+@lru_cache(maxsize=1)
+def nodes_of(text: str) -> tuple[ast.AST, ...]:
+    """Return all parts of a Python file, the file first."""
+    return tuple(ast.walk(ast.parse(text)))
+
+
+def docstrings(nodes: Sequence[ast.AST]) -> Iterator[tuple[ast.AST, ast.Constant]]:
     """Yield what is described, and its description; constants are described by the string that follows them."""
-    for node in ast.walk(tree):
+    for node in nodes:
         for k, line in enumerate(getattr(node, "body", ()) if not isinstance(node, ast.Lambda | ast.IfExp) else ()):
             if (
                 isinstance(line, ast.Expr)
@@ -76,9 +92,9 @@ def is_function(node: ast.AST) -> bool:
     )
 
 
-def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+def names(nodes: Sequence[ast.AST]) -> Iterator[tuple[int, str]]:
     """Yield the names that a file defines: functions, classes, arguments, variables and attributes."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, Definition):
             yield node.lineno, node.name
         elif isinstance(node, ast.arg):
@@ -91,26 +107,27 @@ def names(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 def faults(text: str) -> list[str]:
     """Return a sentence for each old pattern in a Python file."""
-    tree = ast.parse(text)
-    described = list(docstrings(tree))
+    nodes = nodes_of(text)
+    described = list(docstrings(nodes))
     found = []
     for node, docstring in described:
         first = str(docstring.value).strip().split("\n")[0]
-        if NO_SENTENCE.match(first) or (is_function(node) and NO_VERB.match(first)):
+        acts = is_function(node) or isinstance(node, ast.Module)
+        if NO_SENTENCE.match(first) or (acts and NO_VERB.match(first)):
             found.append(f"line {docstring.lineno}: the docstring is no sentence that says what is done: {first}")
         if unplain := UNPLAIN.search(" ".join(str(docstring.value).split())):
             found.append(f"line {docstring.lineno}: the docstring has unplain words: {unplain[0]}")
         if joined := JOINED.search(str(docstring.value)):
             found.append(f"line {docstring.lineno}: the docstring has joined lines: {joined[0]}")
     texts = {docstring for _, docstring in described}
-    for node in ast.walk(tree):
+    for node in nodes:
         if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or node in texts:
             continue
         if REQUIRED.search(node.value):
             found.append(f"line {node.lineno}: the message does not say what happened: {node.value}")
         if unplain := UNPLAIN.search(node.value):
             found.append(f"line {node.lineno}: the message has unplain words: {unplain[0]}")
-    for line, name in names(tree):
+    for line, name in names(nodes):
         if name.strip("_").lower() in PRIVATE_WORDS:
             found.append(f"line {line}: the name is a private word: {name}")
     return found
@@ -126,29 +143,35 @@ def template(node: ast.AST) -> str:
 def sentences(text: str) -> list[str]:
     """Return the sentences in a Python file, without docstrings, lines of the log, descriptions of fields, and wrong
     arguments."""
-    tree = ast.parse(text)
-    skipped = {id(docstring) for _, docstring in docstrings(tree)}
-    for node in ast.walk(tree):
+    nodes = nodes_of(text)
+    skipped = {id(docstring) for _, docstring in docstrings(nodes)}
+    for node in nodes:
         if isinstance(node, ast.JoinedStr):
             skipped |= {id(part) for part in ast.walk(node) if part is not node}
         elif isinstance(node, ast.Call):
             skipped |= {id(keyword.value) for keyword in node.keywords if keyword.arg == "description"}
-            if ast.unparse(node.func).startswith("logger."):
+            if isinstance(node.func, ast.Attribute) and getattr(node.func.value, "id", "") == "logger":
                 skipped |= {id(argument) for argument in node.args}
-    found = [template(node) for node in ast.walk(tree) if id(node) not in skipped]
-    return [line for line in found if line.count(" ") > 1 and line.endswith(".") and not line.startswith("expected ")]
+    found = [template(node) for node in nodes if id(node) not in skipped]
+    return [line for line in found if line.count(" ") > 1 and END.search(line) and not line.startswith("expected ")]
 
 
 def misfilled(text: str, module: str, known: Mapping[str, str]) -> list[str]:
     """Return where a room's sentence is filled, or handed over, without exactly the values that it names."""
-    tree = ast.parse(text)
+    if module not in text:
+        return []
+    nodes = nodes_of(text)
     filled = {
         id(node.func.value): {keyword.arg for keyword in node.keywords}
-        for node in ast.walk(tree)
+        for node in nodes
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "format"
     }
-    plain = {id(value) for node in ast.walk(tree) if isinstance(node, ast.Call) for value in node.args}
-    uses = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == module]
+    plain = {id(value) for node in nodes if isinstance(node, ast.Call) for value in node.args}
+    uses = [
+        node
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == module
+    ]
     return [
         f"line {node.lineno}: {node.attr}"
         for node in uses
@@ -167,6 +190,7 @@ def misfilled(text: str, module: str, known: Mapping[str, str]) -> list[str]:
         ('class Uploads:\n    """Of the clients of one name."""', "no sentence"),
         ('def answer():\n    """What the PACS said."""', "no sentence"),
         ('def answer():\n    """The answer of the PACS."""', "no sentence"),
+        ('"""The answers of the PACS."""', "no sentence"),
         ('def find():\n    """Return the level; None where it has none."""', "unplain"),
         ('WAIT = 3\n"""Maximum time to wait, seconds."""', "unplain"),
         ('def cut():\n    """Cut it.\n\n    Args:\n        fine: Step 1. look: A fast one.\n    """', "joined"),
@@ -222,11 +246,20 @@ def test_the_sentences_of_a_room_are_in_one_file_and_get_their_values(path: Path
         for line in ast.parse(path.read_text(encoding="utf-8")).body
         if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name)
     }
-    texts = {file.name: file.read_text(encoding="utf-8") for file in path.parent.rglob("*.py") if file != path}
-    assert {name: found for name, text in texts.items() if (found := sentences(text))} == {}
-    assert {name: found for name, text in texts.items() if (found := misfilled(text, path.stem, known))} == {}
+    texts = {f.name: f.read_text(encoding="utf-8") for f in path.parent.rglob("*.py") if f not in MESSAGES}
+    found = {name: (sentences(text), misfilled(text, path.stem, known)) for name, text in texts.items()}
+    assert {name: faulty for name, faulty in found.items() if any(faulty)} == {}
     used = {name for text in texts.values() for name in re.findall(rf"\b{path.stem}\.([A-Z0-9_]+)", text)}
-    assert set(known) - used == set()
+    assert {name for name, text in known.items() if text and not name.startswith("_")} - used == set()
+
+
+def test_a_room_without_a_file_of_its_sentences_has_few() -> None:
+    folders = {file.parent for file in FILES} - {LIB, LIB.parent}
+    alone = [folder for folder in folders if not any(path.parent in (folder, folder.parent) for path in MESSAGES)]
+    counts = {
+        folder.name: sum(len(sentences(f.read_text(encoding="utf-8"))) for f in folder.glob("*.py")) for folder in alone
+    }
+    assert {name: count for name, count in counts.items() if count > FEW} == {}
 
 
 def test_a_test_module_begins_with_what_it_tests() -> None:
@@ -237,7 +270,27 @@ def test_a_test_module_begins_with_what_it_tests() -> None:
     } == set()
 
 
-def test_names_of_files_are_no_private_words() -> None:
+def test_names_in_tests_are_not_private_words() -> None:
+    texts = {file.name: file.read_text(encoding="utf-8") for file in TESTS}
+    found = {
+        file: {name for _, name in names(nodes_of(text)) if name.strip("_").lower() in PRIVATE_WORDS}
+        for file, text in texts.items()
+        if MAY_DEFINE.search(text)
+    }
+    assert {file: private for file, private in found.items() if private} == {}
+
+
+def test_a_constant_is_set_once() -> None:
+    """After a rewording two constants of a file had one name, and the first had the value of the second."""
+    found = {
+        str(file.relative_to(ROOT)): [name for name, times in Counter(CONSTANT.findall(text)).items() if times > 1]
+        for file in [*FILES, *SUPPORT, *TESTS]
+        for text in [file.read_text(encoding="utf-8")]
+    }
+    assert {file: twice for file, twice in found.items() if twice} == {}
+
+
+def test_names_of_files_are_not_private_words() -> None:
     assert {file.name for file in FILES if file.stem in PRIVATE_WORDS} == set()
 
 

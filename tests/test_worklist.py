@@ -154,7 +154,7 @@ def test_only_a_scan_that_changed_is_read_again(tmp_path: Path) -> None:
     predictions, seconds, studies = PredictionStore(tmp_path), [0.0], Folder(5000)
     scores, rejections = CountingScores(tmp_path, predictions, MapStore(tmp_path)), Rejections(tmp_path)
     records = Records(tmp_path, scores, CorrectionStore(tmp_path), rejections, lambda image: "1")
-    worklist = Worklist(lambda: studies, records, lambda: seconds[0])
+    worklist = Worklist(studies, records, lambda: seconds[0])
 
     def later() -> tuple[Row, ...]:
         seconds[0] += 60
@@ -193,7 +193,7 @@ def test_a_result_recorded_under_another_name_is_found_without_looking_through_a
     for name, other in (("scan-00000", "before"), ("scan-00001", None)):
         scores.keep(Score(name, "1", "s", {"step1": "v1"}, prediction="p", predicted_as=other))
     records = Records(tmp_path, scores, CorrectionStore(tmp_path), Rejections(tmp_path), lambda image: "1")
-    worklist = Worklist(lambda: studies, records)
+    worklist = Worklist(studies, records)
     monkeypatch.setattr(PredictionStore, "anywhere", lambda *_: pytest.fail("every folder was listed"))
     assert [row.certainty for row in worklist.rows()] == ["certain", ""]
     found, gone = (worklist.record(row) for row in worklist.rows())

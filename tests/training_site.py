@@ -1,4 +1,4 @@
-"""A tiny site for training tests: coarse synthetic scans with corrections, and tiny networks."""
+"""Make a tiny site for training tests: coarse synthetic scans with corrections, and tiny networks."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, replace

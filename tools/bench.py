@@ -1,4 +1,4 @@
-"""`make bench`: time and peak memory of every stage on a synthetic whole spine, without the networks.
+"""Measure time and peak memory of every stage on a synthetic whole spine, without the networks.
 
 The networks are replaced by predictions prepared in advance (perfect classes with ragged borders, so that components,
 joins and remnants have work to do); what is measured is everything else. Peak memory is what numpy and Python allocate

@@ -87,7 +87,9 @@ def offers(real: Path | None, spider: Path | None) -> None:
     for result in sorted(results, key=lambda result: -(result.parts.doubt or 0.0)):
         parts = ", ".join(f"{name} {value:.2f}" for name, value in vars(result.parts).items() if value is not None)
         print(f"{result.parts.doubt or 0:.3f} {'right' if result.right else 'WRONG'} {result.name}: {parts}")
-    print(f"\n{len(results)} scans, {wrong} wrongly named ({wrong / len(results):.0%}: a random order in the mean)\n")
+    print(
+        f"\n{len(results)} scans, {wrong} wrongly named ({wrong / len(results):.0%}, as in a random order on average)\n"
+    )
     print("| order | wrong in the first fifth | share | chance of a random order to do as well |\n|---|---|---|---|")
     for name, value in ORDERS.items():
         first = first_fifth(results, value)

@@ -1,4 +1,4 @@
-"""`make bench-speed`: nnU-Net's own predictor beside ours, with one faster way after the other switched on.
+"""Time nnU-Net's own predictor beside ours (`make bench-speed`), with one faster way after the other switched on.
 
     .venv/bin/python tools/bench_speed.py [FOLDER] [--full] [--threads 2] [--repeats 3]
     .venv/bin/python tools/bench_speed.py --labels SCAN ...     # instead, which labels leaving out air or a box changes
@@ -20,8 +20,8 @@ hour). Each row is a process of its own, whose largest memory is measured. FOLDE
 for the next run (3 GB; the first run takes ten minutes longer), and the figures (speed.json). Run it without other
 work.
 
-``--labels`` compares label maps instead of times, scan by scan, with the starter weights: as they are, and behind a
-change of the grid that gives them the tiles of the official networks.
+``--labels`` compares label maps instead of times, scan by scan, with the starter weights: first with their tiles
+changed to those of the official networks, then with their own ones.
 """
 
 import argparse
@@ -97,6 +97,7 @@ TITLES: Final = {
     "air": f"the same with {AIR_MM} mm of air around",
 }
 WAYS: Final = ("stock", "ours", "box", "air", "runtime", "int8")
+TILES: Final = ("official", "own")
 STARTER_WAYS: Final = ("stock", "ours", "runtime")
 RUNTIMES: Final = ("stock", "torch", "openvino", "openvino-int8")
 NOTHING: Final = -100.0
@@ -123,6 +124,9 @@ def main() -> int:
     parser.add_argument("--prepare", action="store_true", help="make networks, conversions and scans, and stop")
     parser.add_argument("--show", action="store_true", help="print the tables of the last run")
     parser.add_argument("--labels", type=Path, nargs="+", metavar="SCAN", help="compare the label maps of these scans")
+    parser.add_argument(
+        "--tiles", choices=TILES, nargs="+", default=list(TILES), help="tiles for --labels (default: both)"
+    )
     parser.add_argument("--alone", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     folder: Path = arguments.folder
@@ -134,7 +138,7 @@ def main() -> int:
         return 0
     if arguments.labels:
         torch.set_num_threads(arguments.threads)
-        compare_labels(arguments.labels)
+        compare_labels(arguments.labels, arguments.tiles)
         return 0
     if not arguments.show:
         for words in (("scans",), *((task, step) for step in "12" for task in ("network", "convert", "quantize"))):
@@ -584,26 +588,29 @@ def with_official_tiles(model: ModelFolder, network: torch.nn.Module) -> tuple[M
     return replace(model, configuration=grid), OfficialTiles(network, (patch[0], patch[1], patch[2]))
 
 
-def compare_labels(files: Sequence[Path]) -> None:
-    """Print how the labels of each scan differ from those of the whole image, for each way."""
+def compare_labels(files: Sequence[Path], kinds: Collection[str]) -> None:
+    """Print how the labels of each scan differ from those of the whole image, for each way and kind of tiles."""
     folders = models_in(local_server.ROOT / "apps" / "totalspineseg" / "model" / STARTER)
     networks = {step: Memory(model.load_network()) for step, model in folders.items()}
     look = WarmPredictor(folders[1], device="cpu", trust=replace(folders[1].trust, mirror=False))
     own = {step: (folders[step], networks[step]) for step in folders}
     official = {step: with_official_tiles(*own[step]) for step in folders}
-    for title, models, mirror in (("tiles of the official networks", official, False), ("own tiles", own, True)):
+    for kind, models in (("official", official), ("own", own)):
+        if kind not in kinds:
+            continue
         # Like the official networks, those with their tiles see no mirror image.
         trusts = {
-            step: model.trust if mirror else replace(model.trust, mirror=False) for step, (model, _) in models.items()
+            step: replace(model.trust, mirror=model.trust.mirror and kind == "own")
+            for step, (model, _) in models.items()
         }
         whole, continued = (
             {
-                step: kind(model, device="cpu", network=network, trust=trusts[step])
+                step: predictor(model, device="cpu", network=network, trust=trusts[step])
                 for step, (model, network) in models.items()
             }
-            for kind in (WarmPredictor, Continued)
+            for predictor in (WarmPredictor, Continued)
         )
-        print(f"\nstarter weights, {title}: labeled voxels that differ; levels with another name; tiles\n")
+        print(f"\nstarter weights, {kind} tiles: labeled voxels that differ; levels with another name; tiles\n")
         compare_on(files, whole, continued, look, networks)
 
 

@@ -20,13 +20,14 @@ from scipy.spatial import cKDTree
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
+from starter_evaluation import EVALUATION_SEED, SpineScore, evaluate_starter, is_flagged  # noqa: E402
+
 from totalspineseg_server import anatomy, pipeline  # noqa: E402
 from totalspineseg_server.agreement import dice_by_group, score_case  # noqa: E402
 from totalspineseg_server.errors import NoSpineError  # noqa: E402
 from totalspineseg_server.geometry import Volume  # noqa: E402
 from totalspineseg_server.nnunet.model_folder import ModelFolder  # noqa: E402
 from totalspineseg_server.nnunet.predictor import WarmPredictor  # noqa: E402
-from totalspineseg_server.nnunet.starter_evaluation import EVALUATION_SEED, SpineScore, evaluate_starter, is_flagged  # noqa: E402
 from totalspineseg_server.nnunet.starter_plans import STARTER_FOLDERS  # noqa: E402
 from totalspineseg_server.preview import Plane, course_of, save_picture  # noqa: E402
 from totalspineseg_server.synthesis import Field  # noqa: E402

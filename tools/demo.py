@@ -98,7 +98,7 @@ def main() -> int:
 
 
 def loop(client: MONAILabelClient, url: str, studies: Path, folder: Path, out: Path) -> list[Row]:
-    """Do next sample, image, run, correct and submit until every study is done."""
+    """Ask for the next sample, fetch it, run the model, correct the result and submit it, until no study is left."""
     info = client.info()
     print(f"connected: {info['name']} {info['version']}; models {', '.join(info['models'])}")
     print(info["description"].split(" Cite:")[0])

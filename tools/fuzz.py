@@ -58,7 +58,7 @@ def main() -> int:
             alive = server.process.poll() is None
         answers = read_answers(folder / "answers.jsonl")
         print(table(answers))
-        print(f"\nmost frequent refusals of what is allowed\n{frequent_refusals(folder / 'answers.jsonl')}\n")
+        print(f"\nmost frequent refusals of allowed requests\n{frequent_refusals(folder / 'answers.jsonl')}\n")
         log = (folder / "server" / "server.log").read_text(encoding="utf-8", errors="replace")
     statuses = [Counter(statuses) for entry in answers.values() for statuses in entry.values()]
     calls = sum(entry.total() for entry in statuses)

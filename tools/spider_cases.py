@@ -158,7 +158,7 @@ def _canal_middle(label: LabelArray) -> NDArray[np.float64]:
     canal = label == WHOLE_CANAL
     seen = np.flatnonzero(canal.any((0, 1)))
     if not seen.size:
-        raise TotalSpineSegError("The slab shows no canal. Processes cannot be told from bodies.")
+        raise TotalSpineSegError("The slab shows no canal. Processes cannot be distinguished from bodies.")
     middle = [np.argwhere(canal[:, :, k])[:, 1].mean() for k in seen]
     return np.asarray(np.interp(np.arange(label.shape[2]), seen, middle))
 

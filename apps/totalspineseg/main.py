@@ -1,4 +1,4 @@
-"""The file that MONAI Label loads: it looks here for the app, which is in the package beside it."""
+"""Give MONAI Label the app where it looks for it; the app itself is in the package beside this file."""
 
 from totalspineseg_server.app import App
 

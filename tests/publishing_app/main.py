@@ -1,4 +1,4 @@
-"""The real app with trainings that publish without judging, and wait during that until their server has been killed."""
+"""Define the real app with trainings that publish without a judgment and wait until their server was killed."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The real app with predictors that need no weights, for servers in tests."""
+"""Define the real app with predictors that need no weights, for servers in tests."""
 
 import time
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The app with the work of the official networks on every tile, and the labels of the starter networks."""
+"""Define the app with the work of the official networks on every tile, and the labels of the starter networks."""
 
 from collections.abc import Collection
 from pathlib import Path

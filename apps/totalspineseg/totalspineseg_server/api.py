@@ -1,4 +1,4 @@
-"""The Python API: load a model, segment an image, number or check a label map, measure a spine.
+"""Load a model, segment an image, number or check a label map, and measure a spine, from Python.
 
 Only ``save_nifti`` and ``save_dicom_seg`` write to the disk. All functions may be called from several threads; calls
 with the same model take turns.

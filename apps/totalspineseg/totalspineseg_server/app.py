@@ -1,4 +1,4 @@
-"""The MONAI Label app. Constructing it is cheap and touches no GPU."""
+"""Define the MONAI Label app. Constructing it is cheap and touches no GPU."""
 
 import hashlib
 import logging
@@ -12,9 +12,8 @@ from monailabel.config import settings as host_settings
 from monailabel.interfaces.app import MONAILabelApp
 
 from totalspineseg_server import places
-from totalspineseg_server.activelearning.batch import SpineBatch, is_result_of
 from totalspineseg_server.activelearning.offers import Offers
-from totalspineseg_server.activelearning.rounds import ImageScoring
+from totalspineseg_server.activelearning.rounds import ImageScoring, SpineBatch, is_result_of
 from totalspineseg_server.activelearning.scorer import Scorer
 from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Scores
 from totalspineseg_server.activelearning.selection import FinishedLevels, counts_of, rarity
@@ -27,7 +26,7 @@ from totalspineseg_server.corrections.ids import HISTORY_DIR, STUDIES_DIR, is_us
 from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.label_files import IMAGE_HASH
 from totalspineseg_server.corrections.predictions import MapStore, PredictionStore
-from totalspineseg_server.corrections.receipts import Receipt, Receipts, Sender, Uploads, Waiting
+from totalspineseg_server.corrections.receipts import Receipt, Receipts, Sender, Uploads
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
 from totalspineseg_server.errors import (
     ImageError,
@@ -89,10 +88,9 @@ class App(MONAILabelApp):  # type: ignore[misc]
         self._maps = MapStore(root)
         self._receipts = Receipts(root)
         self._datastore = store = self.open_studies(studies, root)
-        self._inbox = Inbox(self._receipts, self._corrections, self._predictions, self._maps, store)
+        uploads = Uploads(signed_in=host_settings.MONAI_LABEL_AUTH_ENABLE)
+        self.inbox = Inbox(self._receipts, self._corrections, self._predictions, self._maps, store, uploads=uploads)
         self.outcomes = Outcomes()
-        self.submissions = self._inbox.ongoing
-        self._uploads = Uploads()
         names = doubtful_names_of(self._settings.get("doubtful_names") or "")
         self._services = Services(self._networks, self._predictions, self._maps, store, self.weights_text, names)
         scores = Scores(root, self._predictions, self._maps)
@@ -100,9 +98,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         models = ModelStore(Path(app_dir) / "model", weights=self._settings.get("weights") or "")
         self._weights_texts: dict[tuple[tuple[int, str], ...], str] = {}
         self._site = Site(root, models, self._corrections, store.image_file, self._subject)
-        self.lab = open_lab(
-            root, self.datastore, scores, self._maps, self._corrections, self.submit_label, self._inbox.undo
-        )
+        self.lab = open_lab(root, store, scores, self._maps, self._corrections, self.inbox)
         super().__init__(
             app_dir,
             studies,
@@ -273,8 +269,8 @@ class App(MONAILabelApp):  # type: ignore[misc]
                 self._scorer.fill,
             ),
             "doubt_scale": ImageScoring(
-                "The same, and how much the result changes if the image is scaled like that of a smaller person. Each "
-                "image is predicted once more.",
+                "How doubtful each result is, as for 'doubt', and how much it changes if the image is scaled like that "
+                "of a smaller person. Each image is predicted once more.",
                 self._scorer.fill_scale,
             ),
         }
@@ -348,7 +344,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         """Return the image to annotate next; in a PACS only volumes are offered."""
         sample = self._next_sample(request)
         sample.update(self._score_note(sample))
-        self._uploads.record_offer(str(request.get("client_id") or ""), str(sample.get("id") or ""))
+        self.inbox.uploads.record_offer(str(request.get("client_id") or ""), str(sample.get("id") or ""))
         return sample
 
     def _next_sample(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -398,44 +394,14 @@ class App(MONAILabelApp):  # type: ignore[misc]
         Raises:
             FileExistsError: Another image has this id.
         """
-        content = sha256_of(file)
+        content, uploads = sha256_of(file), self.inbox.uploads
         try:
             added: str = self._datastore.add_image(image_id, str(file), dict(info))
         except FileExistsError:
-            self._uploads.record_refusal(_known_as(sender), image_id, content)
+            uploads.record_refusal(uploads.name_of(sender), image_id, content)
             raise
-        self._uploads.record_upload(_known_as(sender), added, content)
+        uploads.record_upload(uploads.name_of(sender), added, content)
         return added
-
-    def submit_label(
-        self,
-        image_id: str,
-        file: Path,
-        tag: str,
-        params: Mapping[str, Any],
-        sender: Sender,
-        info: Mapping[str, Any] | None = None,
-        fault: str = "",
-    ) -> Correction:
-        """Accept an annotator's label; see ``Inbox.submit``, also for the errors.
-
-        Args:
-            image_id: Image that it was sent for; see ``corrections.interpretation``.
-            file: The label.
-            tag: Tag that it was sent for.
-            params: Parameters that were sent with it.
-            sender: The sender.
-            info: Further information to store with it.
-            fault: Why it cannot be understood, if that is already known.
-        """
-        claims = self._uploads.claims(_known_as(sender), image_id)
-        return self._inbox.submit(
-            image_id, file, tag=tag, sender=sender, params=params, claims=claims, info=info, fault=fault
-        )
-
-    def interpret_waiting(self, *, again: bool) -> tuple[Waiting, ...]:
-        """Read the submissions that could not be read when they arrived; see ``Inbox.interpret_waiting``."""
-        return self._inbox.interpret_waiting(again=again)
 
     def unused_submissions(self) -> list[tuple[Receipt | Correction, str, str]]:
         """Return the submissions that are not used, oldest first, each with its status ("parked", "unfiled", "waiting")
@@ -455,7 +421,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         if not (is_usable_id(image_id) and is_safe_tag(tag)):
             raise UnknownLabelError(image_id, tag)
         is_listed = tag in self._datastore.get_labels_by_image_id(image_id)
-        withdrawn = self._inbox.withdraw(image_id, tag, user=user)
+        withdrawn = self.inbox.withdraw(image_id, tag, user=user)
         if not is_listed and not withdrawn:
             raise UnknownLabelError(image_id, tag)
         return withdrawn
@@ -464,7 +430,7 @@ class App(MONAILabelApp):  # type: ignore[misc]
         """Accept a DICOM segmentation that a viewer stored in the PACS; see ``pacs.submissions``."""
         from totalspineseg_server.pacs.submissions import submit_segmentation
 
-        return submit_segmentation(self._datastore, self.submit_label, self._corrections, file, reference, sender)
+        return submit_segmentation(self._datastore, self.inbox.submit, self._corrections, file, reference, sender)
 
     def segmentation(self, image_id: str, file: Path, report: Mapping[str, Any]) -> bytes:
         """Return a result as DICOM SEG.
@@ -511,12 +477,6 @@ class App(MONAILabelApp):  # type: ignore[misc]
         for comparing models.
         """
         return self._datastore.subject(image_id) or subject_of(image_id)
-
-
-def _known_as(sender: Sender) -> str:
-    """Return the name for a client's volumes: the user if authentication is on, else the client's name if it has
-    one."""
-    return sender.user if host_settings.MONAI_LABEL_AUTH_ENABLE else sender.client or sender.user
 
 
 def is_address(studies: str) -> bool:

@@ -10,6 +10,8 @@ from totalspineseg_server.version import VERSION
 
 BIDS_VERSION: Final = "1.10.0"
 DESCRIPTION_FILE: Final = "dataset_description.json"
+DERIVATIVES: Final = "derivatives"
+"""Folder of a data set with what was made from its images, such as labels."""
 PIPELINE: Final = "totalspineseg"
 """Name of the folder of our label maps below ``derivatives``."""
 PREDICTED: Final = "TotalSpineSeg"
@@ -26,6 +28,10 @@ LABEL_NAME: Final = re.compile(rf"(?P<entities>sub-.+)_seg-{FINISHED}_desc-(?P<s
 """Name of a finished label map, without its ending."""
 LABEL_SUFFIX: Final = "_label-spine_dseg"
 """Ending of the names of labels, beside BIDS's own name, in many data sets of the spine."""
+ANATOMY_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
+"""Patterns of the folders of a data set that have anatomical images."""
+MANUAL: Final = "Manual"
+"""Key of the file beside a label: false for a map that a program made and nobody corrected."""
 HASH_DIGITS: Final = 6
 
 

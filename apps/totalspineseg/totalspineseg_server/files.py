@@ -210,6 +210,21 @@ def read_json(path: Path, remedy: str = RESTORE) -> dict[str, Any]:
     return content
 
 
+def read_json_if_there(path: Path, remedy: str = RESTORE) -> dict[str, Any]:
+    """Return the JSON object in a file that will be written back; empty if there is no file.
+
+    A file that cannot be read is an error, because writing over it would lose what it holds.
+
+    Args:
+        path: The file.
+        remedy: Sentence that says what to do if the file is damaged.
+
+    Raises:
+        StorageError: The file is damaged, cannot be read, or has something else in it.
+    """
+    return read_json(path, remedy) if path.exists() else {}
+
+
 def read_json_or(path: Path, otherwise: T) -> dict[str, Any] | T:
     """Return the JSON object in a file, or ``otherwise`` if there is none that can be read."""
     try:

@@ -88,8 +88,8 @@ class Volume:
         affine = np.asarray(self.affine, dtype=np.float64)
         if affine.shape != (4, 4) or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
             raise ImageError(
-                f"The header does not place the voxels in space: its affine, {affine.tolist()!r}, is not an "
-                "invertible 4x4 matrix. Export the series again with its geometry."
+                "The header does not say where the voxels lie in the patient: its matrix, "
+                f"{affine.tolist()!r}, is not an invertible 4x4 matrix. Export the series again with its geometry."
             )
         object.__setattr__(self, "affine", affine)
 

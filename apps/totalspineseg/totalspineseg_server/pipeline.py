@@ -93,7 +93,7 @@ class Options:
     """Options for naming the levels.
 
     Attributes:
-        method: "chain" weighs all evidence and reports doubts; "iterative" is the reference's rule.
+        method: "chain" weighs all evidence and reports doubts; "iterative" is TotalSpineSeg's own rule.
         localizer: Label map (codes) of another series of the same patient, on any grid.
         siblings: Other series of the patient that may overlap the scan; only the chain model uses them.
         pins: Levels that a reader has pinned.

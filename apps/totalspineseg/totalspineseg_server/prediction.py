@@ -66,7 +66,7 @@ class Packed:
 
     @classmethod
     def of(cls, labels: LabelArray) -> "Packed":
-        """Pack a uint8 map. Not modified."""
+        """Pack a uint8 map, which is not modified."""
         return cls(labels.shape, zlib.compress(np.ascontiguousarray(labels).tobytes(), 1))
 
     def unpacked(self) -> LabelArray:

@@ -1,4 +1,4 @@
-"""The orders in which unlabeled images are offered; an image that was offered goes behind those that were not."""
+"""Choose the next unlabeled image to offer; images that were offered already come last."""
 
 import random
 import time

@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         carried out, 130 if interrupted.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    # A first word that is not a command is INPUT, because users of the reference type it like this.
+    # A first word that is not a command is INPUT, because users of TotalSpineSeg type it like this.
     command = words.pop(0) if words and words[0] in COMMANDS else "run"
     module = import_module(f"totalspineseg_server.cli.{command.replace('-', '_')}")
     parser = _parser(command, module)

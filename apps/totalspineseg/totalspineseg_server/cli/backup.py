@@ -7,6 +7,7 @@ asks for them; the weights that come with this software are left out as well.
 import argparse
 from pathlib import Path
 
+from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.cli.common import MIB, MODEL_DIR, existing_path
 
 
@@ -15,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "studies", type=existing_path, metavar="STUDIES", help="folder of studies, or the --work folder of a server"
     )
-    parser.add_argument("file", type=Path, metavar="FILE", help="backup to write, such as site.zip; must not exist")
+    parser.add_argument("file", type=Path, metavar="FILE", help="backup to write, such as site.zip; it must not exist")
     parser.add_argument(
         "--settings",
         type=existing_path,
@@ -32,14 +33,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code."""
-    from totalspineseg_server.cli.site_folder import has_corrections
     from totalspineseg_server.errors import StorageError
     from totalspineseg_server.exchange.site_backup import write_backup
     from totalspineseg_server.registry.model_store import ModelStore
+    from totalspineseg_server.training.site import has_corrections
 
     studies: Path = arguments.studies
     if not has_corrections(studies):
-        raise StorageError(f"There is nothing to back up in {str(studies)!r}. Name the folder that a server wrote to.")
+        raise StorageError(cli_messages.NOTHING_TO_BACK_UP.format(folder=str(studies)))
     manifest = write_backup(
         studies,
         ModelStore(arguments.data_dir),

@@ -10,6 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from totalspineseg_server.bids import LABEL_SUFFIX
+from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.cli.common import existing_path, model_store
 from totalspineseg_server.places import COMMAND
 
@@ -55,10 +56,7 @@ def execute(arguments: argparse.Namespace) -> int:
     skipped: list[Skipped] = []
     sources, unusable = labeled_scans(arguments.scans, arguments.label_suffix)
     if not sources:
-        raise LabelError(
-            f"There are no scans with labels in {str(arguments.scans)!r}. See '{COMMAND} prepare --help' "
-            "for how to arrange them."
-        )
+        raise LabelError(cli_messages.NO_LABELED_SCANS.format(folder=str(arguments.scans), command=COMMAND))
 
     def skip(case: Skipped) -> None:
         skipped.append(case)
@@ -74,10 +72,7 @@ def execute(arguments: argparse.Namespace) -> int:
         before_each=lambda name: print(f"measuring {name}", file=sys.stderr),
     )
     if blind := [step for step, trust in found.items() if not trust.scans]:
-        raise LabelError(
-            f"Nothing could be measured for step {' and '.join(map(str, blind))}, so nothing was changed: no labeled "
-            "disc was found in any scan. The lines above say which scans were left out, if any. Use other scans."
-        )
+        raise LabelError(cli_messages.NOTHING_MEASURED.format(steps=" and ".join(map(str, blind))))
     for step, trust in found.items():
         known = joined(models[step].trust, trust) if arguments.add else trust
         write_trust(models[step].path, known)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from totalspineseg_server import places
 from totalspineseg_server.anatomy import NUMBER_TABLES, OWN_NUMBERS
+from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.spellings import level_at
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def add_numbering_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("chain", "iterative"),
         default="chain",
         help="method that names the levels: chain weighs all evidence and reports how certain it is (default), "
-        "iterative follows the reference's rule",
+        "iterative follows TotalSpineSeg's own rule",
     )
     parser.add_argument(
         "--pin",
@@ -135,10 +136,10 @@ def model_store(data_dir: Path | None, weights: str) -> "ModelStore":
     if data_dir is None:
         return ModelStore(MODEL_DIR, weights=weights)
     if not data_dir.is_dir():
-        raise WeightsError(f"--data-dir: {str(data_dir)!r} is not a folder. Give a folder of models.")
+        raise WeightsError(cli_messages.NO_DATA_DIR.format(folder=str(data_dir)))
     store = ModelStore(data_dir, weights=weights)
     ours = store.pointer.exists() or store.versions_dir.is_dir() or (data_dir / STARTER).is_dir()
     if weights or ours:
         return store
-    # The models may be deeper: users of the reference have them in DIR/nnUNet/results.
+    # The models may be deeper: users of TotalSpineSeg have them in DIR/nnUNet/results.
     return ModelStore(MODEL_DIR, weights=str(data_dir.resolve()))

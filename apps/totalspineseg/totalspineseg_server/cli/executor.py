@@ -6,6 +6,7 @@ import sys
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final
 
+from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.cli.common import existing_path, positive
 from totalspineseg_server.errors import SettingError, TotalSpineSegError
 from totalspineseg_server.nnunet.runtimes import RUNTIMES
@@ -86,16 +87,16 @@ def executor_of(arguments: argparse.Namespace, work: "Work", store: "ModelStore"
     if arguments.executor == "local":
         for option in ("scheduler", "profile"):
             if getattr(arguments, option) is not None:
-                raise TotalSpineSegError(f"--{option} needs --executor dask. Add it, or leave --{option} out.")
+                raise TotalSpineSegError(cli_messages.NEEDS_DASK.format(option=option))
         return _local(arguments, work, store, runtime)
     if arguments.scheduler and arguments.profile:
-        raise TotalSpineSegError("--scheduler and --profile exclude each other. Leave one of them out.")
+        raise TotalSpineSegError(cli_messages.SCHEDULER_OR_PROFILE)
     return _dask(arguments, work, store, runtime)
 
 
 def _local(arguments: argparse.Namespace, work: "Work", store: "ModelStore", runtime: "Runtime") -> "Executor":
     from totalspineseg_server.cohort.running import LocalExecutor
-    from totalspineseg_server.cohort.warm import warm_networks
+    from totalspineseg_server.cohort.worker import warm_networks
 
     def networks() -> "Networks":
         whole = arguments.whole_image
@@ -107,10 +108,7 @@ def _local(arguments: argparse.Namespace, work: "Work", store: "ModelStore", run
 
 def _dask(arguments: argparse.Namespace, work: "Work", store: "ModelStore", runtime: "Runtime") -> "Executor":
     if find_spec("distributed") is None:
-        raise SettingError(
-            "Runs over many processes need Dask, which is not installed. Install "
-            f"'{NAME}[cluster]', or leave --executor out."
-        )
+        raise SettingError(cli_messages.NO_DASK.format(name=NAME))
     from totalspineseg_server.cohort.cluster_profile import read_profile
     from totalspineseg_server.cohort.worker import job_json
 

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "studies", type=existing_path, metavar="STUDIES", help="folder of studies, or the --work folder of a server"
     )
-    parser.add_argument("output", type=Path, metavar="OUT", help="folder to write; must be missing or empty")
+    parser.add_argument("output", type=Path, metavar="OUT", help="folder to write; it must be missing or empty")
     parser.add_argument(
         "--contrast",
         default="T2w",
@@ -27,9 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code: 1 if a label had to be left out."""
-    from totalspineseg_server.cli.site_folder import site_of
     from totalspineseg_server.exchange.shared_set import export_set
     from totalspineseg_server.registry.model_store import ModelStore
+    from totalspineseg_server.training.site import site_of
 
     site = site_of(arguments.studies, ModelStore(MODEL_DIR))
     done = export_set(site, arguments.output, contrast=arguments.contrast)

@@ -14,7 +14,7 @@ from totalspineseg_server.cli.common import add_numbers_argument, existing_path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("source", type=existing_path, metavar="SET", help="BIDS data set with labels")
-    parser.add_argument("studies", type=Path, metavar="STUDIES", help="folder of studies; made if missing")
+    parser.add_argument("studies", type=Path, metavar="STUDIES", help="folder of studies; it is made if it is missing")
     parser.add_argument(
         "--label-suffix",
         default=LABEL_SUFFIX,

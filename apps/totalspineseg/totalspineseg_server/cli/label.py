@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from totalspineseg_server.certainty import certainty_of, is_doubtful
+from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.cli.common import (
     add_numbering_arguments,
     add_numbers_argument,
@@ -91,9 +92,9 @@ def _label_folder(source: Path, output: Path, reports: Path | None, request: _Re
         print(skipped, file=sys.stderr)
     if not files:
         endings = ", ".join(WRITTEN_SUFFIXES)
-        raise TotalSpineSegError(f"There is no label map ({endings}) in {str(source)!r}. Name the folder of the maps.")
+        raise TotalSpineSegError(cli_messages.NO_MAPS.format(endings=endings, source=str(source)))
     if request.pins:
-        raise TotalSpineSegError("--pin can be used for one scan only. Give one file as IN.")
+        raise TotalSpineSegError(cli_messages.ONE_SCAN_FOR_PIN)
     failed = 0
     for path in files:
         report = None if reports is None else reports / f"{stem(path)}.json"
@@ -113,7 +114,7 @@ def _label_file(source: Path, output: Path, report_file: Path | None, request: _
     from totalspineseg_server.numbering.report import sentence
 
     if real_path(output) == real_path(source):
-        raise TotalSpineSegError(f"OUT is the same file as IN: {str(output)!r}. Choose another OUT.")
+        raise TotalSpineSegError(cli_messages.OUT_IS_IN.format(output=str(output)))
     volume = read_labels(source)
     iso = labels_to_iso(volume)
     located = None if request.localizer is None else read_codes(request.localizer, request.numbers)
@@ -135,9 +136,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise TotalSpineSegError(
-            f"Cannot write to the folder {str(folder)!r} ({error}). Choose another OUT."
-        ) from error
+        raise TotalSpineSegError(cli_messages.CANNOT_WRITE.format(folder=str(folder), error=error)) from error
 
 
 def _write_report(path: Path, report: dict[str, Any]) -> None:

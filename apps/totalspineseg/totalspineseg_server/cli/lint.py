@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from totalspineseg_server.anatomy import OWN_NUMBERS
+from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.cli.common import add_numbers_argument, existing_path
 from totalspineseg_server.errors import TotalSpineSegError
 
@@ -72,6 +73,6 @@ def _lint_file(path: Path, numbers: str, *, several: bool) -> int:
         where = ""
         if finding.point_vox is not None:
             x, y, z = apply_affine(volume.affine, finding.point_vox)
-            where = f" Look at {x:.0f}, {y:.0f}, {z:.0f} mm (RAS)."
+            where = " " + cli_messages.LOOK_AT.format(x=x, y=y, z=z)
         print(f"{prefix}{finding.kind}: {finding.message}{where}")
     return len(findings)

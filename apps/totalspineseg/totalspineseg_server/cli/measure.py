@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.cli.common import add_numbers_argument, existing_path
 from totalspineseg_server.errors import TotalSpineSegError
 
@@ -44,7 +45,7 @@ def execute(arguments: argparse.Namespace) -> int:
         raise TotalSpineSegError(f"OUT must be a file ending in {' or '.join(ENDINGS)}, got {str(output)!r}")
     files = images_in(labels, "*") if labels.is_dir() else (labels,)
     if not files:
-        raise TotalSpineSegError(f"There is no label map in {str(labels)!r}. Name the folder of the maps.")
+        raise TotalSpineSegError(cli_messages.NO_LABEL_MAPS.format(folder=str(labels)))
     rows, failed = list["Row"](), 0
     for file in files:
         try:
@@ -70,7 +71,7 @@ def _measured(file: Path, image: Path | None, numbers: str) -> "list[Row]":
     label = read_codes(file, numbers)
     source = image_named(image, stem(file)) if image is not None and image.is_dir() else image
     if image is not None and source is None:
-        raise TotalSpineSegError(f"There is no image named {stem(file)!r} in {str(image)!r}. Rename one of them.")
+        raise TotalSpineSegError(cli_messages.NO_IMAGE.format(name=stem(file), folder=str(image)))
     if source is None:
         grid, intensities = label.grid, None
     else:

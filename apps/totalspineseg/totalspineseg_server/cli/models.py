@@ -95,9 +95,9 @@ def _show(store: "ModelStore", arguments: argparse.Namespace) -> None:
 
 
 def _judge(store: "ModelStore", arguments: argparse.Namespace) -> int:
-    from totalspineseg_server.cli.site_folder import site_of
     from totalspineseg_server.nnunet.runtimes import require
     from totalspineseg_server.training.judged_version import judge_version
+    from totalspineseg_server.training.site import site_of
     from totalspineseg_server.training.verdict import NUMBERS, GateReport
 
     def tell(text: str) -> None:

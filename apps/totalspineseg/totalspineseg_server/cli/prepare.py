@@ -6,24 +6,21 @@ continues. The next command is totalspineseg train. It is best to prepare step 2
 """
 
 import argparse
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from totalspineseg_server.anatomy import OWN_NUMBERS
-from totalspineseg_server.bids import LABEL_SUFFIX
+from totalspineseg_server.bids import DERIVATIVES, LABEL_SUFFIX, subject_of
+from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.cli.common import add_numbers_argument, existing_path, model_store
 
 if TYPE_CHECKING:
     from totalspineseg_server.exchange.labeled_pairs import Pair
     from totalspineseg_server.nnunet.cases import LabeledScan, ScanSource, Skipped
     from totalspineseg_server.prediction import Predictor
-
-SUBJECT: Final = re.compile(r"sub-[A-Za-z0-9]+")
-DERIVATIVES: Final = "derivatives"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,12 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code: 1 if a case had to be left out."""
-    from totalspineseg_server.cli.site_folder import has_corrections
     from totalspineseg_server.errors import LabelError
     from totalspineseg_server.nnunet.cases import Skipped
     from totalspineseg_server.nnunet.raw_dataset import DISTURBED_SHARE, RawOptions, write_raw_datasets
     from totalspineseg_server.nnunet.raw_folder import NnunetFolders, read_cases
     from totalspineseg_server.registry.model_store import dataset_name
+    from totalspineseg_server.training.site import has_corrections
 
     steps = tuple(sorted(set(arguments.step or (1, 2))))
     disturbed = DISTURBED_SHARE if arguments.disturbed_share is None else arguments.disturbed_share
@@ -86,15 +83,17 @@ def execute(arguments: argparse.Namespace) -> int:
         print(f"left out {case.name}: {case.reason}", file=sys.stderr)
 
     if has_corrections(arguments.source):
-        required, cure = "no finished corrections of subjects that are not held out", "Submit some first."
+        required, remedy = cli_messages.NO_CORRECTIONS, cli_messages.SUBMIT_FIRST
     else:
-        required = f"no images below sub-*/ with labels IMAGE{arguments.label_suffix} below {DERIVATIVES}/"
-        cure = "Check --label-suffix."
+        required = cli_messages.NO_LABELED_IMAGES.format(suffix=arguments.label_suffix, derivatives=DERIVATIVES)
+        remedy = cli_messages.CHECK_SUFFIX
     sources, unusable = labeled_scans(arguments.source, arguments.label_suffix, arguments.numbers)
     for case in unusable:
         skip(case)
     if not sources:
-        raise LabelError(f"There are {required} in {str(arguments.source)!r}. {cure}")
+        raise LabelError(
+            cli_messages.NOTHING_TO_PREPARE.format(required=required, folder=str(arguments.source), remedy=remedy)
+        )
     raw = arguments.raw or NnunetFolders.at().raw
     for step, written in write_raw_datasets(sources, raw, options, on_skip=skip).items():
         print(f"{raw / dataset_name(step)}: {written.cases} cases")
@@ -118,8 +117,8 @@ def labeled_scans(
         suffix: Ending of the names of a BIDS folder's labels.
         numbers: The numbers in a BIDS folder's labels (see ``read_codes``).
     """
-    from totalspineseg_server.cli.site_folder import has_corrections
     from totalspineseg_server.io.volumes import is_other_name, not_read_sentence
+    from totalspineseg_server.training.site import has_corrections
 
     if has_corrections(folder):
         return _corrections(folder)
@@ -151,9 +150,9 @@ def _share(text: str) -> float:
 
 def _corrections(studies: Path) -> "tuple[tuple[ScanSource, ...], tuple[Skipped, ...]]":
     from totalspineseg_server.cli.common import MODEL_DIR
-    from totalspineseg_server.cli.site_folder import site_of
     from totalspineseg_server.registry.model_store import ModelStore
     from totalspineseg_server.training.material import site_material
+    from totalspineseg_server.training.site import site_of
 
     material = site_material(site_of(studies, ModelStore(MODEL_DIR)))
     return material.training, material.skipped
@@ -174,6 +173,5 @@ def _read(pair: "Pair", numbers: str) -> "LabeledScan":
     from totalspineseg_server.nnunet.cases import LabeledScan, Origin
 
     image, label = pair.require_one()
-    subject = SUBJECT.search(pair.name)
     codes = read_pair_label(label, pair.root, numbers)
-    return LabeledScan(pair.name, subject[0] if subject else pair.name, Origin.EARLIER, read_image(image), codes)
+    return LabeledScan(pair.name, subject_of(pair.name), Origin.EARLIER, read_image(image), codes)

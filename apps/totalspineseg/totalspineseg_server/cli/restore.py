@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--check", action="store_true", help="compare the files with their hashes, and write nothing")
     parser.add_argument(
-        "--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder; must not have versions"
+        "--data-dir", type=Path, default=MODEL_DIR, metavar="DIR", help="model folder; it must not have versions"
     )
 
 

@@ -68,10 +68,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def execute(arguments: argparse.Namespace) -> int:
     """Run the command; return the exit code: 1 if the new version is not put into use."""
-    from totalspineseg_server.cli.site_folder import site_of
     from totalspineseg_server.registry.model_store import ModelStore
     from totalspineseg_server.training.retrain_settings import read_settings
     from totalspineseg_server.training.retraining import retrain
+    from totalspineseg_server.training.site import site_of
 
     request = {name: getattr(arguments, name) for name in SETTINGS} | {"resume": not arguments.restart}
     steps = tuple(sorted(set(arguments.step or (1, 2))))

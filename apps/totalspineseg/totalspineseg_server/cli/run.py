@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from totalspineseg_server.certainty import is_doubtful
+from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.cli.common import (
     add_model_arguments,
     add_numbering_arguments,
@@ -23,8 +24,8 @@ from totalspineseg_server.errors import TotalSpineSegError
 
 if TYPE_CHECKING:
     from totalspineseg_server.cohort.inputs import Case
-    from totalspineseg_server.cohort.run_options import RunOptions
     from totalspineseg_server.cohort.running import Summary
+    from totalspineseg_server.cohort.work import RunOptions
 
 EARLIER_LABELS: Final = ("step2_output", "step1_output")
 """Folders of OUTPUT whose label maps serve as localizers if there is no ``--loc``."""
@@ -82,7 +83,7 @@ def execute(arguments: argparse.Namespace) -> int:
 
     output: Path = arguments.output
     if output.exists() and not output.is_dir():
-        raise TotalSpineSegError(f"OUTPUT is a file: {str(output)!r}. Give a folder.")
+        raise TotalSpineSegError(cli_messages.OUTPUT_IS_FILE.format(output=str(output)))
     cases = find_cases(arguments.input, suffixes=arguments.suffix, exclude=output)
     if not arguments.quiet and (skipped := skipped_sentences(arguments.input, cases, exclude=output)):
         print(skipped, file=sys.stderr)
@@ -109,22 +110,17 @@ def execute(arguments: argparse.Namespace) -> int:
 
 def _options(arguments: argparse.Namespace, count: int) -> "RunOptions":
     from totalspineseg_server.cohort.outputs import FOLDERS
-    from totalspineseg_server.cohort.run_options import RunOptions
+    from totalspineseg_server.cohort.work import RunOptions
 
     if arguments.pin and count > 1:
-        raise TotalSpineSegError(
-            f"--pin can be used for one scan only, but INPUT has {count} scans. Give one image as INPUT."
-        )
+        raise TotalSpineSegError(cli_messages.PIN_FOR_SCANS.format(count=count))
     keep = FOLDERS if arguments.keep_only is None else tuple(arguments.keep_only)
     if unknown := [folder for folder in keep if folder not in FOLDERS]:
         raise TotalSpineSegError(f"--keep-only must name folders of {', '.join(FOLDERS)}, got {', '.join(unknown)}")
     if arguments.step1:
         keep = tuple(folder for folder in keep if not folder.startswith("step2"))
         if not keep:
-            raise TotalSpineSegError(
-                "--step1 writes no step2 folder, but --keep-only names only those: "
-                f"{' '.join(arguments.keep_only)}. Leave one of the options out."
-            )
+            raise TotalSpineSegError(cli_messages.NO_STEP2.format(folders=" ".join(arguments.keep_only)))
     _require_labels(arguments, keep)
     return RunOptions(
         iso=arguments.iso, step1=arguments.step1, keep=keep, method=arguments.method, pins=pins_of(arguments)
@@ -137,14 +133,11 @@ def _require_labels(arguments: argparse.Namespace, keep: Collection[str]) -> Non
 
     for option in ("bids", "seg"):
         if getattr(arguments, option) and LABELS not in keep:
-            raise TotalSpineSegError(
-                f"--{option} passes on the maps in {LABELS}, which this run does not write. Leave --step1 out, or "
-                f"name {LABELS} in --keep-only."
-            )
+            raise TotalSpineSegError(cli_messages.MAPS_NEEDED.format(option=option, labels=LABELS))
     if arguments.sr and not arguments.seg:
-        raise TotalSpineSegError("--sr measures the objects that --seg writes. Add --seg.")
+        raise TotalSpineSegError(cli_messages.SR_NEEDS_SEG)
     if arguments.seg and arguments.iso:
-        raise TotalSpineSegError("--seg needs label maps on the grid of the series. Leave --iso out.")
+        raise TotalSpineSegError(cli_messages.SEG_NEEDS_GRID)
 
 
 def _pass_on(arguments: argparse.Namespace, cases: "Sequence[Case]", summary: "Summary") -> dict[str, str]:

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--size",
         choices=("M", "L", "XL"),
         default="L",
-        help="network for GPUs of about 11, 24 or 40 GB (default: L, as in the reference)",
+        help="network for GPUs of about 11, 24 or 40 GB (default: L, as in TotalSpineSeg)",
     )
     parser.add_argument("--epochs", type=positive, default=1000, metavar="N", help="default: %(default)s")
     parser.add_argument(

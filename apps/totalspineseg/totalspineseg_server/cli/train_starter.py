@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--outlines-only",
         action="store_true",
-        help="change only the two finest resolutions, so that levels are told apart as before",
+        help="change only the two finest resolutions, so that levels are distinguished as before",
     )
     parser.add_argument("--restart", action="store_true", help="discard an unfinished training, and start over")
 

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.cli.common import MIB, MODEL_DIR, existing_path, positive
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.places import COMMAND
@@ -88,15 +89,14 @@ def execute(arguments: argparse.Namespace) -> int:
 
 
 def _install(arguments: argparse.Namespace) -> None:
-    from totalspineseg_server.nnunet.installation import INSTALL_BYTES, LICENSE_NOTE, install
+    from totalspineseg_server.nnunet.installation import INSTALL_BYTES, install
     from totalspineseg_server.registry.model_store import ModelStore
     from totalspineseg_server.registry.releases import release_text
 
-    print(LICENSE_NOTE)
+    print(cli_messages.LICENSE_NOTE)
     if not arguments.zip:
         print(
-            f"Downloading release {arguments.release}: two files of just under 1 GiB each; with unpacking they take "
-            f"about {INSTALL_BYTES / 1e9:.1f} GB of disk.",
+            cli_messages.DOWNLOADING.format(release=arguments.release, gb=INSTALL_BYTES / 1e9),
             flush=True,
         )
     name = install(
@@ -127,7 +127,7 @@ def _time_runtimes(store: "ModelStore") -> None:
         if not seconds_of_a_tile(model.path):
             from totalspineseg_server.nnunet.fast_comparison import seconds_by_runtime
 
-            print(f"Measuring which runtime is faster for step {step}; this takes some minutes, once.", flush=True)
+            print(cli_messages.MEASURING_RUNTIMES.format(step=step), flush=True)
             keep_seconds(model.path, seconds_by_runtime(model))
         times = (f"{name} {seconds:g} s" for name, seconds in seconds_of_a_tile(model.path).items())
         print(f"step {step}, one tile: {', '.join(times)}")

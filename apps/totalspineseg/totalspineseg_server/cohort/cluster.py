@@ -11,6 +11,7 @@ from typing import Any, Final
 import dask
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster
 
+from totalspineseg_server.cohort import cohort_messages
 from totalspineseg_server.cohort.cluster_profile import Profile
 from totalspineseg_server.errors import ClusterError
 
@@ -50,9 +51,7 @@ def running(address: str) -> Iterator[Client]:
     try:
         client = Client(**place, timeout=CONNECT_S)
     except (OSError, ValueError, TypeError) as error:
-        raise ClusterError(
-            f"No Dask scheduler answers at --scheduler {address!r} ({error}). Start it, or correct the address."
-        ) from error
+        raise ClusterError(cohort_messages.NO_SCHEDULER.format(address=address, error=error)) from error
     with client:
         yield client
 
@@ -75,9 +74,7 @@ def started(profile: Profile, output: Path) -> Iterator[Client]:
         except ClusterError:
             raise
         except (OSError, ValueError, TypeError, RuntimeError) as error:
-            raise ClusterError(
-                f"The {profile.cluster} cluster could not be started: {error}. Correct the profile."
-            ) from error
+            raise ClusterError(cohort_messages.CLUSTER_FAILED.format(cluster=profile.cluster, error=error)) from error
         with cluster, Client(cluster) as client:
             yield client
 
@@ -109,7 +106,7 @@ def _jobs(profile: Profile, output: Path) -> SpecCluster:
     """Start SLURM or PBS jobs, one worker each; lost jobs are submitted again."""
     command = SUBMIT[profile.cluster]
     if shutil.which(command) is None:
-        raise ClusterError(f"{command!r} was not found. Run this on a login node of the cluster.")
+        raise ClusterError(cohort_messages.NO_CLUSTER_COMMAND.format(command=command))
     options: dict[str, Any] = dict(profile.options)
     prologue = [f"export OMP_NUM_THREADS={profile.threads}", *options.pop("job_script_prologue", [])]
     extra = [*options.pop("worker_extra_args", []), "--nthreads", str(THREADS), "--no-dashboard"]
@@ -135,7 +132,7 @@ def _jobs(profile: Profile, output: Path) -> SpecCluster:
     except RuntimeError as error:
         _end(cluster)
         reply = str(error).partition("stderr:")[2].split("\n\n")[0].strip() or str(error)
-        raise ClusterError(f"{command} refused the jobs: {reply!r}. Correct the profile.") from error
+        raise ClusterError(cohort_messages.JOBS_REFUSED.format(command=command, reply=reply)) from error
     cluster.adapt(minimum_jobs=profile.workers, maximum_jobs=profile.workers)
     return cluster
 

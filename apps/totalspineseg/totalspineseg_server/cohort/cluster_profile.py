@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import yaml
 
+from totalspineseg_server.cohort import cohort_messages
 from totalspineseg_server.errors import ClusterError
 
 KINDS: Final = ("local", "slurm", "pbs")
@@ -54,7 +55,7 @@ def read_profile(path: Path) -> Profile:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ClusterError(f"--profile: {str(path)!r} is not a readable YAML file ({error}). Correct it.") from error
+        raise ClusterError(cohort_messages.UNREADABLE_PROFILE.format(profile=str(path), error=error)) from error
     if not isinstance(content, dict):
         raise ClusterError(f"a profile must consist of names and values, such as 'cluster: slurm', got {content!r}")
     return parse_profile(content)

@@ -8,6 +8,7 @@ from typing import Any
 from distributed import Client, Future, KilledWorker, as_completed
 from distributed.comm import CommClosedError
 
+from totalspineseg_server.cohort import cohort_messages
 from totalspineseg_server.cohort.dask_payload import make_plugin, make_task
 from totalspineseg_server.cohort.inputs import Case
 from totalspineseg_server.cohort.overlap import Done
@@ -47,8 +48,7 @@ class DaskExecutor:
                 client.register_plugin(make_plugin(name, self._job, ignore_interrupts=self._ours))
             except Exception as error:  # A worker may raise any error while it makes its ``ScanWorker``.
                 raise ClusterError(
-                    f"The workers could not start ({type(error).__name__}: {error}). Make the app visible to "
-                    "them under the same path as here."
+                    cohort_messages.WORKERS_FAILED.format(kind=type(error).__name__, error=error)
                 ) from error
             names = [f"{name}-{k}" for k in range(len(cases))]
             futures = client.map(make_task(name), [case.as_json() for case in cases], key=names, pure=False)
@@ -80,9 +80,8 @@ def _done(case: Case, future: Future) -> Done[Case, Record]:
         return Done(
             case,
             None,
-            f"{error.allowed_failures + 1} workers were lost while they processed this scan. Give them more "
-            "memory and time.",
+            cohort_messages.WORKERS_LOST.format(count=error.allowed_failures + 1),
         )
     if error is None:
-        raise ClusterError("The connection to the Dask scheduler was lost. Run the same command to continue.")
+        raise ClusterError(cohort_messages.SCHEDULER_LOST)
     return Done(case, None, f"Unexpected error ({type(error).__name__}): {error}")

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from distributed import WorkerPlugin
 
+from totalspineseg_server.cohort import cohort_messages
 from totalspineseg_server.places import PACKAGE
 
 APP: Final = PACKAGE.parent
@@ -57,7 +58,8 @@ def make_task(name: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     Args:
         name: The plugin's name.
     """
-    app = str(APP)
+    # Dask sends the function whole, so that it works on a worker that cannot import the app.
+    refusal = cohort_messages.APP_NOT_SEEN.format(app=str(APP))
 
     def segment(case: Mapping[str, Any]) -> dict[str, Any]:
         from distributed import get_worker
@@ -68,9 +70,7 @@ def make_task(name: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
         scan_worker = getattr(plugin, "scan_worker", None)
         if scan_worker is None:
             # If the setup fails on a worker that joined later, Dask keeps the plugin, which would fail scan after scan.
-            return {
-                "refusal": f"A worker does not see the app under the path {app}. Install it there on every machine."
-            }
+            return {"refusal": refusal}
         answer: dict[str, Any] = scan_worker.segment(case)
         return answer
 

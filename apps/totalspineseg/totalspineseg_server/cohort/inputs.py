@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from totalspineseg_server.bids import subject_of
+from totalspineseg_server.bids import ANATOMY_FOLDERS, subject_of
 from totalspineseg_server.certainty import proves_nothing
+from totalspineseg_server.cohort import cohort_messages
 from totalspineseg_server.cohort.record import read_record
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.io.volumes import (
@@ -16,22 +17,15 @@ from totalspineseg_server.io.volumes import (
     image_named,
     is_image_name,
     is_other_name,
+    may_be_dicom,
     not_read_sentence,
     stem,
 )
 
-DICOM_INDEX: Final = "DICOMDIR"
-"""Name of the index on a DICOM CD; it is a DICOM file, but not an image."""
 NO_SCANS: Final = frozenset({"derivatives", "func", "dwi", "fmap", "perf", "pet", "eeg", "meg", "beh", "micr", "mrs"})
 """BIDS folders without anatomical images, which are not reported as skipped."""
 NAMED_FOLDERS: Final = 5
 """Largest number of folders that a sentence names."""
-BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
-MISSING: Final = "no localizer was found for this scan"
-NO_PROOF: Final = (
-    "the localizer of this scan was not used: its own names are counted or doubtful, or it is not finished; correct "
-    "its label map, copy it to another folder, and name that folder with --loc"
-)
 
 
 @dataclass(frozen=True)
@@ -90,22 +84,19 @@ def find_cases(source: Path, *, suffixes: Sequence[str] = (), exclude: Path | No
         ImageError: The path does not exist or holds no image (with that suffix).
     """
     if not source.exists():
-        raise ImageError(f"{str(source)!r} does not exist. Give an image or a folder of images.")
+        raise ImageError(cohort_messages.NO_INPUT.format(path=str(source)))
     if source.is_file():
         return (Case(stem(source), source, Path()),)
     found = list(_images(source, source))
-    for pattern in BIDS_FOLDERS:
+    for pattern in ANATOMY_FOLDERS:
         for folder in sorted(source.glob(pattern)):
             found += _images(folder, source)
     found += _dicom_folders(source, source, exclude, set())
     chosen = [case for case in found if not suffixes or case.name.endswith(tuple(suffixes))]
     if not chosen:
         wanted = f" whose name ends in {' or '.join(suffixes)}" if suffixes else ""
-        raise ImageError(
-            f"There are no images{wanted} in {str(source)!r}. The command looks for images "
-            f"({', '.join(IMAGE_SUFFIXES)} or DICOM) directly in the folder, in sub-*/anat and in sub-*/ses-*/anat"
-            + (f". {skipped}" if (skipped := skipped_sentences(source, (), exclude=exclude)) else "")
-        )
+        nothing = cohort_messages.NO_IMAGES.format(wanted=wanted, path=str(source), formats=", ".join(IMAGE_SUFFIXES))
+        raise ImageError(f"{nothing} {skipped_sentences(source, (), exclude=exclude)}".strip())
     return tuple(sorted(_unique(chosen), key=lambda case: case.name))
 
 
@@ -145,7 +136,7 @@ def unvisited_folders(source: Path, cases: Iterable[Case], *, exclude: Path | No
         Paths of the folders relative to INPUT; none if INPUT is a file.
     """
     known = {case.path.parent.resolve() for case in cases} | {source.resolve()}
-    known |= {folder.resolve() for pattern in BIDS_FOLDERS for folder in source.glob(pattern)}
+    known |= {folder.resolve() for pattern in ANATOMY_FOLDERS for folder in source.glob(pattern)}
     return tuple(
         here.relative_to(source).as_posix()
         for here, files in _walk(source, exclude)
@@ -166,7 +157,7 @@ def skipped_sentences(source: Path, cases: Iterable[Case], *, exclude: Path | No
     if folders := unvisited_folders(source, cases, exclude=exclude):
         more = f" and {len(folders) - NAMED_FOLDERS} more" if len(folders) > NAMED_FOLDERS else ""
         listed = ", ".join(map(repr, folders[:NAMED_FOLDERS]))
-        sentences.append(f"Skipped folders with images: {listed}{more}. Name one of them as INPUT.")
+        sentences.append(cohort_messages.SKIPPED_FOLDERS.format(folders=listed, more=more))
     others = [
         f.relative_to(source).as_posix() for _, files in _walk(source, exclude) for f in files if is_other_name(f)
     ]
@@ -209,7 +200,7 @@ def _dicom_folders(folder: Path, source: Path, exclude: Path | None, visited: se
 
 
 def _is_dicom(path: Path) -> bool:
-    if is_image_name(path) or path.name.upper() == DICOM_INDEX or not path.is_file():
+    if not may_be_dicom(path) or not path.is_file():
         return False
     # Import here, because importing pydicom takes longer than finding the images of a folder without DICOM.
     from totalspineseg_server.io.dicom.headers import is_dicom
@@ -268,15 +259,10 @@ def pair_localizers(
     if localizer is None and localizer_suffix is None:
         return tuple(cases)
     if localizer is not None and not localizer.exists():
-        raise ImageError(
-            f"The localizer {str(localizer)!r} does not exist. Give a label map or a folder of label maps."
-        )
+        raise ImageError(cohort_messages.NO_LOCALIZER.format(path=str(localizer)))
     if localizer is not None and localizer.is_file():
         if (subjects := len({subject_of(case.name) for case in cases})) > 1:
-            raise ImageError(
-                f"One localizer file, {localizer.name!r}, cannot be used for {subjects} subjects. Give a folder of "
-                "label maps that have the names of the scans, or run one subject's scans (sub-..) alone."
-            )
+            raise ImageError(cohort_messages.ONE_LOCALIZER.format(name=localizer.name, subjects=subjects))
         return tuple(_paired(case, localizer, ours=False) for case in cases)
     paired = []
     for case in cases:
@@ -289,25 +275,25 @@ def pair_localizers(
             places = []
         if localizer is not None and case.folder.parts:
             places += [(localizer / case.folder, name), (localizer / case.folder, own)]
-        match = next((p for place in places if (p := _label_file(*place)) is not None), None)
+        match = next((p for place in places if (p := image_named(*place)) is not None), None)
         paired.append(_paired(case, match, ours=localizer is None))
     return tuple(paired)
 
 
 def _paired(case: Case, localizer: Path | None, *, ours: bool) -> Case:
     if localizer is None:
-        return replace(case, no_localizer=MISSING)
+        return replace(case, no_localizer=cohort_messages.NO_LOCALIZER_FOUND)
     record = read_record(localizer.parent.parent, stem(localizer))
     # A map without a record was made by somebody else, or, among our results, belongs to a scan that was not finished.
     useless = ours if record is None else proves_nothing(record)
-    return replace(case, no_localizer=NO_PROOF) if useless else replace(case, localizer=localizer)
+    return (
+        replace(case, no_localizer=cohort_messages.LOCALIZER_UNCERTAIN)
+        if useless
+        else replace(case, localizer=localizer)
+    )
 
 
 def _localizer_name(name: str, suffixes: Sequence[str], localizer_suffix: str | None) -> str:
     if localizer_suffix is None:
         return name
     return next((name.removesuffix(s) for s in suffixes if s and name.endswith(s)), name) + localizer_suffix
-
-
-def _label_file(folder: Path, name: str) -> Path | None:
-    return image_named(folder, name)

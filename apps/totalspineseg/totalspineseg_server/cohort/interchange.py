@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from totalspineseg_server.anatomy import CODE_OF
 from totalspineseg_server.bids import DESCRIPTION_FILE, IMAGE_NAME, PIPELINE, PREDICTED, description, label_path
 from totalspineseg_server.certainty import certainty_of, is_doubtful
+from totalspineseg_server.cohort import cohort_messages
 from totalspineseg_server.cohort.inputs import Case
 from totalspineseg_server.cohort.outputs import ENDING
 from totalspineseg_server.cohort.record import record_path
@@ -26,7 +27,6 @@ DERIVATIVES: Final = f"derivatives/{PIPELINE}"
 """Folder of the BIDS derivatives."""
 Records = Mapping[str, Mapping[str, Any]]
 """Name -> record of the finished scans of a run."""
-CORD_CAVEAT: Final = "Not validated for cord cross-sectional area."
 
 
 def write_bids(output: Path, cases: Sequence[Case], records: Records, *, iso: bool) -> int:
@@ -68,7 +68,7 @@ README: Final = f"""# Label maps of TotalSpineSeg
 
 Vertebrae, intervertebral discs, sacrum, spinal canal and spinal cord, as a network segmented and named them. The
 numbers are explained in `dseg.tsv`. `NamesCertainty` in the file beside each map says whether the names of the levels
-are certain, counted or doubtful. {CORD_CAVEAT}
+are certain, counted or doubtful. {cohort_messages.CORD_CAVEAT}
 """
 
 
@@ -109,7 +109,7 @@ def write_segs(
         except StorageError:
             raise
         except (TotalSpineSegError, ValueError) as error:
-            failures[case.name] = f"No DICOM SEG was written: {error}"
+            failures[case.name] = cohort_messages.NO_SEG.format(error=error)
             count -= 1
     return count, failures
 
@@ -167,7 +167,7 @@ def _finished(cases: Sequence[Case], records: Records) -> Iterator[tuple[Case, M
 def _sidecar(case: Case, record: Mapping[str, Any], *, iso: bool) -> dict[str, Any]:
     """Return the facts about a label map, without names of folders."""
     match = IMAGE_NAME.fullmatch(case.name)
-    known: dict[str, Any] = {"Description": f"Levels of the spine, segmented and named by a network. {CORD_CAVEAT}"}
+    known: dict[str, Any] = {"Description": cohort_messages.ABOUT_MAP.format(caveat=cohort_messages.CORD_CAVEAT)}
     if match is not None and case.path.is_file():
         known["Sources"] = [f"bids:raw:{(case.folder / case.path.name).as_posix()}"]
     if iso:

@@ -1,4 +1,4 @@
-"""Write the files of a scan, with the folders and names that users of the reference know."""
+"""Write the files of a scan, with the folders and names that users of TotalSpineSeg know."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass

@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, Generic, TypeVar
 
+from totalspineseg_server.cohort import cohort_messages
 from totalspineseg_server.errors import TotalSpineSegError
 
 logger = logging.getLogger(__name__)
@@ -99,7 +100,7 @@ def sentence(error: Exception) -> str:
         return str(error)
     logger.debug("unexpected error", exc_info=error)
     if isinstance(error, MemoryError):
-        return "This machine has too little free memory. Use fewer --max-workers, or a smaller scan."
+        return cohort_messages.NO_MEMORY
     text = " ".join(str(error).split())[:300]
     return (
         f"Unexpected error ({type(error).__name__}): {text}" if text else f"Unexpected error ({type(error).__name__})"

@@ -4,7 +4,6 @@ import hashlib
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,12 +14,11 @@ from totalspineseg_server.anatomy import BACKGROUND, SACRUM, STRUCTURES, Kind
 from totalspineseg_server.cohort.outputs import REPORTS
 from totalspineseg_server.files import read_json_or, storage_errors
 from totalspineseg_server.geometry import LabelArray
-from totalspineseg_server.io.volumes import stem
+from totalspineseg_server.io.volumes import HEADER_SUFFIXES, stem
 from totalspineseg_server.segments import VERTEBRAE_NAME
 from totalspineseg_server.transforms.pieces import Step
+from totalspineseg_server.version import installed_versions
 
-HEADER_SUFFIXES: Final = (".nhdr", ".mhd")
-"""Endings of image headers whose voxels are in a separate file."""
 PLACES: Final = 16
 """Number of files of a series that are compared, and of positions in each file."""
 PLACE_BYTES: Final = 4096
@@ -53,13 +51,7 @@ PACKAGES: Final = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "connected
 
 def software_versions() -> dict[str, str]:
     """Return name -> version of the software that affects results, without packages that are not installed."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"platform": platform.platform(), **installed_versions(PACKAGES)}
 
 
 def structures_json(labels: LabelArray, spacing: tuple[float, float, float], *, step: Step) -> list[dict[str, Any]]:

@@ -1,12 +1,13 @@
 """Process one scan: read it, run the networks, write the results, and last the record that marks it as finished."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 from totalspineseg_server import pipeline
 from totalspineseg_server.clock import Stopwatch
+from totalspineseg_server.cohort import cohort_messages
 from totalspineseg_server.cohort.inputs import Case
 from totalspineseg_server.cohort.interchange import interchange_files
 from totalspineseg_server.cohort.outputs import FOLDERS, REPORTS, Result, make_folders, result_files, write_result
@@ -19,7 +20,6 @@ from totalspineseg_server.cohort.record import (
     same_content,
     structures_json,
 )
-from totalspineseg_server.cohort.run_options import RunOptions
 from totalspineseg_server.errors import ImageError, StorageError, TotalSpineSegError
 from totalspineseg_server.files import remove_leftovers, storage_errors, write_json
 from totalspineseg_server.geometry import Volume, labels_on_grid
@@ -28,7 +28,9 @@ from totalspineseg_server.io.unpacking import real_path
 from totalspineseg_server.io.volumes import read_codes, read_image
 from totalspineseg_server.measurements import MAX_SKEW_DEG, Row, structure_rows
 from totalspineseg_server.numbering.chain import Numbering
+from totalspineseg_server.numbering.evidence import Pin
 from totalspineseg_server.numbering.linter import lint
+from totalspineseg_server.numbering.naming import Method
 from totalspineseg_server.numbering.report import doubtful_codes, report
 from totalspineseg_server.pipeline import Options
 from totalspineseg_server.prediction import Predictor
@@ -41,6 +43,41 @@ RECORD_FORMAT: Final = 5
 """Version of the record format. It is raised when older records become unusable, or their names or numbers wrong."""
 
 Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a run that affect its results.
+
+    Attributes:
+        iso: Whether results stay on the 1 mm grid instead of the grid of the input image.
+        step1: Whether to stop after step 1.
+        keep: Output folders to write.
+        method: Method that names the levels.
+        pins: Levels that a reader has pinned (for a single scan).
+    """
+
+    iso: bool = False
+    step1: bool = False
+    keep: tuple[str, ...] = FOLDERS
+    method: Method = "chain"
+    pins: tuple[Pin, ...] = ()
+
+    def as_json(self) -> dict[str, object]:
+        """Return the options for the record of a scan, which is processed again if they change."""
+        return {
+            "iso": self.iso,
+            "step1": self.step1,
+            "keep": list(self.keep),
+            "method": self.method,
+            "pins": [[pin.code, *pin.point_mm] for pin in self.pins],
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "RunOptions":
+        """Return the options from the values of ``as_json``."""
+        pins = tuple(Pin(code, (x, y, z)) for code, x, y, z in content["pins"])
+        return cls(content["iso"], content["step1"], tuple(content["keep"]), content["method"], pins)
 
 
 class Networks(Protocol):
@@ -114,15 +151,9 @@ class Work:
         results = {real_path(self.output / file) for case in cases for file in _every_file(case)}
         for case in cases:
             if real_path(case.path.parent) in folders or real_path(case.path).parent in folders:
-                raise StorageError(
-                    f"The scan {str(case.path)!r} is in a folder that OUTPUT uses, and would be replaced. "
-                    "Choose another OUTPUT."
-                )
+                raise StorageError(cohort_messages.SCAN_IN_OUTPUT.format(scan=str(case.path)))
             if case.localizer is not None and real_path(case.localizer) in results:
-                raise StorageError(
-                    f"The localizer {str(case.localizer)!r} is a result of a scan to be processed, and would "
-                    "be replaced. Copy it to another folder, or choose another OUTPUT."
-                )
+                raise StorageError(cohort_messages.LOCALIZER_IN_OUTPUT.format(localizer=str(case.localizer)))
 
     def of_another(self, case: Case) -> str:
         """Return why the results under a scan's name are not its own: they belong to another file with that name.
@@ -139,10 +170,7 @@ class Work:
             return ""
         if source in ("", _source(case)) or same_content(before, fingerprint(case.path)):
             return ""
-        return (
-            f"OUTPUT has results of another scan called {case.name!r}: {source!r}. Choose another OUTPUT, or "
-            "replace them with --overwrite."
-        )
+        return cohort_messages.OTHER_RESULTS.format(name=case.name, source=source)
 
     def finished(self, case: Case) -> Record | None:
         """Return the record of a finished scan; None if the scan must be processed (again)."""
@@ -164,7 +192,7 @@ class Work:
         """
         if not case.path.exists():
             # Keep the results of a scan that cannot be reached at the moment.
-            raise ImageError(f"The scan {case.path.name!r} does not exist. Download or restore it.")
+            raise ImageError(cohort_messages.SCAN_GONE.format(scan=case.path.name))
         self._forget(case)
         watch = Stopwatch()
         with watch("read"):
@@ -298,10 +326,7 @@ def _warnings(case: Case, found: Found) -> list[str]:
         warnings.append(case.no_localizer)
     skew = found.result.located.scan.grid.skew_deg
     if skew > MAX_SKEW_DEG:
-        warnings.append(
-            f"the header skews the image by {skew:.0f} degrees; no height, area or angle was measured, and volumes are "
-            "not accurate"
-        )
+        warnings.append(cohort_messages.SKEWED.format(skew=skew))
     if found.apart:
-        warnings.append("the localizer does not overlap this scan and was not used; take one of the same examination")
+        warnings.append(cohort_messages.LOCALIZER_APART)
     return warnings

@@ -1,20 +1,23 @@
-"""Process scans in a worker process, with networks that stay loaded."""
+"""Load the networks of a run, and process scans in a worker process, with networks that stay loaded."""
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from threading import BoundedSemaphore, Event, Lock
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from totalspineseg_server.cohort import cohort_messages
 from totalspineseg_server.cohort.inputs import Case
 from totalspineseg_server.cohort.outputs import REPORTS
 from totalspineseg_server.cohort.overlap import sentence
 from totalspineseg_server.cohort.record import software_versions
-from totalspineseg_server.cohort.run_options import RunOptions
-from totalspineseg_server.cohort.warm import warm_networks
-from totalspineseg_server.cohort.work import Networks, Work
-from totalspineseg_server.errors import ClusterError
+from totalspineseg_server.cohort.work import Networks, RunOptions, Work
+from totalspineseg_server.errors import ClusterError, TotalSpineSegError
 from totalspineseg_server.registry.model_store import ModelStore
+
+if TYPE_CHECKING:
+    from totalspineseg_server.nnunet.networks import Networks as WarmNetworks
+    from totalspineseg_server.nnunet.runtimes import Runtime
 
 logger = logging.getLogger(__name__)
 
@@ -104,17 +107,12 @@ class ScanWorker:
 
     def _require_same_place(self) -> None:
         if not (self._work.output / REPORTS).is_dir():
-            raise ClusterError(
-                f"A worker does not see the output folder {str(self._work.output)!r}. Use input and output "
-                "folders that all machines see under the same path."
-            )
+            raise ClusterError(cohort_messages.OUTPUT_NOT_SEEN.format(output=str(self._work.output)))
         here, there = software_versions(), self._job["software"]
         differ = {name for name in {*here, *there} if here.get(name) != there.get(name)} - set(HERE_AND_THERE)
         if differ:
             pairs = ", ".join(f"{name} {there.get(name)} and {here.get(name)}" for name in sorted(differ))
-            raise ClusterError(
-                f"The machines have different packages: {pairs}. Install the same versions on all of them."
-            )
+            raise ClusterError(cohort_messages.OTHER_PACKAGES.format(pairs=pairs))
 
 
 def job_json(
@@ -143,3 +141,40 @@ def job_json(
         "threads": threads,
         "software": software_versions(),
     }
+
+
+def warm_networks(
+    store: ModelStore,
+    versions: Mapping[str, str],
+    *,
+    device: str,
+    runtime: "Runtime",
+    whole_image: bool = False,
+) -> "WarmNetworks":
+    """Load the networks; nothing before this imports torch in a run.
+
+    Args:
+        store: The weights in use.
+        versions: "step1", "step2" -> version that must be in use; a step that is not listed is not loaded.
+        device: "auto", "cpu", "cuda", "cuda:1".
+        runtime: Software that runs the networks.
+        whole_image: See ``Networks``.
+
+    Raises:
+        ClusterError: Other weights are in use here.
+        TotalSpineSegError: There is no such device.
+        WeightsError: There are no usable weights.
+    """
+    from totalspineseg_server.nnunet.networks import Networks as WarmNetworks
+    from totalspineseg_server.nnunet.runtimes import resolve_device
+
+    try:
+        resolve_device(device, runtime)
+    except ValueError as error:
+        raise TotalSpineSegError(str(error)) from error
+    networks = WarmNetworks(store, device=device, runtime=runtime, whole_image=whole_image)
+    for name, version in versions.items():
+        found = networks.get(1 if name == "step1" else 2).version
+        if found != version:
+            raise ClusterError(cohort_messages.OTHER_WEIGHTS.format(found=found, version=version))
+    return networks

@@ -1,7 +1,10 @@
-"""Hold the sentences that the sender of a label reads, in one place so that they can be read in a row."""
+"""Hold the sentences about submitted labels and about the studies, in one place so that they can be read in a row."""
 
 from collections.abc import Sequence
 from typing import Final
+
+from totalspineseg_server.errors import ImageError
+from totalspineseg_server.places import COMMAND
 
 LISTED: Final = 5
 """Largest number of names in a sentence, so that it stays readable."""
@@ -293,6 +296,102 @@ NOT_SHOWABLE: Final = "The server failed to show the label. Its log has the reas
 
 NOT_TRIED: Final = "The server stopped before the label was read."
 STOPPED_WHILE_READING: Final = "The server stopped while it read the label."
+
+
+# Images and labels of the studies.
+
+CHANGED_SINCE: Final = "Somebody has changed the label since. Open the scan again."
+LOST_RECORD: Final = (
+    "Restore it from a backup. If there is none, delete it: the image's patient and offers are then not known."
+)
+NO_ARCHIVES: Final = "This server does not make archives of the studies. Copy the studies folder instead."
+
+
+def no_label(image: str, tag: str) -> str:
+    """Say that an image has no label with a tag."""
+    return f"The image {image!r} has no label with the tag {tag!r}. Choose one from the list of labels."
+
+
+def not_offered(ending: str) -> str:
+    """Say that images of this kind are not offered."""
+    return f"The image ends in {ending!r}. Convert it to .nii.gz, .nii or .nrrd."
+
+
+def out_of_reach(image: str) -> str:
+    """Say that an uploaded image cannot be compared with the one that the server knows by this name."""
+    return (
+        f"The server has a record of an image {image!r}, but none of its images can be read now, so it cannot tell "
+        "whether yours is another one. Mount the folder of images, or rename yours."
+    )
+
+
+def same_name(image: str) -> str:
+    """Say that another image has the name of an uploaded one."""
+    return (
+        f"Another image here is named {image!r}. Rename yours (in 3D Slicer, the volume in the module Data) and press "
+        "'Upload Volume' before 'Submit Label'."
+    )
+
+
+def folder_of_dicom(image: str) -> str:
+    """Say that an image is a folder, which is not removed through the server."""
+    return f"{image!r} is a folder of DICOM files. Remove the folder itself."
+
+
+# Why a file or folder of the studies is not offered; its name stands before the sentence.
+
+FOREIGN: Final = (
+    "was not made by this server, so the names of its structures are not known and it does not count. Load it in "
+    "3D Slicer as a segmentation over its image, name its segments (such as L5 or L4-L5), and submit it. To train from "
+    f"many such maps, see '{COMMAND} prepare --help'"
+)
+WITHOUT_IMAGE: Final = "is the label of an image that is not here. Restore the image or remove the label"
+UNUSABLE_NAME: Final = "has a name that is too long or has characters that some systems do not allow. Rename it"
+_LOOSE_IMAGES: Final = (
+    "only files directly in the studies folder and those of a BIDS tree (sub-01/anat/sub-01_T2w.nii.gz) are offered. "
+    "Link or copy the images there, or serve the folder that has the sub- folders"
+)
+_DICOM: Final = (
+    "only MR series that have a folder of their own below the studies are offered, if they are volumes and not "
+    "localizers. Give each series a folder, convert it to NIfTI, or serve a DICOMweb server"
+)
+DICOM_FILE: Final = f"is a DICOM file; {_DICOM}"
+SEVERAL_SERIES: Final = "contains several DICOM series. Put each into a folder of its own"
+
+
+def no_access(reason: str | None) -> str:
+    """Say that a file or folder cannot be read."""
+    return f"cannot be read ({reason}). Grant the server access to it"
+
+
+def name_taken(other: str) -> str:
+    """Say that another file of the same name is offered."""
+    return f"has the name of {other!r}, which is offered. Rename or remove one"
+
+
+def not_a_volume(error: ImageError) -> str:
+    """Say why a folder of DICOM files is not a volume."""
+    return f"cannot be used: {str(error).rstrip('.')}"
+
+
+def other_format(endings: Sequence[str]) -> str:
+    """Say that a format is not offered."""
+    return f"is in a format that is not offered. Convert it to {', '.join(endings)}, or unpack it"
+
+
+def holds_missing(way: str, missing: str) -> str:
+    """Say that the content of an image in a folder is missing."""
+    return f"contains {way!r}, which {missing}"
+
+
+def holds_images(way: str) -> str:
+    """Say that a folder has images where they are not offered."""
+    return f"contains image files ({way!r}); {_LOOSE_IMAGES}"
+
+
+def holds_dicom(way: str) -> str:
+    """Say that a folder has DICOM files that are not offered."""
+    return f"contains DICOM files ({way!r}); {_DICOM}"
 
 
 def listed(names: Sequence[str]) -> str:

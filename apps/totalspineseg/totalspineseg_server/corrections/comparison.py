@@ -12,7 +12,17 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, NAME_OF, T13, UNREVIEWED, UNREVIEWED_NAME, Kind
+from totalspineseg_server.anatomy import (
+    BACKGROUND,
+    BY_CODE,
+    CANAL,
+    CORD,
+    NAME_OF,
+    T13,
+    UNREVIEWED,
+    UNREVIEWED_NAME,
+    Kind,
+)
 from totalspineseg_server.certainty import Certainty, certainty_of, is_doubtful
 from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.correction_store import Correction
@@ -22,7 +32,7 @@ from totalspineseg_server.corrections.submission import ACCEPTED_MARK, Mapped, n
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, iso_grid, labels_from_iso, same_grid, to_ras
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.numbering.linter import lint
-from totalspineseg_server.numbering.renumber import Recognized, recognize, renumber
+from totalspineseg_server.numbering.renumber import RENAMED_VOXELS, renumber
 from totalspineseg_server.plausible import missing_kinds, without_regions
 from totalspineseg_server.segments import Segment, Submission, is_vertebrae
 from totalspineseg_server.spellings import DOUBT_MARK, code_of_name, is_marked, with_mark, without_mark
@@ -38,6 +48,9 @@ ALL: Final = "all"
 UNTOUCHED_DICE: Final = 0.98
 """A structure that has a higher Dice with its prediction was left as predicted. Corrections of its neighbors, and
 resampling from 1 mm to the grid of the image, lower it less; redrawing a border in a few slices lowers it more."""
+RENAMED_SHARE: Final = 0.7
+"""Share of both that a segment and a structure of the prediction must have in common to be the same; the rest is an
+edited border."""
 DIGITS: Final = 4
 INCOMPLETE: Final = "incomplete"
 """Kind of the finding for a label that shows only some of the structures in view."""
@@ -71,6 +84,28 @@ class Followed:
             return names
         now = {code_of_name(before): after for before, after in self.names.items()}
         return [now.get(code_of_name(name), name) if isinstance(name, str) else name for name in names]
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """A submitted segment that is also in the prediction, whatever its name.
+
+    Attributes:
+        old: Code in the prediction.
+        new: Code in the submission.
+        value: Value in the submitted map.
+        voxels: Number of common voxels.
+    """
+
+    old: int
+    new: int
+    value: int
+    voxels: int
+
+    @property
+    def renamed(self) -> bool:
+        """Whether a reader changed its name."""
+        return self.old != self.new
 
 
 @dataclass(frozen=True)
@@ -184,6 +219,42 @@ def _recognized(
         codes = {value: code for value, s in mine.items() if (code := _level_code(s, step))}
         found += [(mine[segment.value], segment) for segment in recognize(old, data, codes)]
     return found
+
+
+def recognize(old: LabelArray, new: LabelArray, code_of: Mapping[int, int]) -> tuple[Recognized, ...]:
+    """Find the segments that are also in a prediction; edited borders do not matter.
+
+    Args:
+        old: Codes (X, Y, Z) as predicted. Not modified.
+        new: Submitted map on the same grid, one value per segment. Not modified.
+        code_of: Code that each value of ``new`` stands for now; several values may have one code. Not modified.
+
+    Returns:
+        The recognized segments, the largest first. A disc is never recognized as a bone. Cord and canal, which have no
+        level, are not included.
+    """
+    foreground = np.flatnonzero((new != BACKGROUND) | (old != BACKGROUND))
+    pairs = new.ravel()[foreground].astype(np.intp) << 8 | old.ravel()[foreground]
+    both = np.bincount(pairs, minlength=1 << 16).reshape(256, 256)
+    sizes, segment_sizes = both.sum(axis=0), both.sum(axis=1)
+    found = []
+    for value, code in code_of.items():
+        below = both[value].copy()
+        below[[BACKGROUND, CORD, CANAL]] = 0
+        was, voxels = int(below.argmax()), int(below.max())
+        if voxels < RENAMED_VOXELS or not _alike(was, code):
+            continue
+        if voxels >= RENAMED_SHARE * max(int(sizes[was]), int(segment_sizes[value])):
+            found.append(Recognized(was, code, value, voxels))
+    return tuple(sorted(found, key=lambda recognized: -recognized.voxels))
+
+
+def _alike(one: int, other: int) -> bool:
+    """Return whether both are discs, or both are bone."""
+    kinds = [BY_CODE[code].kind if code in BY_CODE else None for code in (one, other)]
+    if None in kinds or {Kind.CORD, Kind.CANAL} & set(kinds):
+        return False
+    return (kinds[0] is Kind.DISC) == (kinds[1] is Kind.DISC)
 
 
 def _level_code(segment: Segment, step: int) -> int:

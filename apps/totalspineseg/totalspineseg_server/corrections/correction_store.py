@@ -139,6 +139,12 @@ class Correction:
     unconfirmed: tuple[int, ...] = ()
 
     @property
+    def unchecked(self) -> frozenset[int]:
+        """Codes whose structure nobody checked, or whose name nobody confirmed; without its name a structure has no
+        class."""
+        return frozenset((*self.unreviewed, *self.unconfirmed))
+
+    @property
     def reader(self) -> str:
         """The author of the label, under the name that other readers see."""
         return self.client or self.user
@@ -252,9 +258,13 @@ class CorrectionStore:
         """Return tag of the datastore -> the correction of an image that clients see: the newest one that counts."""
         return {c.displayed_tag: c for c in self.in_force(image_id)}
 
-    def latest_accepted(self, image_id: str, step: int = 2) -> Correction | None:
-        """Return the newest accepted correction of an image for a step, unless it was withdrawn, or None."""
-        return next((c for c in reversed(self.in_force(image_id)) if c.step == step), None)
+    def finished(self, image_id: str) -> tuple[Correction, ...]:
+        """Return the finished labels of an image that count, oldest first."""
+        return tuple(c for c in self.in_force(image_id) if c.tag == FINAL_TAG and c.step == 2)
+
+    def latest_accepted(self, image_id: str) -> Correction | None:
+        """Return the newest accepted label of an image, finished or not, that was not withdrawn; no map of step 1."""
+        return next((c for c in reversed(self.in_force(image_id)) if c.step == 2), None)
 
     def codes(self, correction: Correction) -> LabelArray:
         """Return the codes of an accepted correction; see ``volume``."""

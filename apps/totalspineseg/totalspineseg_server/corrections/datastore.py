@@ -1,4 +1,4 @@
-"""The studies as MONAI Label's datastore: images, and the labels that clients are shown for them.
+"""Offer the studies as MONAI Label's datastore: images, and the labels that clients are shown for them.
 
 Everything here comes from files: the images lie in a folder or a PACS, the labels are saved results and the newest
 corrections that count (``label_files``), and anything else about an image is in a record of its own
@@ -22,6 +22,7 @@ from typing import Any, Final
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
+from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore, is_safe_tag
 from totalspineseg_server.corrections.ids import OFFERED_ENDINGS, split_name
 from totalspineseg_server.corrections.image_records import (
@@ -39,7 +40,7 @@ from totalspineseg_server.corrections.label_files import (
     info_of,
     write_correction,
 )
-from totalspineseg_server.errors import StorageError
+from totalspineseg_server.errors import StorageError, UnknownImageError
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.locks import locked
 
@@ -117,7 +118,11 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     @abstractmethod
     def subject(self, image_id: str) -> str:
-        """Return an anonymous id of an image's patient; "" if nobody said who it is."""
+        """Return an anonymous id of an image's patient; "" if nobody said who it is.
+
+        Raises:
+            StorageError: The record that says so cannot be read.
+        """
 
     # Images.
 
@@ -141,12 +146,12 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
         Raises:
             ImageNotFoundException: There is no such image.
-            StorageError: It could not be written.
+            StorageError: The information could not be read or written.
         """
         if self.image_file(image_id) is None:
-            raise ImageNotFoundException(f"There is no image {image_id!r} in the studies. Ask for the list of images.")
+            raise ImageNotFoundException(str(UnknownImageError(image_id)))
         with self._turn():
-            self._records.write(image_id, {**self._records.of(image_id), **info})
+            self._records.add(image_id, info)
 
     def offer_to(self, image_id: str, names: Collection[str]) -> Mapping[str, Any] | None:
         """Return the last offer of an image to a client with one of these names, with its ``strategy``, or None."""
@@ -265,7 +270,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         if label is not None and label.file is None:
             label = self._written(label_id, tag)
         if label is None:
-            raise LabelNotFoundException(f"The image {label_id!r} has no label with the tag {tag!r}.")
+            raise LabelNotFoundException(answers.no_label(label_id, tag))
         with self._turn():
             self._labels.add_info(self._labels.of(label_id).get(tag, label), info)
 
@@ -352,7 +357,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         Raises:
             StorageError: Always.
         """
-        raise StorageError("This server does not make archives of the studies. Copy the studies folder instead.")
+        raise StorageError(answers.NO_ARCHIVES)
 
     def refresh(self) -> None:
         """Look for images that were added or removed."""

@@ -6,28 +6,33 @@ A DICOM series is converted to a volume when somebody needs it. The volumes can 
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from stat import S_ISREG
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
+from totalspineseg_server.bids import ANATOMY_FOLDERS
+from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.ids import (
     OFFERED_ENDINGS,
     bids_folder,
     file_stem,
+    image_files,
+    is_offered,
     is_plain_stem,
     is_usable_id,
-    split_name,
 )
 from totalspineseg_server.corrections.image_records import Remembered
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import copy_file, storage_errors
-from totalspineseg_server.io.unpacking import MAX_POINTER_BYTES, missing_content, real_path
-from totalspineseg_server.io.volumes import image_named, is_image_name, is_other_name, stem, write_volume
+from totalspineseg_server.io.unpacking import missing_content, real_path
+from totalspineseg_server.io.volumes import image_named, is_image_name, is_other_name, may_be_dicom, stem, write_volume
 from totalspineseg_server.locks import NamedLocks
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -36,49 +41,14 @@ VOLUME_ENDING: Final = ".nii"
 """Ending of a volume. It is not compressed, because the same series must give the same bytes whenever it is converted.
 """
 MODALITY: Final = "MR"
-DICOM_INDEX: Final = "DICOMDIR"
-"""Name of the index at the top of a disc; it is written as DICOM, but is not an image."""
 MAX_DEPTH: Final = 8
 """Largest depth of folders that are searched; exports have patient, study, series."""
 MAX_FOLDERS: Final = 20_000
 """Largest number of folders that are searched, so that a folder with everything in it does not keep the server busy."""
 LOOKED_AT: Final = 5
 """Number of files to open in a folder before it counts as one without DICOM."""
-BIDS_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
 MAX_LOOKED_AT: Final = 2000
 """Largest number of entries of a folder that are examined."""
-LOOSE_IMAGES: Final = (
-    "only files directly in the studies folder and those of a BIDS tree (sub-01/anat/sub-01_T2w.nii.gz) are offered. "
-    "Link or copy the images there, or serve the folder that has the sub- folders"
-)
-DICOM: Final = (
-    "only MR series that have a folder of their own below the studies are offered, if they are volumes and not "
-    "localizers. Give each series a folder, convert it to NIfTI, or serve a DICOMweb server"
-)
-
-
-def is_offered(path: Path) -> bool:
-    """Return whether a file of the studies folder is offered as an image: by its name, and if its content is here."""
-    if not path.name.lower().endswith(OFFERED_ENDINGS) or not is_plain_stem(stem(path)):
-        return False
-    try:
-        stat = path.stat()
-        # Ask once of each file: thousands are listed, perhaps over a network.
-        return S_ISREG(stat.st_mode) and (stat.st_size > MAX_POINTER_BYTES or not missing_content(path))
-    except (OSError, ValueError):
-        return False
-
-
-def image_files(folder: Path) -> list[str]:
-    """Return the names of the image files of a folder, in the order of their endings in ``OFFERED_ENDINGS``.
-
-    Files that are being written and files without a plain name are skipped.
-
-    Raises:
-        OSError: The folder cannot be read.
-    """
-    plain = [file.name for file in folder.iterdir() if is_offered(file)]
-    return sorted(plain, key=lambda name: (OFFERED_ENDINGS.index(split_name(name)[1].lower()), name))
 
 
 def studies_files(folder: Path) -> list[str]:
@@ -91,7 +61,7 @@ def studies_files(folder: Path) -> list[str]:
         OSError: A folder cannot be read.
     """
     found = image_files(folder) if folder.is_dir() else []
-    for place in sorted(path.relative_to(folder) for pattern in BIDS_FOLDERS for path in folder.glob(pattern)):
+    for place in sorted(path.relative_to(folder) for pattern in ANATOMY_FOLDERS for path in folder.glob(pattern)):
         # A file whose name does not say where it belongs would share its id with another one.
         found += [(place / name).as_posix() for name in image_files(folder / place) if bids_folder(name) == place]
     return found
@@ -102,14 +72,6 @@ def image_in_studies(folder: Path, image_id: str) -> Path | None:
     place = bids_folder(image_id)
     places = (folder,) if place is None else (folder, folder / place)
     return next(filter(None, (image_named(each, file_stem(image_id)) for each in places)), None)
-
-
-def by_image(names: Iterable[str]) -> dict[str, list[str]]:
-    """Return image id -> its files, as names or as paths with "/", in the same order."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(split_name(name.rpartition("/")[2])[0], []).append(name)
-    return found
 
 
 @dataclass(frozen=True)
@@ -131,6 +93,21 @@ class DicomFolder:
     fingerprint: str
 
 
+@dataclass(frozen=True)
+class _Found:
+    """The series in a folder, or the reason why it is not offered.
+
+    Attributes:
+        image_id: The id of its series.
+        series: Its series; None if it is not offered.
+        reason: Why it is not offered; "" if nobody expects it to be: no DICOM, another modality, a localizer.
+    """
+
+    image_id: str = ""
+    series: DicomFolder | None = None
+    reason: str = ""
+
+
 class DicomFolders:
     """The series below a folder of studies.
 
@@ -146,8 +123,9 @@ class DicomFolders:
         self._volumes = volumes
         self._converting = NamedLocks()
         self._names: Remembered[tuple[tuple[str, ...], tuple[str, ...]]] = Remembered()
-        self._found: Remembered[tuple[str, DicomFolder] | None] = Remembered()
-        self._refused: dict[str, str] = {}
+        self._found: Remembered[_Found] = Remembered()
+        self._refused: dict[str, tuple[str, str]] = {}
+        self._left_out: dict[str, str] = {}
         self._is_limited = False
 
     def series(self) -> dict[str, DicomFolder]:
@@ -155,11 +133,34 @@ class DicomFolders:
 
         An id is the path of the folder with the number and the description of the series: ``P01/s3 5 t2_tse_sag``.
         """
-        return dict(filter(None, (self._series_in(folder, names) for folder, names in self._folders())))
+        listed, left_out = {}, {}
+        for folder, names in self._folders():
+            found = self._series_in(folder, names)
+            if found.series is not None:
+                listed[found.image_id] = found.series
+            elif found.reason:
+                left_out[self._way(folder)] = found.reason
+        self._left_out = left_out
+        return listed
 
-    def is_refused(self, image_id: str, series: DicomFolder) -> bool:
-        """Return whether a series turned out not to be a volume, and has not changed since."""
-        return self._refused.get(image_id) == series.fingerprint
+    def offered(self) -> dict[str, DicomFolder]:
+        """Return image id -> its folder, without those that turned out not to be volumes."""
+        listed = self.series()
+        refused = {image_id: self._refusal(image_id, one) for image_id, one in listed.items()}
+        self._left_out |= {self._way(listed[image_id].path): reason for image_id, reason in refused.items() if reason}
+        return {image_id: one for image_id, one in listed.items() if not refused[image_id]}
+
+    def left_out(self) -> Mapping[str, str]:
+        """Return the folders with an MR series that ``offered`` left out: path below the studies, with a "/" behind it
+        -> the reason."""
+        return self._left_out
+
+    def _refusal(self, image_id: str, series: DicomFolder) -> str:
+        fingerprint, reason = self._refused.get(image_id, ("", ""))
+        return reason if fingerprint == series.fingerprint else ""
+
+    def _way(self, folder: Path) -> str:
+        return f"{folder.relative_to(self._studies).as_posix()}/"
 
     def volume(self, image_id: str, series: DicomFolder) -> Path | None:
         """Return the volume of a series if it was converted since the series changed."""
@@ -188,8 +189,8 @@ class DicomFolders:
             try:
                 folder_ns = series.path.stat().st_mtime_ns
                 image = read_series(series.path)
-            except ImageError:
-                self._refused[image_id] = series.fingerprint
+            except ImageError as error:
+                self._refused[image_id] = series.fingerprint, answers.not_a_volume(error)
                 raise
             with storage_errors(file):
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -229,31 +230,49 @@ class DicomFolders:
             if depth < MAX_DEPTH:
                 waiting += [(folder / name, depth + 1) for name in below]
 
-    def _series_in(self, folder: Path, names: tuple[str, ...]) -> tuple[str, DicomFolder] | None:
-        """Return the series in a folder with its image id; None if that is not one MR series, or a localizer."""
-        return self._found.value(folder, [folder], lambda: self._read(folder, names)) if names else None
+    def _series_in(self, folder: Path, names: tuple[str, ...]) -> _Found:
+        """Return what is in a folder, by the names of its files that may be DICOM."""
+        return self._found.value(folder, [folder], lambda: self._read(folder, names)) if names else _Found()
 
-    def _read(self, folder: Path, names: tuple[str, ...]) -> tuple[str, DicomFolder] | None:
-        from totalspineseg_server.io.dicom.headers import is_localizer, may_be_volume, read_header
+    def _read(self, folder: Path, names: tuple[str, ...]) -> _Found:
+        from totalspineseg_server.io.dicom.headers import is_localizer, may_be_volume
 
         try:
-            first = next(filter(None, (read_header(folder / name) for name in names[:LOOKED_AT])), None)
-            last = None if first is None else read_header(folder / names[-1])
-            if first is None or last is None or str(first.get("Modality") or "") != MODALITY:
-                return None
-            if first.get("SeriesInstanceUID") != last.get("SeriesInstanceUID"):
-                return None
+            # Other programs leave files of their own beside the slices, such as Thumbs.db.
+            first, last = (_first_header(folder, order) for order in (names, names[::-1]))
             sizes = [(name, (folder / name).stat().st_size) for name in names]
-        except (ImageError, OSError):
-            return None
+        except ImageError as error:
+            return _Found(reason=answers.not_a_volume(error))
+        except OSError as error:
+            return _Found(reason=answers.no_access(error.strerror))
+        if first is None or last is None:
+            return _Found()
         number, description = (str(first.get(key) or "") for key in ("SeriesNumber", "SeriesDescription"))
+        is_other = str(first.get("Modality") or MODALITY) != MODALITY
+        if is_other or is_localizer(description) or not may_be_volume(len(sizes)):
+            return _Found()
+        if first.get("SeriesInstanceUID") != last.get("SeriesInstanceUID"):
+            return _Found(reason=answers.SEVERAL_SERIES)
         words = (folder.relative_to(self._studies).as_posix(), number, description.strip())
         image_id = " ".join(filter(None, words))
-        if not is_usable_id(image_id) or is_localizer(description) or not may_be_volume(len(sizes)):
-            return None
+        if not is_usable_id(image_id):
+            return _Found(reason=answers.UNUSABLE_NAME)
         study, frame = (str(first.get(key) or "") for key in ("StudyInstanceUID", "FrameOfReferenceUID"))
         fingerprint = f"{len(sizes)} files, {sum(size for _, size in sizes)} bytes"
-        return image_id, DicomFolder(folder, study, frame, str(first.get("PatientID") or ""), fingerprint)
+        patient = str(first.get("PatientID") or "")
+        return _Found(image_id, DicomFolder(folder, study, frame, patient, fingerprint))
+
+
+def _first_header(folder: Path, names: Iterable[str]) -> "Dataset | None":
+    """Return the header of the first DICOM file among the first ``LOOKED_AT`` names; None if there is none.
+
+    Raises:
+        ImageError: A DICOM file is damaged or too large.
+        OSError: A file cannot be read.
+    """
+    from totalspineseg_server.io.dicom.headers import read_header
+
+    return next(filter(None, (read_header(folder / name) for name in islice(names, LOOKED_AT))), None)
 
 
 def volume_of(volumes: Path, image_id: str) -> Path:
@@ -270,7 +289,7 @@ def _names_in(folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
                 continue
             if entry.is_dir():
                 below.append(entry.name)
-            elif not is_image_name(Path(entry.name)) and entry.name.upper() != DICOM_INDEX and entry.is_file():
+            elif may_be_dicom(Path(entry.name)) and entry.is_file():
                 files.append(entry.name)
     return tuple(sorted(below)), tuple(sorted(files))
 
@@ -296,7 +315,7 @@ def not_offered(folder: Path, *, labels: Path, offered: Collection[str] = ()) ->
         try:
             reason = _reason_of_folder(path) if is_folder else _reason_of_file(path)
         except OSError as error:
-            reason = f"cannot be read ({error.strerror}). Grant the server access to it"
+            reason = answers.no_access(error.strerror)
         if reason:
             found[f"{path.name}/" if is_folder else path.name] = reason
     return found
@@ -309,13 +328,13 @@ def _reason_of_file(path: Path) -> str:
         return reason
     if path.name.lower().endswith(OFFERED_ENDINGS):
         if not is_plain_stem(stem(path)):
-            return "has a name that is too long or has characters that some systems do not allow. Rename it"
+            return answers.UNUSABLE_NAME
         # Opening it raises the reason why it cannot be read.
         path.open("rb").close()
         return ""
     if is_image_name(path) or is_other_name(path):
-        return f"is in a format that is not offered. Convert it to {', '.join(OFFERED_ENDINGS)}, or unpack it"
-    return f"is a DICOM file; {DICOM}" if _is_dicom(path) else ""
+        return answers.other_format(OFFERED_ENDINGS)
+    return answers.DICOM_FILE if _is_dicom(path) else ""
 
 
 def _reason_of_folder(folder: Path) -> str:
@@ -325,11 +344,11 @@ def _reason_of_folder(folder: Path) -> str:
     for path in islice(_below(folder), MAX_LOOKED_AT):
         way = path.relative_to(folder.parent).as_posix()
         if is_image_name(path) and (missing := missing_content(path)):
-            return f"holds {way!r}, which {missing}"
+            return answers.holds_missing(way, missing)
         if is_image_name(path) or is_other_name(path):
-            return f"contains image files ({way!r}); {LOOSE_IMAGES}"
+            return answers.holds_images(way)
         if _is_dicom(path):
-            return f"holds DICOM files ({way!r}); {DICOM}"
+            return answers.holds_dicom(way)
     return ""
 
 

@@ -7,12 +7,14 @@ import secrets
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from stat import S_ISREG
 from typing import Final, TypeVar
 from urllib.parse import quote, unquote
 
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import from_fields, read_json
-from totalspineseg_server.io.volumes import WRITTEN_SUFFIXES
+from totalspineseg_server.io.unpacking import MAX_POINTER_BYTES, missing_content
+from totalspineseg_server.io.volumes import WRITTEN_SUFFIXES, stem
 
 logger = logging.getLogger(__name__)
 
@@ -178,6 +180,38 @@ def split_name(name: str) -> tuple[str, str]:
             return id_of_stem(name[: -len(ending)]), name[-len(ending) :]
     path = Path(name)
     return id_of_stem(path.stem), path.suffix
+
+
+def is_offered(path: Path) -> bool:
+    """Return whether a file of the studies folder is offered as an image: by its name, and if its content is here."""
+    if not path.name.lower().endswith(OFFERED_ENDINGS) or not is_plain_stem(stem(path)):
+        return False
+    try:
+        stat = path.stat()
+        # Ask once of each file: thousands are listed, perhaps over a network.
+        return S_ISREG(stat.st_mode) and (stat.st_size > MAX_POINTER_BYTES or not missing_content(path))
+    except (OSError, ValueError):
+        return False
+
+
+def image_files(folder: Path) -> list[str]:
+    """Return the names of the image files of a folder, in the order of their endings in ``OFFERED_ENDINGS``.
+
+    Files that are being written and files without a plain name are skipped.
+
+    Raises:
+        OSError: The folder cannot be read.
+    """
+    plain = [file.name for file in folder.iterdir() if is_offered(file)]
+    return sorted(plain, key=lambda name: (OFFERED_ENDINGS.index(split_name(name)[1].lower()), name))
+
+
+def by_image(names: Iterable[str]) -> dict[str, list[str]]:
+    """Return image id -> its files, as names or as paths with "/", in the same order."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(split_name(name.rpartition("/")[2])[0], []).append(name)
+    return found
 
 
 def bids_folder(image_id: str) -> Path | None:

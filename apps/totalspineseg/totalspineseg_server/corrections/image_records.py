@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from totalspineseg_server.corrections import ids
+from totalspineseg_server.corrections import answers, ids
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import read_json, read_json_or, sha256_of, storage_errors, write_json
 from totalspineseg_server.locks import NamedLocks
@@ -219,11 +219,34 @@ class ImageRecords:
         self._folder = folder
         self._older = older
         self._remembered: Remembered[dict[str, Any]] = Remembered()
+        self._reported: set[str] = set()
 
     def of(self, image_id: str) -> dict[str, Any]:
-        """Return the information about an image; empty if there is none."""
+        """Return the information about an image; empty if there is none, or if its record cannot be read now."""
+        try:
+            return self.read(image_id)
+        except StorageError as error:
+            if image_id not in self._reported:
+                self._reported.add(image_id)
+                logger.warning("The record of an image cannot be read and is not changed: %s", error)
+            return {}
+
+    def read(self, image_id: str) -> dict[str, Any]:
+        """Return the information about an image; empty if there is none.
+
+        Raises:
+            StorageError: Its record cannot be read.
+        """
         file = self._file(image_id)
         return dict(self._remembered.value(image_id, [file], lambda: self._read(image_id, file)))
+
+    def add(self, image_id: str, info: Mapping[str, Any]) -> None:
+        """Add to the information about an image.
+
+        Raises:
+            StorageError: Its record cannot be read or written; it stays as it is.
+        """
+        self.write(image_id, {**self.read(image_id), **info})
 
     def write(self, image_id: str, info: Mapping[str, Any]) -> None:
         """Replace the information about an image.
@@ -253,13 +276,8 @@ class ImageRecords:
         return self._folder / f"{ids.folder_name(image_id)}.json"
 
     def _read(self, image_id: str, file: Path) -> dict[str, Any]:
-        if not file.is_file():
-            return self._older.image(image_id)
-        try:
-            return read_json(file)
-        except StorageError as error:
-            logger.warning("The record of an image cannot be read: %s", error)
-            return {}
+        # The file of an image that was forgotten is there, and has no fields.
+        return read_json(file, answers.LOST_RECORD) if file.is_file() else self._older.image(image_id)
 
 
 @dataclass(frozen=True)

@@ -4,25 +4,18 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.corrections import answers
-from totalspineseg_server.corrections.comparison import (
-    check,
-    finished_meanwhile,
-)
+from totalspineseg_server.corrections.comparison import check, finished_meanwhile
 from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore
-from totalspineseg_server.corrections.interpretation import (
-    Interpreter,
-    Lint,
-    Studies,
-)
+from totalspineseg_server.corrections.interpretation import Interpreter, Lint, Studies
 from totalspineseg_server.corrections.predictions import MapStore, PredictionStore
-from totalspineseg_server.corrections.receipts import Claims, Receipt, Receipts, Sender, Waiting, receipt_of, unread
+from totalspineseg_server.corrections.receipts import Receipt, Receipts, Uploads, Waiting, unread
 from totalspineseg_server.errors import (
     ImageError,
     LabelError,
@@ -31,12 +24,16 @@ from totalspineseg_server.errors import (
     TotalSpineSegError,
     UnknownImageError,
 )
+from totalspineseg_server.geometry import Volume
 from totalspineseg_server.locks import NamedLocks
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 0.1
 """Time between two checks whether submissions are finished when the server ends, seconds."""
+
+Submit = Callable[[Receipt, Path], Correction]
+"""A function that accepts a submission and its file, see ``Inbox.submit``."""
 
 
 class Ongoing:
@@ -79,9 +76,11 @@ class Inbox:
         maps: Recent output of the networks.
         studies: The images, and the labels that clients see.
         lint: Checks a label.
+        uploads: The volumes that clients uploaded or were offered; None if nobody uploads any.
 
     Attributes:
         ongoing: The submissions in progress.
+        uploads: See above.
     """
 
     def __init__(
@@ -92,7 +91,9 @@ class Inbox:
         maps: MapStore,
         studies: Studies,
         lint: Lint = check,
+        uploads: Uploads | None = None,
     ) -> None:
+        self.uploads = uploads or Uploads()
         self._receipts = receipts
         self._corrections = corrections
         self._interpreter = Interpreter(predictions, maps, studies, lint)
@@ -102,34 +103,14 @@ class Inbox:
         self._guard = threading.Lock()
         self._in_work: set[str] = set()
 
-    def submit(
-        self,
-        image_id: str,
-        file: Path,
-        *,
-        tag: str,
-        sender: Sender,
-        params: Mapping[str, Any],
-        claims: Claims | None = None,
-        info: Mapping[str, Any] | None = None,
-        fault: str = "",
-    ) -> Correction:
+    def submit(self, sent: Receipt, file: Path) -> Correction:
         """Store a submission, read it, and show it to clients if it can be used.
 
         If the same submission is sent again after the server failed to read it, it is read again, not stored twice.
 
         Args:
-            image_id: Image for which it was sent.
-            file: The submitted file; one that ends in .dcm is a DICOM segmentation. Not modified.
-            tag: Tag under which it was sent. A step-1 map gets STEP1_TAG instead, or, if it is unfinished, a tag with
-                this ending.
-            sender: Who sent it.
-            params: Parameters sent with it: ``label_info``; ``prediction`` if the client knows it; ``unreviewed``,
-                names of structures nobody checked; ``accepted``, names of structures that are right as predicted, or
-                "all".
-            claims: Other images to which it may belong.
-            info: Other information that is shown with the label.
-            fault: Why it cannot be used, if that is known already; otherwise empty.
+            sent: The submission, from ``receipt_of``.
+            file: The submitted file. Not modified.
 
         Returns:
             The record, which is stored already.
@@ -144,10 +125,8 @@ class Inbox:
             SubmissionError: It was stored, but could not be read because of another fault of the server.
         """
         with self.ongoing.one():
-            sent = receipt_of(
-                image_id, file, tag=tag, sender=sender, params=params, claims=claims, info=info, fault=fault
-            )
-            return self._submit(sent, file)
+            claims = self.uploads.claims(self.uploads.name_of(sent.sender), sent.image)
+            return self._submit(replace(sent, renamed=claims.renamed, uploaded=claims.uploaded), file)
 
     def interpret_waiting(self, *, again: bool) -> tuple[Waiting, ...]:
         """Read the submissions that could not be read when they were sent.
@@ -252,10 +231,10 @@ class Inbox:
             if codes is None:
                 raise _parked(correction)
             if not later:
-                self._show(correction, receipt.info)
+                self._show(correction, codes, receipt.info)
             elif withdrawn := self._corrections.withdrawals.of_image(image_id) & later:
                 # It had waited, and somebody withdrew the labels that were sent after it. None of them should be shown.
-                logger.info("Correction %s is withdrawn, as %s was", correction.id, max(withdrawn))
+                logger.info("Correction %s is withdrawn, as the later %s was", correction.id, max(withdrawn))
                 self._corrections.withdrawals.add(image_id, correction.id, correction.user)
         return correction
 
@@ -318,13 +297,13 @@ class Inbox:
         with self._locks.of(image_id):
             *earlier, newest = self._corrections.under(image_id, FINAL_TAG) or (None,)
             if newest is None or newest.id != correction_id:
-                raise LabelError("Somebody has changed the label since. Open the scan again.")
+                raise LabelError(answers.CHANGED_SINCE)
             self._corrections.withdrawals.add(image_id, correction_id, user)
             before = earlier[-1] if earlier else None
             if before is None or self._studies.image_file(image_id) is None:
                 self._studies.remove_label(image_id, FINAL_TAG)
                 return ""
-            self._show(before, {})
+            self._show(before, None, {})
             return before.id
 
     def _later(self, image_id: str, tag: str, correction_id: str) -> frozenset[str]:
@@ -332,9 +311,10 @@ class Inbox:
         known = (c for c in self._corrections.of_image(image_id) if c.id > correction_id)
         return frozenset(c.id for c in known if c.status == "accepted" and c.displayed_tag == tag)
 
-    def _show(self, correction: Correction, more: Mapping[str, Any]) -> None:
+    def _show(self, correction: Correction, codes: Volume | None, more: Mapping[str, Any]) -> None:
+        """Show a correction to clients; its codes are read if they are not given."""
         try:
-            self._studies.show(correction, self._corrections.volume(correction), more)
+            self._studies.show(correction, codes or self._corrections.volume(correction), more)
         except StorageError as error:
             raise type(error)(answers.stored_only(str(error), correction.id, correction.image)) from error
         except Exception as error:

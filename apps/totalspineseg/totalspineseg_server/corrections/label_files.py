@@ -13,8 +13,7 @@ from typing import Any, Final
 
 from totalspineseg_server.anatomy import NAME_OF, WIRE_LABELS
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
-from totalspineseg_server.corrections.folder_contents import by_image, image_files
-from totalspineseg_server.corrections.ids import OFFERED_ENDINGS, file_stem, split_name
+from totalspineseg_server.corrections.ids import OFFERED_ENDINGS, by_image, file_stem, image_files, split_name
 from totalspineseg_server.corrections.image_records import ContentHashes, OlderIndex, Remembered
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import copy_file, read_json_or, sha256_of, storage_errors, write_json
@@ -110,8 +109,11 @@ class LabelFiles:
         return found
 
     def displayed(self, image_id: str) -> dict[str, DisplayedLabel]:
-        """Return the labels of an image by tag, whether or not they fit it: saved ones, and corrections that count."""
-        return self._with_corrections(image_id, self.of(image_id))
+        """Return the labels of an image by tag, whether or not they fit it: saved ones, and corrections that count.
+
+        An empty id, as clients send it, has none.
+        """
+        return self._with_corrections(image_id, self.of(image_id)) if image_id else {}
 
     def all_displayed(self, images: Sequence[str]) -> dict[str, dict[str, DisplayedLabel]]:
         """Return the same for many images."""

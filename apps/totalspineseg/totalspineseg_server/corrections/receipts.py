@@ -24,6 +24,7 @@ from totalspineseg_server.files import (
     from_fields,
     move_folder,
     read_json,
+    read_json_if_there,
     sha256_of,
     staged_folder,
     write_json,
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 RECEIPT_FILE: Final = "received.json"
 FAILURE_FILE: Final = "failure.json"
+RECEIVED_DIR: Final = "received"
+"""Folder of a history with the submissions that wait to be read."""
 SEG_SUFFIX: Final = ".dcm"
 """Ending of a DICOM segmentation."""
 LABEL_SUFFIXES: Final = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", SEG_SUFFIX)
@@ -105,11 +108,19 @@ class Uploads:
     If a reader renames a volume in 3D Slicer and presses *Submit Label*, the volume is uploaded under the new name, but
     the label is sent for the old name, which may belong to another patient's image. Without sign-in most clients have
     the same name, so the uploads of a client do not prove whose label is sent.
+
+    Args:
+        signed_in: Whether users sign in; a client then has the name of its user.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, signed_in: bool = False) -> None:
+        self._signed_in = signed_in
         self._lock = threading.Lock()
         self._of: dict[str, _Volumes] = {}
+
+    def name_of(self, sender: Sender) -> str:
+        """Return the name of a sender's client."""
+        return sender.user if self._signed_in else sender.client or sender.user
 
     def record_upload(self, client: str, image_id: str, sha256: str) -> None:
         """Record that a client uploaded a volume.
@@ -208,21 +219,21 @@ def receipt_of(
     tag: str,
     sender: Sender,
     params: Mapping[str, Any],
-    claims: Claims | None = None,
     info: Mapping[str, Any] | None = None,
     fault: str = "",
 ) -> Receipt:
-    """Return a submission that was sent just now, without an id; see ``Receipt``.
+    """Return a submission that was sent just now. The inbox gives it an id, and knows to which images it may belong.
 
     Args:
         image_id: Image for which it was sent.
-        file: The submitted file. Not modified.
-        tag: Tag under which it was sent.
+        file: The submitted file; one that ends in .dcm is a DICOM segmentation. Not modified.
+        tag: Tag under which it was sent. A step-1 map gets STEP1_TAG instead, or, if it is unfinished, a tag with this
+            ending.
         sender: Who sent it.
-        params: Parameters sent with it.
-        claims: Other images to which it may belong.
+        params: Parameters sent with it: ``label_info``; ``prediction`` if the client knows it; ``unreviewed``, names of
+            structures nobody checked; ``accepted``, names of structures that are right as predicted, or "all".
         info: Other information that is shown with the label.
-        fault: Why it cannot be used, if that is known already.
+        fault: Why it cannot be used, if that is known already; otherwise empty.
     """
     return Receipt(
         id="",
@@ -234,7 +245,6 @@ def receipt_of(
         received=ids.now_text(),
         params=params,
         info=info or {},
-        **asdict(claims or Claims()),
         fault=fault,
     )
 
@@ -261,7 +271,7 @@ class Receipts:
     """The submissions below a history folder that have not become corrections yet."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root / "received"
+        self._root = root / RECEIVED_DIR
         self._unfiled = root / "unfiled"
 
     def new_id(self, earlier: Iterable[str]) -> str:
@@ -360,7 +370,7 @@ def _listed(folder: Path, reason: str) -> Iterator[Waiting]:
     for entry in ids.entries(folder):
         try:
             receipt = from_fields(Receipt, read_json(entry / RECEIPT_FILE), f"of submission {entry.name}")
-            failure = read_json(entry / FAILURE_FILE) if (entry / FAILURE_FILE).exists() else {}
+            failure = read_json_if_there(entry / FAILURE_FILE)
         except StorageError as error:
             if entry.exists():
                 logger.warning("A submission cannot be listed and is skipped: %s", error)

@@ -14,13 +14,13 @@ from typing import Any, Final
 
 from monailabel.interfaces.exception import ImageNotFoundException
 
+from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.datastore import SpineDatastore
 from totalspineseg_server.corrections.folder_contents import (
     VOLUMES_DIR,
     DicomFolder,
     DicomFolders,
-    by_image,
     image_in_studies,
     not_offered,
     studies_files,
@@ -28,6 +28,7 @@ from totalspineseg_server.corrections.folder_contents import (
 from totalspineseg_server.corrections.ids import (
     HISTORY_DIR,
     OFFERED_ENDINGS,
+    by_image,
     file_stem,
     is_usable_id,
     same_examination,
@@ -35,7 +36,7 @@ from totalspineseg_server.corrections.ids import (
 )
 from totalspineseg_server.corrections.image_records import IMAGES_FILE, PATIENT, anonymous, images_folder
 from totalspineseg_server.corrections.label_files import remove_file
-from totalspineseg_server.errors import ImageError, StorageError
+from totalspineseg_server.errors import ImageError, StorageError, UnknownImageError
 from totalspineseg_server.files import (
     PARTIAL_PREFIX,
     copy_file,
@@ -44,22 +45,15 @@ from totalspineseg_server.files import (
     sync_folder,
     write_json,
 )
-from totalspineseg_server.places import COMMAND
 
 logger = logging.getLogger(__name__)
 
-FOREIGN: Final = (
-    "was not made by this server, so the names of its structures are not known and it does not count. Load it in "
-    "3D Slicer as a segmentation over its image, name its segments (such as L5 or L4-L5), and submit it. To train from "
-    f"many such maps, see '{COMMAND} prepare --help'"
-)
-WITHOUT_IMAGE: Final = "is the label of an image that is not here. Restore the image or remove the label"
 NAMES_IN_LOG: Final = 5
 LISTED_SECONDS: Final = 1.0
 """A list of images younger than this is used again, so that many requests at once list the folder only once."""
 LISTED_TIMES: Final = 10.0
-"""A list of images is used again until it is this many times as old as the time that making it took, so that a slow
-disk is not listed all the time.
+"""A list of images is used again for this many times the time that it took to make, so that a slow disk is not listed
+all the time.
 """
 QUICK_SECONDS: Final = 0.25
 """A folder that takes longer is listed in the background; until then, requests get the previous list."""
@@ -103,6 +97,7 @@ class StudiesDatastore(SpineDatastore):
         self._names: frozenset[str] = frozenset()
         self._listed_at, self._listing_seconds = 0.0, 0.0
         self._not_offered: Mapping[str, str] = {}
+        self._left_out: Mapping[str, str] = {}
         self._foreign: Mapping[str, str] = {}
         if images and not read_only and images_folder(folder) != self._images:
             try:
@@ -132,8 +127,11 @@ class StudiesDatastore(SpineDatastore):
 
     def present_file(self, image_id: str) -> Path | None:
         """Return the file of an image, or None, also for a series that has to be converted first."""
-        name, series = self._offered().get(image_id), self._series.get(image_id)
-        if series is not None:
+        name = self._files.get(image_id)
+        # A file that is still there is still the one that is offered, so the folder is not listed again for it.
+        if name is None or (self._is_list_old() and not (self._images / name).is_file()):
+            name = self._offered().get(image_id)
+        if (series := self._series.get(image_id)) is not None:
             return self._dicom.volume(image_id, series)
         return None if name is None else self._images / name
 
@@ -181,8 +179,8 @@ class StudiesDatastore(SpineDatastore):
         return len({series.frame for series in known if series is not None} - {""}) < 2
 
     def subject(self, image_id: str) -> str:
-        """Return an anonymous id of an image's patient; "" if nobody said who it is."""
-        if noted := self._records.of(image_id).get(PATIENT):
+        """Return an anonymous id of an image's patient; "" if nobody said who it is. See the base class."""
+        if noted := self._records.read(image_id).get(PATIENT):
             return str(noted)
         series = self._series.get(image_id)
         return "" if series is None or not series.patient else anonymous(series.patient)
@@ -212,19 +210,13 @@ class StudiesDatastore(SpineDatastore):
         if not is_usable_id(image_id):
             raise ValueError(f"expected a short image id without control characters, got {image_id[:80]!r}")
         if ending.lower() not in OFFERED_ENDINGS:
-            raise ValueError(f"The image ends in {ending!r}. Convert it to .nii.gz, .nii or .nrrd.")
+            raise ValueError(answers.not_offered(ending))
         is_known, there = image_id in self._files or image_id in self._series, self._file_now(image_id)
         if there is None and is_known and self._is_away():
-            raise StorageError(
-                f"The server has a record of an image {image_id!r}, but none of its images can be read now, so "
-                "it cannot tell whether yours is another one. Mount the folder of images, or rename yours."
-            )
+            raise StorageError(answers.out_of_reach(image_id))
         # Work that takes seconds for a large image is done while others may still change the studies.
         if there is not None and sha256_of(there) != sha256_of(source):
-            raise FileExistsError(
-                f"Another image here is named {image_id!r}. Rename yours (in 3D Slicer, the volume in the "
-                "module Data) and press 'Upload Volume' before 'Submit Label'."
-            )
+            raise FileExistsError(answers.same_name(image_id))
         with _copied(source, self._images) if there is None else nullcontext() as copy, self._turn():
             file = self._file_now(image_id)
             if file == there:
@@ -251,12 +243,10 @@ class StudiesDatastore(SpineDatastore):
         """
         with self._turn():
             if image_id in self._series:
-                raise ImageError(f"{image_id!r} is a folder of DICOM files. Remove the folder itself.")
+                raise ImageError(answers.folder_of_dicom(image_id))
             file = self.present_file(image_id)
             if file is None:
-                raise ImageNotFoundException(
-                    f"There is no image {image_id!r} in the studies. Ask for the list of images."
-                )
+                raise ImageNotFoundException(str(UnknownImageError(image_id)))
             # Remove the image first: if it cannot be removed, its labels stay.
             remove_file(file)
             self._labels.remove(image_id, self._labels.tags())
@@ -266,11 +256,12 @@ class StudiesDatastore(SpineDatastore):
     def status(self) -> dict[str, Any]:
         """Return how many images and labels there are.
 
-        ``not_offered`` maps a file or folder to the offered file with the same id, or to the reason why it is not
-        offered.
+        ``not_offered`` maps a file or folder to the reason why it is not offered, a sentence without its subject.
         """
         self._offered()
-        return {**super().status(), "not_offered": {**self._not_offered, **self._foreign_labels(), **self._same_id}}
+        same_names = _same_names(self._same_id)
+        left = {**self._not_offered, **self._left_out, **self._foreign_labels(), **same_names}
+        return {**super().status(), "not_offered": left}
 
     def refresh(self) -> None:
         """List the images, and find files that are not offered."""
@@ -279,12 +270,14 @@ class StudiesDatastore(SpineDatastore):
 
     # The list.
 
+    def _is_list_old(self) -> bool:
+        age = time.monotonic() - self._listed_at
+        return self._follows and age > max(LISTED_SECONDS, LISTED_TIMES * self._listing_seconds)
+
     def _offered(self) -> Mapping[str, str]:
         """Return image id -> its file's name, listed a moment ago."""
-        age = time.monotonic() - self._listed_at
-        is_old = age > max(LISTED_SECONDS, LISTED_TIMES * self._listing_seconds)
         # Requests that arrive while somebody lists the folder get the previous list.
-        if self._follows and is_old and self._listing.acquire(blocking=False):
+        if self._is_list_old() and self._listing.acquire(blocking=False):
             if self._listing_seconds < QUICK_SECONDS:
                 self._list_again()
             else:
@@ -314,18 +307,16 @@ class StudiesDatastore(SpineDatastore):
         except OSError as error:
             logger.warning("The folder of the images cannot be read at the moment: %s", error)
         else:
-            series = self._dicom.series()
+            series = self._dicom.offered()
             if (self._files or self._series) and self._is_separate and not (files or series):
                 logger.warning(
                     "There are no images in %s now. Their labels are kept until the images return.", self._images
                 )
             else:
                 self._choose(by_image(files))
-                self._series = {
-                    image_id: one
-                    for image_id, one in series.items()
-                    if image_id not in self._files and not self._dicom.is_refused(image_id, one)
-                }
+                self._series = {image_id: one for image_id, one in series.items() if image_id not in self._files}
+            before, self._left_out = self._left_out, self._dicom.left_out()
+            _log_new(before, self._left_out)
             self._names = names | series.keys()
         self._listed_at, self._listing_seconds = begun, time.monotonic() - begun
 
@@ -341,11 +332,7 @@ class StudiesDatastore(SpineDatastore):
                 files[image_id] = next((name for name in known if name in names), names[0])
                 same_id |= {name: files[image_id] for name in names if name != files[image_id]}
         self._files, self._same_id = files, same_id
-        for name, other in same_id.items():
-            if before.get(name) != other:
-                logger.warning(
-                    "%r and %r have the same image id, so %r is not offered. Rename or remove one.", other, name, name
-                )
+        _log_new(_same_names(before), _same_names(same_id))
 
     def _file_now(self, image_id: str) -> Path | None:
         """Return the file of an image, even if it was copied just now; None if there is none, even if it is listed."""
@@ -364,10 +351,9 @@ class StudiesDatastore(SpineDatastore):
 
     def _record_patient(self, image_id: str, series: DicomFolder) -> None:
         """Record the patient of a converted series, for trainings without this server."""
-        known = self._records.of(image_id)
-        if series.patient and PATIENT not in known:
+        if series.patient and PATIENT not in self._records.of(image_id):
             with suppress(StorageError), self._turn():
-                self._records.write(image_id, {**known, PATIENT: anonymous(series.patient)})
+                self._records.add(image_id, {PATIENT: anonymous(series.patient)})
 
     # What is not offered.
 
@@ -383,6 +369,8 @@ class StudiesDatastore(SpineDatastore):
         except OSError as error:
             logger.warning("The studies folder could not be read: %s", error)
             return
+        # What is known of a series says more than the sentence about all of a folder.
+        found = {name: why for name, why in found.items() if not any(way.startswith(name) for way in self._left_out)}
         before, self._not_offered = self._not_offered, found
         _log_new(before, found)
         self._foreign_labels()
@@ -394,7 +382,7 @@ class StudiesDatastore(SpineDatastore):
             image_id = split_name(Path(chosen).name)[0]
             if self._records.of(image_id).get("name") != chosen:
                 with suppress(StorageError), self._turn():
-                    self._records.write(image_id, {**self._records.of(image_id), "name": chosen})
+                    self._records.add(image_id, {"name": chosen})
 
     def _foreign_labels(self) -> dict[str, str]:
         """Return the label files that this server did not write, whose values have no known names."""
@@ -406,12 +394,17 @@ class StudiesDatastore(SpineDatastore):
                 for name in names:
                     file = self._labels.folder / tag / name
                     if label is None:
-                        found[file.relative_to(folder).as_posix()] = WITHOUT_IMAGE
+                        found[file.relative_to(folder).as_posix()] = answers.WITHOUT_IMAGE
                     elif label.file == file and not label.is_own:
-                        found[file.relative_to(folder).as_posix()] = FOREIGN
+                        found[file.relative_to(folder).as_posix()] = answers.FOREIGN
         before, self._foreign = self._foreign, found
         _log_new(before, found)
         return found
+
+
+def _same_names(same_id: Mapping[str, str]) -> dict[str, str]:
+    """Return file -> the reason why it is not offered, from the offered file of the same id."""
+    return {name: answers.name_taken(other) for name, other in same_id.items()}
 
 
 def _log_new(before: Mapping[str, str], found: Mapping[str, str]) -> None:

@@ -5,20 +5,18 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
 from totalspineseg_server.anatomy import BACKGROUND, OWN_NUMBERS, UNREVIEWED, UNREVIEWED_NAME
-from totalspineseg_server.bids import LABEL_SUFFIX, image_of_label
+from totalspineseg_server.bids import DERIVATIVES, LABEL_SUFFIX, image_of_label
 from totalspineseg_server.color_tables import BIDS_TABLE
 from totalspineseg_server.errors import LabelError
+from totalspineseg_server.exchange import exchange_messages
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.volumes import images_in, read_labels, read_numbered, stem
 from totalspineseg_server.plausible import mark_unlabeled
 from totalspineseg_server.spellings import code_of_name
-
-DERIVATIVES: Final = "derivatives"
 
 
 @dataclass(frozen=True)
@@ -45,8 +43,7 @@ class Pair:
         """
         if len(self.images) != 1 or len(self.labels) != 1:
             raise LabelError(
-                f"There are {len(self.images)} images named {self.name!r} and {len(self.labels)} labels for it, "
-                "instead of one each. Rename or remove the extra files."
+                exchange_messages.PAIR_COUNT.format(images=len(self.images), name=self.name, labels=len(self.labels))
             )
         return self.images[0], self.labels[0]
 
@@ -104,10 +101,7 @@ def read_pair_label(label: Path, root: Path, numbers: str = OWN_NUMBERS) -> Volu
         name = names.get(value, UNREVIEWED_NAME if value == UNREVIEWED else "")
         code = UNREVIEWED if name.casefold() == UNREVIEWED_NAME else code_of_name(name)
         if code is None:
-            raise LabelError(
-                f"{table.name!r} does not say which structure {value} is, or calls it by a name that is not known here "
-                f"({name!r}). Correct the table."
-            )
+            raise LabelError(exchange_messages.UNNAMED_VALUE.format(table=table.name, value=value, name=name))
         codes[value] = code
     return Volume(codes[volume.data], volume.affine)
 
@@ -127,6 +121,4 @@ def _names(table: Path) -> Mapping[int, str]:
         with table.open(encoding="utf-8", newline="") as stream:
             return {int(row["index"]): str(row["name"]) for row in csv.DictReader(stream, delimiter="\t")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise LabelError(
-            f"The table {table.name!r} cannot be read ({error}). It needs columns index and name."
-        ) from error
+        raise LabelError(exchange_messages.UNREADABLE_TABLE.format(table=table.name, error=error)) from error

@@ -12,10 +12,11 @@ from typing import Final
 import numpy as np
 
 from totalspineseg_server.anatomy import C1, C2, UNREVIEWED, UNREVIEWED_NAME
-from totalspineseg_server.bids import DESCRIPTION_FILE, FINISHED, description, folder_of, label_path
+from totalspineseg_server.bids import DESCRIPTION_FILE, FINISHED, MANUAL, description, folder_of, label_path
 from totalspineseg_server.color_tables import BIDS_TABLE, bids_table
-from totalspineseg_server.corrections.correction_store import CODES_FILE, FINAL_TAG, Correction
+from totalspineseg_server.corrections.correction_store import CODES_FILE, Correction, CorrectionStore
 from totalspineseg_server.errors import ImageError, StorageError
+from totalspineseg_server.exchange import exchange_messages
 from totalspineseg_server.files import sha256_of, staged_folder, storage_errors, write_json, write_text
 from totalspineseg_server.geometry import AnyArray, Volume, on_grid
 from totalspineseg_server.io.volumes import read_image, read_labels, write_volume
@@ -31,6 +32,7 @@ SUFFIXES: Final = ("T1w", "T2w", "PDw", "FLAIR", "T2star")
 """Suffixes of BIDS for the contrasts of the spine."""
 CONTRAST: Final = re.compile(r"(?<![a-z0-9])(?:(?P<t1>t1)|(?P<t2>t2|stir)|(?P<pd>pd))(?![0-9])", re.IGNORECASE)
 SESSION: Final = re.compile(r"sub-[A-Za-z0-9]+_(ses-[A-Za-z0-9]+)")
+FINISHED_BY_READER: Final = "Label that a reader finished"
 FACE: Final = frozenset({C1, C2})
 """Vertebrae near the face, which may be in view with them."""
 README: Final = """# Finished labels of the spine
@@ -70,12 +72,13 @@ def export_set(site: Site, target: Path, *, contrast: str = "T2w") -> Exported:
         contrast: BIDS suffix of images whose name does not say it.
 
     Raises:
-        StorageError: ``target`` has files, there is nothing to export, or something cannot be written.
+        StorageError: ``target`` has files, there is nothing to export, or something cannot be read or
+            written.
     """
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise StorageError(f"There are files in {str(target)!r}. Choose an empty folder.")
+        raise StorageError(exchange_messages.FOLDER_IN_USE.format(folder=str(target)))
     pseudonym = _pseudonyms(site.history)
-    finished = finished_labels(site)
+    finished = _newest_finished(site.corrections)
     left_out: dict[str, str] = {}
     subjects: set[str] = set()
     faces = images = 0
@@ -97,36 +100,28 @@ def export_set(site: Site, target: Path, *, contrast: str = "T2w") -> Exported:
             subjects.add(folder_of(name).parts[0])
         if not images:
             reasons = " ".join(left_out.values())
-            raise StorageError(
-                f"There is no finished label to export. Readers finish labels by submitting them. {reasons}"
-            )
+            raise StorageError(f"{exchange_messages.NOTHING_TO_EXPORT} {reasons}".strip())
         _write_documents(root, subjects)
     return Exported(images, len(subjects), faces, left_out)
 
 
-def finished_labels(site: Site) -> tuple[Correction, ...]:
-    """Return the newest finished label of each image that was not withdrawn, in the order of images."""
-    newest: dict[str, Correction] = {}
-    for correction in site.corrections.all():
-        if correction.status == "accepted" and correction.step == 2 and correction.tag == FINAL_TAG:
-            earlier = newest.get(correction.image)
-            withdrawn = correction.id in site.corrections.withdrawals.of_image(correction.image)
-            if not withdrawn and (earlier is None or earlier.id < correction.id):
-                newest[correction.image] = correction
-    return tuple(newest[image] for image in sorted(newest))
+def _newest_finished(corrections: CorrectionStore) -> list[Correction]:
+    """Return the newest finished label of each image, in the order of images."""
+    images = sorted({correction.image for correction in corrections.all()})
+    return [known[-1] for image in images if (known := corrections.finished(image))]
 
 
 def _write_pair(site: Site, correction: Correction, root: Path, name: str) -> set[int]:
     """Write an image and its label; return the codes in the label."""
     path = site.image_file(correction.image)
     if path is None:
-        raise ImageError("The image is no longer in the studies. Restore it.")
+        raise ImageError(exchange_messages.IMAGE_GONE)
     if sha256_of(path) != correction.image_sha256:
-        raise ImageError("The image was replaced after it was labeled. Restore it, or label the new one.")
+        raise ImageError(exchange_messages.IMAGE_REPLACED)
     image = read_image(path)
     stored = read_labels(site.corrections.path(correction) / CODES_FILE)
     codes = on_grid(Volume(stored.data, stored.affine), image.grid)
-    marked = np.where(np.isin(codes.data, correction.unreviewed), UNREVIEWED, codes.data).astype(np.uint8)
+    marked = np.where(np.isin(codes.data, sorted(correction.unchecked)), UNREVIEWED, codes.data).astype(np.uint8)
     label = root / LABELS / label_path(name, FINISHED)
     file = root / folder_of(name) / f"{name}.nii.gz"
     for folder in (file.parent, label.parent):
@@ -134,7 +129,11 @@ def _write_pair(site: Site, correction: Correction, root: Path, name: str) -> se
     write_volume(file, _plain(image.data), image.grid)
     write_volume(label.with_name(f"{label.name}.nii.gz"), marked, codes.grid)
     source = PurePosixPath(folder_of(name), file.name)
-    about = {"Description": "Label that a reader finished", "Sources": [f"bids:raw:{source}"], "Manual": True}
+    about = {
+        "Description": "Result that a reader accepted unchanged" if correction.unchanged else FINISHED_BY_READER,
+        "Sources": [f"bids:raw:{source}"],
+        MANUAL: not correction.unchanged,
+    }
     write_json(label.with_name(f"{label.name}.json"), about)
     return set(np.unique(codes.data).tolist())
 
@@ -188,9 +187,7 @@ def _pseudonyms(history: Path) -> Callable[[str, int], str]:
             file.chmod(0o600)
         key = file.read_bytes().strip()
     if len(key) != 2 * KEY_BYTES:
-        raise StorageError(
-            f"The key {str(file)!r} is damaged. Restore it, or delete it: subjects then get other names."
-        )
+        raise StorageError(exchange_messages.DAMAGED_KEY.format(key=str(file)))
 
     def pseudonym(identifier: str, digits: int) -> str:
         return hmac.new(key, identifier.encode(errors="backslashreplace"), hashlib.sha256).hexdigest()[:digits]

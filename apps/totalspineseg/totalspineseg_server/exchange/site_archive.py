@@ -9,7 +9,9 @@ from typing import Any, Final
 from totalspineseg_server.corrections.ids import HISTORY_DIR, PACS_DIR, RECORD_FILE
 from totalspineseg_server.corrections.image_records import IMAGES_DIR, INDEX_FILE
 from totalspineseg_server.corrections.label_files import LABELS_DIR
+from totalspineseg_server.corrections.receipts import RECEIVED_DIR
 from totalspineseg_server.errors import ArchiveError
+from totalspineseg_server.exchange import exchange_messages
 from totalspineseg_server.files import EARLIER_PREFIX, PARTIAL_PREFIX, from_fields
 from totalspineseg_server.locks import LOCK_FILE
 from totalspineseg_server.places import COMMAND
@@ -128,8 +130,8 @@ def site_files(folder: Path, *, images: bool) -> Iterator[PurePosixPath]:
         images: Whether to yield the images as well.
     """
     history = history_of(folder)
-    for path in _files(history / RECEIPT_DIR):
-        yield PurePosixPath(history.relative_to(folder).as_posix()) / RECEIPT_DIR / path
+    for path in _files(history / RECEIVED_DIR):
+        yield PurePosixPath(history.relative_to(folder).as_posix()) / RECEIVED_DIR / path
     for path in _files(folder):
         if path.parts[0] == HISTORY_DIR:
             inside = PurePosixPath(*path.parts[1:])
@@ -139,17 +141,13 @@ def site_files(folder: Path, *, images: bool) -> Iterator[PurePosixPath]:
             if images or path.parts[0] in BESIDE_HISTORY:
                 yield path
             continue
-        if inside.parts[0] != RECEIPT_DIR and _belongs(inside, images=images):
+        if inside.parts[0] != RECEIVED_DIR and _belongs(inside, images=images):
             yield path
 
 
 def history_of(folder: Path) -> Path:
     """Return the folder of the history of a site's folder."""
     return folder / HISTORY_DIR if kind_of(folder) == STUDIES else folder
-
-
-RECEIPT_DIR: Final = "received"
-"""Folder of a history with submissions that wait to be read."""
 
 
 def model_files(store: ModelStore) -> Iterator[PurePosixPath]:
@@ -187,7 +185,4 @@ def _files(folder: Path) -> Iterator[PurePosixPath]:
 
 def no_backup() -> ArchiveError:
     """Return the error for a file that is not a backup of this program."""
-    return ArchiveError(
-        f"It is not a backup that this version can restore. Choose a file that '{COMMAND} backup' wrote, or update "
-        "the software."
-    )
+    return ArchiveError(exchange_messages.NO_BACKUP.format(command=COMMAND))

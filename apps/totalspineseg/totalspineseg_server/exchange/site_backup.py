@@ -1,20 +1,22 @@
 """Write a site's corrections, models and settings into one file, which is checked before it appears."""
 
 import hashlib
+import io
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Final, cast
 
 from totalspineseg_server.corrections.ids import now_text
+from totalspineseg_server.corrections.receipts import RECEIVED_DIR
 from totalspineseg_server.errors import StorageError
+from totalspineseg_server.exchange import exchange_messages
 from totalspineseg_server.exchange.site_archive import (
     FORMAT,
     MANIFEST,
     MODELS,
-    RECEIPT_DIR,
     SETTINGS,
     SITE,
     Entry,
@@ -24,8 +26,7 @@ from totalspineseg_server.exchange.site_archive import (
     model_files,
     site_files,
 )
-from totalspineseg_server.files import storage_errors, write_file
-from totalspineseg_server.io.zips import CHUNK_BYTES
+from totalspineseg_server.files import CHUNK_BYTES, storage_errors, write_file
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.version import VERSION
 
@@ -54,10 +55,10 @@ def write_backup(
             the archive differs from the files that were read. No file is left.
     """
     if target.exists():
-        raise StorageError(f"{str(target)!r} exists already. Choose another name for the backup.")
+        raise StorageError(exchange_messages.BACKUP_EXISTS.format(file=str(target)))
     twice = [name for name, count in Counter(path.name for path in settings).items() if count > 1]
     if twice:
-        raise StorageError(f"Two settings files are called {twice[0]!r}. Rename one of them.")
+        raise StorageError(exchange_messages.TWO_SETTINGS_FILES.format(name=twice[0]))
     manifest = Manifest(FORMAT, VERSION, now_text(), kind_of(site), images)
 
     def write(path: Path) -> None:
@@ -90,7 +91,8 @@ def _written(
     add(MODELS, models.model_dir, model_files(models))
     for file in settings:
         add(SETTINGS, file.parent, iter([PurePosixPath(file.name)]))
-    return {path: entry for path, entry in files.items() if path not in _read_since(files, site)}
+    read_since = _read_since(files, site)
+    return {path: entry for path, entry in files.items() if path not in read_since}
 
 
 def _add(archive: zipfile.ZipFile, name: str, file: Path) -> Entry | None:
@@ -113,7 +115,7 @@ def _read_since(files: Mapping[str, Entry], site: Path) -> frozenset[str]:
     history = PurePosixPath(SITE, history_of(site).relative_to(site).as_posix())
     inside = {path: PurePosixPath(path).relative_to(history).parts for path in files if path.startswith(f"{history}/")}
     filed = {parts[_DEPTH[parts[0]]] for parts in inside.values() if len(parts) > _DEPTH.get(parts[0], len(parts))}
-    return frozenset(p for p, parts in inside.items() if parts[0] == RECEIPT_DIR and filed.intersection(parts[1:2]))
+    return frozenset(p for p, parts in inside.items() if parts[0] == RECEIVED_DIR and filed.intersection(parts[1:2]))
 
 
 _DEPTH: Final = {"corrections": 2, "unfiled": 1}
@@ -124,20 +126,7 @@ def _require_same(path: Path, manifest: Manifest) -> None:
     """Check that an archive has the contents listed in its manifest."""
     with zipfile.ZipFile(path) as archive:
         for name, entry in manifest.files.items():
-            if digest_of(lambda write, name=name: _pass_on(archive, name, write)) != entry.sha256:  # type: ignore[misc]
-                raise StorageError(
-                    f"{name!r} differs in the backup from the file that was read. Check the disk, and try again."
-                )
-
-
-def _pass_on(archive: zipfile.ZipFile, name: str, write: Callable[[bytes], object]) -> None:
-    with archive.open(name) as source:
-        while piece := source.read(CHUNK_BYTES):
-            write(piece)
-
-
-def digest_of(pass_on: Callable[[Callable[[bytes], object]], object]) -> str:
-    """Return the SHA-256, as hex, of content that arrives in pieces."""
-    digest = hashlib.sha256()
-    pass_on(digest.update)
-    return digest.hexdigest()
+            with archive.open(name) as source:
+                digest = hashlib.file_digest(cast(io.BufferedIOBase, source), "sha256").hexdigest()
+            if digest != entry.sha256:
+                raise StorageError(exchange_messages.COPY_DIFFERS.format(name=name))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from totalspineseg_server.errors import ArchiveError, StorageError
+from totalspineseg_server.exchange import exchange_messages
 from totalspineseg_server.exchange.site_archive import (
     MANIFEST,
     MAX_FILES,
@@ -57,13 +58,13 @@ def restore(file: Path, site: Path, models: ModelStore) -> Manifest:
         StorageError: Something exists where it would write, or the disk is full; nothing was changed.
     """
     if site.exists() and not site.is_dir():
-        raise StorageError(f"{str(site)!r} is a file. Give a folder.")
+        raise StorageError(exchange_messages.NO_FOLDER.format(path=str(site)))
     with partial_folder(site) as staged, _opened(file, staged) as (archive, manifest):
         settings = manifest.settings_folder(Path())
         _require_free(site, _tops(manifest, SITE) | ({settings.parts[0]} if manifest.part(SETTINGS) else set()))
         has_models = bool(manifest.part(MODELS))
         if has_models:
-            _require_free(models.model_dir, _tops(manifest, MODELS), remedy=OTHER_MODELS)
+            _require_free(models.model_dir, _tops(manifest, MODELS), remedy=exchange_messages.OTHER_MODELS)
         for part, folder in ((SITE, staged), (SETTINGS, staged / settings)):
             for path in manifest.part(part):
                 _require(archive, manifest, f"{part}/{path}", folder / path)
@@ -76,10 +77,6 @@ def restore(file: Path, site: Path, models: ModelStore) -> Manifest:
             _move(staged_models, models.model_dir)
             _move(staged, site)
     return manifest
-
-
-OTHER_FOLDER: Final = "Nothing was changed. Choose an empty folder, or one that holds only images."
-OTHER_MODELS: Final = "Nothing was changed. Choose another folder of models with --data-dir."
 
 
 @contextmanager
@@ -99,7 +96,7 @@ def _opened(file: Path, folder: Path) -> Iterator[tuple[Archive, Manifest]]:
                 archive.copy(entry, pieces.append)
                 yield archive, Manifest.from_text(b"".join(pieces))
     except ArchiveError as error:
-        raise ArchiveError(f"{file.name!r} cannot be restored, and nothing was changed. {error}") from error
+        raise ArchiveError(exchange_messages.NOT_RESTORED.format(name=file.name, error=error)) from error
 
 
 def _tops(manifest: Manifest, part: str) -> set[str]:
@@ -107,11 +104,12 @@ def _tops(manifest: Manifest, part: str) -> set[str]:
     return {path.split("/")[0] for path in manifest.part(part)}
 
 
-def _require_free(folder: Path, names: set[str], remedy: str = OTHER_FOLDER) -> None:
+def _require_free(folder: Path, names: set[str], remedy: str = exchange_messages.OTHER_FOLDER) -> None:
     """Check that nothing exists where something will be restored; empty folders do not count."""
     there = [name for name in sorted(names) if _is_taken(folder / name)]
     if there:
-        raise StorageError(f"{str(folder)!r} already contains {', '.join(map(repr, there))}. {remedy}")
+        listed = ", ".join(map(repr, there))
+        raise StorageError(exchange_messages.NOT_EMPTY.format(folder=str(folder), names=listed, remedy=remedy))
 
 
 def _is_taken(path: Path) -> bool:
@@ -141,7 +139,7 @@ def _require(archive: Archive, manifest: Manifest, path: str, target: Path | Non
 
                 archive.copy(entry, write)
     if entry is None or digest.hexdigest() != manifest.files[path].sha256:
-        raise ArchiveError(f"{path!r} is missing from the backup or damaged. Use another backup.")
+        raise ArchiveError(exchange_messages.DAMAGED_BACKUP.format(name=path))
 
 
 def _move(staged: Path, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""The server's front: it handles requests before MONAI Label's own application, which is never edited."""
+"""Handle requests before MONAI Label's own application, which is never edited."""

@@ -39,7 +39,12 @@ once."""
 
 
 def install(*apps: FastAPI) -> None:
-    """Let MONAI Label, and applications that ask it for users, check tokens with ``user_of_token``."""
+    """Let MONAI Label, and applications that ask it for users, check tokens with ``user_of_token``.
+
+    Without sign-in there are no tokens: every user is MONAI Label's default one.
+    """
+    if not settings.MONAI_LABEL_AUTH_ENABLE:
+        return
     host.from_token = partial(user_of_token, key=RealmKey(fetch_key))
     for app in apps:
         app.dependency_overrides[host.get_current_user] = in_a_thread(host.get_current_user)
@@ -127,15 +132,13 @@ def user_of_token(token: str, key: RealmKey) -> host.User:
         key: The realm's key.
 
     Returns:
-        The user with roles; MONAI Label's default user if authentication is off.
+        The user with roles.
 
     Raises:
         jwt.InvalidTokenError: The token is not signed by the realm, expired, without expiry, of another issuer, for
             another audience, or without a user name.
         requests.RequestException: The realm's key is not known, and the realm does not send it.
     """
-    if not settings.MONAI_LABEL_AUTH_ENABLE:
-        return host.DEFAULT_USER
     known = key.known()
     try:
         claims = _claims(token, known)

@@ -58,7 +58,7 @@ PACS_REFUSED_LABEL: Final = (
 OFFER_NOT_RECORDED: Final = (
     "The server could not record that it offered you this image (its log says why). Somebody else may get it, too."
 )
-NO_LABEL: Final = "The image {image!r} has no label with the tag {tag!r}."
+NO_LABEL: Final = "The image {image!r} has no label with the tag {tag!r}. Choose one from the list of labels."
 RESULT_REPLACED: Final = (
     "The result for {label!r} was replaced a moment ago by one with other structures. Ask again for the next "
     "sample, or for the list of labels."
@@ -73,6 +73,8 @@ TRAINING_RUNS: Final = "A training is already running on these studies. Wait for
 BATCH_RUNS: Final = "A batch inference is already running on these studies. Wait for it to finish, or stop it."
 SCORING_RUNS: Final = "Scoring is already running on these studies. Wait for it to finish, or stop it."
 JUDGING_RUNS: Final = "Version {version!r} is being judged. Wait for it to finish, or stop it."
+NOT_JUDGED: Final = "Version {version!r} could not be judged: {reason}"
+LOG_SAYS: Final = "the server's log has the reason"
 NETWORKS_LOADED: Final = "The networks are loaded."
 TRAINING_BEFORE_JUDGING: Final = "A training is running on these studies. Judge the version when it has finished."
 FIXED_WEIGHTS: Final = (

@@ -65,7 +65,7 @@ def warm_up() -> None:
     """Load the networks and read waiting labels while the server already answers requests."""
     app = app_instance()
     Thread(target=app.warm_up, name="warm-up", daemon=True).start()
-    Thread(target=partial(app.interpret_waiting, again=False), name="waiting-labels", daemon=True).start()
+    Thread(target=partial(app.inbox.interpret_waiting, again=False), name="waiting-labels", daemon=True).start()
 
 
 def stop_background_tasks() -> None:
@@ -84,7 +84,7 @@ def stop_background_tasks() -> None:
 async def finish_submissions(seconds: float) -> None:
     """Wait at most ``seconds`` for submissions that have arrived completely, although their senders get no answer
     now."""
-    if not await app_instance().submissions.finish(seconds):
+    if not await app_instance().inbox.ongoing.finish(seconds):
         logger.error("A submission was not finished %g s after the server was stopped. Submit it again.", seconds)
 
 

@@ -103,4 +103,5 @@ class Judge:
             with self._guard:
                 self._process, self._is_running = None, False
                 if code not in JUDGED and not self._was_stopped:
-                    self._failure = f"Version {self._version!r} could not be judged: {line or 'the log says why'}"
+                    reason = line or front_messages.LOG_SAYS
+                    self._failure = front_messages.NOT_JUDGED.format(version=self._version, reason=reason)

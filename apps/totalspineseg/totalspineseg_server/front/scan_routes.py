@@ -22,13 +22,14 @@ from totalspineseg_server.front.failures import without_folders
 from totalspineseg_server.front.host import running_task
 from totalspineseg_server.front.revalidated import revalidated
 from totalspineseg_server.infers.http import NO_CONTENT
+from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.worklist.acts import reader, submitted_text
 from totalspineseg_server.worklist.choice import Choice
 from totalspineseg_server.worklist.lab import Lab
 from totalspineseg_server.worklist.query import MAX_PAGE_SIZE, PAGE_SIZE, Sort, select
 from totalspineseg_server.worklist.query import Query as Asked
 from totalspineseg_server.worklist.rows import Row, Status
-from totalspineseg_server.worklist.scans import View, levels_of, pin_names, write_view
+from totalspineseg_server.worklist.scans import View, levels_of, pin_names
 
 NIFTI: Final = "application/gzip"
 PNG: Final = "image/png"
@@ -254,5 +255,5 @@ def _tag(row: Row) -> str:
 def _nifti(data: Any, view: View) -> Response:
     with tempfile.TemporaryDirectory(prefix="totalspineseg-view-") as folder:
         file = Path(folder) / "view.nii.gz"
-        write_view(file, data, view)
+        write_volume(file, data, view.image.grid)
         return Response(file.read_bytes(), media_type=NIFTI, headers={"cache-control": "private, no-store"})

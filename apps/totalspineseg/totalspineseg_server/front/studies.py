@@ -19,7 +19,7 @@ from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correct
 from totalspineseg_server.corrections.ids import is_usable_id
 from totalspineseg_server.corrections.image_records import NOTED, PATIENT, anonymous
 from totalspineseg_server.corrections.label_files import IMAGE_HASH, RENUMBERED, UNCONFIRMED
-from totalspineseg_server.corrections.receipts import Receipt, Sender
+from totalspineseg_server.corrections.receipts import Receipt, Sender, receipt_of
 from totalspineseg_server.errors import SettingError, StorageError
 from totalspineseg_server.front import front_messages
 from totalspineseg_server.front.failures import without_folders
@@ -80,7 +80,8 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         sender = _sender(user, fields, label)
         with tempfile.TemporaryDirectory(prefix="totalspineseg-label-") as folder:
             file = save_label(label, Path(folder))
-            correction = app_instance().submit_label(image, file, tag or FINAL_TAG, fields, sender, fault=fault)
+            sent = receipt_of(image, file, tag=tag or FINAL_TAG, sender=sender, params=fields, fault=fault)
+            correction = app_instance().inbox.submit(sent, file)
         label_info = app_instance().datastore().get_label_info(correction.image, correction.tag)
         return {
             "message": correction.message,
@@ -115,7 +116,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
         user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))],
     ) -> list[dict[str, Any]]:
         """Read submissions again that the server could not read, and return those that still wait."""
-        waiting = app_instance().interpret_waiting(again=True)
+        waiting = app_instance().inbox.interpret_waiting(again=True)
         return [_unused(one.receipt, "waiting", one.reason) for one in waiting]
 
     @routes.put("/datastore/", include_in_schema=False)

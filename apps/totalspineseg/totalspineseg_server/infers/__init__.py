@@ -1,1 +1,1 @@
-"""MONAI Label inference tasks: take a request, run the pipeline, return a label map in wire ids and a report."""
+"""Run MONAI Label's inferences: take a request, run the pipeline, return a label map in wire ids and a report."""

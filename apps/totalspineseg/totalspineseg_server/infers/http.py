@@ -13,6 +13,7 @@ from totalspineseg_server.errors import (
     UnknownImageError,
     WeightsError,
 )
+from totalspineseg_server.infers import infers_messages
 
 OK: Final = 200
 NO_CONTENT: Final = 204
@@ -43,7 +44,7 @@ class UnknownLabelError(TotalSpineSegError):
     """An image has no label under this tag."""
 
     def __init__(self, image_id: str, tag: str) -> None:
-        super().__init__(f"Image {image_id!r} has no label under the tag {tag!r}. Choose one from the list of labels.")
+        super().__init__(infers_messages.NO_LABEL.format(image=image_id, tag=tag))
 
 
 def status_of(error: TotalSpineSegError) -> int:

@@ -11,6 +11,7 @@ from totalspineseg_server.corrections.label_files import UNCONFIRMED
 from totalspineseg_server.corrections.submission import map_names, read_submission
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import LabelArray, Volume, labels_to_iso, on_grid
+from totalspineseg_server.infers import infers_messages
 from totalspineseg_server.infers.disagreement import disagreement_of
 from totalspineseg_server.infers.services import Services, pair_in_use
 from totalspineseg_server.infers.settings import Settings
@@ -41,8 +42,7 @@ class FullTask(SpineTask):
     def __init__(self, services: Services) -> None:
         super().__init__(
             services,
-            "Vertebrae, intervertebral discs, spinal cord and canal of a spine MRI, each with its name. "
-            "Not validated for cord cross-sectional area.",
+            infers_messages.FULL_SPINE,
         )
 
     def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Stopwatch) -> Outcome:
@@ -82,8 +82,7 @@ class Step1Task(SpineTask):
     def __init__(self, services: Services) -> None:
         super().__init__(
             services,
-            "Step 1: discs with their levels, cord, canal, C1, and all other vertebrae in one piece. "
-            "Correct the discs' names here, submit, then run totalspineseg_step2.",
+            infers_messages.STEP1,
             STEP1_WIRE_LABELS,
         )
 
@@ -114,8 +113,7 @@ class Step2Task(SpineTask):
     def __init__(self, services: Services) -> None:
         super().__init__(
             services,
-            "Step 2 from a corrected step-1 label: the one sent with the request, else the one last submitted "
-            "for the image. Names follow the corrected discs.",
+            infers_messages.STEP2,
         )
 
     def run(self, scan: Scan, settings: Settings, request: Mapping[str, Any], clock: Stopwatch) -> Outcome:
@@ -152,10 +150,7 @@ class Step2Task(SpineTask):
         files = ((tag, self.services.studies.label_file(image_id, tag)) for tag in tags if image_id)
         found = next(((tag, file) for tag, file in files if file), None)
         if found is None:
-            raise LabelError(
-                "This image has no step-1 label. Run totalspineseg_step1, correct its result and submit it, or send a "
-                "label with the request as 'label'."
-            )
+            raise LabelError(infers_messages.NO_STEP1_LABEL)
         tag, file = found
         wire = on_grid(read_labels(file), scan.grid)
         unconfirmed = self.services.studies.get_label_info(image_id, tag).get(UNCONFIRMED)

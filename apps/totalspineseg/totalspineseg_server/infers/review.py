@@ -10,6 +10,7 @@ import numpy as np
 from totalspineseg_server.anatomy import BY_CODE, DISCS, Kind
 from totalspineseg_server.corrections.predictions import PredictionMaps, PredictionRecord
 from totalspineseg_server.geometry import LabelArray, same_grid
+from totalspineseg_server.infers import infers_messages
 from totalspineseg_server.infers.published import FullTask
 from totalspineseg_server.infers.services import Services
 from totalspineseg_server.infers.settings import Settings, pins_from_json
@@ -37,11 +38,7 @@ class ReviewTask(FullTask):
     def __init__(self, services: Services) -> None:
         super().__init__(services)
         self.labels = dict(REVIEW_LABELS)
-        self.description = (
-            "Marks where to look: structures whose names are doubtful, and structures that the checks find odd. "
-            "Counted names (up from the sacrum, down from C2) are not marked. Remove these segments before you "
-            "submit."
-        )
+        self.description = infers_messages.REVIEW
 
     def completed(self, settings: Settings, request: Mapping[str, Any]) -> Settings:
         """Return the settings that named the result under review, unless the request has its own localizer or levels.

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, get_args
 from totalspineseg_server.anatomy import STRUCTURES, WIRE_ID, Kind
 from totalspineseg_server.corrections.correction_store import READER_TAGS, is_safe_tag
 from totalspineseg_server.errors import SettingError
+from totalspineseg_server.infers import infers_messages
 from totalspineseg_server.numbering.chain import Pin
 from totalspineseg_server.requested import choice, text
 from totalspineseg_server.spellings import ARROW, level_at, renamed_level
@@ -181,7 +182,7 @@ def read_pins(pins: str) -> tuple[tuple[Pin, ...], tuple[Rename, ...]]:
     """
     parts = [part for part in pins.split(";") if part.strip()]
     if len(parts) > MAX_PINS:
-        raise SettingError(f"Too many pins: {len(parts)} (limit {MAX_PINS}). One pin is usually enough.")
+        raise SettingError(infers_messages.TOO_MANY_PINS.format(count=len(parts), limit=MAX_PINS))
     renames, named = [], []
     for part in parts:
         if ARROW.search(part):
@@ -267,8 +268,5 @@ def result_tag(request: Mapping[str, Any], part: str) -> str:
     whole = "-".join(filter(None, (tag, part, some, grid)))
     # The joined tag can be too long although the given one is not.
     if tag in READER_TAGS or not is_safe_tag(whole):
-        raise SettingError(
-            f"The result cannot be saved under the tag {tag!r} (as {whole!r}). Choose a short tag for "
-            "predictions such as 'original'."
-        )
+        raise SettingError(infers_messages.RESERVED_TAG.format(tag=tag, whole=whole))
     return whole

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
@@ -25,6 +25,7 @@ from totalspineseg_server.corrections.predictions import PredictionMaps, Predict
 from totalspineseg_server.errors import SettingError, StorageError, UnknownImageError
 from totalspineseg_server.files import sha256_of, storage_errors
 from totalspineseg_server.geometry import LabelArray, Volume, same_grid
+from totalspineseg_server.infers import infers_messages
 from totalspineseg_server.infers.listed import LISTED, listed_names, names_with_marks
 from totalspineseg_server.infers.services import Services
 from totalspineseg_server.infers.settings import (
@@ -51,21 +52,6 @@ logger = logging.getLogger(__name__)
 
 LABEL_TAGS = (FINAL_TAG, "original")
 """Tags under which a localizer's label is looked for: a reader's finished label before a prediction."""
-
-NOT_RECORDED: Final = (
-    "The server could not record this prediction (its log says why). If you rename one level in it, the others will "
-    "not follow, and the server will not know which prediction your label corrects."
-)
-
-
-NO_RESULT: Final = (
-    "The pin names a level by what an earlier result called it ({was}), but there is no earlier result for this image. "
-    "Run the model without 'pin' first."
-)
-NO_SUCH_LEVEL: Final = (
-    "The pin '{was} -> {now}' names a level that the last result does not have. Its levels are {levels}. Name one of "
-    "them before the arrow."
-)
 
 
 @dataclass(frozen=True)
@@ -234,7 +220,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             sha256 = str(request["image_sha256"])
             maps = None if latest is None else self.services.maps.of_prediction(sha256, latest.id)
             if maps is None:
-                raise SettingError(NO_RESULT.format(was=NAME_OF[wanted[0][0]]))
+                raise SettingError(infers_messages.NO_RESULT.format(was=NAME_OF[wanted[0][0]]))
             renames = tuple(_looked_up(maps.output, *pair) for pair in wanted)
         points = tuple(Pin(one.now, one.point_mm) for one in renames if one.point_mm is not None)
         return replace(settings, pins=(*settings.pins, *points), renames=renames)
@@ -267,7 +253,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             self._keep_maps(record.image_sha256, record, outcome)
         except StorageError as error:
             logger.warning("A prediction could not be recorded: %s", error)
-            return NOT_RECORDED
+            return infers_messages.NOT_RECORDED
         return ""
 
     def _keep_maps(self, sha256: str, record: PredictionRecord, outcome: Outcome) -> None:
@@ -347,16 +333,13 @@ class SpineTask(InferTask):  # type: ignore[misc]
         if self.services.studies.image_file(image_id) is None:
             raise UnknownImageError(image_id)
         if not self.services.studies.same_space(wanted_for, image_id):
-            raise SettingError(
-                f"Localizer {image_id!r} has a different frame of reference (the patient was moved between the "
-                "two). Choose another localizer, or pin a level."
-            )
+            raise SettingError(infers_messages.MOVED_LOCALIZER.format(image=image_id))
         for tag in LABEL_TAGS:
             if file := self.services.studies.label_file(image_id, tag):
                 _require_certain(image_id, self.services.studies.get_label_info(image_id, tag))
                 wire = read_labels(file)
                 return Volume(from_wire(wire.data), wire.affine)
-        raise SettingError(f"The localizer {image_id!r} has no label. Submit its label first.")
+        raise SettingError(infers_messages.NO_LOCALIZER_LABEL.format(image=image_id))
 
 
 def _message(record: PredictionRecord) -> str:
@@ -364,7 +347,7 @@ def _message(record: PredictionRecord) -> str:
     known = sentence(record.numbering or {})
     if not known:
         return ""
-    check = f" Check the names marked with '{DOUBT_MARK}'." if record.marked else ""
+    check = " " + infers_messages.CHECK_MARKED.format(mark=DOUBT_MARK) if record.marked else ""
     return f"{known[:1].upper()}{known[1:]}.{check}"
 
 
@@ -378,17 +361,16 @@ def _looked_up(named: NamedMap, was: int, now: int) -> Rename:
     if pin is None:
         is_disc, present = was in DISCS, np.flatnonzero(labels_present(named.labels)).tolist()
         levels = [NAME_OF[code] for code in present if code in NAMED and (code in DISCS) == is_disc]
-        raise SettingError(NO_SUCH_LEVEL.format(was=NAME_OF[was], now=NAME_OF[now], levels=", ".join(levels)))
+        raise SettingError(
+            infers_messages.NO_SUCH_LEVEL.format(was=NAME_OF[was], now=NAME_OF[now], levels=", ".join(levels))
+        )
     return Rename(was, now, pin.point_mm)
 
 
 def _require_certain(image_id: str, info: Mapping[str, Any]) -> None:
     """Refuse a localizer whose levels are uncertain: a guess would count as knowledge."""
     if proves_nothing((info.get("params") or {}).get("numbering")) or info.get(UNCONFIRMED):
-        raise SettingError(
-            f"The localizer {image_id!r} cannot name this scan: its own names are counted or doubtful, not certain. "
-            "Correct its label and submit it first."
-        )
+        raise SettingError(infers_messages.UNCERTAIN_LOCALIZER.format(image=image_id))
 
 
 def _temporary_file(extension: str) -> Path:

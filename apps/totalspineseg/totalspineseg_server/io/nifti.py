@@ -17,6 +17,7 @@ from nibabel.arrayproxy import ArrayProxy
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import CHUNK_BYTES
 from totalspineseg_server.geometry import Affine, AnyArray, Grid, Volume
+from totalspineseg_server.io import io_messages
 from totalspineseg_server.io.unpacking import MAX_BYTES, require_bounded
 
 MAX_APART_VOX: Final = 0.5
@@ -41,10 +42,6 @@ GZIP_WINDOW: Final = 31
 COMPRESSION_ERRORS: Final = (igzip.BadGzipFile, EOFError, zlib.error, igzip.isal_zlib.error)
 NIFTI2_MAGICS: Final = (b"\x1c\x02\x00\x00", b"\x00\x00\x02\x1c")
 """First bytes of a NIfTI-2 header: its size, 540, in either byte order."""
-EXPORT_AGAIN: Final = (
-    "Export the image again as it was scanned. If 3D Slicer shows it in the right place, save it there under another "
-    "name and use that file."
-)
 SILENT: Final = logging.Logger("nifti", level=logging.CRITICAL + 1)
 """Suppresses nibabel's log about headers that it corrects."""
 
@@ -74,9 +71,7 @@ def read_nifti(path: Path) -> tuple[AnyArray, Affine]:
         with igzip.open(BytesIO(_members(path.read_bytes())), "rb") as unpacked:
             return _read(unpacked, path)
     except COMPRESSION_ERRORS as error:
-        raise ImageError(
-            f"The compression of {path.name!r} is damaged or incomplete. Copy the NIfTI file again."
-        ) from error
+        raise ImageError(io_messages.DAMAGED_COMPRESSION.format(name=path.name)) from error
 
 
 def _read(file: IO[bytes], path: Path) -> tuple[AnyArray, Affine]:
@@ -84,7 +79,7 @@ def _read(file: IO[bytes], path: Path) -> tuple[AnyArray, Affine]:
     header = _header(file, path.name)
     shape, offset = header.get_data_shape(), header.get_data_offset()
     if min(shape, default=0) < 1:
-        raise ImageError(f"{path.name!r} has no voxels (shape {shape}). Export it again.")
+        raise ImageError(io_messages.NO_VOXELS.format(name=path.name, shape=shape))
     require_bounded(path, offset + prod(shape) * header.get_data_dtype().itemsize)
     affine = _affine(header, path.name)
     data: AnyArray = np.asanyarray(ArrayProxy(file, header, mmap=False))
@@ -97,7 +92,7 @@ def _read(file: IO[bytes], path: Path) -> tuple[AnyArray, Affine]:
 
 
 def _members(content: bytes) -> bytes:
-    """Return a gzip file without the bytes after its last member; gzip also ignores them.
+    """Return a gzip file without the bytes after its last member; gzip ignores them, too.
 
     Raises:
         EOFError: A member is incomplete, or unpacks to more than is read from any file.
@@ -131,9 +126,7 @@ def _header(file: IO[bytes], name: str) -> nib.Nifti1Header:
     negative = (header["pixdim"][1:4] < 0).any()
     header.check_fix(SILENT)
     if negative:
-        raise ImageError(
-            f"The header of {name!r} has a negative voxel size, which programs read in two ways. {EXPORT_AGAIN}"
-        )
+        raise ImageError(io_messages.NEGATIVE_SPACING.format(name=name, remedy=io_messages.EXPORT_AGAIN))
     return header
 
 
@@ -152,9 +145,7 @@ def _affine(header: nib.Nifti1Header, name: str) -> Affine:
     (sform, by_sform), (qform, by_qform) = header.get_sform(coded=True), header.get_qform(coded=True)
     forms = [form for form in (sform, qform) if form is not None]
     if not forms:
-        raise ImageError(
-            f"{name!r} does not say how it lies in the patient: it has neither a qform nor an sform. Export it again."
-        )
+        raise ImageError(io_messages.NO_PLACE.format(name=name))
     unit_mm = UNIT_MM.get(int(header["xyzt_units"]) & UNIT_MASK, 1.0)
     grids = [_grid(header.get_data_shape()[:3], np.diag([unit_mm, unit_mm, unit_mm, 1]) @ form) for form in forms]
     chosen = grids[-1]
@@ -181,10 +172,7 @@ def _require_one_place(one: Grid, other: Grid, name: str) -> None:
     apart_mm = np.linalg.norm(moved_mm, axis=1).max()
     first, second = (f"{grid.orientation}, voxels of {_mm(grid.spacing)}" for grid in (one, other))
     ways = "" if first == second else f": {first} or {second}"
-    raise ImageError(
-        f"The header of {name!r} places the image in two ways (its qform, sform and voxel size disagree{ways}), "
-        f"which put a corner of it {apart_mm:.1f} mm apart. {EXPORT_AGAIN}"
-    )
+    raise ImageError(io_messages.TWO_PLACES.format(name=name, ways=ways, mm=apart_mm, remedy=io_messages.EXPORT_AGAIN))
 
 
 def _mm(sizes: tuple[float, ...]) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from totalspineseg_server.errors import ImageError
+from totalspineseg_server.io import io_messages
 
 MAX_BYTES: Final = 2 << 30
 """Largest decompressed size, unless the file itself is larger. A whole spine at 0.5 mm in 32-bit floats is 1.2 GB."""
@@ -31,14 +32,10 @@ def require_bounded(path: Path, content_bytes: int) -> None:
     """
     size = path.stat().st_size
     if content_bytes > size * MAX_RATIO:
-        raise ImageError(
-            f"The image file {path.name!r} is incomplete: it has {size} bytes, but its header describes "
-            f"{content_bytes} bytes of voxels. Copy it again."
-        )
+        raise ImageError(io_messages.INCOMPLETE.format(name=path.name, size=size, described=content_bytes))
     if content_bytes > max(size, MAX_BYTES):
         raise ImageError(
-            f"The compressed image {path.name!r} unpacks to {content_bytes >> 20} MiB of voxels (limit "
-            f"{MAX_BYTES >> 20} MiB). Send one volume of it, or a file that is not compressed."
+            io_messages.UNPACKS_TOO_LARGE.format(name=path.name, mib=content_bytes >> 20, limit=MAX_BYTES >> 20)
         )
 
 
@@ -57,18 +54,18 @@ def missing_content(path: Path) -> str:
     """
     if path.is_symlink() and not path.exists():
         if ANNEX_TARGET in path.readlink().as_posix():
-            return "is a link of git-annex whose content is not here: fetch it with 'datalad get' or 'git annex get'"
-        return "is a link to a file that does not exist: restore the file, or correct the link"
+            return io_messages.GIT_ANNEX_LINK
+        return io_messages.BROKEN_LINK
     if path.exists() and not path.is_file() and not path.is_dir():
         # Reading a pipe would never end.
-        return "is neither a file nor a folder, but a pipe or a device: remove it, or copy its content into a file"
+        return io_messages.NO_REGULAR_FILE
     if not path.is_file() or path.stat().st_size > MAX_POINTER_BYTES:
         return ""
     content = path.read_bytes()
     if content.startswith(LFS_START):
-        return "is a pointer of Git LFS, not the file itself: fetch it with 'git lfs pull'"
+        return io_messages.GIT_LFS_POINTER
     if content.startswith(ANNEX_START):
-        return "is a pointer of git-annex, not the file itself: fetch it with 'datalad get' or 'git annex get'"
+        return io_messages.GIT_ANNEX_POINTER
     return ""
 
 
@@ -87,7 +84,5 @@ def itk_name(path: Path) -> str:
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        raise ImageError(
-            f"The name of {path.name!r} or of one of its folders is not written in UTF-8. Rename it."
-        ) from error
+        raise ImageError(io_messages.BAD_FILE_NAME.format(name=path.name)) from error
     return name

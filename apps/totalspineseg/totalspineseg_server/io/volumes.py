@@ -21,6 +21,7 @@ from totalspineseg_server.errors import ImageError, MemoryShortageError, Storage
 from totalspineseg_server.files import write_file
 from totalspineseg_server.geometry import AnyArray, Grid, Volume, to_ras
 from totalspineseg_server.image import Image
+from totalspineseg_server.io import io_messages
 from totalspineseg_server.io.nifti import MAX_SKEW_DEG, read_nifti
 from totalspineseg_server.io.unpacking import itk_name, missing_content, require_bounded
 from totalspineseg_server.plausible import is_upside_down
@@ -64,6 +65,8 @@ _UNREADABLE = (
     HeaderDataError,
     WrapStructError,
 )
+DICOM_INDEX: Final = "DICOMDIR"
+"""Name of the index at the top of a disc; it is written as DICOM, but is not an image."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -85,6 +88,12 @@ def is_other_name(path: Path) -> bool:
     return path.name.lower().endswith(OTHER_SUFFIXES)
 
 
+def may_be_dicom(path: Path) -> bool:
+    """Return whether a file may be a DICOM image by its name: it may have any, or none, but not that of another
+    image, or of the index of a disc."""
+    return not is_image_name(path) and path.name.upper() != DICOM_INDEX
+
+
 def not_read_sentence(names: Collection[str], endings: tuple[str, ...] = IMAGE_SUFFIXES) -> str:
     """Return a sentence about files that are not read because of their kind.
 
@@ -98,9 +107,11 @@ def not_read_sentence(names: Collection[str], endings: tuple[str, ...] = IMAGE_S
     if not names:
         return ""
     more = f" and {len(names) - NAMED_FILES} more" if len(names) > NAMED_FILES else ""
-    return (
-        f"Not read because of their kind: {', '.join(map(repr, sorted(names)[:NAMED_FILES]))}{more}. Convert images to "
-        f"{', '.join(endings[:-1])} or {endings[-1]}, and unpack archives."
+    return io_messages.OTHER_KINDS.format(
+        names=", ".join(map(repr, sorted(names)[:NAMED_FILES])),
+        more=more,
+        endings=", ".join(endings[:-1]),
+        last=endings[-1],
     )
 
 
@@ -176,7 +187,7 @@ def as_labels(volume: Volume) -> Volume:
         ImageError: It has values outside 0..255.
     """
     if volume.data.min() < 0 or volume.data.max() > np.iinfo(np.uint8).max:
-        raise ImageError("The label map has values outside 0 to 255. Export it as a label map.")
+        raise ImageError(io_messages.OUT_OF_RANGE)
     return Volume(volume.data.astype(np.uint8, copy=False), volume.affine)
 
 
@@ -203,11 +214,9 @@ def as_integers(volume: Volume) -> Volume:
     if volume.data.dtype.kind in "iu":
         return volume
     if volume.data.dtype.kind != "f" or not np.isfinite(volume.data).all():
-        raise ImageError("The label map has values that are not whole numbers. Export it as a label map.")
+        raise ImageError(io_messages.NOT_WHOLE)
     if (np.abs(volume.data) > np.iinfo(np.int32).max).any() or not np.array_equal(np.rint(volume.data), volume.data):
-        raise ImageError(
-            "The label map has fractions instead of whole numbers. Send the segmentation, not a probability map."
-        )
+        raise ImageError(io_messages.FRACTIONS)
     return Volume(volume.data.astype(np.int32), volume.affine)
 
 
@@ -226,7 +235,7 @@ def read_codes(path: Path, numbers: str = OWN_NUMBERS) -> Volume:
             table, 22 is L3 and not T2.
     """
     volume = read_labels(path) if numbers == OWN_NUMBERS else read_numbered(path, numbers)
-    return as_codes(volume, repr(path.name), " Name the program that made it with --numbers.")
+    return as_codes(volume, repr(path.name), io_messages.NAME_PROGRAM)
 
 
 def as_codes(volume: Volume, name: str, hint: str = "") -> Volume:
@@ -240,17 +249,12 @@ def as_codes(volume: Volume, name: str, hint: str = "") -> Volume:
     Raises:
         ImageError: See ``read_codes``.
     """
+    hint = f" {hint}" if hint else ""
     counts = np.bincount(volume.data.ravel(order="K"), minlength=256)
     if strangers := [int(v) for v in np.flatnonzero(counts) if v != BACKGROUND and v not in BY_CODE]:
-        raise ImageError(
-            f"{name} has the values {strangers[:5]!r}, which are not TotalSpineSeg's codes (L1 is "
-            f"{L1}). Convert it to these codes.{hint}"
-        )
+        raise ImageError(io_messages.OTHER_CODES.format(name=name, strangers=strangers[:5], l1=L1, hint=hint))
     if is_upside_down(to_ras(volume).data):
-        raise ImageError(
-            f"Most levels in {name} run from inferior to superior: it is upside down, or does not use "
-            f"TotalSpineSeg's codes. Turn it, or convert it.{hint}"
-        )
+        raise ImageError(io_messages.UPSIDE_DOWN.format(name=name, hint=hint))
     return volume
 
 
@@ -271,10 +275,7 @@ def read_numbered(path: Path, numbers: str) -> Volume:
     present = [int(value) for value in np.unique(volume.data) if value != BACKGROUND]
     codes = NUMBER_TABLES[numbers].codes_of(present)
     if strangers := [value for value in present if value not in codes]:
-        raise ImageError(
-            f"{path.name!r} has the values {strangers[:5]!r}, which are not numbers of the table {numbers!r}. Choose "
-            "the table of the program that made the map, or give its map of whole vertebrae."
-        )
+        raise ImageError(io_messages.OTHER_NUMBERS.format(name=path.name, strangers=strangers[:5], numbers=numbers))
     order = np.array(sorted({BACKGROUND, *present}))
     targets = np.array([codes.get(int(value), BACKGROUND) for value in order], dtype=np.uint8)
     return Volume(targets[np.searchsorted(order, volume.data)], volume.affine)
@@ -314,30 +315,23 @@ def require_usable(volume: Volume) -> None:
     """
     data = volume.data
     if min(data.shape) < MIN_SLICES:
-        raise ImageError(
-            f"The image has {min(data.shape)} slices (shape {data.shape}), but at least {MIN_SLICES} slices are "
-            "needed to tell levels apart. Send the whole series."
-        )
+        raise ImageError(io_messages.TOO_FEW_SLICES.format(slices=min(data.shape), shape=data.shape, needed=MIN_SLICES))
     if data.dtype.kind not in "fiub":
-        raise ImageError(
-            f"The image has values of type {data.dtype}, not one gray value per voxel. Send the magnitude image."
-        )
+        raise ImageError(io_messages.NOT_GRAY.format(kind=data.dtype))
     low, high = data.min(), data.max()
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = int(data.size - np.isfinite(data).sum())
-        raise ImageError(
-            f"The image has voxels that are NaN or infinite ({bad} of {data.size}). Export the series again."
-        )
+        raise ImageError(io_messages.NOT_FINITE.format(bad=bad, size=data.size))
     if low == high:
         kind = "all zero" if low == 0 else f"all {low!r}"
-        raise ImageError(f"The image has no contrast: its voxels are {kind}. Check the series.")
+        raise ImageError(io_messages.NO_CONTRAST.format(kind=kind))
 
 
 def _read(path: Path, *, average: bool) -> Image:
     if why := missing_content(path):
         raise ImageError(f"{path.name!r} {why}.")
     if not path.exists():
-        raise ImageError(f"The image file {path.name!r} does not exist. Check the path.")
+        raise ImageError(io_messages.NO_FILE.format(name=path.name))
     try:
         if path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES):
             data, affine = read_nifti(path)
@@ -350,13 +344,9 @@ def _read(path: Path, *, average: bool) -> Image:
     except (ImageError, StorageError):
         raise
     except MemoryError as error:
-        raise MemoryShortageError(
-            f"There is not enough free memory for the image {path.name!r}. Close other programs."
-        ) from error
+        raise MemoryShortageError(io_messages.NO_MEMORY.format(name=path.name)) from error
     except _UNREADABLE as error:
-        raise ImageError(
-            f"{path.name!r} is not a readable NIfTI, NRRD or DICOM image ({_reason(error)}). Export it again."
-        ) from error
+        raise ImageError(io_messages.UNREADABLE.format(name=path.name, reason=_reason(error))) from error
 
 
 def open_itk(path: Path) -> sitk.Image:
@@ -391,16 +381,16 @@ def _to_3d(data: AnyArray, *, average: bool) -> AnyArray:
     while data.ndim > 4 and data.shape[-1] == 1:
         data = data[..., 0]
     if data.dtype.names is not None:
-        raise ImageError("The image is a color image, without one gray value per voxel. Send the original series.")
+        raise ImageError(io_messages.COLOR_IMAGE)
     if data.ndim == 4:
         if data.shape[-1] == 1:
             return data[..., 0]
         if not average:
-            raise ImageError(f"The file has {data.shape[-1]} maps instead of one 3D label map. Send one of them.")
+            raise ImageError(io_messages.SEVERAL_MAPS.format(count=data.shape[-1]))
         mean: AnyArray = data.mean(axis=-1, dtype=np.float32)
         return mean
     if data.ndim != 3:
-        raise ImageError(f"The image is neither 3D nor 4D: its shape is {data.shape}. Send the whole series.")
+        raise ImageError(io_messages.NOT_3D.format(shape=data.shape))
     return data
 
 
@@ -419,13 +409,11 @@ def _require_oriented(image: sitk.Image, path: Path) -> None:
             image.HasMetaDataKey(NRRD_SPACE) and image.GetMetaData(NRRD_SPACE) == "left-posterior-superior"
         )
         known = known and _has_field(path, b":", NRRD_DIRECTIONS)
-        field = "a space such as 'left-posterior-superior' and space directions"
+        field = io_messages.SPACE_FIELDS
     else:
         known, field = _has_field(path, b"=", META_DIRECTIONS), "a TransformMatrix"
     if not known:
-        raise ImageError(
-            f"{path.name!r} does not say how it lies in the patient: its header needs {field}. Export it again."
-        )
+        raise ImageError(io_messages.NO_SPACE.format(name=path.name, field=field))
 
 
 def _has_field(path: Path, separator: bytes, names: tuple[bytes, ...]) -> bool:
@@ -436,10 +424,7 @@ def _has_field(path: Path, separator: bytes, names: tuple[bytes, ...]) -> bool:
 
 def _from_sitk(image: sitk.Image, *, average: bool) -> Image:
     if image.GetNumberOfComponentsPerPixel() != 1:
-        raise ImageError(
-            f"The image has {image.GetNumberOfComponentsPerPixel()} values per voxel instead of one gray "
-            "value. Send the original series."
-        )
+        raise ImageError(io_messages.SEVERAL_VALUES.format(count=image.GetNumberOfComponentsPerPixel()))
     data = _to_3d(sitk.GetArrayViewFromImage(image).transpose().copy(), average=average)
     affine = np.eye(4)
     dimension = image.GetDimension()

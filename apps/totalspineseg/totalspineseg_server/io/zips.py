@@ -13,6 +13,8 @@ from pathlib import Path, PureWindowsPath
 from typing import IO, Final
 
 from totalspineseg_server.errors import ArchiveError, StorageError, TooLargeError, TotalSpineSegError
+from totalspineseg_server.files import CHUNK_BYTES
+from totalspineseg_server.io import io_messages
 
 MAX_ENTRIES: Final = 10_000
 """Largest number of entries. A whole spine of thin slices is 500 files, a model a few dozen."""
@@ -24,8 +26,6 @@ MAX_RATIO: Final = 200
 """Largest compression of a model's file. Weights hardly compress, JSON some tenfold; zip bombs start at a thousand."""
 RATIO_FROM_BYTES: Final = 1 << 20
 """Smallest size of a file whose compression is checked."""
-CHUNK_BYTES: Final = 1 << 20
-"""Number of bytes that are copied at once."""
 KINDS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 """Allowed ways to compress. Others cannot be unpacked piece by piece, and a small piece may fill the memory."""
 REGULAR: Final = (0, stat.S_IFREG, stat.S_IFDIR)
@@ -107,10 +107,10 @@ def open_archive(
             # zipfile never reads more of an entry than the entry states.
             total = sum(entry.file_size for entry in wanted)
             if total > max_bytes:
-                raise TooLargeError(f"The .zip unpacks to more than {max_bytes / 2**20:g} MiB. Send fewer files.")
+                raise TooLargeError(io_messages.ZIP_TOO_LARGE.format(limit=max_bytes / 2**20))
             _require_safe(entries, wanted, max_ratio)
             if not wanted:
-                raise ArchiveError("The .zip contains no files that are needed here. Pack the right folder.")
+                raise ArchiveError(io_messages.NOTHING_NEEDED)
             require_space(total, folder)
             yield Archive(content, wanted)
     except TotalSpineSegError:
@@ -145,9 +145,9 @@ def _require_safe(entries: Sequence[zipfile.ZipInfo], wanted: Sequence[zipfile.Z
     for entry in entries:
         problem = "occurs twice" if entry.filename in names else _problem(entry)
         if entry.filename in chosen and _is_dense(entry, max_ratio):
-            problem = "unpacks to far more than its size"
+            problem = io_messages.EXPANDS
         if problem:
-            raise ArchiveError(f"The .zip has an unsafe entry: {entry.filename[:80]!r} {problem}. Pack it again.")
+            raise ArchiveError(io_messages.UNSAFE_ENTRY.format(name=entry.filename[:80], problem=problem))
         names.add(entry.filename)
 
 
@@ -158,8 +158,8 @@ def _problem(entry: zipfile.ZipInfo) -> str:
     if path.drive or path.root or ".." in path.parts:
         return "leaves its folder"
     if stat.S_IFMT(entry.external_attr >> 16) not in REGULAR:
-        return "is a link or device"
-    return "" if entry.compress_type in KINDS else "is neither stored nor deflated"
+        return io_messages.LINK_OR_DEVICE
+    return "" if entry.compress_type in KINDS else io_messages.OTHER_COMPRESSION
 
 
 def _is_dense(entry: zipfile.ZipInfo, max_ratio: float) -> bool:
@@ -179,15 +179,12 @@ def require_space(needed: int, folder: Path) -> None:
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
-        raise StorageError(
-            f"There is too little disk space in {str(folder)!r}: {needed >> 20} MiB are needed and {free >> 20} MiB "
-            "are free. Free space and try again."
-        )
+        raise StorageError(io_messages.NO_DISK_SPACE.format(folder=str(folder), needed=needed >> 20, free=free >> 20))
 
 
 def _too_many(most: int) -> TooLargeError:
-    return TooLargeError(f"The .zip has more than {most} entries. Send fewer files.")
+    return TooLargeError(io_messages.TOO_MANY_ENTRIES.format(most=most))
 
 
 def _unreadable() -> ArchiveError:
-    return ArchiveError("This is not a readable .zip without a password. Pack it again, or download it again.")
+    return ArchiveError(io_messages.UNREADABLE_ZIP)

@@ -1,6 +1,6 @@
 """Find where an image holds nothing but air: noise, far darker than tissue.
 
-Used where leaving air out was compared with computing all of it (see ``focus``).
+It is used for weights with which leaving out air was compared with computing everything (see ``focus``).
 """
 
 from typing import Final

@@ -25,6 +25,7 @@ from totalspineseg_server.anatomy import (
 )
 from totalspineseg_server.errors import MemoryShortageError, NoSpineError, TotalSpineSegError, TrainingError
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, image_to_iso, labels_to_iso
+from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.nnunet.cases import LabeledScan, ScanSource, Skipped
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor
@@ -187,7 +188,7 @@ def calibrate(
             sights = [way.look_at(scan) for way in ways.values()]
         except MemoryShortageError as error:
             # The scan is not at fault if memory is short, so it is not skipped.
-            raise TrainingError(f"Scan {source.name} could not be measured. {error} Then start again.") from error
+            raise TrainingError(nnunet_messages.SCAN_FAILED.format(scan=source.name, error=error)) from error
         except TotalSpineSegError as error:
             on_skip(Skipped(source.name, str(error)))
         else:

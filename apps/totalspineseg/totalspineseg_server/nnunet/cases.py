@@ -14,6 +14,7 @@ from totalspineseg_server.agreement import NOTHING_LEFT, Left
 from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, DISCS, UNREVIEWED
 from totalspineseg_server.errors import ImageError, LabelError, MemoryShortageError, TotalSpineSegError, TrainingError
 from totalspineseg_server.geometry import LabelArray, Volume, image_to_iso, labels_to_iso, on_grid
+from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.odd_channel import found_discs
 from totalspineseg_server.nnunet.preprocessing import nearest, nonzero_box, normalize, resample, resampled_shape
@@ -157,7 +158,7 @@ def prepare_case(scan: LabeledScan, folder: ModelFolder, *, finder: Predictor | 
     image, codes = image.transpose(axes), codes.transpose(axes)
     inner = nonzero_box(image[np.newaxis])
     if inner is None:
-        raise ImageError("The image has only zeros where the spine is. Check the series.")
+        raise ImageError(nnunet_messages.ONLY_ZEROS)
     image, codes = image[inner], codes[inner]
     configuration = folder.configuration
     inside_only = configuration.get("use_mask_for_norm") or [False]
@@ -202,15 +203,12 @@ def check_codes(codes: LabelArray, *, step: int) -> None:
     """
     present = present_codes(codes)
     if strangers := sorted(present - set(BY_CODE)):
-        raise LabelError(f"The label has the values {strangers!r}, which are not codes of structures. Submit it again.")
+        raise LabelError(nnunet_messages.OTHER_CODES.format(strangers=strangers))
     voxels = int(np.count_nonzero((codes != BACKGROUND) & (codes != UNREVIEWED)))
     if voxels < MIN_LABELED_VOXELS:
-        raise LabelError(
-            f"The label covers only {voxels} cubic millimeters. A training needs at least {MIN_LABELED_VOXELS}: finish "
-            "the label first."
-        )
+        raise LabelError(nnunet_messages.TOO_LITTLE_LABELED.format(mm3=voxels, needed=MIN_LABELED_VOXELS))
     if step == 2 and not present & set(DISCS):
-        raise LabelError("The label has no disc, which step 2 needs. Draw or name a disc.")
+        raise LabelError(nnunet_messages.NO_DISC)
     require_plausible(codes)
 
 
@@ -249,7 +247,7 @@ def prepare_cases(
         try:
             case = prepare_case(source.read(), folder, finder=finder)
         except MemoryShortageError as error:
-            raise TrainingError(f"Case {source.name} could not be prepared. {error} Then train again.") from error
+            raise TrainingError(nnunet_messages.CASE_FAILED.format(case=source.name, error=error)) from error
         except (TotalSpineSegError, OSError, ValueError) as error:
             on_skip(Skipped(source.name, str(error)))
         else:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.nnunet.discovery import region_classes
 
 KINDS: Final = "biuf"
@@ -119,18 +120,13 @@ def load_checkpoint(path: Path) -> Mapping[str, Any]:
             # Mapping keeps the optimizer's state (twice the size of the weights) on disk.
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"The checkpoint {path.name!r} would run other code or is damaged: it has more than tensors and plain "
-            "values. Do not use it. Fetch the file again from its source."
-        ) from error
+        raise WeightsError(nnunet_messages.UNSAFE_CHECKPOINT.format(name=path.name)) from error
     except (OSError, RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError) as error:
         raise WeightsError(
-            f"The checkpoint {path.name!r} cannot be read ({_short(error)}). Install the weights again."
+            nnunet_messages.UNREADABLE_CHECKPOINT.format(name=path.name, reason=_short(error))
         ) from error
     if not isinstance(content, Mapping) or not isinstance(content.get("network_weights"), Mapping):
-        raise WeightsError(
-            f"{path.name!r} is not an nnU-Net checkpoint: it has no 'network_weights'. Install the weights again."
-        )
+        raise WeightsError(nnunet_messages.NOT_A_CHECKPOINT.format(name=path.name))
     return content
 
 
@@ -146,12 +142,10 @@ def float32_weights(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     weights: dict[str, torch.Tensor] = {}
     for name, value in checkpoint["network_weights"].items():
         if not isinstance(value, torch.Tensor):
-            raise WeightsError(
-                f"The network weights {name!r} are not a tensor but {type(value).__name__}. Install the weights again."
-            )
+            raise WeightsError(nnunet_messages.NO_TENSOR.format(name=name, kind=type(value).__name__))
         weights[name] = value.float() if value.is_floating_point() else value
         if not bool(torch.isfinite(weights[name]).all()):
-            raise WeightsError(f"The network weights {name!r} have NaN or infinity. Install the weights again.")
+            raise WeightsError(nnunet_messages.WEIGHTS_NOT_FINITE.format(name=name))
     return weights
 
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from totalspineseg_server.anatomy import STEP1_REGIONS, STEP2_REGIONS, Step1, Step2
 from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.files import load_json, read_json, sha256_of, write_json
+from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.trust import UNMEASURED, Trust, trust_from_json
@@ -47,17 +48,14 @@ def find_model(root: Path, step: int | None) -> tuple[Path, int]:
         WeightsError: There is none, or more than one.
     """
     if not root.is_dir():
-        raise WeightsError(f"The model folder {str(root)!r} does not exist. Run '{COMMAND} weights install'.")
+        raise WeightsError(nnunet_messages.NO_MODEL_FOLDER.format(folder=str(root), command=COMMAND))
     matches = [(folder, of) for folder, of in step_folders(root) if step in (None, of)]
     if not matches:
         wanted = f"step {step}" if step else "step 1 or 2"
-        raise WeightsError(
-            f"There is no model folder of {wanted} in {str(root)!r}: none has a plans.json and a dataset.json of "
-            f"TotalSpineSeg. Run '{COMMAND} weights install'."
-        )
+        raise WeightsError(nnunet_messages.NO_MODEL.format(wanted=wanted, folder=str(root), command=COMMAND))
     if len(matches) > 1:
         names = sorted(folder.name for folder, _ in matches)
-        raise WeightsError(f"There are several model folders in {str(root)!r}: {names!r}. Name the one to use.")
+        raise WeightsError(nnunet_messages.SEVERAL_MODELS.format(folder=str(root), names=names))
     return matches[0]
 
 
@@ -116,7 +114,7 @@ def find_checkpoint(folder: Path) -> Path:
         for name in names:
             if (fold / name).is_file():
                 return fold / name
-    raise WeightsError(f"{folder.name!r} has no checkpoint such as fold_0/{CHECKPOINTS[0]}. Install the weights again.")
+    raise WeightsError(nnunet_messages.NO_CHECKPOINT.format(folder=folder.name, name=CHECKPOINTS[0]))
 
 
 def read_model_json(path: Path) -> dict[str, Any]:
@@ -126,7 +124,7 @@ def read_model_json(path: Path) -> dict[str, Any]:
         WeightsError: The file is missing, damaged, cannot be read, or holds something else.
     """
     try:
-        return read_json(path, "Install the weights again.")
+        return read_json(path, nnunet_messages.INSTALL_AGAIN)
     except StorageError as error:
         raise WeightsError(str(error)) from error
 
@@ -147,7 +145,7 @@ def read_trust(folder: Path) -> Trust:
     if not path.exists():
         return UNMEASURED
     try:
-        content = load_json(path, f"Run '{COMMAND} calibrate' again, or delete it.")
+        content = load_json(path, nnunet_messages.CALIBRATE_AGAIN.format(command=COMMAND))
     except StorageError as error:
         raise WeightsError(str(error)) from error
     return trust_from_json(content, source=TRUST_FILE)

@@ -13,6 +13,7 @@ from typing import Final
 
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.files import storage_errors, write_text
+from totalspineseg_server.nnunet import nnunet_messages
 
 Progress = Callable[[int, int], None]
 """Called with (bytes done, bytes in total); the total is 0 if it is unknown."""
@@ -56,14 +57,16 @@ def download(
             done = _continue(url, part, progress)
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in BUSY:
-                raise WeightsError(f"The server answered HTTP {error.code} for {url!r}. {_ADVICE}") from error
+                raise WeightsError(
+                    nnunet_messages.HTTP_ERROR.format(code=error.code, url=url, advice=nnunet_messages.ADVICE)
+                ) from error
             reason = f"HTTP {error.code}"
             done = False
         except (OSError, http.client.HTTPException) as error:
             reason = str(error) or type(error).__name__
             done = False
         else:
-            reason = "the connection ended early"
+            reason = nnunet_messages.ENDED_EARLY
         if done:
             with storage_errors(target.parent):
                 part.replace(target)
@@ -71,7 +74,9 @@ def download(
             return
         failures = 0 if _size(part) > before else failures + 1
         if failures >= attempts:
-            raise WeightsError(f"The connection to {_host(url)} failed ({reason}). {_ADVICE}")
+            raise WeightsError(
+                nnunet_messages.NO_CONNECTION.format(host=_host(url), reason=reason, advice=nnunet_messages.ADVICE)
+            )
         time.sleep(min(30.0, pause_s * 2**failures))
 
 
@@ -99,7 +104,11 @@ def _continue(url: str, part: Path, progress: Progress | None) -> bool:
         length = int(response.headers.get("Content-Length") or 0)
         total = have + length if length else 0
         if total > MAX_BYTES:
-            raise WeightsError(f"The file at {url!r} has {total} bytes, more than {MAX_BYTES >> 30} GiB. {_ADVICE}")
+            raise WeightsError(
+                nnunet_messages.TOO_LARGE.format(
+                    url=url, total=total, limit=MAX_BYTES >> 30, advice=nnunet_messages.ADVICE
+                )
+            )
         write_text(_tag_file(part), response.headers.get("ETag", ""))
         done = _copy(response, part, have, total, progress)
         return done == total if total else True
@@ -117,7 +126,11 @@ def _copy(response: http.client.HTTPResponse, part: Path, have: int, total: int,
                 return have
             have += len(chunk)
             if have > MAX_BYTES:
-                raise WeightsError(f"The file at {response.url!r} has more than {MAX_BYTES >> 30} GiB. {_ADVICE}")
+                raise WeightsError(
+                    nnunet_messages.TOO_LARGE_SO_FAR.format(
+                        url=response.url, limit=MAX_BYTES >> 30, advice=nnunet_messages.ADVICE
+                    )
+                )
             with storage_errors(part.parent):
                 stream.write(chunk)
                 stream.flush()
@@ -147,7 +160,7 @@ def _check_address(url: str) -> None:
     parts = urllib.parse.urlsplit(url)
     local = parts.hostname in ("127.0.0.1", "localhost", "::1")
     if parts.scheme != "https" and not (parts.scheme == "http" and local):
-        raise WeightsError(f"expected an https address, got {url!r}. {_ADVICE}")
+        raise WeightsError(f"expected an https address, got {url!r}. {nnunet_messages.ADVICE}")
 
 
 def _host(url: str) -> str:
@@ -160,6 +173,3 @@ def _tag_file(part: Path) -> Path:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
-
-
-_ADVICE: Final = "Try again (it continues where it stopped), or download the files elsewhere and pass them with --zip."

@@ -19,7 +19,7 @@ class FromSomewhere(Protocol):
 
     @property
     def origin(self) -> Origin:
-        """Its origin."""
+        """The origin of the object."""
 
 
 Case = TypeVar("Case")

@@ -26,6 +26,8 @@ from totalspineseg_server.nnunet.openvino_network import keep_int8, load_openvin
 from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.prediction import Packed, Predictor
 
+ROUNDS: Final = 3
+"""How often each runtime computes a tile, alternately, when its time is measured."""
 TILES: Final = 24
 """Number of tiles of each step that show INT8 the range of values."""
 MIN_DICE: Final = 0.95
@@ -80,12 +82,11 @@ def compare_ways(
     return tuple(_compared(way, make(), scans, truths, taken.seconds / len(scans), tell) for way, make in ways.items())
 
 
-def seconds_by_runtime(model: ModelFolder, rounds: int = 3) -> dict[str, float]:
+def seconds_by_runtime(model: ModelFolder) -> dict[str, float]:
     """Return runtime -> seconds of a tile, the fastest of some rounds; the network is converted if it was not before.
 
     Args:
         model: The model.
-        rounds: How often each runtime computes a tile, alternately.
 
     Raises:
         WeightsError: A network cannot be loaded or converted.
@@ -95,7 +96,7 @@ def seconds_by_runtime(model: ModelFolder, rounds: int = 3) -> dict[str, float]:
     networks = {"torch": model.load_network(), "openvino": load_openvino(model)}
     seconds = dict.fromkeys(networks, float("inf"))
     with torch.inference_mode():
-        for _ in range(rounds):
+        for _ in range(ROUNDS):
             for name, network in networks.items():
                 start = time.perf_counter()
                 network(tile)

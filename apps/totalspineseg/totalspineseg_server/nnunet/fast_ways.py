@@ -10,7 +10,6 @@ import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,6 +17,7 @@ from totalspineseg_server import places
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import content_key, read_json_or, sha256_of, storage_errors, write_json
 from totalspineseg_server.nnunet.discovery import ModelFiles
+from totalspineseg_server.version import installed_versions
 
 FAST_FILE: Final = "fast.json"
 Way = Literal["box", "openvino-int8"]
@@ -57,10 +57,7 @@ class Comparison:
 
 def openvino_release() -> str:
     """Return the installed release of OpenVINO; "" if there is none."""
-    try:
-        return metadata.version("openvino")
-    except metadata.PackageNotFoundError:
-        return ""
+    return installed_versions(("openvino",)).get("openvino", "")
 
 
 def comparison(model: ModelFiles, way: Way) -> Comparison | None:

@@ -73,7 +73,7 @@ def fine_tune(
 
     Raises:
         LabelError: There is no case.
-        TrainingError: There is too little memory for one patch, or the loss was not finite for long.
+        TrainingError: There is too little memory for one patch, or the loss was not finite for too long.
         StorageError: The state cannot be written; the previous one is still there.
         Stopped: ``should_stop`` returned True.
     """

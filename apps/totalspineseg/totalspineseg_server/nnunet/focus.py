@@ -143,7 +143,7 @@ def widened(labels: npt.NDArray[np.uint8], box: Box, limits: Box) -> Box | None:
 
 
 def is_worth_a_look(folder: ModelFolder) -> bool:
-    """Return whether a coarse look saves time: not before a network that is coarse itself."""
+    """Return whether a coarse look saves time; it saves none if the network itself is coarse."""
     return bool(np.prod(folder.spacing_mm) <= FINE_MM3)
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Final
 
 from totalspineseg_server.errors import StorageError, WeightsError
-from totalspineseg_server.files import read_json, sha256_of, storage_errors, write_json
+from totalspineseg_server.files import read_json_if_there, sha256_of, storage_errors, write_json
 from totalspineseg_server.io.zips import require_space
 from totalspineseg_server.locks import locked
+from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.nnunet.download import Progress, download
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.model_zips import unpack_model
@@ -20,10 +21,6 @@ STEP1_PATCH: Final = (256, 256, 48)
 STEP1_PATCH_RELEASE: Final = "r20251124"
 INSTALL_BYTES: Final = 43 * 10**8
 """Disk space for an installation: two zips of just under 1 GiB, and the two checkpoints of 1.13 GB in them."""
-LICENSE_NOTE: Final = (
-    "The official weights belong to their authors, who state no license for them: ask them before you pass the "
-    "weights on or use them in a product."
-)
 RECORD_FILE: Final = "weights.json"
 """File beside an installed version, with its source and the hashes of its zips."""
 
@@ -104,13 +101,11 @@ def _check_hashes(archives: Sequence[Path], expected: Sequence[str], known: Mapp
     hashes: dict[str, str] = {}
     for index, archive in enumerate(archives):
         if not archive.is_file():
-            raise WeightsError(f"The zip {str(archive)!r} does not exist.")
+            raise WeightsError(nnunet_messages.NO_ZIP.format(path=str(archive)))
         found = sha256_of(archive)
         for wanted in (known.get(archive.name, found), expected[index].strip().lower() if expected else found):
             if found != wanted:
-                raise WeightsError(
-                    f"{archive.name!r} has the SHA-256 {found} instead of {wanted}. Do not use it. Fetch it again."
-                )
+                raise WeightsError(nnunet_messages.OTHER_HASH.format(name=archive.name, found=found, wanted=wanted))
         if archive.name in hashes:
             raise WeightsError(f"expected zips of different names, got {archive.name!r} twice")
         hashes[archive.name] = found
@@ -135,13 +130,12 @@ def _release(hashes: Mapping[str, str], known: Mapping[str, str]) -> str:
     if releases and len(releases) < len(hashes):
         others = sorted(set(map(repr, hashes)) - set(names.values()))
         raise WeightsError(
-            f"{', '.join(names.values())} is of release {next(iter(releases.values()))}, but the release of "
-            f"{', '.join(others)} is not known. Give both zips of one release under their original names."
+            nnunet_messages.UNKNOWN_RELEASE.format(
+                names=", ".join(names.values()), release=next(iter(releases.values())), others=", ".join(others)
+            )
         )
     if releases and (missing := set(DATASET_OF_STEP) - set(releases)):
-        raise WeightsError(
-            f"The zip of step {missing.pop()} of release {next(iter(releases.values()))} is missing. Give both zips."
-        )
+        raise WeightsError(nnunet_messages.ONE_ZIP.format(step=missing.pop(), release=next(iter(releases.values()))))
     return next(iter(releases.values()), "")
 
 
@@ -159,8 +153,7 @@ def _require_patch(model: ModelFolder, release: str) -> None:
     if model.patch == STEP1_PATCH and release != STEP1_PATCH_RELEASE:
         tile = " x ".join(map(str, model.patch))
         raise WeightsError(
-            f"The zip of step 1 is named {release}, but its tile of {tile} voxels is that of {STEP1_PATCH_RELEASE}. "
-            "Download both zips of one release again, and keep their names."
+            nnunet_messages.OTHER_TILE.format(release=release, tile=tile, tile_release=STEP1_PATCH_RELEASE)
         )
 
 
@@ -197,9 +190,8 @@ def _known_file(store: ModelStore) -> Path:
 
 def _known(store: ModelStore) -> dict[str, str]:
     """Return official zip name -> SHA-256 recorded at its first installation."""
-    path = _known_file(store)
     try:
-        content = read_json(path, "Delete it to record the hashes again.") if path.exists() else {}
+        content = read_json_if_there(_known_file(store), nnunet_messages.RECORD_AGAIN)
     except StorageError as error:
         raise WeightsError(str(error)) from error
     return {str(name): str(digest) for name, digest in content.items()}

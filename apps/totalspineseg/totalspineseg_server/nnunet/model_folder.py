@@ -14,6 +14,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.files import copy_file, write_file
+from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.nnunet.checkpoint import float32_weights, load_checkpoint, trained_with
 from totalspineseg_server.nnunet.discovery import (
     STEP_CHANNELS,
@@ -83,15 +84,13 @@ class ModelFolder(ModelFiles):
             axes = tuple(int(axis) for axis in plans.get("transpose_forward", (0, 1, 2)))
             classes = tuple(int(value) for value in dataset["regions_class_order"])
         except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
-            raise WeightsError(
-                f"{folder.name!r} has no usable plans.json and dataset.json of nnU-Net 2 ({error!r}). Install the "
-                "weights again."
-            ) from error
+            raise WeightsError(nnunet_messages.UNUSABLE_PLANS.format(folder=folder.name, error=error)) from error
         _check_configuration(configuration, axes, found_step, folder)
         if classes != STEP_CLASSES[found_step]:
             raise WeightsError(
-                f"{folder.name!r} has regions_class_order {classes!r} instead of {STEP_CLASSES[found_step]!r}. It is "
-                "another network: install the weights of TotalSpineSeg."
+                nnunet_messages.OTHER_REGIONS.format(
+                    folder=folder.name, found=classes, expected=STEP_CLASSES[found_step]
+                )
             )
         return cls(
             path=folder,
@@ -148,8 +147,9 @@ class ModelFolder(ModelFiles):
             network.load_state_dict(weights)
         except (RuntimeError, TypeError, KeyError, AssertionError, ImportError, AttributeError, ValueError) as error:
             raise WeightsError(
-                f"The checkpoint {self.checkpoint.name!r} does not fit the plans in {self.path.name!r} "
-                f"({str(error).splitlines()[0][:120]}). Install the weights again."
+                nnunet_messages.OTHER_PLANS.format(
+                    checkpoint=self.checkpoint.name, folder=self.path.name, reason=str(error).splitlines()[0][:120]
+                )
             ) from error
         return network.eval().requires_grad_(False)
 
@@ -164,8 +164,9 @@ class ModelFolder(ModelFiles):
         for key, value in trained_with(checkpoint).items():
             if value != here.get(key):
                 raise WeightsError(
-                    f"The plans.json and dataset.json in {self.path.name!r} are not those that "
-                    f"{self.checkpoint.name!r} was trained with ({key} {value!r}). Install the weights again."
+                    nnunet_messages.CHANGED_PLANS.format(
+                        folder=self.path.name, checkpoint=self.checkpoint.name, key=key, value=value
+                    )
                 )
 
 
@@ -205,7 +206,7 @@ def models_of(store: ModelStore, name: str) -> dict[int, ModelFolder]:
     require_known(store, name)
     models = models_in(store.named(name).root)
     if not models:
-        raise WeightsError(f"Version {name!r} has no usable model. Install it again.")
+        raise WeightsError(nnunet_messages.UNUSABLE_VERSION.format(name=name))
     return models
 
 
@@ -243,15 +244,15 @@ def _check_configuration(configuration: Mapping[str, Any], axes: tuple[int, ...]
     elif len(schemes) != STEP_CHANNELS[step] or not set(schemes) <= set(NORMALIZATIONS):
         problem = f"normalization {schemes!r}"
     elif len(configuration.get("patch_size", ())) != 3 or len(configuration.get("spacing", ())) != 3:
-        problem = f"patch {configuration.get('patch_size')!r} and spacing {configuration.get('spacing')!r}"
+        problem = nnunet_messages.PATCH_AND_SPACING.format(
+            patch=configuration.get("patch_size"), spacing=configuration.get("spacing")
+        )
     elif sorted(axes) != [0, 1, 2]:
         problem = f"axis order {axes!r}"
     elif configuration.get("previous_stage"):
         problem = "a cascade"
     if problem:
-        raise WeightsError(
-            f"{folder.name!r} is not a 3D nnU-Net model of step {step} with a stock network: it has {problem}."
-        )
+        raise WeightsError(nnunet_messages.NO_STOCK_NETWORK.format(folder=folder.name, step=step, problem=problem))
 
 
 def activate(store: ModelStore, name: str, *, force: bool = False) -> tuple[int, ...]:

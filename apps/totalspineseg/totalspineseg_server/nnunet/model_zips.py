@@ -15,6 +15,7 @@ import torch
 from totalspineseg_server.errors import ArchiveError, WeightsError
 from totalspineseg_server.files import sha256_of, storage_errors, write_file, write_json
 from totalspineseg_server.io.zips import MAX_RATIO, open_archive
+from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.nnunet.checkpoint import load_checkpoint
 from totalspineseg_server.nnunet.discovery import TRUST_FILE, version_name
 from totalspineseg_server.nnunet.model_folder import (
@@ -71,7 +72,7 @@ def unpack_model(archive: Path, target: Path) -> None:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 content.extract(entry, path)
     except (ArchiveError, FileNotFoundError) as error:
-        raise WeightsError(f"No model could be taken out of {archive.name!r}. {error}") from error
+        raise WeightsError(nnunet_messages.NOTHING_IMPORTED.format(name=archive.name, error=error)) from error
 
 
 def _is_wanted(name: str) -> bool:
@@ -144,15 +145,12 @@ def import_version(store: ModelStore, archive: Path, *, name: str = "") -> str:
     known = str(record.get("name", ""))
     chosen = name or (known if NAME.fullmatch(known) and known != STARTER else f"zip-{digest[:8]}")
     if chosen.startswith(OFFICIAL_PREFIX):
-        raise WeightsError(
-            f"The name {chosen!r} begins with {OFFICIAL_PREFIX!r}, which is reserved for 'weights install'. Choose "
-            "another name with --name."
-        )
+        raise WeightsError(nnunet_messages.RESERVED_NAME.format(name=chosen, prefix=OFFICIAL_PREFIX))
     with store.publish(chosen) as staging:
         unpack_model(archive, staging)
         models = models_in(staging)
         if not models:
-            raise WeightsError(f"{archive.name!r} has no model of step 1 or 2.")
+            raise WeightsError(nnunet_messages.NO_MODEL_OF_STEPS.format(name=archive.name))
         _require_all_used(staging, models, archive.name)
         for model in models.values():
             model.load_network()
@@ -169,7 +167,7 @@ def _import_folder(store: ModelStore, folder: Path, name: str) -> str:
     """Import a folder by way of a zip, so that only the files of a model are copied."""
     models = models_in(folder)
     if not models:
-        raise WeightsError(f"{str(folder)!r} has no model of step 1 or 2.")
+        raise WeightsError(nnunet_messages.NO_MODEL_IN_FOLDER.format(name=str(folder)))
     with tempfile.TemporaryDirectory(prefix="totalspineseg-import-") as place:
         archive = Path(place) / f"{folder.resolve().name}.zip"
         with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as content:
@@ -184,8 +182,7 @@ def _require_all_used(root: Path, models: Mapping[int, ModelFolder], name: str) 
     lost = [path for path in root.rglob("fold_*/checkpoint_*.pth") if path.parent.parent not in used]
     if lost:
         raise WeightsError(
-            f"{str(lost[0].relative_to(root))!r} in {name!r} has no plans.json, or no dataset.json with the regions of "
-            "step 1 or 2, beside it. Export it again, or leave that model out."
+            nnunet_messages.INCOMPLETE_MODEL.format(checkpoint=str(lost[0].relative_to(root)), name=name)
         )
 
 
@@ -197,7 +194,7 @@ def _record_in(archive: Path) -> dict[str, Any]:
                 return {}
             record = json.loads(content.read(RECORD_FILE))
     except (OSError, zipfile.BadZipFile, ValueError, RuntimeError, NotImplementedError) as error:
-        raise WeightsError(f"{archive.name!r} cannot be read as a zip ({error}). Export it again.") from error
+        raise WeightsError(nnunet_messages.NO_READABLE_ZIP.format(name=archive.name, error=error)) from error
     return record if isinstance(record, dict) else {}
 
 
@@ -205,9 +202,7 @@ def _restored(store: ModelStore, name: str, digests: Mapping[str, str]) -> dict[
     """Return the record of a removed version if it is imported again."""
     record = read_record(store, name) or {}
     if record.get("digests") != digests:
-        raise WeightsError(
-            f"A version named {name!r} with other weights was here and was removed. Choose another name with --name."
-        )
+        raise WeightsError(nnunet_messages.NAME_OF_REMOVED.format(name=name))
     return {key: value for key, value in record.items() if key != "removed"}
 
 

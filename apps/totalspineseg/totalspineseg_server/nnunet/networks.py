@@ -10,7 +10,7 @@ from totalspineseg_server.nnunet.discovery import STEP_CHANNELS, TRUST_FILE
 from totalspineseg_server.nnunet.fast_ways import BOX, is_allowed, record_files
 from totalspineseg_server.nnunet.focus import FocusedPredictor, is_worth_a_look
 from totalspineseg_server.nnunet.model_folder import ModelFolder
-from totalspineseg_server.nnunet.predictor import TILE_STEP, WarmPredictor
+from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.nnunet.runtimes import AUTO, AskedRuntime, Runtime, chosen, openvino_is_faster, with_runtime
 from totalspineseg_server.registry.model_store import STARTER, ModelStore
 from totalspineseg_server.registry.releases import require_one_release
@@ -41,7 +41,6 @@ class Networks:
     Args:
         store: The model versions and those in use.
         device: See ``WarmPredictor``.
-        tile_step: See ``WarmPredictor``.
         runtime: The user's choice; see ``runtimes.chosen``.
         whole_image: Whether step 1 always gets the whole image, even if a box around the spine was compared with it.
     """
@@ -51,7 +50,6 @@ class Networks:
         store: ModelStore,
         *,
         device: str = "auto",
-        tile_step: float = TILE_STEP,
         runtime: AskedRuntime = "torch",
         whole_image: bool = False,
     ) -> None:
@@ -59,7 +57,6 @@ class Networks:
         self._asked = runtime
         self._whole_image = whole_image
         self._device = device
-        self._tile_step = tile_step
         self._lock = RLock()
         self._loading = {step: RLock() for step in STEP_CHANNELS}
         self._opened: dict[int, _Opened] = {}
@@ -112,7 +109,7 @@ class Networks:
             opened, predictor = self._known(step)
             if predictor is not None:
                 return predictor
-            fine = WarmPredictor(opened.folder, device=self._device, tile_step=self._tile_step, runtime=opened.runtime)
+            fine = WarmPredictor(opened.folder, device=self._device, runtime=opened.runtime)
             look = coarse_look(self.store, self._device) if opened.in_box and step == 1 else None
             predictor = FocusedPredictor(fine, look) if opened.in_box else fine
             with self._lock:

@@ -58,7 +58,7 @@ def keep(beside: Path, key: str, save: Callable[[Path], None]) -> Path | None:
             # Another process may have been faster; its entry is just as good.
             if _is_sound(place / key):
                 return place / key / MODEL
-            logger.info("The converted network cannot be kept in %s: %s", place, error)
+            logger.info("The converted network cannot be stored in %s: %s", place, error)
         else:
             return place / key / MODEL
     logger.warning("No folder for converted networks is writable, so the next start converts them again")

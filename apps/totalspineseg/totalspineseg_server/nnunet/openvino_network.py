@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 
 from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.nnunet import openvino_cache as cache
 from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
 from totalspineseg_server.nnunet.model_folder import ModelFolder
@@ -60,7 +61,7 @@ def require_openvino() -> Any:
     Raises:
         WeightsError: It is not installed or does not load.
     """
-    return _optional("openvino", needed_by="Runtime 'openvino'", else_do=", or choose runtime 'torch'")
+    return _optional("openvino", needed_by="Runtime 'openvino'", else_do=nnunet_messages.OR_TORCH)
 
 
 def _optional(package: str, *, needed_by: str, else_do: str = "") -> Any:
@@ -73,8 +74,9 @@ def _optional(package: str, *, needed_by: str, else_do: str = "") -> Any:
         return importlib.import_module(package)
     except (ImportError, OSError) as error:
         raise WeightsError(
-            f"{needed_by} needs the package {package}, which is not usable ({str(error).splitlines()[0]!r}). "
-            f"Install '{NAME}[openvino]'{else_do}."
+            nnunet_messages.NO_PACKAGE.format(
+                needed_by=needed_by, package=package, reason=str(error).splitlines()[0], app=NAME, else_do=else_do
+            )
         ) from error
 
 
@@ -102,10 +104,7 @@ def load_openvino(folder: ModelFolder, *, int8: bool = False) -> OpenVinoNetwork
             )
             cache.discard(file.parent)
     if int8:
-        raise WeightsError(
-            f"The INT8 network of {folder.name!r} is missing or damaged. Run '{COMMAND} weights quantize' again, "
-            "or choose another runtime."
-        )
+        raise WeightsError(nnunet_messages.NO_INT8.format(folder=folder.name, command=COMMAND))
     model, network = _convert(folder)
     compiled = _compile(core, model)
     _check(folder, network, compiled)
@@ -159,7 +158,7 @@ def _convert(folder: ModelFolder) -> tuple[Any, torch.nn.Module]:
 
     network = folder.load_network()
     if ModelFolder.open(folder.path, step=folder.step).digest != folder.digest:
-        raise WeightsError(f"The weights {folder.name!r} changed while they were converted. Try again.")
+        raise WeightsError(nnunet_messages.WEIGHTS_CHANGED.format(folder=folder.name))
     logger.info("Converting step %d network %s for OpenVINO", folder.step, folder.version)
     tile = _test_tile(folder)
     try:
@@ -213,7 +212,7 @@ def _save(openvino: Any, model: Any, path: Path) -> None:
 
 
 def _unusable(folder: ModelFolder, reason: str) -> WeightsError:
-    return WeightsError(f"OpenVINO cannot run the network {folder.name!r} ({reason}). Choose runtime 'torch'.")
+    return WeightsError(nnunet_messages.OPENVINO_FAILED.format(folder=folder.name, reason=reason))
 
 
 def _short(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from totalspineseg_server.anatomy import UNREVIEWED
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import LabelArray
+from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.nnunet.augmentation import build_augmentation
 from totalspineseg_server.nnunet.cases import Origin
 from totalspineseg_server.nnunet.draws import draws_of, place
@@ -156,7 +157,7 @@ class Patches(Dataset[Sample]):  # type: ignore[misc]  # untyped in torch
         exact_share: float = EXACT_CHANNEL_SHARE,
     ) -> None:
         if not cases:
-            raise LabelError("There is no usable case to train on. Submit a corrected label first.")
+            raise LabelError(nnunet_messages.NO_USABLE_CASE)
         self._folder = folder
         known = [_know(case, folder) for case in cases]
         self._pools = {origin: [entry for entry in known if entry.case.origin is origin] for origin in Origin}

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from totalspineseg_server.errors import MemoryShortageError, WeightsError
+from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
 from totalspineseg_server.nnunet.fast_ways import INT8
 from totalspineseg_server.nnunet.model_folder import ModelFolder
@@ -312,9 +313,7 @@ class WarmPredictor:
             # NaN and infinity both show in the sum, which takes a fraction of the time of checking every voxel.
             if bool(torch.isfinite(logits.sum())):
                 return logits
-        raise WeightsError(
-            f"The output of the network {self.version!r} has NaN or infinity. Install the weights again."
-        )
+        raise WeightsError(nnunet_messages.OUTPUT_NOT_FINITE.format(name=self.version))
 
 
 def _moved(box: Box, frame: Box, *, back: bool = False) -> Box:
@@ -374,10 +373,7 @@ def _memory_errors(shape: tuple[int, ...]) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not is_out_of_memory(error):
             raise
-        raise MemoryShortageError(
-            f"There is too little free memory for an image of {' x '.join(map(str, shape))} voxels at 1 mm. Close "
-            "other programs, or crop the scan to the spine."
-        ) from error
+        raise MemoryShortageError(nnunet_messages.NO_MEMORY.format(size=" x ".join(map(str, shape)))) from error
 
 
 def _empty_cache() -> None:

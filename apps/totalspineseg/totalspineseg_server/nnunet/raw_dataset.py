@@ -18,6 +18,7 @@ from totalspineseg_server.errors import LabelError, MemoryShortageError, Storage
 from totalspineseg_server.files import write_json
 from totalspineseg_server.geometry import FloatArray, Grid, LabelArray, Volume, image_to_iso, labels_to_iso
 from totalspineseg_server.locks import locked
+from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.nnunet.cases import LabeledScan, ScanSource, Skipped, check_codes
 from totalspineseg_server.nnunet.odd_channel import (
     EXACT_CHANNEL_SHARE,
@@ -142,7 +143,7 @@ def case_id(name: str) -> str:
 def _free_name(scan: LabeledScan, taken: set[str]) -> str:
     name = case_id(scan.name)
     if name in taken:
-        raise LabelError(f"There are two scans named {scan.name!r}. Rename one of them.")
+        raise LabelError(nnunet_messages.TWO_SCANS.format(scan=scan.name))
     taken.add(name)
     return name
 
@@ -283,10 +284,7 @@ def require_fold(fold: str, subjects: Collection[str]) -> None:
     """
     people = len(set(subjects))
     if fold != "all" and people < FOLDS:
-        raise TrainingError(
-            f"A fold for validation needs at least {FOLDS} subjects, and there are only {people}. Train on everything "
-            "with the fold 'all'."
-        )
+        raise TrainingError(nnunet_messages.TOO_FEW_SUBJECTS.format(needed=FOLDS, people=people))
 
 
 def _subject(case: str) -> str:

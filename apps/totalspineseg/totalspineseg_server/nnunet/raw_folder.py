@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.errors import StorageError
-from totalspineseg_server.files import PARTIAL_PREFIX, read_json, remove_leftovers, storage_errors, write_json
+from totalspineseg_server.files import PARTIAL_PREFIX, read_json_if_there, remove_leftovers, storage_errors, write_json
 from totalspineseg_server.geometry import Grid, LabelArray
 from totalspineseg_server.io.volumes import write_volume
+from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.places import COMMAND
 
 CASES_FILE: Final = "cases.json"
@@ -43,8 +44,7 @@ def read_cases(dataset: Path) -> dict[str, dict[str, str]]:
     Raises:
         StorageError: It is damaged.
     """
-    file = dataset / CASES_FILE
-    return read_json(file, "Remove its folder, and prepare the dataset again.") if file.is_file() else {}
+    return read_json_if_there(dataset / CASES_FILE, nnunet_messages.PREPARE_AGAIN)
 
 
 class RawFolder:
@@ -74,8 +74,13 @@ class RawFolder:
             others.append(self.path / DATASET_FILE)
         if others:
             raise StorageError(
-                f"{str(self.path)!r} has {len(others)} file{'s' * (len(others) != 1)} that '{COMMAND} prepare' did "
-                f"not write, such as {others[0].name!r}. Move such files away, or write the dataset elsewhere."
+                nnunet_messages.FOREIGN_FILES.format(
+                    folder=str(self.path),
+                    count=len(others),
+                    plural="s" * (len(others) != 1),
+                    command=COMMAND,
+                    name=others[0].name,
+                )
             )
 
     def begin(self) -> None:

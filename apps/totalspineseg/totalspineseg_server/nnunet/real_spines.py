@@ -17,6 +17,7 @@ from totalspineseg_server import anatomy
 from totalspineseg_server.errors import TrainingError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import LabelArray
+from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.synthesis import thick_slices
 
 Image = NDArray[np.float32]
@@ -73,9 +74,9 @@ class RealSpine:
             with np.load(path, allow_pickle=False) as parts:
                 image, labels, second, spacing = (parts[name] for name in _PARTS)
         except (OSError, KeyError, ValueError) as error:
-            raise TrainingError(f"{path.name!r} cannot be read as a training case. Write the cases again.") from error
+            raise TrainingError(nnunet_messages.UNREADABLE_CASE.format(name=path.name)) from error
         if not image.shape == labels.shape == second.shape or image.ndim != 3 or spacing.shape != (3,):
-            raise TrainingError(f"Image and labels of {path.name!r} differ in shape. Write the cases again.")
+            raise TrainingError(nnunet_messages.SHAPES_DIFFER.format(name=path.name))
         plan = anatomy.column()
         discs = tuple(disc for disc in plan.discs if disc is not None)
         x, y, z = map(float, spacing)
@@ -142,7 +143,7 @@ def read_cases(folder: Path) -> tuple[RealSpine, ...]:
     """
     paths = sorted(Path(folder).glob(f"*{SUFFIX}"))
     if not paths:
-        raise TrainingError(f"{str(folder)!r} has no training cases ({SUFFIX}). Name the folder with the cases.")
+        raise TrainingError(nnunet_messages.NO_TRAINING_CASES.format(folder=str(folder), suffix=SUFFIX))
     return tuple(RealSpine.read(path) for path in paths)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from totalspineseg_server.errors import TotalSpineSegError, WeightsError
+from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.nnunet.discovery import ModelFiles
 from totalspineseg_server.nnunet.fast_ways import INT8, is_allowed, openvino_release, seconds_of_a_tile
 from totalspineseg_server.nnunet.openvino_cache import cached, entry_key
@@ -95,10 +96,7 @@ def require_compared(asked: AskedRuntime, model: ModelFiles) -> None:
         WeightsError: INT8 results were not compared with the exact ones for these weights, or differ too much.
     """
     if asked == INT8 and not is_allowed(model, INT8):
-        raise WeightsError(
-            f"INT8 was not compared with the exact results for the weights {model.name!r}, or differed too much. Run "
-            f"'{COMMAND} weights quantize' first, or choose another runtime."
-        )
+        raise WeightsError(nnunet_messages.INT8_NOT_COMPARED.format(name=model.name, command=COMMAND))
 
 
 def require(device: str, runtime: AskedRuntime) -> None:
@@ -152,9 +150,7 @@ def resolve_device(device: str, runtime: AskedRuntime = "torch") -> "torch.devic
     if resolved is None or resolved.type not in ("cpu", "cuda"):
         raise ValueError(f"expected device 'auto', 'cpu' or 'cuda', got {device!r}")
     if resolved.type == "cuda" and runtime.startswith("openvino"):
-        raise ValueError(
-            f"Runtime {runtime!r} runs on the CPU only, not on {device!r}. Use device 'cpu' or runtime 'torch'."
-        )
+        raise ValueError(nnunet_messages.CPU_ONLY.format(runtime=runtime, device=device))
     if resolved.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"Device {device!r} needs a CUDA GPU, and there is none. Use 'auto' or 'cpu'.")
+        raise ValueError(nnunet_messages.NO_GPU.format(device=device))
     return resolved

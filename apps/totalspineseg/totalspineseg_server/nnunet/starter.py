@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.files import sha256_of, write_json
+from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.odd_channel import EXACT_CHANNEL_SHARE, FOUND_CHANNEL_SHARE
 from totalspineseg_server.nnunet.real_spines import RealSpine
@@ -181,10 +182,7 @@ class _Run:
         """
         grid, was = GRIDS[self.step].spacing_mm, tuple(state.get("spacing_mm", GRIDS[1].spacing_mm))  # older: one grid
         if was != grid:
-            raise WeightsError(
-                f"This training is on the grid {grid} mm, but the stored state is on {was} mm. Start over in another "
-                "folder. To keep these weights, name this folder with --start-from."
-            )
+            raise WeightsError(nnunet_messages.OTHER_GRID.format(grid=grid, stored=was))
         self.network.load_state_dict(state["network"])
         self.mean = {k: v.to(self.device) for k, v in state["mean"].items()}
         self.optimizer.load_state_dict(state["optimizer"])

@@ -1,10 +1,11 @@
-"""nnU-Net's plans and dataset description for the starter models, like those of its own planner, and their settings."""
+"""Make nnU-Net's plans and dataset description for the starter models, as its own planner does, and their settings."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from totalspineseg_server import anatomy
+from totalspineseg_server.nnunet import nnunet_messages
 
 STARTER_FOLDERS: Final[Mapping[int, str]] = {
     1: "Dataset101_TotalSpineSeg_step1/nnUNetTrainer__nnUNetPlans__3d_fullres",
@@ -76,7 +77,7 @@ def dataset_json(step: int) -> dict[str, Any]:
         "regions_class_order": list(range(1, len(regions) + 1)),
         "numTraining": 0,
         "file_ending": ".nii.gz",
-        "description": "Starter weights; docs/model-card.md says what they were trained on.",
+        "description": nnunet_messages.STARTER_NOTE,
     }
 
 

@@ -15,7 +15,7 @@ SMOOTH: Final = 1.0
 """Voxels added to both sides of the Dice: a region that is in neither truth nor prediction then has Dice 1, and a
 single wrong voxel halves it."""
 HALF: Final = 0.5
-"""A voxel belongs to a region that fills more than this share of it, as a logit above 0 says."""
+"""A voxel belongs to a region that fills more than this share of it; the logit of such a voxel is above 0."""
 GRADIENT_NORM: Final = 12.0
 """Largest norm of the gradient (nnU-Net's value), so that a single odd patch does not undo the rest."""
 FULL_SHARE: Final = 0.02

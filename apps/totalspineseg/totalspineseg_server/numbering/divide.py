@@ -1,6 +1,6 @@
 """Cut pieces that contain two levels: discs that are bridged through a vertebra, or vertebrae joined by a wrong class.
 
-``find_pieces`` joins components that touch or have the same odd/even class, as the reference does. Where a disc lies
+``find_pieces`` joins components that touch or have the same odd/even class, as TotalSpineSeg does. Where a disc lies
 inside such a vertebra, or a disc has two lobes a level apart, the chain would have to give one piece two names.
 """
 

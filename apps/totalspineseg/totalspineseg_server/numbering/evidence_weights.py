@@ -99,13 +99,13 @@ necks, and step 1 in one."""
 DENS_AS_C2_C3: Final = 0.5
 """Probability that such a disc has the class of C2-C3."""
 LOST_TO_DENS: Final = 0.35
-"""Probability that C2-C3 then does not have it."""
+"""Probability that C2-C3 then lacks its own class."""
 DENS_SIZE: Final = -0.6
 DISC_SIZE: Final = -0.15
 """Logarithm of the volume of such a disc, and of a disc of the neck, relative to the disc below."""
 DENS_SIZE_SPREAD: Final = 0.4
 DISC_SIZE_SPREAD: Final = 0.25
-"""Their standard deviations, as networks draw the discs."""
+"""Standard deviations of these logarithms, for discs as networks draw them."""
 MAX_SIZE_AWAY: Final = 2.5
 """Largest deviation that counts, in standard deviations."""
 P_KIND_WRONG: Final = 0.01
@@ -179,7 +179,7 @@ depend on how a person lies.
 Source: the labels of 17 lumbar patients of SPIDER (van der Graaf et al., Sci Data 2024; standard deviations 3 to 7).
 """
 STEEPER_SPREAD_DEG: Final = 8.0
-"""Their standard deviation, as networks draw the discs."""
+"""Standard deviation of these differences, for discs as networks draw them."""
 MAX_STEEPER: Final = 2.5
 """Largest deviation that counts, in standard deviations: spines are bent and slip."""
 

@@ -24,8 +24,8 @@ NO_RAW_MAP: Final = (
 A_KIND: Final = MappingProxyType({Kind.DISC: "a disc", Kind.VERTEBRA: "a vertebra", Kind.SACRUM: "the sacrum"})
 LEFT_OUT: Final = "A piece segmented as {kind} ({voxels} voxels) fits no level and was left out."
 BELOW_L5_S: Final = (
-    "A disc ({voxels} voxels) was segmented below the one named L5-S. Check whether it is L5-S; then all names are one "
-    "level too low."
+    "A disc ({voxels} voxels) was segmented below the one named L5-S. Check whether it is L5-S; if it is, all names "
+    "are one level too low."
 )
 LANDMARK_DIFFERS: Final = (
     "The network segmented this disc as {landmark}, but the other evidence indicates that it is {name}."

@@ -40,7 +40,7 @@ def label_map(
         step: 1 or 2.
         localizer: Codes of another series of the patient on the same grid, or None. Not modified.
         pins: Levels that a reader fixed (chain only).
-        method: "chain" weighs all evidence; "iterative" follows the reference's rule.
+        method: "chain" weighs all evidence; "iterative" follows TotalSpineSeg's own rule.
 
     Returns:
         uint8 codes on the grid of ``raw``, and the report (see ``report``).

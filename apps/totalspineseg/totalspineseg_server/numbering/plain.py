@@ -20,7 +20,7 @@ has 2000 mm3)."""
 def with_plain_vertebrae(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
     """Add every component of the class without odd/even that has a body and belongs to no vertebra.
 
-    ``find_pieces`` gives voxels of that class to the vertebra around them, as the reference does. A whole vertebra of
+    ``find_pieces`` gives voxels of that class to the vertebra around them, as TotalSpineSeg does. A whole vertebra of
     this class does not lie in another vertebra and would be lost.
 
     Args:

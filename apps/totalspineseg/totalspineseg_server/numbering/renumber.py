@@ -5,10 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, C1, CANAL, CORD, SACRUM, Kind
 from totalspineseg_server.geometry import LabelArray, Volume
@@ -19,13 +18,8 @@ from totalspineseg_server.numbering.naming import name_map
 from totalspineseg_server.transforms.pieces import Step
 from totalspineseg_server.trust import UNMEASURED, Trust
 
-RENAMED_SHARE: Final = 0.7
-"""Share of both that a segment and a structure of the prediction must have in common to be the same; the rest is an
-edited border."""
 RENAMED_VOXELS: Final = 20
 """Smallest number of voxels of a segment; fewer are only a brush stroke."""
-
-
 SLIVER: Final = 0.1
 """If two structures would get the same name, one with less than this share of the other is a cut-off process and keeps
 its name."""
@@ -50,67 +44,7 @@ class NamedMap:
     trust: Trust = UNMEASURED
 
 
-@dataclass(frozen=True)
-class Recognized:
-    """A submitted segment that is also in the prediction, whatever its name.
-
-    Attributes:
-        old: Code in the prediction.
-        new: Code in the submission.
-        value: Value in the submitted map.
-        voxels: Number of common voxels.
-    """
-
-    old: int
-    new: int
-    value: int
-    voxels: int
-
-    @property
-    def renamed(self) -> bool:
-        """Whether a reader changed its name."""
-        return self.old != self.new
-
-
-def recognize(old: LabelArray, new: LabelArray, code_of: Mapping[int, int]) -> tuple[Recognized, ...]:
-    """Find the segments that are also in a prediction; edited borders do not matter.
-
-    Args:
-        old: Codes (X, Y, Z) as predicted. Not modified.
-        new: Submitted map on the same grid, one value per segment. Not modified.
-        code_of: Code that each value of ``new`` stands for now; several values may have one code. Not modified.
-
-    Returns:
-        The recognized segments, the largest first. A disc is never recognized as a bone. Cord and canal, which have no
-        level, are not included.
-    """
-    foreground = np.flatnonzero((new != BACKGROUND) | (old != BACKGROUND))
-    pairs = new.ravel()[foreground].astype(np.intp) << 8 | old.ravel()[foreground]
-    both = np.bincount(pairs, minlength=1 << 16).reshape(256, 256)
-    sizes, segment_sizes = both.sum(axis=0), both.sum(axis=1)
-    found = []
-    for value, code in code_of.items():
-        below = both[value].copy()
-        below[[BACKGROUND, CORD, CANAL]] = 0
-        was, voxels = int(below.argmax()), int(below.max())
-        if voxels < RENAMED_VOXELS or not _alike(was, code):
-            continue
-        if voxels >= RENAMED_SHARE * max(int(sizes[was]), int(segment_sizes[value])):
-            found.append(Recognized(was, code, value, voxels))
-    return tuple(sorted(found, key=lambda recognized: -recognized.voxels))
-
-
-def _alike(one: int, other: int) -> bool:
-    """Return whether both are discs, or both are bone."""
-    kinds = [BY_CODE[code].kind if code in BY_CODE else None for code in (one, other)]
-    if None in kinds or {Kind.CORD, Kind.CANAL} & set(kinds):
-        return False
-    return (kinds[0] is Kind.DISC) == (kinds[1] is Kind.DISC)
-
-
-def renumber(
-    named: NamedMap, renamed: Mapping[int, int], *, localizer: npt.NDArray[np.integer[Any]] | None = None
-) -> tuple[Mapping[int, int], Numbering] | None:
+def renumber(named: NamedMap, renamed: Mapping[int, int]) -> tuple[Mapping[int, int], Numbering] | None:
     """Name every level again after a reader renamed some of them.
 
     All evidence of the network's map counts, but the reader's names outweigh it. Both ends of the column keep their
@@ -120,7 +54,6 @@ def renumber(
     Args:
         named: The network's map. Not modified.
         renamed: Old code -> new code of the levels that a reader renamed. Not modified.
-        localizer: Codes of another series on the same grid, or None. Not modified.
 
     Returns:
         Old code -> new code of every level, and the numbering behind them. None if there is a contradiction: if two
@@ -128,7 +61,7 @@ def renumber(
     """
     wanted = {code: code for code in (C1, SACRUM) if named.step == 2} | dict(renamed)
     pins = [pin for old, new in wanted.items() if (pin := pin_of(named, old, new)) is not None]
-    codes, numbering = name_map(named.raw, named.step, pins=pins, localizer=localizer, trust=named.trust)
+    codes, numbering = name_map(named.raw, named.step, pins=pins, trust=named.trust)
     if numbering is None:
         return None
     names: dict[int, int] = {}

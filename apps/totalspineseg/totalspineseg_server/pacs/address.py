@@ -11,6 +11,7 @@ from monailabel.config import settings
 from requests.adapters import HTTPAdapter
 
 from totalspineseg_server.errors import TotalSpineSegError
+from totalspineseg_server.pacs import pacs_messages
 
 Service = Literal["qido", "wado", "stow"]
 
@@ -70,7 +71,7 @@ def resource(path: str) -> str:
     """
     parts = path.strip("/").split("/")
     if parts[0] not in ROOMS or not all(SEGMENT.fullmatch(part) and ".." not in part for part in parts):
-        raise PathError("The address is not a DICOMweb resource such as 'studies/UID/series'. Correct it.")
+        raise PathError(pacs_messages.NO_RESOURCE)
     return "/".join(parts)
 
 

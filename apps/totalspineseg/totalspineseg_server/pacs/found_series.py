@@ -17,6 +17,7 @@ from totalspineseg_server.files import partial_folder, storage_errors
 from totalspineseg_server.io.dicom.headers import is_localizer
 from totalspineseg_server.io.dicom.seg_object import SegReference
 from totalspineseg_server.io.dicom.seg_writer import MANUFACTURER
+from totalspineseg_server.pacs import pacs_messages
 
 logger = logging.getLogger(__name__)
 
@@ -148,10 +149,7 @@ def _write(instance: Dataset, path: Path) -> None:
     except (OSError, MemoryError):
         raise
     except Exception as error:
-        raise ImageError(
-            f"The PACS sent an image of the series that is not a complete DICOM file ({type(error).__name__}). "
-            "Send the series to the PACS again."
-        ) from error
+        raise ImageError(pacs_messages.INCOMPLETE_SERIES.format(fault=type(error).__name__)) from error
 
 
 class StoredSeries:
@@ -172,5 +170,9 @@ class StoredSeries:
         return file if is_known and file.is_file() else None
 
     def subject(self, series: str) -> str:
-        """Return an anonymous id of a series' patient, the same as the running server's."""
-        return patient_of(series, self._records.of(series))
+        """Return an anonymous id of a series' patient, the same as the running server's.
+
+        Raises:
+            StorageError: The record of the series cannot be read.
+        """
+        return patient_of(series, self._records.read(series))

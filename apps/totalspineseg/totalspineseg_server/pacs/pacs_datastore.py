@@ -15,6 +15,7 @@ from dicomweb_client import DICOMwebClient
 
 from totalspineseg_server.corrections.correction_store import FINAL_TAG, CorrectionStore
 from totalspineseg_server.corrections.datastore import SpineDatastore
+from totalspineseg_server.corrections.folder_contents import VOLUME_ENDING
 from totalspineseg_server.corrections.label_files import RENUMBERED
 from totalspineseg_server.errors import ImageError, MemoryShortageError, StorageError, TotalSpineSegError
 from totalspineseg_server.files import copy_file, move_folder, storage_errors
@@ -22,6 +23,7 @@ from totalspineseg_server.io.dicom.headers import read_header
 from totalspineseg_server.io.dicom.series import read_series
 from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.locks import NamedLocks
+from totalspineseg_server.pacs import pacs_messages
 from totalspineseg_server.pacs.address import is_uid
 from totalspineseg_server.pacs.cache import MAX_GB, excess, is_in_use, mark_used, measure
 from totalspineseg_server.pacs.found_series import Series, downloaded, patient_of
@@ -31,10 +33,6 @@ logger = logging.getLogger(__name__)
 
 SERIES_DIR: Final = "dicom"
 """Folder of the original DICOM files of each series."""
-VOLUME_ENDING: Final = ".nii"
-"""Ending of a series' volume. It is not compressed, because the same series must give the same bytes whenever it is
-fetched.
-"""
 COUNTED: Final = "instances"
 """Field of a fetched image with the number of instances that the PACS reported at that time."""
 UNSENT: Final = "unsent"
@@ -162,7 +160,7 @@ class PacsDatastore(SpineDatastore):
             self._publisher(image_id, Path(file), info)
             unsent = False
         except requests.RequestException as error:
-            logger.warning("the PACS does not accept the label of series %s yet: %s", image_id, type(error).__name__)
+            logger.warning("The PACS does not accept the label of series %s yet: %s", image_id, type(error).__name__)
         except TotalSpineSegError as error:
             # A fault of the label itself will not go away.
             unsent = isinstance(error, PASSING)
@@ -193,10 +191,10 @@ class PacsDatastore(SpineDatastore):
                 if not self.put_back(series):
                     return
             except TotalSpineSegError as error:
-                logger.warning("the label of series %s cannot be stored in the PACS: %s", series, error)
+                logger.warning("The label of series %s cannot be stored in the PACS: %s", series, error)
             except Exception:
                 # A label that makes the server fail must not keep the others from the PACS.
-                logger.exception("the label of series %s could not be stored in the PACS", series)
+                logger.exception("The label of series %s could not be stored in the PACS", series)
 
     def fingerprint(self, image_id: str) -> str:
         """Return a text that changes whenever a series may have changed. It is not fetched: the PACS counts its
@@ -235,12 +233,12 @@ class PacsDatastore(SpineDatastore):
         """
         folder = self._folder(image_id)
         if not self.get_image_uri(image_id):
-            raise ImageError(f"The PACS has no series {image_id!r}. Load the list of images again.")
+            raise ImageError(pacs_messages.NO_SERIES.format(series=image_id))
         with self._fetching.of(image_id):
             if not folder.is_dir():
                 found = self._listing.find(image_id)
                 if found is None:
-                    raise ImageError(f"The PACS no longer has the series {image_id!r}. Load the list of images again.")
+                    raise ImageError(pacs_messages.SERIES_GONE.format(series=image_id))
                 with downloaded(self._client, found, folder.parent) as fresh:
                     move_folder(fresh, folder)
         return folder
@@ -272,7 +270,7 @@ class PacsDatastore(SpineDatastore):
         Raises:
             ValueError: Always.
         """
-        raise ValueError("This server takes its images from a PACS. Store the series there.")
+        raise ValueError(pacs_messages.STORE_THERE)
 
     def remove_image(self, image_id: str) -> None:
         """Refuse: images come from the PACS.
@@ -280,7 +278,7 @@ class PacsDatastore(SpineDatastore):
         Raises:
             ImageError: Always.
         """
-        raise ImageError("This server takes its images from a PACS. Remove the series there.")
+        raise ImageError(pacs_messages.REMOVE_THERE)
 
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Show a label under a tag (see the base class), and store a finished one in the PACS if it is not there."""
@@ -295,7 +293,7 @@ class PacsDatastore(SpineDatastore):
             try:
                 self.put_back(image_id)
             except PASSING as error:
-                logger.warning("the label of series %s goes to the PACS later: %s", image_id, error)
+                logger.warning("The label of series %s goes to the PACS later: %s", image_id, error)
         return saved
 
     def _local_file(self, image_id: str) -> str:

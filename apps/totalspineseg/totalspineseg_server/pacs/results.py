@@ -10,6 +10,7 @@ from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.dicom.seg_writer import seg_bytes, write_result
 from totalspineseg_server.io.volumes import read_labels
+from totalspineseg_server.pacs import pacs_messages
 from totalspineseg_server.segments import VERTEBRAE_NAME, from_wire
 
 STEP1_NAMES: Final = {**NAME_OF, SACRUM: VERTEBRAE_NAME}
@@ -32,10 +33,7 @@ def result_segmentation(file: Path, series: Path, report: Mapping[str, Any]) -> 
     published = report["label_names"]
     step1 = VERTEBRAE_NAME in published
     if not step1 and NAME_OF[SACRUM] not in published:
-        raise LabelError(
-            "This model marks places to check, not structures, so there is no DICOM SEG of it. Ask for the image "
-            "instead."
-        )
+        raise LabelError(pacs_messages.NO_SEG_OF_MARKS)
     wire = read_labels(file)
     return seg_bytes(
         write_result(

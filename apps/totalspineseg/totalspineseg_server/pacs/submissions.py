@@ -1,25 +1,20 @@
 """Count segmentations that a viewer stored in the PACS as submissions."""
 
 import logging
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
 
 from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore
-from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.inbox import Submit
+from totalspineseg_server.corrections.receipts import Sender, receipt_of
 from totalspineseg_server.errors import LabelError, StorageError, TotalSpineSegError
 from totalspineseg_server.io.dicom.seg_object import SegReference, seg_content
+from totalspineseg_server.pacs import pacs_messages
 from totalspineseg_server.pacs.found_series import image_series, is_own
 from totalspineseg_server.pacs.outcomes import Outcome
 from totalspineseg_server.pacs.pacs_datastore import UNSENT, PacsDatastore
 
 logger = logging.getLogger(__name__)
-
-NOT_PUT_BACK: Final = "The PACS has not accepted the corrected names yet. Until then it shows the names that you sent."
-
-Submit = Callable[[str, Path, str, Mapping[str, Any], Sender, Mapping[str, Any]], Correction]
-"""Function of the app that receives a label."""
 
 
 def submit_segmentation(
@@ -47,9 +42,9 @@ def submit_segmentation(
     """
     instance, series = reference.instance, image_series(reference)
     if is_own(reference):
-        return Outcome(instance, "prediction", "A model's own result was stored; it does not count as a correction.")
+        return Outcome(instance, "prediction", pacs_messages.OWN_RESULT)
     if not datastore.offers(series):
-        message = "Not counted: the segmentation belongs to a series that this server does not offer."
+        message = pacs_messages.NOT_OFFERED
         return Outcome(instance, "refused", message)
 
     params = {"label_info": [{"name": name} for name in reference.labels]}
@@ -57,7 +52,8 @@ def submit_segmentation(
         if earlier := _earlier(corrections, series, file, sender):
             return _outcome_of(instance, earlier)
         try:
-            correction = submit(series, file, FINAL_TAG, params, sender, {"instance": instance})
+            info = {"instance": instance}
+            correction = submit(receipt_of(series, file, tag=FINAL_TAG, sender=sender, params=params, info=info), file)
         except LabelError as error:
             return Outcome(instance, "parked", f"Not counted: {error}", series)
         except TotalSpineSegError as error:
@@ -66,7 +62,7 @@ def submit_segmentation(
     outcome = _outcome_of(instance, correction)
     label_info = datastore.get_label_info(series, FINAL_TAG)
     if label_info.get("instance") == instance and label_info.get(UNSENT):
-        return replace(outcome, message=f"{outcome.message} {NOT_PUT_BACK}")
+        return replace(outcome, message=f"{outcome.message} {pacs_messages.NOT_PUT_BACK}")
     return outcome
 
 

@@ -1,4 +1,4 @@
-"""Colors of map values, and codes that get tags."""
+"""Define the colors of map values, and the codes that get tags."""
 
 from collections.abc import Mapping
 from types import MappingProxyType

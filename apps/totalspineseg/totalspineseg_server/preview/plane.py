@@ -83,16 +83,16 @@ class Plane:
         weight = (position - lower).astype(np.float32)[:, np.newaxis]
         first = self._columns(data, lower).astype(np.float32)
         second = self._columns(data, np.minimum(lower + 1, last)).astype(np.float32)
-        return self._hung(first + (second - first) * weight)
+        return self._oriented(first + (second - first) * weight)
 
     def cut(self, labels: LabelArray) -> LabelArray:
         """Return labels (on the grid of the volume) in the plane, oriented as the picture, one value for each voxel."""
         data = self._visible(to_ras(Volume(labels, self._affine)).data)
         last = data.shape[0 if self._sagittal else 1] - 1
-        return self._hung(self._columns(data, np.clip(np.rint(self._index), 0, last).astype(np.intp)))
+        return self._oriented(self._columns(data, np.clip(np.rint(self._index), 0, last).astype(np.intp)))
 
     @staticmethod
-    def _hung(plane: AnyArray) -> AnyArray:
+    def _oriented(plane: AnyArray) -> AnyArray:
         """Orient a plane with superior up, and anterior (or the patient's right) on the left."""
         return plane[::-1, ::-1]
 

@@ -11,6 +11,7 @@ from typing import Final
 
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.files import append_line, read_json_lines, storage_errors
+from totalspineseg_server.registry import registry_messages
 
 logger = logging.getLogger(__name__)
 
@@ -110,10 +111,7 @@ def before_last(model_dir: Path, current: Mapping[int, str], default: str, there
             logger.warning("Skipped by the rollback, because they no longer exist: %s", ", ".join(gone))
         elif names != here:
             return names
-    raise WeightsError(
-        "There is nothing to roll back to: no earlier activation, or none whose versions still exist. Choose "
-        "a version with 'models activate'."
-    )
+    raise WeightsError(registry_messages.NOTHING_TO_ROLL_BACK)
 
 
 def _keys(names: Mapping[int, str]) -> dict[str, str]:

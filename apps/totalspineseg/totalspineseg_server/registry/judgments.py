@@ -11,6 +11,7 @@ from typing import Any, Final
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import from_fields, load_json, read_json_or, storage_errors, write_json
 from totalspineseg_server.locks import locked
+from totalspineseg_server.registry import registry_messages
 from totalspineseg_server.registry.model_store import NAME, ModelStore
 
 JUDGMENTS_DIR: Final = "judgments"
@@ -72,10 +73,10 @@ def keep_judgment(store: ModelStore, name: str, judgment: Judgment) -> None:
 
 def _entries(store: ModelStore, name: str) -> list[Any]:
     file = _file(store, name)
-    remedy = "Remove it, and judge the version again."
+    remedy = registry_messages.JUDGE_AGAIN
     content = load_json(file, remedy) if file.exists() else []
     if not isinstance(content, list):
-        raise StorageError(f"The file {str(file)!r} is damaged. {remedy}")
+        raise StorageError(registry_messages.DAMAGED_FILE.format(file=str(file), remedy=remedy))
     return content
 
 

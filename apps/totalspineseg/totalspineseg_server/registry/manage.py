@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from totalspineseg_server.errors import StorageError, WeightsError
+from totalspineseg_server.registry import registry_messages
 from totalspineseg_server.registry.judgments import Judgment, handled_by, judged_names, judgments
 from totalspineseg_server.registry.model_store import DATASET_OF_STEP, NAME, STARTER, ModelStore
 from totalspineseg_server.registry.records import lineage, read_record, removed_versions
@@ -90,10 +91,7 @@ def require_served(store: ModelStore, name: str) -> None:
     last_looks = {judgment.site: judgment for judgment in _looks(store, name)}.values()
     refusals += [judgment.verdict for judgment in last_looks if not judgment.passed]
     if refusals:
-        raise WeightsError(
-            f"Version {name!r} was refused by the gate: {refusals[-1]}. Read its report with 'models show', or "
-            "use --force to activate it anyway."
-        )
+        raise WeightsError(registry_messages.REFUSED.format(name=name, verdict=refusals[-1]))
 
 
 def was_judged(store: ModelStore, name: str) -> bool:
@@ -111,8 +109,8 @@ def require_known(store: ModelStore, name: str) -> None:
     """
     known = (*store.versions(), STARTER)
     if not NAME.fullmatch(name) or name not in known:
-        gone = " (its weights were removed)" if name in removed_versions(store) else ""
-        raise WeightsError(f"There is no version {name!r}{gone}. Choose one of {', '.join(known)}; see 'models list'.")
+        gone = registry_messages.REMOVED_WEIGHTS if name in removed_versions(store) else ""
+        raise WeightsError(registry_messages.NO_VERSION.format(name=name, gone=gone, known=", ".join(known)))
 
 
 def _looks(store: ModelStore, name: str) -> list[Judgment]:

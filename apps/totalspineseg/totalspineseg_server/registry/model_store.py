@@ -17,6 +17,7 @@ from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.files import read_json, staged_folder, write_json
 from totalspineseg_server.locks import locked
 from totalspineseg_server.places import COMMAND
+from totalspineseg_server.registry import registry_messages
 from totalspineseg_server.registry.activations import before_last, made, note
 
 STARTER: Final = "starter"
@@ -93,13 +94,15 @@ class ModelStore:
         if not self.pointer.exists():
             return {}
         try:
-            content = read_json(self.pointer, _REPAIR)
+            content = read_json(self.pointer, registry_messages.REPAIR)
         except StorageError as error:
             raise WeightsError(str(error)) from error
         names = {step: content[key] for step, key in DATASET_OF_STEP.items() if key in content}
         if strangers := [n for n in names.values() if not isinstance(n, str) or not NAME.fullmatch(n)]:
             raise WeightsError(
-                f"{str(self.pointer)!r} is damaged: {strangers!r} cannot be names of versions. {_REPAIR}"
+                registry_messages.DAMAGED_POINTER.format(
+                    file=str(self.pointer), strangers=strangers, remedy=registry_messages.REPAIR
+                )
             )
         return names
 
@@ -231,10 +234,7 @@ class ModelStore:
             StorageError: The version exists or cannot be written.
         """
         if not NAME.fullmatch(name) or name in (STARTER, OFFICIAL):
-            raise WeightsError(
-                f"{name!r} cannot be the name of a version: it is reserved, or has characters other than letters, "
-                "digits, '.', '_' and '-'. Choose another name."
-            )
+            raise WeightsError(registry_messages.BAD_NAME.format(name=name))
         with staged_folder(self.versions_dir / name) as staging:
             yield staging
 
@@ -247,8 +247,7 @@ class ModelStore:
         root = self._root(name)
         if not NAME.fullmatch(name) or not root.is_dir():
             raise WeightsError(
-                f"Version {name!r} is not installed in {str(self.model_dir)!r}. Run '{COMMAND} weights "
-                "install', or choose the weights 'starter'."
+                registry_messages.NOT_INSTALLED.format(name=name, folder=str(self.model_dir), command=COMMAND)
             )
         return Choice(name, root)
 
@@ -258,8 +257,5 @@ class ModelStore:
     def _newest_official(self) -> str:
         releases = [name for name in self.versions() if name.startswith(OFFICIAL_PREFIX)]
         if not releases:
-            raise WeightsError(f"The official weights are not installed. Run '{COMMAND} weights install'.")
+            raise WeightsError(registry_messages.NO_OFFICIAL_WEIGHTS.format(command=COMMAND))
         return releases[-1]
-
-
-_REPAIR: Final = "Delete the file to return to the starter weights, or activate a version again."

@@ -1,14 +1,13 @@
 """Record how a version was made: parent, labels, settings, the gate's report, software."""
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.files import read_json_or, write_json
 from totalspineseg_server.registry.model_store import NAME, STARTER, ModelStore
+from totalspineseg_server.version import installed_versions
 
 RECORD_FILE: Final = "version.json"
 REMOVED_DIR: Final = "removed"
@@ -65,18 +64,7 @@ class VersionRecord:
     new_weights: float = 1.0
     digests: Mapping[str, str] = field(default_factory=dict)
     releases: Mapping[str, str] = field(default_factory=dict)
-    software: Mapping[str, str] = field(default_factory=lambda: software_versions())
-
-
-def software_versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages of ``PACKAGES`` that are installed."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    software: Mapping[str, str] = field(default_factory=lambda: installed_versions(PACKAGES))
 
 
 def write_record(folder: Path, record: VersionRecord) -> None:

@@ -6,6 +6,7 @@ from typing import Final
 
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.places import COMMAND
+from totalspineseg_server.registry import registry_messages
 from totalspineseg_server.registry.model_store import OFFICIAL_PREFIX, STARTER, ModelStore
 from totalspineseg_server.registry.records import lineage, read_record
 
@@ -18,16 +19,6 @@ OFFICIAL_NAME: Final = re.compile(r"Dataset10([12])_TotalSpineSeg_step\1_(r\d{8}
 """Beginning of the file name of an official zip, with step and release; a browser may have added " (1)" to it."""
 VERSION_TEXT: Final = re.compile(r"(?P<name>.+?)(-[0-9a-f]{8})?(@.*)?")
 """Pattern of a version as predictions state it: the name of the weights, perhaps with a digest and the runtime."""
-STARTER_WARNING: Final = (
-    "The starter weights were trained on synthetic spines and 18 people: good for trying the software, "
-    "not for patients."
-)
-"""The warning beside each result of the starter weights."""
-DESCENDANT_WARNING: Final = (
-    "The weights {name!r} were trained here with {count} from the starter weights, which have seen only synthetic "
-    "spines and 18 people: good for trying the software, not for patients."
-)
-"""The warning beside each result of weights that were retrained from the starter weights."""
 
 
 def release_of(store: ModelStore, name: str, step: int) -> str:
@@ -56,8 +47,9 @@ def require_supported(release: str) -> None:
     """
     if release < RELEASES[0]:
         raise WeightsError(
-            f"Release {release} is too old: this software supports {' and '.join(RELEASES)}. Install {NEWEST} with "
-            f"'{COMMAND} weights install'."
+            registry_messages.TOO_OLD.format(
+                release=release, releases=" and ".join(RELEASES), newest=NEWEST, command=COMMAND
+            )
         )
 
 
@@ -89,10 +81,7 @@ def require_same(releases: Mapping[int, str], names: Mapping[int, str]) -> None:
     """
     if len(set(releases.values())) > 1:
         pair = " and ".join(f"step {step} ({names[step]}) from {releases[step]}" for step in sorted(releases))
-        raise WeightsError(
-            f"The two steps come from different releases: {pair}. Use both steps of one release, for example with "
-            f"'{COMMAND} weights install'."
-        )
+        raise WeightsError(registry_messages.TWO_RELEASES.format(pair=pair, command=COMMAND))
 
 
 def weights_text(store: ModelStore, names: Mapping[int, str]) -> str:
@@ -103,7 +92,11 @@ def weights_text(store: ModelStore, names: Mapping[int, str]) -> str:
         names: Step -> version in use.
     """
     distinct = sorted(set(names.values()))
-    sentences = (f"Weights in use: {', '.join(distinct)}.", warning_of(store, distinct), release_text(store, names))
+    sentences = (
+        registry_messages.WEIGHTS_IN_USE.format(names=", ".join(distinct)),
+        warning_of(store, distinct),
+        release_text(store, names),
+    )
     return " ".join(filter(None, sentences))
 
 
@@ -118,7 +111,7 @@ def warning_of(store: ModelStore, versions: Iterable[str]) -> str:
     # A name may itself end like a digest.
     names = {match["name"] for text in texts if (match := VERSION_TEXT.fullmatch(text))} | texts
     if STARTER in names:
-        return STARTER_WARNING
+        return registry_messages.STARTER_WARNING
     for name in sorted(names):
         ancestors = lineage(store, name)
         if STARTER in ancestors:
@@ -129,7 +122,7 @@ def warning_of(store: ModelStore, versions: Iterable[str]) -> str:
                 for case in record.get("training", ())
             }
             count = "1 corrected scan" if len(cases) == 1 else f"{len(cases)} corrected scans"
-            return DESCENDANT_WARNING.format(name=name, count=count)
+            return registry_messages.DESCENDANT_WARNING.format(name=name, count=count)
     return ""
 
 
@@ -145,10 +138,7 @@ def release_text(store: ModelStore, names: Mapping[int, str]) -> str:
         return ""
     release = found[0]
     if release > NEWEST:
-        return f"They come from the official release {release}; this software was made for {NEWEST} and earlier ones."
+        return registry_messages.NEWER_RELEASE.format(release=release, newest=NEWEST)
     if release == NEWEST:
-        return f"They come from the official release {release}, the newest that this software supports."
-    return (
-        f"They come from the official release {release}. This software supports the newer {NEWEST}: "
-        f"'{COMMAND} weights install' installs it."
-    )
+        return registry_messages.NEWEST_RELEASE.format(release=release)
+    return registry_messages.OLDER_RELEASE.format(release=release, newest=NEWEST, command=COMMAND)

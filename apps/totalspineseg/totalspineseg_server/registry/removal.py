@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Final
 
 from totalspineseg_server.errors import WeightsError
-from totalspineseg_server.files import move_folder, storage_errors, write_json
+from totalspineseg_server.files import move_folder, read_json_if_there, storage_errors, write_json
 from totalspineseg_server.locks import locked
+from totalspineseg_server.registry import registry_messages
 from totalspineseg_server.registry.manage import require_known
 from totalspineseg_server.registry.model_store import STARTER, ModelStore
-from totalspineseg_server.registry.records import lineage, read_record, removed_file, removed_versions
+from totalspineseg_server.registry.records import RECORD_FILE, lineage, removed_file, removed_versions
 
 LEAVING: Final = ".removed-"
 """Prefix of a version that is being removed; readers skip names with a leading dot."""
@@ -46,23 +47,17 @@ def remove_versions(store: ModelStore, names: Collection[str], *, force: bool = 
 
 def _require_removable(store: ModelStore, name: str, *, force: bool) -> None:
     require_known(store, name)
-    reason, cure = "", ""
+    reason, remedy = "", ""
     if name == STARTER:
-        reason, cure = (
-            "ships with the project and cannot be removed",
-            "Remove only versions that were installed or trained.",
-        )
+        reason, remedy = registry_messages.SHIPPED, registry_messages.OTHERS_ONLY
     elif name in store.active().values():
-        reason, cure = "is in use and cannot be removed", "Activate another version first."
+        reason, remedy = registry_messages.IN_USE, registry_messages.ACTIVATE_ANOTHER
     elif not force and name in _earlier(store):
-        reason, cure = "would be put into use by 'models rollback'", "Use --force to remove it anyway."
+        reason, remedy = registry_messages.BEFORE_THIS, registry_messages.FORCE
     elif not force and name in _beginnings(store):
-        reason, cure = (
-            "is the origin of the weights in use, and the gate compares new versions with it",
-            "Use --force to remove it anyway.",
-        )
+        reason, remedy = registry_messages.ORIGIN, registry_messages.FORCE
     if reason:
-        raise WeightsError(f"Version {name!r} {reason}. {cure}")
+        raise WeightsError(registry_messages.NOT_REMOVABLE.format(name=name, reason=reason, remedy=remedy))
 
 
 def _earlier(store: ModelStore) -> Collection[str]:
@@ -79,10 +74,11 @@ def _beginnings(store: ModelStore) -> Collection[str]:
 def _take_out(store: ModelStore, name: str) -> None:
     """Make a version disappear in one step, after its record is safe."""
     removed = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    file = removed_file(store, name)
+    file, own = removed_file(store, name), store.versions_dir / name / RECORD_FILE
+    record = read_json_if_there(own, registry_messages.LOST_RECORD)
     with storage_errors(file.parent):
         file.parent.mkdir(exist_ok=True)
-    write_json(file, {"name": name, **(read_record(store, name) or {}), "removed": removed})
+    write_json(file, {"name": name, **record, "removed": removed})
     move_folder(store.versions_dir / name, store.versions_dir / f"{LEAVING}{name}")
 
 

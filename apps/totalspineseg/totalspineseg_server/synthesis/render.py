@@ -194,8 +194,6 @@ def render(
     rng: np.random.Generator,
     spine: SyntheticSpine,
     options: RenderOptions | None = None,
-    *,
-    spacing_mm: tuple[float, float, float] | None = None,
 ) -> Image:
     """Render an image of a spine.
 
@@ -203,14 +201,13 @@ def render(
         rng: Source of all randomness.
         spine: Labels and tissues. Not modified.
         options: Options of the image.
-        spacing_mm: Voxel size; None for that of the spine.
 
     Returns:
         An image on the spine's grid, float32 (X, Y, Z), 0 to about 1000.
     """
     options = options or RenderOptions()
     contrast = options.contrast or str(rng.choice([*ODDS], p=[*ODDS.values()]))
-    spacing = spacing_mm or tuple(float(v) for v in np.abs(np.diag(spine.affine)[:3]))
+    spacing = tuple(float(v) for v in np.abs(np.diag(spine.affine)[:3]))
     strength = options.strength
     signals = tissue_signals(rng, contrast)
     people = rng.spawn(1)[0]

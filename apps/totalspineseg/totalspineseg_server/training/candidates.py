@@ -17,6 +17,7 @@ from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.manage import require_served
 from totalspineseg_server.registry.model_store import Choice, ModelStore
 from totalspineseg_server.registry.records import VersionRecord, read_record, write_record
+from totalspineseg_server.training import training_messages
 from totalspineseg_server.training.verdict import GateReport
 from totalspineseg_server.trust import Trust
 
@@ -137,10 +138,7 @@ class Judged:
         """The gate's reason, with the share of trained weights if that is not all of them."""
         if self.share == 1:
             return self.report.reason
-        return (
-            f"{self.report.reason}; it has {self.share:.0%} of the trained weights, because with all of them it did "
-            "not pass"
-        )
+        return training_messages.SHARE.format(reason=self.report.reason, share=self.share)
 
 
 def published(store: ModelStore, name: str) -> tuple[Judged, Mapping[str, Any]] | None:
@@ -158,7 +156,7 @@ def published(store: ModelStore, name: str) -> tuple[Judged, Mapping[str, Any]] 
     try:
         return Judged(GateReport.from_json(record["gate"]), float(record["new_weights"])), record
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise StorageError(f"The record of {name!r} is damaged. Start a new training with --restart.") from error
+        raise StorageError(training_messages.DAMAGED_RECORD.format(name=name)) from error
 
 
 def publish(store: ModelStore, record: VersionRecord, candidates: Candidates) -> None:
@@ -189,10 +187,7 @@ def not_served(name: str, compared: Mapping[int, Choice], instead: Mapping[int, 
         return ""
     there = ", ".join(f"{compared[step].name} for step {step}" for step in sorted(instead))
     here = ", ".join(f"{chosen} for step {step}" for step, chosen in sorted(instead.items()))
-    return (
-        f"passed the gate, but is not served: it was compared with {there}, and now other weights are in use "
-        f"({here}). To serve it anyway: {COMMAND} models activate {name}"
-    )
+    return training_messages.NOT_SERVED.format(there=there, here=here, command=COMMAND, name=name)
 
 
 def refused_since(store: ModelStore, name: str) -> str:
@@ -200,7 +195,7 @@ def refused_since(store: ModelStore, name: str) -> str:
     try:
         require_served(store, name)
     except WeightsError as refusal:
-        return f"passed the gate when it was made, but was not put into use: {refusal}"
+        return training_messages.REFUSED_SINCE.format(refusal=refusal)
     return ""
 
 
@@ -208,7 +203,4 @@ def taken_back(store: ModelStore, name: str) -> str:
     """Return why a version that passed is not put into use again, and how to do it; empty if it may be."""
     if not store.is_taken_back(name):
         return ""
-    return (
-        "passed the gate and was in use, but is not served again, because somebody has put other weights into use "
-        f"since. To serve it anyway: {COMMAND} models activate {name}"
-    )
+    return training_messages.TAKEN_BACK.format(command=COMMAND, name=name)

@@ -139,8 +139,8 @@ def _quantile(changes: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any,
         return np.asarray(stdtrit(subjects - 1, T_LEVEL))
     level = max(CONFIDENCE, LEVEL_UNSKEWED[0] + LEVEL_UNSKEWED[1] / subjects)
     around = changes - changes.mean(axis=-1, keepdims=True)
-    squares = (around**2).mean(axis=-1)
-    cubes = (around**3).mean(axis=-1)
+    squared = around * around
+    squares, cubes = squared.mean(axis=-1), (squared * around).mean(axis=-1)
     largest = (subjects - 2) / math.sqrt(subjects - 1)
     skewness = np.divide(cubes, squares**1.5, out=np.zeros_like(cubes), where=squares > 0) / largest
     return np.interp(skewness, (-1, 0, 1), stdtrit(subjects - 1, (LEVEL_FALLING, level, LEVEL_RISING)))

@@ -14,6 +14,7 @@ from typing import Final
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import load_json, write_json
 from totalspineseg_server.locks import locked
+from totalspineseg_server.training import training_messages
 
 FIRST_TO_TRAINING: Final = 5
 """Number of subjects of a site that are used for training before any may be held out."""
@@ -79,12 +80,9 @@ def read_split(path: Path) -> Split:
         role = {str(subject): str(value) for subject, value in content["role"].items()}
         whole = content["salt"] == SALT and set(role.values()) <= {TRAIN, HOLD}
     except (StorageError, KeyError, TypeError, AttributeError) as error:
-        raise StorageError(
-            f"The hold-out list {str(path)!r} is damaged or cannot be read. Restore it from a backup before training: "
-            "without it, scans that are kept for comparing models would be used for training."
-        ) from error
+        raise StorageError(training_messages.DAMAGED_HOLDOUT.format(path=str(path))) from error
     if not whole:
-        raise StorageError(f"The hold-out list {path.name!r} was made by another rule. Restore the original file.")
+        raise StorageError(training_messages.OTHER_HOLDOUT.format(file=path.name))
     return Split(MappingProxyType(role))
 
 

@@ -11,6 +11,7 @@ from totalspineseg_server.nnunet.model_folder import ModelFolder, models_of
 from totalspineseg_server.registry.judgments import Judgment, keep_judgment
 from totalspineseg_server.registry.model_store import Choice, ModelStore
 from totalspineseg_server.registry.records import images_trained_on
+from totalspineseg_server.training import training_messages
 from totalspineseg_server.training.holdout import foreseen_split
 from totalspineseg_server.training.judging import Judging, never_seen
 from totalspineseg_server.training.material import judged_cases, line_of, site_material
@@ -109,8 +110,5 @@ def _compared_with(store: ModelStore, name: str, steps: Collection[int]) -> Mapp
         return in_use
     before = {step: store.named(other) for step, other in store.before_last().items()}
     if all(before[step].name == name for step in steps):
-        raise WeightsError(
-            f"There is nothing to compare {name!r} with: it is in use now and was in use before. First activate the "
-            "version to compare it with."
-        )
+        raise WeightsError(training_messages.NOTHING_TO_COMPARE.format(name=name))
     return before

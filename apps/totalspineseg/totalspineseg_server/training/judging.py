@@ -11,6 +11,7 @@ from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.records import images_trained_on, lineage
+from totalspineseg_server.training import training_messages
 from totalspineseg_server.training.candidates import Judged
 from totalspineseg_server.training.compare import SubjectScores
 from totalspineseg_server.training.remembered import as_in_truth
@@ -214,4 +215,4 @@ def never_seen(
     seen = frozenset[str]().union(*(images_trained_on(store, name) for name in names))
     learned = [source for source in holdout if source.provenance["image_sha256"] in seen]
     fair = tuple(source for source in holdout if source not in learned)
-    return fair, tuple(Skipped(source.name, "one of the two versions was trained on this image") for source in learned)
+    return fair, tuple(Skipped(source.name, training_messages.LEARNED) for source in learned)

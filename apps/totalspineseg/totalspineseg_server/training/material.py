@@ -22,6 +22,7 @@ from totalspineseg_server.nnunet.runtimes import resolve_device
 from totalspineseg_server.plausible import require_plausible
 from totalspineseg_server.registry.model_store import Choice, ModelStore
 from totalspineseg_server.registry.records import lineage, read_record, trained_on
+from totalspineseg_server.training import training_messages
 from totalspineseg_server.training.holdout import Split, hash_holds_out, update_split
 from totalspineseg_server.training.retrain_settings import RetrainSettings
 from totalspineseg_server.training.scoring import JudgedCase
@@ -31,16 +32,6 @@ logger = logging.getLogger(__name__)
 
 FINISHED_TAGS: Final = {1: (FINAL_TAG, STEP1_TAG), 2: (FINAL_TAG,)}
 """Step of a correction -> tags under which its author submits it as finished; any other tag is work in progress."""
-
-
-NEVER_JUDGES: Final = (
-    "The result was accepted unchanged, and its subject is held out from training, so it is used neither for training "
-    "nor for comparing models. Correct the scan to use it."
-)
-TRAINS_TOO: Final = (
-    "this image is also used for training under another name, so it cannot be used for comparing models. Give the "
-    "images of one person the same subject (sub-..)"
-)
 
 
 @dataclass(frozen=True)
@@ -106,15 +97,22 @@ def site_material(
 
     newest: dict[tuple[str, int], Correction] = {}
     drafts: dict[tuple[str, int], Correction] = {}
-    subjects: list[str] = []
+    counted: list[str] = []
+    subjects: dict[str, str] = {}
     for correction in sorted(site.corrections.readable(damaged), key=lambda c: c.id):
         if correction.status != "accepted" or correction.step not in FINISHED_TAGS:
             continue
         if correction.id in site.corrections.withdrawals.of_image(correction.image):
             continue
+        try:
+            subject = subjects[correction.image] = site.subject(correction.image)
+        except StorageError as error:
+            # As another patient, a scan that is held out would be used for training.
+            damaged(_name(correction), error)
+            continue
         if correction.tag in FINISHED_TAGS[correction.step]:
             if not correction.unchanged:
-                subjects.append(site.subject(correction.image))
+                counted.append(subject)
             newest[correction.image, correction.step] = correction
             drafts.pop((correction.image, correction.step), None)
         else:
@@ -122,22 +120,22 @@ def site_material(
     skipped += [Skipped(_name(c), _reason(c)) for c in drafts.values() if not _has_newer_final(newest, c)]
     used = [c for c in newest.values() if c.step == 2 or not _has_newer_final(newest, c)]
     used.sort(key=lambda c: c.id)
-    split = split_of(site.holdout_file, subjects)
+    split = split_of(site.holdout_file, counted)
     training, holdout = [], []
     for correction in used:
         source = _source(site, correction, _steps(newest, correction), line)
         if correction.unchanged:
-            if _may_judge(split, site.subject(correction.image)):
-                skipped.append(Skipped(source.name, NEVER_JUDGES))
+            if _may_judge(split, subjects[correction.image]):
+                skipped.append(Skipped(source.name, training_messages.ACCEPTED_HOLDOUT))
             else:
                 training.append(source)
-        elif not split.holds_out(site.subject(correction.image)):
+        elif not split.holds_out(subjects[correction.image]):
             training.append(source)
         elif correction.step == 2:
             holdout.append(source)
     trained = {source.provenance["image_sha256"] for source in training}
     twice = [source for source in holdout if source.provenance["image_sha256"] in trained]
-    skipped += [Skipped(source.name, TRAINS_TOO) for source in twice]
+    skipped += [Skipped(source.name, training_messages.TRAINED_TOO) for source in twice]
     holdout = [source for source in holdout if source not in twice]
     return Material(tuple(training), tuple(holdout), tuple(skipped), known or {})
 
@@ -167,7 +165,7 @@ def _name(correction: Correction) -> str:
 
 
 def _reason(draft: Correction) -> str:
-    return f"the label was submitted as {draft.tag!r}, not as {FINAL_TAG!r}. Submit it as final when it is finished"
+    return training_messages.NOT_FINAL.format(tag=draft.tag, final_tag=FINAL_TAG)
 
 
 def _has_newer_final(newest: Mapping[tuple[str, int], Correction], earlier: Correction) -> bool:
@@ -207,14 +205,13 @@ def _as_earlier(source: ScanSource) -> ScanSource:
 def _read(site: Site, correction: Correction, name: str, left: Left) -> LabeledScan:
     path = site.image_file(correction.image)
     if path is None:
-        raise ImageError(f"The image {correction.image!r} is no longer there. Restore it.")
+        raise ImageError(training_messages.IMAGE_GONE.format(image=correction.image))
     _require_same_image(path, correction)
     image = read_image(path)
     codes = read_labels(site.corrections.path(correction) / CODES_FILE)
-    # A name that nobody confirmed says nothing, and without its name a structure has no class.
-    unreviewed = frozenset((*correction.unreviewed, *correction.unconfirmed))
     volume = Volume(codes.data, codes.affine)
-    return LabeledScan(name, site.subject(correction.image), _origin(correction), image, volume, unreviewed, left)
+    subject, origin = site.subject(correction.image), _origin(correction)
+    return LabeledScan(name, subject, origin, image, volume, correction.unchecked, left)
 
 
 def _reviewed(scan: LabeledScan) -> Volume:
@@ -225,9 +222,7 @@ def _reviewed(scan: LabeledScan) -> Volume:
 
 def _require_same_image(path: Path, correction: Correction) -> None:
     if sha256_of(path) != correction.image_sha256:
-        raise ImageError(
-            f"The image {correction.image!r} was replaced after it was corrected. Restore it, or correct the new image."
-        )
+        raise ImageError(training_messages.IMAGE_REPLACED.format(image=correction.image))
 
 
 def _provenance(correction: Correction) -> dict[str, Any]:
@@ -314,8 +309,5 @@ def start_of(site: Site, settings: RetrainSettings) -> Start:
     material = site_material(site, known, line=line)
     steps = tuple(step for step in settings.steps if material.lessons(step))
     if not steps:
-        raise TrainingError(
-            "There is no accepted correction to train these steps on, apart from subjects that are held out "
-            f"({len(material.training)} corrections are for other steps). Please submit a corrected label first."
-        )
+        raise TrainingError(training_messages.NO_CORRECTION.format(count=len(material.training)))
     return Start(choices, material, steps)

@@ -176,7 +176,11 @@ def own_answers(
     for sha256, image_id in MapStore(site.history).images():
         if found == count or tried == 2 * count:
             return
-        subject = site.subject(image_id)
+        try:
+            subject = site.subject(image_id)
+        except StorageError as error:
+            logger.warning("%s is not used to prevent forgetting: %s", image_id, error)
+            continue
         held = split.holds_out(subject) if subject in split.role else hash_holds_out(subject)
         if held is not judges or sha256 in seen or site.corrections.in_force(image_id):
             continue

@@ -19,6 +19,7 @@ from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.registry.model_store import Choice
 from totalspineseg_server.registry.records import VersionRecord, images_trained_on, removed_versions
 from totalspineseg_server.registry.releases import release_of
+from totalspineseg_server.training import training_messages
 from totalspineseg_server.training.candidates import (
     PREFIX,
     Candidates,
@@ -209,7 +210,7 @@ class _Retraining:
         try:
             found = replay_of(self.site, Model(*networks), self.settings.replay_cases, tell=tell)
         except MemoryShortageError as error:
-            raise TrainingError(f"The weights in use could not be tried. {error} Then train again.") from error
+            raise TrainingError(training_messages.WEIGHTS_FAIL.format(error=error)) from error
         for network in networks:
             network.free()
         spines = sum("synthetic" in source.provenance for source in found)
@@ -251,7 +252,7 @@ class _Retraining:
             finder.free()
         names = frozenset(case.name for case in cases)
         if names.isdisjoint(source.name for source in lessons):
-            raise TrainingError(f"There is no usable correction for step {step}. The log has the reason for each.")
+            raise TrainingError(training_messages.NO_USABLE_CORRECTION.format(step=step))
         trained = fine_tune(parent, cases, work, settings, on_progress=self.reporter.trained, should_stop=should_stop)
         lesson = Lesson(names, tuple(skipped), _plain(trained.best))
         self.candidates.keep(step, trained.weights, lesson, self._trust(step))
@@ -344,9 +345,7 @@ class _Retraining:
         names = dict.fromkeys(self.settings.steps, self.version)
         why_not = not_served(self.version, self.choices, store.activate_in_place_of(self.choices, names))
         if store.weights and not why_not:
-            self.reporter.say(
-                f"this server was started with {store.weights!r}; restart it without that option to use {self.version}"
-            )
+            self.reporter.say(training_messages.FIXED_WEIGHTS.format(weights=store.weights, version=self.version))
         return why_not
 
     def _record(self, judged: Judged, why_not: str) -> VersionRecord:

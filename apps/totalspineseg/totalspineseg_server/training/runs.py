@@ -16,6 +16,7 @@ from totalspineseg_server.errors import StorageError, TrainingError
 from totalspineseg_server.files import from_fields, read_json_or, storage_errors, write_json
 from totalspineseg_server.locks import file_lock, is_locked
 from totalspineseg_server.nnunet.training_log import Progress, TrainingLog
+from totalspineseg_server.training import training_messages
 from totalspineseg_server.training.retrain_settings import RetrainSettings
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def only_one(training_dir: Path) -> Iterator[IO[str]]:
     """
     with file_lock(training_dir / LOCK_FILE, LOCK_WAIT_S) as stream:
         if stream is None:
-            raise TrainingError("A training is already running here. Wait for it to finish, or stop it.")
+            raise TrainingError(training_messages.TRAINING_RUNS)
         yield stream
 
 
@@ -163,7 +164,7 @@ class ProgressFile:
                     stream.write(json.dumps(asdict(state)))
                     stream.truncate()
             except OSError:
-                logger.warning("the state of run %s could not be written: %s", state.run, state.message)
+                logger.warning("The state of run %s could not be written: %s", state.run, state.message)
 
 
 MAX_POINTS: Final = 400

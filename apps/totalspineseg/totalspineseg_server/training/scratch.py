@@ -17,7 +17,7 @@ import torch
 
 from totalspineseg_server import places
 from totalspineseg_server.errors import TrainingError
-from totalspineseg_server.files import read_json_or, storage_errors, write_json
+from totalspineseg_server.files import read_json_if_there, storage_errors, write_json
 from totalspineseg_server.locks import locked
 from totalspineseg_server.nnunet.plugin.spine_trainer import EPOCHS_VARIABLE, ITERATIONS_VARIABLE, SpineTrainer
 from totalspineseg_server.nnunet.raw_dataset import require_fold, subjects_of, write_splits
@@ -26,11 +26,12 @@ from totalspineseg_server.nnunet.runtimes import resolve_device
 from totalspineseg_server.nnunet.training_log import TEXT_FILE
 from totalspineseg_server.places import COMMAND
 from totalspineseg_server.registry.model_store import DATASET_OF_STEP, dataset_name
+from totalspineseg_server.training import training_messages
 from totalspineseg_server.training.runs import is_running, only_one
 
 PLUGIN_DIR: Final = Path(__file__).resolve().parents[1] / "nnunet" / "plugin"
 CONFIGURATION: Final = "3d_fullres"
-"""The configuration that the reference used; cases are at 1 mm already."""
+"""The configuration that TotalSpineSeg used; cases are at 1 mm already."""
 PLANNED_FILE: Final = "totalspineseg.json"
 """File in nnU-Net's preprocessed folder that records the cases from which it was made."""
 SETTINGS_FILE: Final = "training.json"
@@ -50,10 +51,10 @@ TRAIN_MODULE: Final = "nnunetv2.run.run_training"
 
 @dataclass(frozen=True)
 class ScratchSettings:
-    """Settings of a training from scratch; the defaults are nnU-Net's, which the reference used.
+    """Settings of a training from scratch; the defaults are nnU-Net's, which TotalSpineSeg used.
 
     Attributes:
-        size: Residual encoder preset of nnU-Net: "M", "L" (which the reference used) or "XL".
+        size: Residual encoder preset of nnU-Net: "M", "L" (which TotalSpineSeg used) or "XL".
         epochs: Number of epochs.
         iterations: Iterations per epoch; the batch size is that of the plan.
         gpus: Number of GPUs that share the batch (nnU-Net's distributed data parallel).
@@ -128,9 +129,7 @@ class _Scratch:
         """Check for errors before the training takes hours."""
         subjects = subjects_of(self.raw)
         if not subjects:
-            raise TrainingError(
-                f"There are no labeled cases in {str(self.raw)!r}. Write them with '{COMMAND} prepare'."
-            )
+            raise TrainingError(training_messages.NO_CASES.format(folder=str(self.raw), command=COMMAND))
         require_fold(self.fold, subjects.values())
         try:
             self.device = resolve_device(self.settings.device).type
@@ -138,31 +137,28 @@ class _Scratch:
             raise TrainingError(str(error)) from error
         gpus = torch.cuda.device_count() if self.device == "cuda" else 0
         if self.settings.gpus > max(1, gpus):
-            raise TrainingError(
-                f"--gpus asks for {self.settings.gpus} GPUs, but this machine has {gpus}. Ask for fewer."
-            )
+            raise TrainingError(training_messages.TOO_FEW_GPUS.format(asked=self.settings.gpus, found=gpus))
         self.cases = len(subjects)
 
     def plan(self, *, restart: bool) -> None:
         """Make nnU-Net's fingerprint, plan and preprocessing, unless they exist for these cases."""
         with locked(self.preprocessed, seconds=PLAN_SECONDS):
             digest = _digest(self.raw)
-            known = read_json_or(self.preprocessed / PLANNED_FILE, {})
+            known = read_json_if_there(self.preprocessed / PLANNED_FILE, training_messages.UNKNOWN_PLAN)
             others = self._others_begun()
             if others and any(value != digest for value in known.values()):
                 raise TrainingError(
-                    f"The cases have changed since {', '.join(others)} of {self.dataset} were trained, and these use "
-                    f"the same plan. Remove those folders below {str(self.folders.results / self.dataset)!r} to plan "
-                    "for other cases, or write the new cases to another folder."
+                    training_messages.OTHER_PLAN.format(
+                        trained=", ".join(others),
+                        dataset=self.dataset,
+                        results=str(self.folders.results / self.dataset),
+                    )
                 )
             if restart:
                 self._forget()
                 known = known if others else {}
             elif self._begun and any(value != digest for value in known.values()):
-                raise TrainingError(
-                    f"The cases have changed since the training of {self.dataset} began. Start over with --restart, "
-                    "or write the new cases to another folder."
-                )
+                raise TrainingError(training_messages.OTHER_CASES.format(dataset=self.dataset))
             if known.get(self.settings.plans) != digest:
                 self._plan(digest, {plans: value for plans, value in known.items() if value == digest})
 
@@ -183,10 +179,7 @@ class _Scratch:
         self._run(PLAN_MODULE, words, {})
         write_splits(self.raw, self.preprocessed)
         if _digest(self.raw) != digest:
-            raise TrainingError(
-                f"The cases have changed while {self.dataset} was planned. Train again after '{COMMAND} prepare' "
-                "has finished."
-            )
+            raise TrainingError(training_messages.CASES_CHANGED.format(dataset=self.dataset, command=COMMAND))
         write_json(self.preprocessed / PLANNED_FILE, {**known, self.settings.plans: digest})
 
     def _forget(self) -> None:
@@ -236,12 +229,9 @@ class _Scratch:
         wanted = {
             name: value for name, value in asdict(self.settings).items() if name in ("size", "epochs", "iterations")
         }
-        known = read_json_or(file, {})
-        if begun and known and known != wanted:
-            raise TrainingError(
-                f"This training began with other settings ({_listed(known)}) than the present ones ({_listed(wanted)})."
-                " Use the first settings again, or start over with --restart."
-            )
+        known = read_json_if_there(file, training_messages.START_OVER) if begun else {}
+        if known and known != wanted:
+            raise TrainingError(training_messages.OTHER_SETTINGS.format(first=_listed(known), now=_listed(wanted)))
         write_json(file, wanted)
 
     @property
@@ -301,8 +291,8 @@ class _Scratch:
         errors = [line for line in printed if "Error" in line]
         reason = (errors or printed or ["no output"])[-1]
         memory = any("out of memory" in line.lower() for line in printed)
-        remedy = "Choose a smaller --size." if memory else f"Its output is in {self._output}."
-        return f"nnU-Net failed with exit code {code} ({reason[:200]}). {remedy} The next call continues."
+        remedy = training_messages.SMALLER_SIZE if memory else training_messages.OUTPUT_AT.format(file=self._output)
+        return training_messages.NNUNET_FAILED.format(code=code, reason=reason[:200], remedy=remedy)
 
 
 def _relies_on_plan(fold: Path) -> bool:
@@ -318,8 +308,7 @@ def _digest(dataset: Path) -> str:
         digest = hashlib.sha256((dataset / DATASET_FILE).read_bytes())
     except FileNotFoundError as error:
         raise TrainingError(
-            f"The dataset in {str(dataset)!r} is not finished: {DATASET_FILE!r} is missing. Let '{COMMAND} "
-            "prepare' finish."
+            training_messages.UNFINISHED_DATASET.format(dataset=str(dataset), file=DATASET_FILE, command=COMMAND)
         ) from error
     digest.update(json.dumps(subjects_of(dataset)).encode())
     for file in sorted((*(dataset / "imagesTr").iterdir(), *(dataset / "labelsTr").iterdir())):

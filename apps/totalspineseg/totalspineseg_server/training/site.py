@@ -1,4 +1,4 @@
-"""Describe where the studies, corrections and models of a training are."""
+"""Describe where the studies, corrections and models of a training are, and find them in the folder of a server."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,8 +7,14 @@ from pathlib import Path
 from totalspineseg_server.bids import subject_of
 from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.folder_contents import VOLUMES_DIR, image_in_studies, volume_of
-from totalspineseg_server.corrections.ids import HISTORY_DIR, STUDIES_DIR
-from totalspineseg_server.corrections.image_records import IMAGES_DIR, PATIENT, ImageRecords, older_index
+from totalspineseg_server.corrections.ids import HISTORY_DIR, PACS_DIR, STUDIES_DIR
+from totalspineseg_server.corrections.image_records import (
+    IMAGES_DIR,
+    PATIENT,
+    ImageRecords,
+    images_folder,
+    older_index,
+)
 from totalspineseg_server.registry.model_store import ModelStore
 
 
@@ -22,7 +28,7 @@ class Site:
         corrections: Corrections of annotators.
         image_file: ``image_file(image_id)`` is the file or folder of an image, or None if it is missing.
         subject: ``subject(image_id)`` is the subject of an image. All images of a subject are used for training, or all
-            are held out.
+            are held out. It raises ``StorageError`` if the record that names the patient cannot be read.
     """
 
     history: Path
@@ -60,6 +66,34 @@ def folder_site(studies: Path, models: ModelStore, *, work: Path | None = None) 
         return image_in_studies(studies, image_id) or (converted if converted.is_file() else None)
 
     def subject(image_id: str) -> str:
-        return str(records.of(image_id).get(PATIENT) or subject_of(image_id))
+        return str(records.read(image_id).get(PATIENT) or subject_of(image_id))
 
     return Site(history, models, CorrectionStore(history), image_file, subject)
+
+
+def has_corrections(folder: Path) -> bool:
+    """Return whether a server has stored corrections in this folder."""
+    return (folder / HISTORY_DIR).is_dir() or _is_work_folder(folder)
+
+
+def site_of(folder: Path, models: ModelStore) -> Site:
+    """Return the site of a folder.
+
+    Args:
+        folder: The folder that ``serve`` uses: the studies, or ``--work``. For a PACS, only series that were fetched
+            once are there.
+        models: The versions in use.
+    """
+    if not _is_work_folder(folder):
+        return folder_site(folder, models)
+    if (images := images_folder(folder / STUDIES_DIR)) is not None:
+        return folder_site(images, models, work=folder)
+    from totalspineseg_server.pacs.found_series import StoredSeries
+
+    series = StoredSeries(folder)
+    return Site(folder, models, CorrectionStore(folder), series.image_file, series.subject)
+
+
+def _is_work_folder(folder: Path) -> bool:
+    known = (folder / PACS_DIR).is_dir() or images_folder(folder / STUDIES_DIR) is not None
+    return known and not (folder / HISTORY_DIR).is_dir()

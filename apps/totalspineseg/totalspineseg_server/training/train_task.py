@@ -1,22 +1,18 @@
-"""The training tasks that clients start: both steps in turn, or one."""
+"""Define the training tasks that clients start: both steps in turn, or one."""
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from monailabel.interfaces.tasks.train import TrainTask
 
 from totalspineseg_server.processes import parent_is_gone
+from totalspineseg_server.training import training_messages
 from totalspineseg_server.training.retrain_settings import client_config, read_settings
 from totalspineseg_server.training.runs import state_of
 from totalspineseg_server.training.site import Site
 
 logger = logging.getLogger(__name__)
-
-DESCRIPTION: Final = (
-    "Fine-tunes {what} on the submitted corrections, mixed with synthetic cases to prevent forgetting. "
-    "The new version is put into use only if nothing became worse on the reference set and on the site's hold-out."
-)
 
 
 class SpineTrainTask(TrainTask):  # type: ignore[misc]
@@ -29,7 +25,7 @@ class SpineTrainTask(TrainTask):  # type: ignore[misc]
 
     def __init__(self, site: Site, steps: tuple[int, ...]) -> None:
         what = "both networks" if len(steps) > 1 else f"the step-{steps[0]} network"
-        super().__init__(DESCRIPTION.format(what=what))
+        super().__init__(training_messages.DESCRIPTION.format(what=what))
         self._site = site
         self._steps = steps
 

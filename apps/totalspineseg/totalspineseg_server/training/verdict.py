@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final
 
+from totalspineseg_server.training import training_messages
 from totalspineseg_server.training.compare import (
     CONFIDENCE,
     MARGINS,
@@ -22,10 +23,6 @@ REFERENCE, HOLDOUT = "reference", "hold-out"
 OWN_ANSWERS: Final = "own answers"
 """Scans of the site that the weights in use name without doubt. They replace synthetic scans that these weights do not
 handle."""
-TOO_FEW_DEFAULT: Final = (
-    "with too few hold-out subjects the reference set alone decides, and the report says so; "
-    "with too few reference subjects nothing is published"
-)
 
 NUMBERS: Final = ("active", "candidate", "change", "lower", "margin")
 """The numbers of a comparison, in the order of the report."""
@@ -95,7 +92,7 @@ class GateReport:
             "rule": {
                 "min_subjects": MIN_SUBJECTS,
                 "confidence": CONFIDENCE,
-                "too_few": TOO_FEW_DEFAULT,
+                "too_few": training_messages.TOO_FEW_DEFAULT,
             },
             "sets": [_set_json(entry) for entry in self.sets],
             "left_out": list(self.left_out),
@@ -182,18 +179,13 @@ def judge(
     )
     publish, reason = _decide(sets, since)
     if unhandled:
-        reason = f"{reason}; {unhandled} synthetic spines were not counted, because the weights in use fail on them"
+        reason = training_messages.UNHANDLED.format(reason=reason, unhandled=unhandled)
     if doubted:
-        reason = (
-            f"{reason}; {doubted} synthetic spines were not counted, because both versions call their names doubtful"
-        )
+        reason = training_messages.DOUBTED.format(reason=reason, doubted=doubted)
     if left_out:
-        reason = f"{reason}; {len(left_out)} of the scans could not be used"
+        reason = training_messages.LEFT_OUT.format(reason=reason, count=len(left_out))
     if untouched:
-        reason = (
-            f"{reason}; {untouched} structures of the hold-out were not counted, because readers left them as "
-            "the weights in use or earlier ones predicted them"
-        )
+        reason = training_messages.UNTOUCHED.format(reason=reason, untouched=untouched)
     judged_by = {name: sum(len(entry.active) for entry in subjects) for name, subjects in scans.items()}
     return GateReport(active, candidate, publish, (*sets, *since), reason, tuple(left_out), untouched, judged_by)
 
@@ -207,10 +199,10 @@ def _decide(sets: Sequence[SetReport], since: Sequence[SetReport]) -> tuple[bool
         passed = [entry.name for entry in (holdout, *instead) if entry.verdict is Verdict.PASS]
         if not instead or not passed:
             return False, "refused: " + "; ".join(e.reason for e in sets if e.verdict is Verdict.TOO_FEW)
-        return True, f"passed on the {' and the '.join(passed)} alone: {reference.reason}"
+        return True, training_messages.PASSED_ON.format(sets=" and the ".join(passed), reason=reference.reason)
     if holdout.verdict is Verdict.TOO_FEW:
-        return True, f"passed on the reference set alone: {holdout.reason}"
-    return True, "passed: nothing fell by more than is allowed, on either set"
+        return True, training_messages.PASSED_ON_REFERENCE.format(reason=holdout.reason)
+    return True, training_messages.PASSED
 
 
 def _judge_set(name: str, subjects: Sequence[SubjectScores], *, margins: Mapping[str, float] = MARGINS) -> SetReport:
@@ -218,13 +210,18 @@ def _judge_set(name: str, subjects: Sequence[SubjectScores], *, margins: Mapping
     # A subject whose scan shows only a sliver of a spine, so that no measure applies, does not count.
     count = max(comparison.subjects for comparison in comparisons)
     if count < MIN_SUBJECTS:
-        reason = f"the {name} set needs {MIN_SUBJECTS} subjects and has {count}"
+        reason = training_messages.TOO_FEW.format(name=name, needed=MIN_SUBJECTS, count=count)
         return SetReport(name, Verdict.TOO_FEW, count, comparisons, reason)
     fallen = [entry for entry in comparisons if not entry.allowed]
     if fallen:
-        listed = ", ".join(f"{e.measure} {e.change:+.3f} (worst {e.lower:+.3f}, allowed -{e.margin:g})" for e in fallen)
-        return SetReport(name, Verdict.FAIL, count, comparisons, f"on the {name} set these fell too far: {listed}")
-    return SetReport(name, Verdict.PASS, count, comparisons, f"nothing fell by more than is allowed on the {name} set")
+        listed = ", ".join(
+            training_messages.FELL_BY.format(measure=e.measure, change=e.change, lower=e.lower, margin=e.margin)
+            for e in fallen
+        )
+        return SetReport(
+            name, Verdict.FAIL, count, comparisons, training_messages.FELL.format(name=name, measures=listed)
+        )
+    return SetReport(name, Verdict.PASS, count, comparisons, training_messages.NOTHING_FELL.format(name=name))
 
 
 def _set_json(entry: SetReport) -> dict[str, Any]:

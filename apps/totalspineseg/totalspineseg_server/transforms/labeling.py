@@ -205,7 +205,8 @@ def paint(pieces: Pieces, raw: Labels, naming: Naming, step: Step) -> Labels:
 
     Returns:
         A new uint8 map of output codes: named pieces, canal, cord and sacrum; in step 1 also C1, and all other
-        vertebrae have the sacrum's code there. Unnamed pieces become background, even those of the sacrum's class.
+        vertebrae have the sacrum's code there. Unnamed pieces become background, even those of the sacrum's class. So
+        do voxels of that class that are too few for a piece, if no piece is the sacrum.
 
     Raises:
         ValueError: The naming belongs to other pieces.
@@ -230,6 +231,8 @@ def paint(pieces: Pieces, raw: Labels, naming: Naming, step: Step) -> Labels:
     ]
     if not_sacrum and pieces.vertebra_map is not None:
         painted[np.isin(pieces.vertebra_map[box], not_sacrum)] = BACKGROUND
+    if step == 2 and SACRUM not in naming.vertebrae:
+        painted[painted == SACRUM] = BACKGROUND
     for numbered, codes in ((pieces.vertebra_map, naming.vertebrae), (pieces.disc_map, naming.discs)):
         if numbered is not None:
             crop = numbered[box]

@@ -27,7 +27,7 @@ def _upper_points(labels: Labels, c2_c3: Voxel, line: Points, spacing: Points) -
     below_top = np.argwhere(labels[c2_c3[0], :, :c1_top] == SACRUM)
     if len(below_top) == 0:
         return {}
-    # Of several equally superior voxels the most anterior one is used, and halves are rounded up, because the reference
+    # Of several equally superior voxels the most anterior one is used, and halves are rounded up, because TotalSpineSeg
     # counts from the anterior and superior end.
     y, z = below_top[np.lexsort((below_top[:, 0], below_top[:, 1]))[-1]]
     top = np.array([c2_c3[0], y, z])

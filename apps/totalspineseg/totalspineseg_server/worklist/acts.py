@@ -4,11 +4,11 @@ import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import numpy as np
 
-from totalspineseg_server.anatomy import BY_CODE, NAME_OF, WIRE_LABELS, Kind
+from totalspineseg_server.anatomy import BY_CODE, CODE_OF, NAME_OF, WIRE_LABELS, Kind
 from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.corrections.comparison import ACCEPTED_NAMES, ALL
 from totalspineseg_server.corrections.correction_store import (
@@ -18,8 +18,9 @@ from totalspineseg_server.corrections.correction_store import (
     Rejection,
     Rejections,
 )
+from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.interpretation import UNCHANGED_PARAMETER
-from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.receipts import Sender, receipt_of
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import labels_from_iso
 from totalspineseg_server.io.volumes import write_volume
@@ -27,11 +28,11 @@ from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.renumber import renumber
 from totalspineseg_server.numbering.report import report, sentence
 from totalspineseg_server.segments import to_wire
-from totalspineseg_server.spellings import code_of_name
+from totalspineseg_server.spellings import code_of_name, with_mark
 from totalspineseg_server.transforms.components import labels_present
 from totalspineseg_server.worklist import worklist_messages
 from totalspineseg_server.worklist.rows import Row
-from totalspineseg_server.worklist.scans import PREDICTION, View
+from totalspineseg_server.worklist.scans import PREDICTION, View, doubtful_of
 
 VIEWS: Final = frozenset({"sagittal", "axial"})
 """Planes that a reader must have seen before accepting a result: the sagittal one shows a wrong level, only the axial
@@ -53,32 +54,17 @@ class Pinned:
     message: str
 
 
-class Submit(Protocol):
-    """Accepts a label, see ``App.submit_label``."""
-
-    def __call__(self, image_id: str, file: Path, tag: str, params: Mapping[str, Any], sender: Sender) -> Correction:
-        """Accept a label."""
-
-
-class Undo(Protocol):
-    """Takes back the newest label of an image, see ``Inbox.undo``."""
-
-    def __call__(self, image_id: str, correction_id: str, *, user: str) -> str:
-        """Take it back, and return the id of the label that is now displayed again."""
-
-
 class Acts:
     """Carries out what readers decide on the page; each act is stored in the history with the reader's name.
 
     Args:
-        submit: Accepts a label as if a client had sent it.
-        undo: Takes back the newest label.
+        inbox: Accepts a label as if a client had sent it, and takes back the newest one.
         corrections: All submitted labels.
         rejections: All rejections.
     """
 
-    def __init__(self, submit: Submit, undo: Undo, corrections: CorrectionStore, rejections: Rejections) -> None:
-        self._submit, self._undo = submit, undo
+    def __init__(self, inbox: Inbox, corrections: CorrectionStore, rejections: Rejections) -> None:
+        self._inbox = inbox
         self._corrections, self._rejections = corrections, rejections
 
     def pin(self, view: View, prediction: str, names: Mapping[str, str]) -> Pinned:
@@ -115,9 +101,15 @@ class Acts:
     def submit_pinned(
         self, row: Row, view: View, names: Mapping[str, str], pinned: Pinned, sender: Sender
     ) -> Correction:
-        """Submit a result with the names that a reader pinned; see ``pin``."""
+        """Submit a result with the names that a reader pinned; see ``pin``.
+
+        Levels that the pins left doubtful keep the mark of doubt, so that nobody takes their names for confirmed.
+        """
         # When the label is read, the other names follow the new one, and the record says so.
         sent = dict(names) if len(names) == 1 else dict(pinned.names)
+        doubtful = {NAME_OF[code] for code in doubtful_of(pinned.numbering)}
+        marked = {name for name in CODE_OF if pinned.names.get(name, name) in doubtful and name not in names}
+        sent |= {name: with_mark(sent.get(name, name)) for name in marked}
         return self._send(row, view, sent, {}, sender)
 
     def accept(self, row: Row, view: View, prediction: str, views: Collection[str], sender: Sender) -> Correction:
@@ -176,7 +168,7 @@ class Acts:
             return worklist_messages.REJECTION_UNDONE
         assert label is not None
         _require_own(label, sender, is_admin=is_admin)
-        again = self._undo(row.id, label.id, user=sender.user)
+        again = self._inbox.undo(row.id, label.id, user=sender.user)
         return worklist_messages.EARLIER_LABEL_RETURNS if again else worklist_messages.LABEL_UNDONE
 
     def _send(
@@ -192,7 +184,7 @@ class Acts:
         with tempfile.TemporaryDirectory(prefix="totalspineseg-label-") as folder:
             file = Path(folder) / sender.file_name
             write_volume(file, to_wire(codes), view.grid)
-            return self._submit(row.id, file, FINAL_TAG, params, sender)
+            return self._inbox.submit(receipt_of(row.id, file, tag=FINAL_TAG, sender=sender, params=params), file)
 
 
 def reader(user: str, client: str) -> Sender:

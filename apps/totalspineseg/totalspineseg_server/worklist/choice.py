@@ -11,17 +11,17 @@ import numpy as np
 from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, UNREVIEWED, UNREVIEWED_NAME, WIRE_LABELS
 from totalspineseg_server.corrections.comparison import ACCEPTED_NAMES
 from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore
+from totalspineseg_server.corrections.inbox import Submit
 from totalspineseg_server.corrections.interpretation import CHOSEN_PARAMETER, UNCHANGED_PARAMETER
-from totalspineseg_server.corrections.receipts import Sender
+from totalspineseg_server.corrections.receipts import Sender, receipt_of
 from totalspineseg_server.corrections.submission import UNREVIEWED_NAMES
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import Grid, LabelArray
 from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.segments import to_wire
-from totalspineseg_server.spellings import code_of_name
+from totalspineseg_server.spellings import code_of_name, with_mark
 from totalspineseg_server.worklist import worklist_messages
-from totalspineseg_server.worklist.acts import Submit
 
 REGION: Final = max(WIRE_LABELS.values()) + 1
 """Value of the regions that are left out of training; it follows those of the structures."""
@@ -62,7 +62,7 @@ def choose(
         LabelError: A label does not have the structure that is to be taken from it.
     """
     named = {choice.label, *choice.take.values(), *choice.leave_out}
-    known = {one.id: one for one in finished_labels(corrections, image_id)}
+    known = {one.id: one for one in corrections.finished(image_id)}
     if missing := sorted(named - known.keys()):
         raise ConflictError(worklist_messages.NOT_FINISHED.format(label=missing[0][:80]))
     labels = {id_: known[id_] for id_ in (choice.label, *sorted(named - {choice.label}))}
@@ -71,18 +71,13 @@ def choose(
         raise ConflictError(worklist_messages.OTHER_IMAGE)
     codes = {id_: corrections.codes(one) for id_, one in labels.items()}
     merged = merge(codes, choice)
-    params = _params(base, labels, merged, is_whole=len(labels) == 1)
+    params = _params(choice, labels, merged)
     wire = to_wire(without_regions(merged))
     wire[merged == UNREVIEWED] = REGION
     with tempfile.TemporaryDirectory(prefix="totalspineseg-choice-") as folder:
         file = Path(folder) / "label.nii.gz"
         write_volume(file, wire, grid)
-        return submit(image_id, file, FINAL_TAG, params, sender)
-
-
-def finished_labels(corrections: CorrectionStore, image_id: str) -> list[Correction]:
-    """Return the finished labels of a scan that count, oldest first."""
-    return [one for one in corrections.in_force(image_id) if one.tag == FINAL_TAG and one.step != 1]
+        return submit(receipt_of(image_id, file, tag=FINAL_TAG, sender=sender, params=params), file)
 
 
 def merge(codes: Mapping[str, LabelArray], choice: Choice) -> LabelArray:
@@ -114,20 +109,30 @@ def merge(codes: Mapping[str, LabelArray], choice: Choice) -> LabelArray:
     return merged
 
 
-def _params(
-    base: Correction, labels: Mapping[str, Correction], merged: LabelArray, *, is_whole: bool
-) -> dict[str, Any]:
+def _params(choice: Choice, labels: Mapping[str, Correction], merged: LabelArray) -> dict[str, Any]:
     """Return the parameters that keep the meaning that the label had when its reader sent it."""
+    base = labels[choice.label]
     present = {code for code in np.unique(merged).tolist() if code in NAME_OF}
     unreviewed = {code for one in labels.values() for code in one.unreviewed} & present
+    doubtful = _unconfirmed(choice, labels)
     # Structures that the reader left as predicted still count as such, and no others do.
-    checked = present - unreviewed - {code for one in labels.values() for code in (*one.untouched, *one.renamed)}
-    label_info = [{"name": name, "idx": value} for name, value in {**WIRE_LABELS, UNREVIEWED_NAME: REGION}.items()]
+    left = {code for one in labels.values() for code in (*one.untouched, *one.renamed)}
+    checked = present - unreviewed - doubtful - left
+    marked = {NAME_OF[code]: with_mark(NAME_OF[code]) for code in doubtful}
+    wire = {**WIRE_LABELS, UNREVIEWED_NAME: REGION}
+    label_info = [{"name": marked.get(name, name), "idx": value} for name, value in wire.items()]
     return {
         "label_info": label_info,
         "prediction": str((base.prediction or {}).get("id", "")),
         UNREVIEWED_NAMES: [NAME_OF[code] for code in sorted(unreviewed)],
         ACCEPTED_NAMES: [NAME_OF[code] for code in sorted(checked)],
-        UNCHANGED_PARAMETER: is_whole and base.unchanged,
+        UNCHANGED_PARAMETER: len(labels) == 1 and base.unchanged,
         CHOSEN_PARAMETER: list(labels),
     }
+
+
+def _unconfirmed(choice: Choice, labels: Mapping[str, Correction]) -> set[int]:
+    """Return the codes of names that were left marked as doubtful in the label from which the structure comes."""
+    source = {code_of_name(name): labels[id_] for name, id_ in choice.take.items()}
+    doubtful = {code for code in labels[choice.label].unconfirmed if code not in source}
+    return doubtful | {code for code, label in source.items() if code is not None and code in label.unconfirmed}

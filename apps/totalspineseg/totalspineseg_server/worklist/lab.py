@@ -1,17 +1,17 @@
 """Answer the requests of the lab's page about scans."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from totalspineseg_server.activelearning.scores import Scores
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, Rejections
+from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.predictions import MapStore
 from totalspineseg_server.corrections.receipts import Sender
 from totalspineseg_server.errors import UnknownImageError
 from totalspineseg_server.worklist import worklist as lines
-from totalspineseg_server.worklist.acts import Acts, Submit, Undo
+from totalspineseg_server.worklist.acts import Acts
 from totalspineseg_server.worklist.choice import Choice, choose
 from totalspineseg_server.worklist.readers import agreements, corrected
 from totalspineseg_server.worklist.rows import Row
@@ -40,7 +40,7 @@ class Lab:
         thumbnails: Small pictures.
         acts: Carries out what readers decide.
         corrections: The submitted labels.
-        submit: Accepts a label as if a client had sent it.
+        inbox: Accepts a label as if a client had sent it.
     """
 
     worklist: Worklist
@@ -48,7 +48,7 @@ class Lab:
     thumbnails: Thumbnails
     acts: Acts
     corrections: CorrectionStore
-    submit: Submit
+    inbox: Inbox
 
     def row(self, image_id: str) -> Row:
         """Return the current row of a scan.
@@ -74,7 +74,7 @@ class Lab:
     def choose(self, image_id: str, choice: Choice, sender: Sender) -> Correction:
         """Let one of the finished labels of a scan count, or a label merged from them; see ``choice.choose``."""
         _, view = self.view(image_id)
-        return choose(self.corrections, self.submit, image_id, view.grid, choice, sender)
+        return choose(self.corrections, self.inbox.submit, image_id, view.grid, choice, sender)
 
     def agreements(self, image_id: str) -> list[dict[str, Any]]:
         """Return how well finished labels of an image by different readers agree; see ``readers.agreements``."""
@@ -107,26 +107,24 @@ class Lab:
 
 def open_lab(
     root: Path,
-    studies: Callable[[], Studies],
+    studies: Studies,
     scores: Scores,
     maps: MapStore,
     corrections: CorrectionStore,
-    submit: Submit,
-    undo: Undo,
+    inbox: Inbox,
 ) -> Lab:
     """Return the part of the server that answers the lab's page about scans; nothing is read yet.
 
     Args:
         root: The history folder.
-        studies: Returns the datastore.
+        studies: The datastore.
         scores: How doubtful each result is.
         maps: Stored maps of the networks.
         corrections: The submitted labels.
-        submit: Accepts a label as if a client had sent it.
-        undo: Takes back the newest label.
+        inbox: Accepts a label as if a client had sent it, and takes back the newest one.
     """
-    store, rejections = studies(), Rejections(root)
-    worklist = Worklist(studies, Records(root, scores, corrections, rejections, store.fingerprint))
-    scans = Scans(store.image_file, store.fingerprint, worklist.record, maps, corrections)
-    acts = Acts(submit, undo, corrections, rejections)
-    return Lab(worklist, scans, Thumbnails(root, scans.glance, store.fingerprint), acts, corrections, submit)
+    rejections = Rejections(root)
+    worklist = Worklist(studies, Records(root, scores, corrections, rejections, studies.fingerprint))
+    scans = Scans(studies.image_file, studies.fingerprint, worklist.record, maps, corrections)
+    acts = Acts(inbox, corrections, rejections)
+    return Lab(worklist, scans, Thumbnails(root, scans.glance, studies.fingerprint), acts, corrections, inbox)

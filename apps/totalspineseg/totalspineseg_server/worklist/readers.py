@@ -16,7 +16,6 @@ from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.transforms.components import labels_present
-from totalspineseg_server.worklist.choice import finished_labels
 
 DIGITS: Final = 3
 MONTH: Final = len("2026-01")
@@ -32,7 +31,7 @@ def agreements(corrections: CorrectionStore, image_id: str) -> list[dict[str, An
         chosen label belongs to no reader and is compared with those of all readers. Empty if only one reader finished
         the scan, or the others saw another image.
     """
-    finished = finished_labels(corrections, image_id)
+    finished = corrections.finished(image_id)
     if not finished:
         return []
     current, last = finished[-1], dict[str, Correction]()

@@ -18,7 +18,7 @@ from totalspineseg_server.corrections.predictions import MapStore, PredictionMap
 from totalspineseg_server.errors import UnknownImageError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, labels_from_iso, to_ras
-from totalspineseg_server.io.volumes import read_image, write_volume
+from totalspineseg_server.io.volumes import read_image
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.report import DOUBTFUL_PROBABILITY
 from totalspineseg_server.plausible import without_regions
@@ -143,11 +143,6 @@ class Scans:
         on_image = np.ascontiguousarray(to_ras(Volume(codes, image.affine)).data)
         gray = Volume(_gray(ras.data), ras.affine)
         return View(gray, image.grid, sha256, Label(of, on_image, record, maps))
-
-
-def write_view(file: Path, data: npt.NDArray[Any], view: View) -> None:
-    """Write an array as NIfTI, on the voxels of a view."""
-    write_volume(file, data, view.image.grid)
 
 
 def levels_of(view: View) -> list[dict[str, Any]]:

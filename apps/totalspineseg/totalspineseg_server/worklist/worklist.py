@@ -87,14 +87,12 @@ class Worklist:
     thread of its own looks for changes: if that takes long, a request is answered with the earlier rows.
 
     Args:
-        studies: Returns the datastore.
+        studies: The datastore.
         records: Records about the scans.
         clock: Seconds; never runs backward.
     """
 
-    def __init__(
-        self, studies: Callable[[], Studies], records: Records, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, studies: Studies, records: Records, clock: Callable[[], float] = time.monotonic) -> None:
         self._studies, self._records, self._clock = studies, records, clock
         self._lines = _Lines()
         self._guard = threading.Lock()
@@ -114,10 +112,9 @@ class Worklist:
 
     def row(self, image_id: str) -> Row | None:
         """Return the current row of a scan; None if there is no such scan."""
-        store = self._studies()
-        if image_id not in store.list_images():
+        if image_id not in self._studies.list_images():
             return None
-        return self._row(image_id, store, is_finished=image_id in store.get_labeled_images())
+        return self._row(image_id, is_finished=image_id in self._studies.get_labeled_images())
 
     def record(self, row: Row) -> PredictionRecord | None:
         """Return the record of the result that a row describes; None if there is none, or it is gone."""
@@ -140,14 +137,13 @@ class Worklist:
     def _renew(self) -> None:
         begun = self._clock()
         try:
-            store = self._studies()
-            finished = frozenset(store.get_labeled_images())
-            changes = self._changes(store, finished)
+            finished = frozenset(self._studies.get_labeled_images())
+            changes = self._changes(finished)
             before, rows = self._lines, dict[str, Row]()
             for image_id, change in changes.items():
                 known = before.rows.get(image_id)
                 if known is None or before.changes.get(image_id) != change:
-                    known = self._row(image_id, store, is_finished=image_id in finished)
+                    known = self._row(image_id, is_finished=image_id in finished)
                 rows[image_id] = known
         except Exception:
             # The next request tries again; until then the earlier rows are shown.
@@ -157,27 +153,27 @@ class Worklist:
         seconds = self._clock() - begun if before.rows else 0.0
         self._lines = _Lines(changes, rows, _by_id(rows), begun, seconds)
 
-    def _changes(self, store: Studies, finished: frozenset[str]) -> dict[str, Change]:
+    def _changes(self, finished: frozenset[str]) -> dict[str, Change]:
         """Return a value that changes whenever a scan's row may have changed: the times of its files, without reading
         any.
         """
         times = [_times(self._records.root / name) for name in FOLDERS]
         now = time.time()
         changes: dict[str, Change] = {}
-        for image_id in store.list_images():
+        for image_id in self._studies.list_images():
             name = folder_name(image_id)
             times_of = tuple(known.get(name, known.get(f"image-{name}.json", 0)) for known in times)
-            offer = last_noted(store.get_image_info(image_id))
+            offer = last_noted(self._studies.get_image_info(image_id))
             # An offer ends after some time.
             offered = (offer.time, offer.client, 0 <= now - offer.time < RESERVED_SECONDS)
             changes[image_id] = (self._records.fingerprint(image_id), image_id in finished, *times_of, offered)
         return changes
 
-    def _row(self, image_id: str, store: Studies, *, is_finished: bool) -> Row:
+    def _row(self, image_id: str, *, is_finished: bool) -> Row:
         records = self._records
         score = records.scores.of(image_id, records.fingerprint(image_id))
         record = None if score is None else records.scores.record_of(score)
-        info = store.get_image_info(image_id)
+        info = self._studies.get_image_info(image_id)
         corrections: Sequence[Any] = records.corrections.of_image(image_id)
         return row_of(
             image_id,
@@ -189,7 +185,7 @@ class Worklist:
             rejection=records.rejections.latest(image_id),
             offer=last_noted(info),
             now=time.time(),
-            study=store.study_of(image_id),
+            study=self._studies.study_of(image_id),
             about=about_series(info),
         )
 

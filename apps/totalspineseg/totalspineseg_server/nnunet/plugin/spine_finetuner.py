@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from totalspineseg_server.errors import TrainingError
+from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.nnunet.cases import Origin
 from totalspineseg_server.nnunet.finetune_job import (
     FINETUNING,
@@ -258,9 +259,7 @@ class SpineFinetuner(SpineTrainer):
         loss = self._update(batch)
         self.bad_losses = self.bad_losses + 1 if math.isnan(loss) else 0
         if self.bad_losses >= BAD_LOSSES:
-            raise TrainingError(
-                f"The loss was not finite for {BAD_LOSSES} iterations. Train again with a lower learning rate."
-            )
+            raise TrainingError(nnunet_messages.LOSS_NOT_FINITE.format(count=BAD_LOSSES))
         self.iteration += 1
         # The last iteration of an epoch is reported when the state is stored.
         if self.iteration % self.job.settings.epoch and self.iteration < self.job.settings.iterations:
@@ -418,10 +417,7 @@ class SpineFinetuner(SpineTrainer):
             raise self._too_little(what) from error
 
     def _too_little(self, what: str) -> TrainingError:
-        return TrainingError(
-            f"There is too little memory on {self.device} for {what}. Stop other programs on the device, or train on "
-            "another one."
-        )
+        return TrainingError(nnunet_messages.TOO_LITTLE_MEMORY.format(device=self.device, what=what))
 
 
 def _lacks_memory(error: Exception) -> bool:

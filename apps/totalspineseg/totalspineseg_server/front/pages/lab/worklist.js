@@ -15,6 +15,8 @@ const COLUMNS = [
   ['version', 'Version'],
 ];
 const SIZE = 25;
+// Files and folders that are named with the reason why they are not in the list.
+const NOT_OFFERED = 50;
 // One clear point: an address without a picture shows as a broken one.
 const NO_PICTURE = 'data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw==';
 const MODEL = 'totalspineseg';
@@ -66,7 +68,8 @@ export async function show(view) {
   const pager = element('div', { class: 'bar' });
   const side = element('section', { class: 'card', 'aria-label': 'Chosen scan' });
   const table = element('table', { id: 'scans' }, element('thead', {}, head), body);
-  const split = element('div', { class: 'split' }, element('div', {}, table, pager), side);
+  const left = element('details', { id: 'not-offered', class: 'soft', hidden: true });
+  const split = element('div', { class: 'split' }, element('div', {}, table, pager, left), side);
   view.append(
     element('h2', {}, 'Scans'),
     element('div', { class: 'bar' }, search, status, certainty, counts, element('span', { class: 'grow' }), strategy, next),
@@ -342,8 +345,20 @@ export async function show(view) {
   strategy.addEventListener('change', () => setStrategy(strategy.value));
   document.addEventListener('keydown', onKey);
 
-  async function loadStrategies() {
+  function drawNotOffered(reasons) {
+    const names = Object.keys(reasons);
+    const summary = names.length === 1 ? 'One file or folder is not in this list' : `${names.length} files or folders are not in this list`;
+    left.replaceChildren(
+      element('summary', {}, summary),
+      element('ul', {}, ...names.slice(0, NOT_OFFERED).map(name => element('li', {}, `${name} ${reasons[name]}.`))),
+      names.length > NOT_OFFERED ? `And ${names.length - NOT_OFFERED} more.` : '',
+    );
+    left.hidden = !names.length;
+  }
+
+  async function loadInfo() {
     const info = await get('/info/');
+    drawNotOffered(info.datastore.not_offered || {});
     strategy.append(...Object.keys(info.strategies).map(name => element('option', { value: name }, name.replaceAll('_', ' '))));
     strategy.value = chosenStrategy() in info.strategies ? chosenStrategy() : Object.keys(info.strategies)[0];
     setStrategy(strategy.value);
@@ -351,7 +366,7 @@ export async function show(view) {
 
   // Not awaited: it asks the PACS, which may be slow, and the list is there without it.
   // Somebody who is not signed in is asked once, for the list.
-  loadStrategies().catch(error => error.status === SIGN_IN || say(error.message, true));
+  loadInfo().catch(error => error.status === SIGN_IN || say(error.message, true));
   showPictures(localStorage.getItem(PICTURES) === 'large');
   await look();
 

@@ -1,24 +1,31 @@
-"""Find pieces without a name, which are a reason to doubt the names of the others."""
+"""Find what contradicts the names: pieces without a name, and landmarks that are named as another disc."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import numpy as np
 
-from totalspineseg_server.anatomy import BY_CODE, C1, DISC_L5_S, SACRUM, Kind
-from totalspineseg_server.numbering.evidence import Evidence
-from totalspineseg_server.numbering.evidence_weights import ORDER, THIN_DISC, s1_shape
+from totalspineseg_server.anatomy import BY_CODE, C1, DISC_L5_S, NAME_OF, SACRUM, Kind
+from totalspineseg_server.numbering import messages
+from totalspineseg_server.numbering.evidence import Evidence, landmark_shares
+from totalspineseg_server.numbering.evidence_weights import MOSTLY, ORDER, THIN_DISC, s1_shape
+from totalspineseg_server.numbering.findings import Finding, found_at
 from totalspineseg_server.numbering.solver import FALSE, Path
 from totalspineseg_server.transforms.labeling import UNNAMED, Naming
+from totalspineseg_server.transforms.pieces import Pieces
 
 UNEXPLAINED_SHARE: Final = 0.5
 """Smallest share of the usual volume of its kind with which a piece has the size of a structure."""
-
 SWOLLEN: Final = 1.35
 """A vertebra that is larger than its neighbors by this factor contains more than itself (neighbors differ by 5-10
 %)."""
 NEIGHBORS: Final = 6
 """Number of vertebrae around a missed one that are compared."""
+NEAR: Final = 6
+"""Largest distance over which a misplaced landmark indicates a shift, in places of the column (three levels)."""
+OWN_SHARE: Final = 0.25
+"""If this share of a disc has the class of the landmark that is its name, the network also saw the landmark there.
+"""
 
 
 def left_out(path: Path, evidence: Evidence, naming: Naming) -> tuple[int, ...]:
@@ -110,3 +117,43 @@ def _swollen(missed: int, path: Path, evidence: Evidence) -> bool:
     near = sorted(bones)[:NEIGHBORS]
     usual = float(np.median([volume for _, volume in near])) if len(near) == NEIGHBORS else np.inf
     return any(volume > SWOLLEN * usual for _, volume in near[:2])
+
+
+def moved_landmarks(
+    names: Sequence[int], pieces: Pieces, *, pinned: Collection[int], missed: Collection[int]
+) -> tuple[Finding, ...]:
+    """Return the network's landmarks that the names contradict.
+
+    Three kinds do not count: a landmark that covers its own disc and the next one; a landmark far from its place, which
+    is clearly an error; and a landmark that can be counted from a pin without a gap, because networks label the fifth
+    disc from the sacrum as T12-L1 even in a column with six lumbar vertebrae.
+
+    Args:
+        names: Code of each disc of ``pieces``.
+        pieces: The pieces. Not modified.
+        pinned: Codes of the levels that a reader fixed.
+        missed: Codes of structures in view that have no piece.
+    """
+    shares = [landmark_shares(piece) for piece in pieces.discs]
+    own = {name for name, by_landmark in zip(names, shares, strict=True) if by_landmark.get(name, 0.0) >= OWN_SHARE}
+    return tuple(
+        _moved(k, name, landmark, pieces)
+        for k, (name, by_landmark) in enumerate(zip(names, shares, strict=True))
+        for landmark, share in by_landmark.items()
+        if share > MOSTLY
+        and name not in (UNNAMED, landmark)
+        and landmark not in own
+        and abs(ORDER[name] - ORDER[landmark]) <= NEAR
+        and not any(_is_counted(name, pin, missed) for pin in pinned)
+    )
+
+
+def _is_counted(name: int, pin: int, missed: Collection[int]) -> bool:
+    """Return whether nothing was missed between two levels."""
+    low, high = sorted((ORDER[name], ORDER[pin]))
+    return not any(low < ORDER[code] < high for code in missed)
+
+
+def _moved(k: int, name: int, landmark: int, pieces: Pieces) -> Finding:
+    text = messages.LANDMARK_DIFFERS.format(landmark=NAME_OF[landmark], name=NAME_OF[name])
+    return found_at(pieces.discs[k], "landmark_differs", name, text)
