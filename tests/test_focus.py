@@ -11,7 +11,15 @@ from tiny_models import write_model_folder
 from totalspineseg_server.nnunet.focus import EDGE_MM, MARGIN_MM, FocusedPredictor, is_worth_a_look, widened
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import WarmPredictor
-from totalspineseg_server.nnunet.tiles import Row, fewest_tiles, sliding_logits, tile_starts, whole_row
+from totalspineseg_server.nnunet.tiles import (
+    Row,
+    chosen_rows,
+    fewest_tiles,
+    sliding_logits,
+    tile_starts,
+    tiles_of,
+    whole_row,
+)
 from totalspineseg_server.prediction import Prediction
 
 SHAPE = (120, 160, 300)
@@ -47,12 +55,10 @@ class Fine:
         wanted: Box | None = None,
         skip_air: bool = False,
     ) -> Prediction:
-        rows = [fewest_tiles(*about, 0.5) for about in zip(within, SHAPE, TILE, strict=True)]
-        if wanted is not None:
-            rows = [row.deciding(part) for row, part in zip(rows, wanted, strict=True)]
+        rows = chosen_rows(within, wanted or within, SHAPE, TILE, 0.5)
         x, y, z = (row.part for row in rows)
         self.seen.append((x, y, z) if wanted is not None else None)
-        self.tiles.append(int(np.prod([len(row.starts) for row in rows])))
+        self.tiles.append(tiles_of(rows))
         labels = np.zeros_like(self.truth)
         labels[x, y, z] = self.truth[x, y, z]
         return Prediction(labels, {name: labels.astype(np.float32) for name in soft}, seen=(x, y, z))
@@ -143,7 +149,7 @@ def test_the_box_moves_no_tile() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spacing", "seen"), [((1, 1, 1), (40, 72)), ((2, 1.5, 2.5), (32, 80))], ids=["1 mm", "coarse, uneven"]
+    ("spacing", "seen"), [((1, 1, 1), (32, 80)), ((2, 1.5, 2.5), (16, 80))], ids=["1 mm", "coarse, uneven"]
 )
 def test_a_voxel_whose_tiles_are_all_computed_is_that_of_the_whole_image(tmp_path, spacing, seen) -> None:
     folder = ModelFolder.open(write_model_folder(tmp_path / "model", 1, patch=(16, 16, 16), spacing=spacing))
@@ -187,11 +193,7 @@ def noisy_slab(tissue: tuple[slice, ...], shape: tuple[int, ...] = SMALL) -> np.
 
 def least_tiles(part: Box) -> int:
     """Return the number of tiles of an image that is only a part."""
-    return int(
-        np.prod(
-            [len(whole_row(axis.stop - axis.start, tile, 0.5).starts) for axis, tile in zip(part, TILE, strict=True)]
-        )
-    )
+    return tiles_of([whole_row(axis.stop - axis.start, tile, 0.5) for axis, tile in zip(part, TILE, strict=True)])
 
 
 def test_air_around_the_spine_costs_no_tile() -> None:
@@ -221,6 +223,17 @@ def test_air_that_costs_no_tile_moves_none() -> None:
     whole, some = fine.seen
     assert whole == WHOLE and some is not None and (some[0], some[2]) == (WHOLE[0], WHOLE[2])
     assert some[1] == slice(32, 128), "two of the image's four tiles"
+
+
+def test_tiles_stay_where_moving_them_saves_few() -> None:
+    """One of two tiles was saved along an axis with some air, and one voxel in seven got another label."""
+    shape, patch = (52, 384, 225), (48, 256, 256)
+    body = (slice(0, 52), slice(84, 298), slice(0, 225))
+    whole = tuple(whole_row(length, tile, 0.5) for length, tile in zip(shape, patch, strict=True))
+    assert chosen_rows(body, body, shape, patch, 0.5) == whole
+    # Six centimeters of air on all sides are worth it.
+    shape, body = (240, 300, 680), (slice(60, 180), slice(60, 240), slice(60, 620))
+    assert tiles_of(chosen_rows(body, body, shape, patch, 0.5)) == 16
 
 
 @dataclass

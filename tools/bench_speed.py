@@ -62,7 +62,7 @@ from totalspineseg_server.nnunet.networks import coarse_look
 from totalspineseg_server.nnunet.openvino_network import keep_int8, load_openvino
 from totalspineseg_server.nnunet.predictor import TILE_STEP, WarmPredictor
 from totalspineseg_server.nnunet.preprocessing import Box, FloatArray, resample
-from totalspineseg_server.nnunet.tiles import Row, Rows
+from totalspineseg_server.nnunet.tiles import Row, Rows, whole_row
 from totalspineseg_server.numbering.linter import lint
 from totalspineseg_server.numbering.step1_names import step1_names
 from totalspineseg_server.prediction import Prediction
@@ -557,7 +557,11 @@ class Continued(WarmPredictor):
         return x, y, z
 
     def _continued(self, row: Row) -> Row:
-        """Return the tiles of a row, and more with the same overlap to both ends of the image."""
+        """Return the tiles of the whole axis if those of a row are among them; else the row, continued to both ends of
+        the image with the same overlap."""
+        whole = whole_row(row.length, row.tile, self.tile_step)
+        if set(row.starts) <= set(whole.starts):
+            return whole
         starts, apart, last = list(row.starts), int(row.tile * self.tile_step), row.length - row.tile
         while starts[0] > 0:
             starts.insert(0, max(0, starts[0] - apart))

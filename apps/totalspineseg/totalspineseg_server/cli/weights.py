@@ -155,7 +155,7 @@ def _quantize(arguments: argparse.Namespace) -> int:
             keep_comparison(model, one)
     print("\n" + "\n".join(_consequence(one) for one in found))
     if look is None:
-        print("The box was not compared, because these networks are coarse and fast themselves.")
+        print(cli_messages.NO_BOX)
     return 0 if all(one.passed for one in found) else 1
 
 
@@ -202,10 +202,8 @@ def _consequence(one: "Comparison") -> str:
     from totalspineseg_server.nnunet.fast_ways import BOX
 
     if one.way == BOX:
-        used = "It is used from now on; --whole-image switches it off."
-        return f"The box passed. {used}" if one.passed else "The box did not pass, so it is not used."
-    used = f"It is used with --runtime {one.way}."
-    return f"INT8 passed. {used}" if one.passed else "INT8 did not pass, so it cannot be used with these weights."
+        return cli_messages.BOX_PASSED if one.passed else cli_messages.BOX_FAILED
+    return cli_messages.INT8_PASSED.format(runtime=one.way) if one.passed else cli_messages.INT8_FAILED
 
 
 class _Bar:

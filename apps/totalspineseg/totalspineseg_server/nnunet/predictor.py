@@ -31,7 +31,7 @@ from totalspineseg_server.nnunet.preprocessing import (
     scaled,
 )
 from totalspineseg_server.nnunet.runtimes import Runtime, resolve_device, with_runtime
-from totalspineseg_server.nnunet.tiles import Rows, fewest_tiles, sliding_logits, whole_row
+from totalspineseg_server.nnunet.tiles import Rows, chosen_rows, sliding_logits, whole_row
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.trust import Trust
 
@@ -103,10 +103,10 @@ class WarmPredictor:
         Args:
             channels: (C, X, Y, Z) float32, 1 mm isotropic, RAS: the image, and in step 2 the odd discs. Not modified.
             soft: Region names whose probabilities are returned.
-            within: Part of the image, voxels, to cover with the fewest tiles (see ``fewest_tiles``); None for all of
-                it. The image is normalized and resampled as a whole.
-            wanted: Part of ``within``; only those tiles are computed that decide about its voxels (see ``Row``). None
-                for all of them.
+            within: Part of the image, voxels, that holds more than air; None for all of it. The image is normalized
+                and resampled as a whole.
+            wanted: Part of ``within`` whose voxels count; None for all of it. Only the tiles that decide about them
+                are computed, see ``chosen_rows``.
             skip_air: Whether tiles that hold only air are left out, see ``sliding_logits``.
 
         Returns:
@@ -205,7 +205,8 @@ class WarmPredictor:
         back = [axes.index(axis) for axis in range(3)]
         grid = resampled_shape(full, IMAGE_MM, [self.folder.spacing_mm[axis] for axis in back])
         working = resample(image, grid)
-        rows = self._rows(parts, full, grid, [self.folder.patch[axis] for axis in back])
+        patch = self.folder.patch
+        rows = self._rows(parts, full, grid, (patch[back[0]], patch[back[1]], patch[back[2]]))
         logits = self._turned_logits(working, rows, axes, skip_air)
         difference = None
         if self.trust.mirror:
@@ -231,13 +232,13 @@ class WarmPredictor:
         self._decide(logits, (part, grid), labels, maps)
         return difference, (x, y, z)
 
-    def _rows(self, parts: tuple[Box, Box], full: Shape, grid: Shape, patch: Sequence[int]) -> Rows:
+    def _rows(self, parts: tuple[Box, Box], full: Shape, grid: Shape, patch: Shape) -> Rows:
         """Return the tiles on the plans' grid, axes (X, Y, Z), for ``within`` and ``wanted``, see ``predict``."""
-        rows = []
-        for covered, needed, before, after, tile in zip(*parts, full, grid, patch, strict=True):
-            row = fewest_tiles(_around(covered, before, after), after, tile, self.tile_step)
-            rows.append(row.deciding(_around(needed, before, after)))
-        return rows[0], rows[1], rows[2]
+        within, wanted = (
+            [_around(axis, before, after) for axis, before, after in zip(part, full, grid, strict=True)]
+            for part in parts
+        )
+        return chosen_rows(within, wanted, grid, patch, self.tile_step)
 
     def _turned_logits(self, image: torch.Tensor, rows: Rows, axes: Sequence[int], skip_air: bool) -> torch.Tensor:
         """Return the logits (R, X, Y, Z) of the tiles of an image (C, X, Y, Z) on the plans' grid.

@@ -27,6 +27,8 @@ PEAK: Final = 10.0
 """Weight at a tile's center, which suits the range of half precision (nnU-Net's value)."""
 LEAST_SHARE: Final = 0.02
 """Largest share of a voxel's weights that may be missing because tiles beside a box are left out."""
+WORTH_MOVING: Final = 4
+"""Number of saved tiles for which the others move: a minute with the official networks on a CPU."""
 AIR_LOGIT: Final = -20.0
 """Logit of voxels that no tile has computed: no structure."""
 
@@ -150,6 +152,32 @@ def fewest_tiles(wanted: slice, length: int, tile: int, step: float) -> Row:
     start = wanted.start - (width - (wanted.stop - wanted.start)) // 2
     start = min(max(0, start), length - width)
     return Row(tuple(start + first for first in tile_starts(width, tile, step)), tile, length)
+
+
+def chosen_rows(within: Sequence[slice], wanted: Sequence[slice], shape: Shape, patch: Shape, step: float) -> Rows:
+    """Return the tiles that decide about a part of an image.
+
+    They are tiles of the whole image, so that no voxel there changes, unless ``fewest_tiles`` saves at least
+    ``WORTH_MOVING`` tiles.
+
+    Args:
+        within: The part of the image that holds more than air.
+        wanted: The part of it whose voxels count.
+        shape: Shape of the image.
+        patch: Tile size.
+        step: See ``tile_starts``.
+    """
+    stay, moved = [], []
+    for covered, needed, length, tile in zip(within, wanted, shape, patch, strict=True):
+        stay.append(whole_row(length, tile, step).deciding(needed))
+        moved.append(fewest_tiles(covered, length, tile, step).deciding(needed))
+    chosen = moved if tiles_of(stay) - tiles_of(moved) >= WORTH_MOVING else stay
+    return chosen[0], chosen[1], chosen[2]
+
+
+def tiles_of(rows: Sequence[Row]) -> int:
+    """Return the number of tiles."""
+    return int(np.prod([len(row.starts) for row in rows]))
 
 
 def sliding_logits(
