@@ -120,9 +120,10 @@ class ModelStore:
             return self.named(self.weights)
         folder = Path(self.weights).expanduser()
         if not folder.is_dir():
+            known = f" ({', '.join(self.versions())})" if self.versions() else ""
             raise WeightsError(
-                f"weights must be 'starter', 'official', an installed version {self.versions()!r} or a folder, got "
-                f"{self.weights!r}"
+                f"Weights must be 'starter', 'official', an installed version{known} or a folder, got {self.weights!r}. "
+                "List what is installed with 'weights list'."
             )
         return Choice(folder.resolve().name, folder)
 
