@@ -121,10 +121,7 @@ class ModelStore:
         folder = Path(self.weights).expanduser()
         if not folder.is_dir():
             known = f" ({', '.join(self.versions())})" if self.versions() else ""
-            raise WeightsError(
-                f"Weights must be 'starter', 'official', an installed version{known} or a folder, got {self.weights!r}. "
-                "List what is installed with 'weights list'."
-            )
+            raise WeightsError(registry_messages.UNKNOWN_WEIGHTS.format(known=known, weights=self.weights))
         return Choice(folder.resolve().name, folder)
 
     def activate(self, name: str, *, steps: Collection[int] = (1, 2)) -> None:
