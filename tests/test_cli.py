@@ -303,6 +303,7 @@ def test_lint_exits_with_1_if_it_finds_something(file: str, code: int, capsys: p
     assert all("mm (RAS)." in line for line in lines if not line.startswith("not_checked"))
 
 
+@pytest.mark.slow
 def test_run_over_a_folder_with_networks(tmp_path: Path, models: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The whole command is run: BIDS in, all folders out, one bad scan, and nothing left to do the second time."""
     source = tmp_path / "in"

@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 
 from pacs_serving import write_study
 from phantom import PIR
 from serving import Server
 from totalspineseg_server.anatomy import STRUCTURES
-from totalspineseg_server.front import front_messages, ohif, stow
+from totalspineseg_server.front import front_messages, ohif, proxy, stow
 from totalspineseg_server.front.bundle import CHANGES, read_bundle
 from totalspineseg_server.front.stow import Upload, instances
 from totalspineseg_server.geometry import Volume
@@ -145,6 +147,25 @@ def test_files_of_the_viewer_alone(server: Server, path: str, status: int, text:
 @pytest.mark.parametrize("path", ["proxy/dicom/wado/studies", "proxy/dicom/studies", "proxy/x"])
 def test_a_folder_of_studies_has_no_proxy(server: Server, method: str, path: str) -> None:
     assert requests.request(method, f"{server.url}/{path}", timeout=60).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "wado/studies/1.2/series", 405),
+        ("POST", "wado/studies/1.2/series/1.3", 405),
+        ("POST", "qido/instances", 405),
+        ("DELETE", "wado/studies/1.2", 405),
+        ("PUT", "wado/studies", 405),
+        ("GET", "studies", 404),
+        ("GET", "other/studies", 422),
+    ],
+)
+def test_a_viewer_can_change_nothing_in_the_pacs_but_add_instances(method: str, path: str, status: int) -> None:
+    app = FastAPI()
+    app.include_router(proxy.router())
+    with TestClient(app) as client:
+        assert client.request(method, f"/proxy/dicom/{path}").status_code == status
 
 
 @pytest.mark.parametrize(

@@ -941,9 +941,10 @@ def test_names_are_as_probable_as_they_were() -> None:
         base, rng = columns.built(seed, fov=field, spacing=SPACING)
         case = columns.classes(base, step)
         applied = [mistake for mistake in mistakes if columns.MISTAKES[mistake](case, rng)]
-        numbering = name(case)[1]
+        labels, numbering = name(case)
+        voxels = np.unique(labels[labels > 0], return_counts=True)[1].tolist()
         others = [alternative.probability for alternative in numbering.alternatives[:2]]
         # Doubts far below one in a million are not told apart.
         doubts = [math.log(1e-7 + share) for share in (1 - numbering.probability, 1 - numbering.usual, *others)]
-        found[f"{field}, step {step}, {', '.join(applied)}"] = [len(numbering.levels), len(numbering.missed), *doubts]
+        found[f"{field}, step {step}, {', '.join(applied)}"] = [*doubts, len(numbering.missed), *voxels]
     require_known("names", found, rel=0.002, abs=0.005)

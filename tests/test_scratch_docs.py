@@ -111,6 +111,7 @@ def write_mha(path: Path, array: Any) -> None:
     sitk.WriteImage(image, str(path))
 
 
+@pytest.mark.slow
 def test_spider_becomes_labels_that_say_what_nobody_looked_at(tmp_path: Path) -> None:
     """Masks without sacrum and cord would teach that these do not exist."""
     mask = spider_mask()

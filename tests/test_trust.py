@@ -308,6 +308,7 @@ def test_doubtful_names_say_what_contradicts_them(kinds: tuple[str, ...], why: s
     assert why in sentence(known).rpartition(";")[2]
 
 
+@pytest.mark.slow
 def test_names_are_judged_by_what_other_patients_tell() -> None:
     """Scans named by their own counts look better than the next ones will."""
     scans = []

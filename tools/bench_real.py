@@ -46,7 +46,7 @@ from totalspineseg_server.files import sha256_of  # noqa: E402
 from totalspineseg_server.geometry import FloatArray, LabelArray, Volume, labels_on_grid, to_ras  # noqa: E402
 from totalspineseg_server.infers.disagreement import disagreement_of  # noqa: E402
 from totalspineseg_server.io.volumes import read_image, read_labels  # noqa: E402
-from totalspineseg_server.nnunet.calibration import FINAL, STEPS, cord_dice, cord_logit, failure, observe  # noqa: E402  # noqa: E402
+from totalspineseg_server.nnunet.calibration import FINAL, STEPS, cord_dice, cord_logit, failure, observe  # noqa: E402
 from totalspineseg_server.nnunet.discovery import write_trust  # noqa: E402
 from totalspineseg_server.nnunet.model_folder import models_in  # noqa: E402
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor  # noqa: E402
@@ -117,7 +117,7 @@ class CachedPredictor:
         with np.load(file) as archive:
             difference = float(archive["difference"])
             maps = {name: archive[name] for name in names}
-            return Prediction(kept["labels"], maps, self.network.trust, None if np.isnan(difference) else difference)
+            return Prediction(archive["labels"], maps, self.network.trust, None if np.isnan(difference) else difference)
 
 
 @dataclass

@@ -66,6 +66,14 @@ DISC_BETWEEN: Final = "{name} lies next to {neighbors}: these names do not fit t
 REACH_DOWN: Final = "{name} reaches down to {other}: their outlines are mixed up."
 REACH_UP: Final = "{name} reaches up to {other}: their outlines are mixed up."
 WIDE: Final = "{upper} and {lower} are {mm:.0f} mm apart, {times:.1f} times as far as usual: a level may be missing."
+UNUSUAL_STEP: Final = (
+    "The vertebrae are {percent:.0f}% as far apart as in most adults. Check the voxel size in the header, from head to "
+    "foot."
+)
+UNUSUAL_WIDTH: Final = (
+    "The width of the discs is {percent:.0f}% of their depth; in people it is about 140%. Check the voxel size in the "
+    "header, from left to right."
+)
 CORD_OUTSIDE: Final = "The cord lies outside the canal in {slices} axial slices ({voxels} voxels)."
 
 # The sentence of the report; REASONS has the findings that contradict all names, in short
