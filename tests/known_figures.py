@@ -1,7 +1,7 @@
 """Compare figures with those that were true when somebody last looked at them.
 
 Where a change is meant, run the test with RENEW_FIGURES=1 in the environment, look at what has changed, and measure
-anew what the pages say about it.
+again what the pages say about it.
 """
 
 import json

@@ -71,9 +71,9 @@ def places(source: str) -> list[Place]:
         starts.append(starts[-1] + len(line))
     found, tree = {}, ast.parse(source)
     left = [*filter(_is_pace, tree.body), *(size for node in ast.walk(tree) for size in _sizes(node))]
-    kept = {part for node in left for part in ast.walk(node) if isinstance(part, ast.Constant)}
+    unchanged = {part for node in left for part in ast.walk(node) if isinstance(part, ast.Constant)}
     for node, new in _changes(tree):
-        if node in kept:
+        if node in unchanged:
             continue
         begin, end = starts[node.lineno - 1] + node.col_offset, starts[node.end_lineno - 1] + node.end_col_offset  # type: ignore[operator, union-attr]
         old = source.encode()[begin:end].decode()
