@@ -32,8 +32,11 @@ setup(
     package_data={
         PACKAGE: ["**/*.css", "**/*.html", "**/*.js"],
         f"{PACKAGE}.app_folder": [
-            "model/starter/Dataset*/*/*.json",
-            "model/starter/Dataset*/*/SHA256SUMS",
+            # Only the files of the weights: a comparison by ``weights quantize`` is this machine's.
+            *(
+                f"model/starter/Dataset*/*/{name}"
+                for name in ("SHA256SUMS", "dataset.json", "plans.json", "training.json", "trust.json")
+            ),
             "model/starter/Dataset*/*/fold_*/*.pth",
             "npm/node_modules/@niivue/niivue/dist/index.js",
             "npm/node_modules/@niivue/niivue/package.json",

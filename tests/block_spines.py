@@ -1,4 +1,4 @@
-"""Columns of blocks: label maps in output codes with a known right answer, small enough for every test."""
+"""Make columns of blocks: label maps in output codes with a known right answer, small enough for every test."""
 
 import numpy as np
 

@@ -1,5 +1,5 @@
 # ruff: noqa: B023 - the shapes are drawn at once, inside the loop that defines their sizes
-"""Synthetic columns with known truth and the mistakes of networks, for the numbering tests.
+"""Draw synthetic columns with known truth and the mistakes of networks, for the numbering tests.
 
 Geometry is plain (elliptic bodies and discs, arches, processes, a tapering sacrum along a curved canal); what matters
 is that names, neighbors, spacing and classes are those of a column, and that each mistake can be switched on.

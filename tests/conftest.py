@@ -1,4 +1,4 @@
-"""Fixtures shared by test files."""
+"""Share fixtures between test files."""
 
 import gc
 import logging

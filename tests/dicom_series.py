@@ -1,4 +1,4 @@
-"""Small DICOM series for tests: one stack of slices, whole or with a fault."""
+"""Make small DICOM series for tests: one stack of slices, whole or with a fault."""
 
 import locale
 from collections.abc import Callable, Iterator, Mapping

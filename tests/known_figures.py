@@ -1,6 +1,6 @@
 """Compare figures with those that were true when somebody last looked at them.
 
-Where a change is meant, run the test with RENEW_FIGURES=1 in the environment, look at what has changed, and measure
+If a change is intended, run the test with RENEW_FIGURES=1 in the environment, look at what has changed, and measure
 again what the pages say about it.
 """
 

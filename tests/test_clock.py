@@ -52,7 +52,7 @@ def test_a_correction_after_the_clock_was_set_back_is_of_the_prediction_on_the_s
     image = tmp_path / "a.nii.gz"
     write_volume(image, image_of(lumbar_codes()), RAS)
     networks: Any = SimpleNamespace(get=CodeReader)
-    alone: Any = SimpleNamespace(siblings=lambda image_id: ())
+    alone: Any = SimpleNamespace(siblings=lambda _: (), series_folder=lambda _: None)
     services = Services(networks, PredictionStore(tmp_path), MapStore(tmp_path), alone, lambda: "")
 
     def predict() -> str:

@@ -188,6 +188,19 @@ def test_missing_slices_are_a_warning_where_the_others_are_even(tmp_path: Path, 
     assert read_image(save(tmp_path / "all", slices())).warnings == ()
 
 
+@pytest.mark.parametrize(("modality", "named"), [("CT", ["CT"]), ("MR", []), (None, [])])
+def test_a_series_that_is_no_mr_is_read_with_a_warning(tmp_path: Path, modality: str | None, named: list[str]) -> None:
+    """A CT got names like those of an MR, and nothing said that the networks have never seen one."""
+
+    def state(header: Dataset, _: int) -> None:
+        del header.Modality
+        if modality:
+            header.Modality = modality
+
+    warnings = read_image(save(tmp_path / "series", slices(), state)).warnings
+    assert [word for warning in warnings for word in warning.split() if "CT" in word] == [f"{one}," for one in named]
+
+
 @pytest.mark.parametrize("stated", ["", "0.3", "12", "3.0"])
 def test_a_spacing_that_scanners_write_differently_is_not_a_warning(tmp_path: Path, stated: str) -> None:
     """Some scanners state the empty space between slices, or the spacing of an interleaved group."""

@@ -29,6 +29,7 @@ from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.segments import Segment, Submission, to_wire
 from totalspineseg_server.spellings import code_of_name, renamed_level, similar_name, with_mark, without_mark
 from totalspineseg_server.training.material import site_material
+from totalspineseg_server.worklist.acts import Acts, Pinned, reader
 from training_site import make_site
 
 TRUTH = block_spine("T11")
@@ -171,6 +172,21 @@ def test_an_unconfirmed_name_is_used_neither_for_training_nor_for_comparing(tmp_
     (source,) = site_material(site).training
     assert source.read().unreviewed == {L4}
     assert source.provenance["unconfirmed"] == ["L4"]
+
+
+def test_pinned_names_that_stay_doubtful_keep_their_mark_on_the_lab_s_page() -> None:
+    """A pin submitted every other name as confirmed, although the page had just called some of them doubtful."""
+    label_info: list[dict[str, Any]] = []
+    inbox = SimpleNamespace(submit=lambda receipt, _: label_info.extend(receipt.params["label_info"]))
+    view: Any = SimpleNamespace(label=SimpleNamespace(maps=STORED), grid=GRID)
+    row: Any = SimpleNamespace(id="img")
+    levels = [{"code": code, "probability": chance} for code, chance in ((L3, 0.999), (L4, 0.6), (L5, 0.6))]
+    pinned = Pinned({"T12": "L1"}, {"certainty": "doubtful", "levels": levels}, "")
+    acts: Any = Acts
+    acts(inbox, None, None).submit_pinned(row, view, {"T12": "L1", "L5": "L5"}, pinned, reader("ada", "ada"))
+    sent_names = {info["name"] for info in label_info}
+    assert {"L3", "L4 ?", "L5"} <= sent_names
+    assert [name for name in sent_names if name != without_mark(name)] == ["L4 ?"]
 
 
 # --- a level named by what it was called

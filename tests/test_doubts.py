@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from block_spines import block_spine, classes_of
+from dicom_series import save, slices
 from phantom import RAS, CodeReader, image_of, lumbar_codes
 from test_corrections_store import Scene
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
@@ -138,7 +139,7 @@ def test_other_structures_or_another_grid_need_no_network(tmp_path: Path) -> Non
             return replace(super().predict(channels, soft=soft), mirror_difference=0.25)
 
     networks: Any = SimpleNamespace(get=Counted)
-    alone: Any = SimpleNamespace(siblings=lambda image_id: ())
+    alone: Any = SimpleNamespace(siblings=lambda _: (), series_folder=lambda _: None)
     services = Services(networks, PredictionStore(tmp_path), MapStore(tmp_path), alone, lambda: "")
 
     def asked(**settings: str) -> tuple[Volume, Mapping[str, Any], int]:
@@ -166,6 +167,19 @@ def test_other_structures_or_another_grid_need_no_network(tmp_path: Path) -> Non
     assert asked()[2] == 2
 
 
+def test_what_is_odd_about_a_dicom_series_is_in_the_reply(tmp_path: Path) -> None:
+    """That slices of a series are missing was written to the server's log alone, because its volume does not know."""
+    image = tmp_path / "a.nii.gz"
+    write_volume(image, image_of(lumbar_codes()), RAS)
+    folder = save(tmp_path / "series", slices(size=(13, 11, 9))[::2])
+    networks: Any = SimpleNamespace(get=CodeReader)
+    studies: Any = SimpleNamespace(siblings=lambda _: (), series_folder={"a": folder}.get)
+    services = Services(networks, PredictionStore(tmp_path), MapStore(tmp_path), studies, lambda: "")
+    file, report = FullTask(services)({"image": str(image), "image_id": "a", "model": "totalspineseg"})
+    Path(file).unlink()
+    assert ["6.6 mm apart" in finding["message"] for finding in report["numbering"]["findings"]] == [True]
+
+
 def test_a_doubtful_result_is_recognized_when_it_is_submitted_unchanged(tmp_path: Path) -> None:
     """This goes from the network to the record, on a grid that is not that of the network."""
     middle = [CODE_OF[name] for name in ("L2", "L3", "L2-L3", "L3-L4", "cord", "canal")]
@@ -173,7 +187,7 @@ def test_a_doubtful_result_is_recognized_when_it_is_submitted_unchanged(tmp_path
     image = tmp_path / "a.nii.gz"
     write_volume(image, image_of(codes), RAS)
     networks: Any = SimpleNamespace(get=CodeReader)
-    alone: Any = SimpleNamespace(siblings=lambda image_id: ())
+    alone: Any = SimpleNamespace(siblings=lambda _: (), series_folder=lambda _: None)
     services = Services(networks, PredictionStore(tmp_path), MapStore(tmp_path), alone, lambda: "")
     request = {"image": str(image), "image_id": "a", "model": "totalspineseg", "result_extension": ".nii.gz"}
     result, report = FullTask(services)(request)

@@ -98,8 +98,36 @@ def test_exported_labels_are_used_for_training_and_can_be_imported_elsewhere(stu
     store = CorrectionStore(tmp_path / "elsewhere" / ".totalspineseg")
     labels = {name.rpartition("_")[2]: store.latest_accepted(name) for name in done.added}
     assert labels["T2w"] is not None and labels["T1w"] is not None
+    assert not labels["T2w"].unchanged
     np.testing.assert_array_equal(store.codes(labels["T2w"]), truth)
     assert set(np.unique(store.codes(labels["T1w"])[:, :, :3])) == {UNREVIEWED}
+
+
+def rewritten(studies: Path, **changes: Any) -> None:
+    """Change the records of all labels of some studies."""
+    for record in (studies / ".totalspineseg" / "corrections").rglob("record.json"):
+        write_json(record, json.loads(record.read_text(encoding="utf-8")) | changes)
+
+
+def test_a_name_that_nobody_confirmed_leaves_the_site_as_unchecked(studies: Path, tmp_path: Path) -> None:
+    """A level left as "L4 ?" was exported as L4, and another site learned from it."""
+    l4 = CODE_OF["L4"]
+    shutil.copytree(studies, tmp_path / "site")
+    rewritten(tmp_path / "site", unconfirmed=[l4])
+    export_set(site_at(tmp_path / "site", tmp_path), tmp_path / "out")
+    (label,) = (tmp_path / "out").rglob("*desc-T2w_dseg.nii.gz")
+    truth = read_labels(GOLDEN).data
+    np.testing.assert_array_equal(read_labels(label).data, np.where(truth == l4, UNREVIEWED, truth))
+
+
+def test_a_result_that_was_accepted_unchanged_is_no_drawn_label_elsewhere(studies: Path, tmp_path: Path) -> None:
+    """It went out as drawn by hand, and the gate of the other site compared weights with it."""
+    shutil.copytree(studies, tmp_path / "site")
+    rewritten(tmp_path / "site", unchanged=True)
+    export_set(site_at(tmp_path / "site", tmp_path), tmp_path / "out")
+    done = import_set(tmp_path / "out", tmp_path / "elsewhere", suffix=LABEL_SUFFIX)
+    store = CorrectionStore(tmp_path / "elsewhere" / ".totalspineseg")
+    assert [store.of_image(name)[-1].unchanged for name in done.added] == [True, True]
 
 
 def test_pseudonyms_are_the_same_at_each_export_of_a_site_and_of_no_other(studies: Path, tmp_path: Path) -> None:

@@ -11,7 +11,8 @@ import torch
 
 from tiny_models import write_model_folder
 from totalspineseg_server import pipeline
-from totalspineseg_server.errors import WeightsError
+from totalspineseg_server.cli import main, weights
+from totalspineseg_server.errors import StorageError, WeightsError
 from totalspineseg_server.files import sha256_of, write_json
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.nnunet import discovery, fast_comparison, fast_ways
@@ -65,6 +66,45 @@ def test_what_was_not_compared_for_these_weights_is_not_used(folder: ModelFolder
     ):
         (folder.path / "fast.json").write_text(damaged, encoding="utf-8")
         assert not is_allowed(folder, INT8)
+
+
+def test_a_comparison_survives_a_folder_that_cannot_be_written(
+    folder: ModelFolder, user_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container the starter weights can only be read: the comparison of half an hour was lost in its last line."""
+    write = fast_ways.write_json
+
+    def read_only(file: Path, content: Any) -> None:
+        if folder.path in file.parents:
+            raise StorageError(f"{file} cannot be written")
+        write(file, content)
+
+    monkeypatch.setattr(fast_ways, "write_json", read_only)
+    keep_comparison(folder, compared(INT8))
+    keep_comparison(folder, compared(BOX, release=""))
+    assert is_allowed(folder, INT8) and is_allowed(folder, BOX)
+    assert len(list(user_cache.rglob("*.json"))) == 1
+    other = ModelFolder.open(write_model_folder(tmp_path / "other", 1))
+    assert not is_allowed(other, INT8)
+    # What was compared later counts, wherever it is.
+    monkeypatch.setattr(fast_ways, "write_json", write)
+    keep_comparison(folder, compared(INT8, passed=False))
+    assert not is_allowed(folder, INT8) and is_allowed(folder, BOX)
+
+
+def test_quantize_says_what_is_used_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for step in (1, 2):
+        write_model_folder(tmp_path / "model" / "starter", step)
+    found = compared(BOX, release=""), compared(INT8, passed=False)
+    monkeypatch.setattr(fast_comparison, "compare_ways", lambda *_, **__: found)
+    monkeypatch.setattr(weights, "_scans", lambda *_: [])
+    assert main(["weights", "quantize", "--data-dir", str(tmp_path / "model")]) == 1
+    box, int8 = capsys.readouterr().out.splitlines()[-2:]
+    assert "--whole-image" in box and "INT8" in int8 and "not pass" in int8
+    in_use = files_in_use(ModelStore(tmp_path / "model"), 2)
+    assert is_allowed(in_use, BOX) and not is_allowed(in_use, INT8)
 
 
 def test_auto_is_openvino_only_where_it_is_faster_and_converted(

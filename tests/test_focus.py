@@ -2,17 +2,24 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from tiny_models import write_model_folder
-from totalspineseg_server.nnunet.focus import EDGE_MM, MARGIN_MM, FocusedPredictor, is_worth_a_look, span, widened
+from totalspineseg_server.nnunet.focus import EDGE_MM, MARGIN_MM, FocusedPredictor, is_worth_a_look, widened
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import WarmPredictor
-from totalspineseg_server.nnunet.tiles import sliding_logits, tile_starts
+from totalspineseg_server.nnunet.tiles import (
+    Row,
+    chosen_rows,
+    fewest_tiles,
+    sliding_logits,
+    tile_starts,
+    tiles_of,
+    whole_row,
+)
 from totalspineseg_server.prediction import Prediction
 
 SHAPE = (120, 160, 300)
@@ -26,31 +33,35 @@ def painted(box: tuple[slice, ...]) -> np.ndarray:
     return labels
 
 
+TILE = (32, 64, 64)
+Box = tuple[slice, ...]
+
+
 @dataclass
 class Fine:
-    """Draws a known map as far as it sees it."""
+    """Draws a known map as far as its tiles reach."""
 
     truth: np.ndarray
-    seen: list[tuple[slice, ...] | None] = field(default_factory=list)
-    tile_step: float = 0.5
+    seen: list[Box | None] = field(default_factory=list)
+    tiles: list[int] = field(default_factory=list)
     version: str = "fine-1"
-    folder: SimpleNamespace = field(
-        default_factory=lambda: SimpleNamespace(patch=(64, 64, 32), spacing_mm=(1.0, 1.0, 1.0), transpose=(0, 1, 2))
-    )
 
     def predict(
         self,
         channels: np.ndarray,
         *,
         soft: Collection[str] = (),
-        within: tuple[slice, ...] | None = None,
+        within: Box = WHOLE,
+        wanted: Box | None = None,
         skip_air: bool = False,
     ) -> Prediction:
-        self.seen.append(within)
+        rows = chosen_rows(within, wanted or within, SHAPE, TILE, 0.5)
+        x, y, z = (row.part for row in rows)
+        self.seen.append((x, y, z) if wanted is not None else None)
+        self.tiles.append(tiles_of(rows))
         labels = np.zeros_like(self.truth)
-        part = within or WHOLE
-        labels[part] = self.truth[part]
-        return Prediction(labels, {name: labels.astype(np.float32) for name in soft})
+        labels[x, y, z] = self.truth[x, y, z]
+        return Prediction(labels, {name: labels.astype(np.float32) for name in soft}, seen=(x, y, z))
 
 
 @dataclass
@@ -74,7 +85,7 @@ def test_a_spine_inside_the_box_is_drawn_as_from_the_whole_image() -> None:
     fine = Fine(painted(SPINE))
     answer = focused(fine, painted(SPINE))
     (box,) = fine.seen
-    assert box is not None and np.prod([axis.stop - axis.start for axis in box]) < np.prod(SHAPE) / 2
+    assert box is not None and np.prod([axis.stop - axis.start for axis in box]) < np.prod(SHAPE) * 0.7
     assert (answer.labels == fine.truth).all() and (answer.soft["cord"] == fine.truth).all()
     for axis, spine, margin, length in zip(box, SPINE, MARGIN_MM, SHAPE, strict=True):
         assert axis.start <= max(0, spine.start - margin) and axis.stop >= min(length, spine.stop + margin)
@@ -110,17 +121,50 @@ def test_the_whole_image_is_searched_where_a_look_finds_nothing() -> None:
     assert misled.seen[-1] is None
 
 
-@pytest.mark.parametrize(("start", "stop"), [(40, 90), (0, 30), (100, 120), (3, 118)])
-@pytest.mark.parametrize("tile", [32, 48, 256])
-def test_a_box_is_as_wide_as_its_tiles_allow(start: int, stop: int, tile: int) -> None:
-    part = span(slice(start, stop), 15, tile, slice(0, 120), step=0.5)
-    least = (max(0, start - 15), min(120, stop + 15))
-    assert 0 <= part.start <= least[0] and least[1] <= part.stop <= 120
-    width = max(least[1] - least[0], tile)
-    assert len(tile_starts(max(part.stop - part.start, tile), tile, 0.5)) == len(tile_starts(width, tile, 0.5))
-    # One voxel more would need another tile, or the image ends.
-    more = part.stop - part.start + 1
-    assert more > 120 or len(tile_starts(max(more, tile), tile, 0.5)) > len(tile_starts(width, tile, 0.5))
+@pytest.mark.parametrize(("start", "stop"), [(40, 90), (0, 30), (100, 120), (3, 118), (50, 82)])
+@pytest.mark.parametrize("tile", [32, 48, 100, 256])
+def test_a_part_gets_as_few_tiles_as_an_image_of_its_size(start: int, stop: int, tile: int) -> None:
+    row, whole = fewest_tiles(slice(start, stop), 120, tile, 0.5), whole_row(120, tile, 0.5)
+    assert row.part.start <= start and stop <= row.part.stop
+    assert len(row.starts) == len(tile_starts(max(stop - start, tile), tile, 0.5))
+    if any(len(whole.covering(slice(start, stop)).starts) == n for n in (len(row.starts), len(whole.starts))):
+        assert set(row.starts) <= set(whole.starts), "tiles were moved that could have stayed"
+    assert all(after - before <= tile / 2 for before, after in zip(row.starts, row.starts[1:], strict=False))
+
+
+def test_the_box_moves_no_tile() -> None:
+    """Two tiles of the box instead of three of the image lay elsewhere: all levels of a scan got other names."""
+    whole = whole_row(241, 126, 0.5)
+    assert whole.covering(slice(20, 140)) == Row(whole.starts[:2], 126, 241)
+    assert whole.covering(slice(70, 230)) == Row(whole.starts[1:], 126, 241)
+    assert whole.covering(slice(0, 241)) == whole.covering(slice(50, 200)) == whole
+    # Toward the end of the second tile the third one weighs more, even where it is not needed to cover the part.
+    assert whole.deciding(slice(20, 130)) == Row(whole.starts[:2], 126, 241)
+    assert whole.deciding(slice(20, 150)) == whole
+    assert whole.deciding(slice(110, 230)) == Row(whole.starts[1:], 126, 241)
+    small = whole_row(30, 48, 0.5)
+    assert (small.part, small.padding, small.covering(slice(10, 20))) == (slice(0, 30), (9, 9), small)
+    assert whole.mirrored() == whole and small.mirrored() == small
+    assert Row((0, 58), 126, 241).mirrored() == Row((57, 115), 126, 241)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "seen"), [((1, 1, 1), (32, 80)), ((2, 1.5, 2.5), (16, 80))], ids=["1 mm", "coarse, uneven"]
+)
+def test_a_voxel_whose_tiles_are_all_computed_is_that_of_the_whole_image(tmp_path, spacing, seen) -> None:
+    folder = ModelFolder.open(write_model_folder(tmp_path / "model", 1, patch=(16, 16, 16), spacing=spacing))
+    predictor = WarmPredictor(folder, device="cpu")
+    image = np.random.default_rng(0).normal(100, 30, (1, 24, 20, 112)).astype(np.float32)
+    whole = predictor.predict(image, soft=("cord",))
+    part = predictor.predict(image, soft=("cord",), wanted=(slice(0, 24), slice(0, 20), slice(42, 70)))
+    assert whole.seen == (slice(0, 24), slice(0, 20), slice(0, 112))
+    assert part.seen is not None and part.seen[2] == slice(*seen)
+    inside, outside = slice(50, 62), np.ones(112, bool)
+    outside[slice(*seen)] = False
+    assert len(np.unique(whole.labels[..., inside])) > 2
+    np.testing.assert_array_equal(part.labels[..., inside], whole.labels[..., inside])
+    np.testing.assert_allclose(part.soft["cord"][..., inside], whole.soft["cord"][..., inside], atol=1e-6)
+    assert not part.labels[..., outside].any() and not part.soft["cord"][..., outside].any()
 
 
 def test_only_a_side_inside_the_image_is_moved() -> None:
@@ -147,16 +191,18 @@ def noisy_slab(tissue: tuple[slice, ...], shape: tuple[int, ...] = SMALL) -> np.
     return np.hypot(image + noise[0], noise[1])
 
 
+def least_tiles(part: Box) -> int:
+    """Return the number of tiles of an image that is only a part."""
+    return tiles_of([whole_row(axis.stop - axis.start, tile, 0.5) for axis, tile in zip(part, TILE, strict=True)])
+
+
 def test_air_around_the_spine_costs_no_tile() -> None:
     """A scan with 60 mm of air on each side took more than five times as long."""
     slab = (slice(40, 88), slice(50, 120), slice(20, 280))
     fine = Fine(painted((slice(44, 84), slice(60, 110), slice(20, 280))))
     assert (focused(fine, fine.truth, noisy_slab(slab, SHAPE)).labels == fine.truth).all()
     # The structure that reaches the last slice of the slab is no reason to look into the air.
-    (box,) = fine.seen
-    assert box is not None
-    for axis, body in zip(box, slab, strict=True):
-        assert body.start <= axis.start and axis.stop <= body.stop
+    assert fine.tiles == [least_tiles(slab)]
     blank = Fine(painted(SPINE))
     assert (focused(blank, painted(SPINE), np.full(SHAPE, 3, np.float32)).labels == blank.truth).all()
 
@@ -166,7 +212,7 @@ def test_step_two_gets_no_air_in_its_crop() -> None:
     fine, slab = Fine(painted(SPINE)), (slice(40, 88), slice(50, 120), slice(20, 280))
     image = np.stack([noisy_slab(slab, SHAPE), fine.truth.astype(np.float32)])
     predictor = FocusedPredictor(fine, None)  # type: ignore[arg-type]
-    assert (predictor.predict(image).labels == fine.truth).all() and fine.seen == [slab]
+    assert (predictor.predict(image).labels == fine.truth).all() and fine.tiles == [least_tiles(slab)]
 
 
 def test_air_that_costs_no_tile_moves_none() -> None:
@@ -174,7 +220,20 @@ def test_air_that_costs_no_tile_moves_none() -> None:
     fine = Fine(painted(SPINE))
     FocusedPredictor(fine, None).predict(noisy_slab((slice(4, 120), slice(0, 160), slice(2, 300)), SHAPE)[None])  # type: ignore[arg-type]
     FocusedPredictor(fine, None).predict(noisy_slab((slice(4, 120), slice(50, 120), slice(2, 300)), SHAPE)[None])  # type: ignore[arg-type]
-    assert fine.seen == [WHOLE, (WHOLE[0], slice(50, 120), WHOLE[2])]
+    whole, some = fine.seen
+    assert whole == WHOLE and some is not None and (some[0], some[2]) == (WHOLE[0], WHOLE[2])
+    assert some[1] == slice(32, 128), "two of the image's four tiles"
+
+
+def test_tiles_stay_where_moving_them_saves_few() -> None:
+    """One of two tiles was saved along an axis with some air, and one voxel in seven got another label."""
+    shape, patch = (52, 384, 225), (48, 256, 256)
+    body = (slice(0, 52), slice(84, 298), slice(0, 225))
+    whole = tuple(whole_row(length, tile, 0.5) for length, tile in zip(shape, patch, strict=True))
+    assert chosen_rows(body, body, shape, patch, 0.5) == whole
+    # Six centimeters of air on all sides are worth it.
+    shape, body = (240, 300, 680), (slice(60, 180), slice(60, 240), slice(60, 620))
+    assert tiles_of(chosen_rows(body, body, shape, patch, 0.5)) == 16
 
 
 @dataclass
@@ -194,9 +253,8 @@ def sums(image: np.ndarray, *, skip_air: bool, bright: float = 300.0) -> tuple[t
     logits = sliding_logits(
         network,
         torch.from_numpy(image)[None],
-        (32, 32, 32),
+        tuple(whole_row(n, 32, 0.5) for n in image.shape),  # type: ignore[arg-type]
         1,
-        step=0.5,
         compute=cpu,
         sums=cpu,
         autocast=False,

@@ -42,6 +42,16 @@ def test_variants_are_sound(variant: str) -> None:
     assert lint(case.truth, SPACING) == ()
 
 
+@pytest.mark.parametrize(
+    ("spacing", "direction"),
+    [((1.0, 2.0, 2.0), "left to right"), ((4.0, 2.0, 2.0), "left to right"), ((2.0, 2.0, 4.0), "head to foot")],
+    ids=["half the distance of slices", "twice", "twice as high"],
+)
+def test_a_wrong_voxel_size_is_a_finding(lumbar: Labels, spacing: tuple[float, float, float], direction: str) -> None:
+    """Half the distance between sagittal slices gave certain names and wrong volumes, and nothing was said."""
+    assert [f.message for f in lint(lumbar, spacing) if f.kind == "size" and direction in f.message]
+
+
 def gap(labels: Labels) -> None:
     labels[labels == 43] = 0
 

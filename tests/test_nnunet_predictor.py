@@ -14,7 +14,7 @@ from tiny_models import checkpoint_dict, write_model_folder
 from totalspineseg_server.errors import MemoryShortageError, WeightsError
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import WarmPredictor
-from totalspineseg_server.nnunet.preprocessing import normalize, resample, resample_above
+from totalspineseg_server.nnunet.preprocessing import normalize, resample, resample_above, scaled
 from totalspineseg_server.nnunet.tiles import gaussian_weights, sliding_logits, tile_starts
 
 ROUNDING = 1e-5
@@ -345,6 +345,17 @@ def test_resampling_keeps_its_input():
     resample(field, (9, 3, 4))
     resample_above(field[0], (9, 3, 4))
     assert torch.equal(field, before)
+
+
+@pytest.mark.parametrize(("before", "after"), [((12, 16, 20), (30, 40, 25)), ((12, 16, 20), (12, 8, 20))])
+def test_part_of_a_grid_is_resampled_as_in_the_whole(before, after):
+    """The box was resampled as if it were an image of its own, which moved its voxels by up to half of one."""
+    field = torch.from_numpy(np.random.default_rng(0).normal(size=before).astype(np.float32))
+    part = (slice(3, 9), slice(0, 16), slice(8, 16))
+    values, box = resample_above(field[part], after, -9.0, within=(part, before))
+    assert box == tuple(scaled(axis, *sizes) for axis, *sizes in zip(part, before, after, strict=True))
+    inner = tuple(slice(3, -3) for _ in range(3))
+    torch.testing.assert_close(values[inner], resample(field, after)[box][inner])
 
 
 def test_positive_part_of_nothing():

@@ -123,6 +123,16 @@ def test_a_structure_of_another_reader_is_merged_into_the_label(tmp_path: Path) 
         chosen(tmp_path, Choice("nothing"))
 
 
+def test_a_choice_confirms_no_name_that_its_reader_left_in_doubt(tmp_path: Path) -> None:
+    """A chosen or merged label lost the marks of doubt, and was used for training under names that nobody confirmed."""
+    ben = submitted(tmp_path, TRUTH, reader="ben", names={"L3": "L3 ?", "L4": "L4 ?"})
+    ada = submitted(tmp_path, TRUTH, reader="ada")
+    assert (ben.unconfirmed, ada.unconfirmed) == ((L3, L4), ())
+    assert chosen(tmp_path, Choice(ben.id)).unconfirmed == (L3, L4)
+    assert chosen(tmp_path, Choice(ben.id, {"L3": ada.id})).unconfirmed == (L4,)
+    assert chosen(tmp_path, Choice(ada.id, {"L3": ben.id})).unconfirmed == (L3,)
+
+
 def test_what_two_readers_draw_differently_is_left_out_of_training(tmp_path: Path) -> None:
     ben, store = submitted(tmp_path, edited(0.5), reader="ben"), CorrectionStore(tmp_path)
     ada = submitted(tmp_path, TRUTH, reader="ada")

@@ -1,18 +1,24 @@
-"""Tests of the benchmark of the starter weights: its requests and its pictures."""
+"""Tests of the benchmarks of the starter weights: their requests, their pictures, and what counts as found."""
 
+from collections.abc import Collection
 from pathlib import Path
+from types import SimpleNamespace
 
+import bench_real
 import bench_starter
 import numpy as np
 import pytest
 
 import columns
 from phantom import RAS, lumbar_codes
-from totalspineseg_server.anatomy import CORD, DISC_L5_S, DISC_T12_L1
+from totalspineseg_server import pipeline
+from totalspineseg_server.anatomy import CODE_OF, CORD, DISC_L5_S, DISC_T12_L1
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.volumes import write_volume
+from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.preview import Plane, course_of
 from totalspineseg_server.preview.plane import Picture
+from totalspineseg_server.trust import Trust
 
 SPACING = 2.0
 
@@ -85,3 +91,51 @@ def test_real_scans_with_labels_are_scored_as_the_gate_scores(
     bench_starter.real(tmp_path, None, None)
     rows = capsys.readouterr().out.splitlines()[3:]
     assert rows == ["| scan | cord | 1.00 | 1.00 | | | yes |", "| scan | discs | 1.00 | 0.93 | 6 of 6 | 5 of 6 | yes |"]
+
+
+def test_a_disc_is_found_in_front_of_a_mark_in_the_cord_and_not_a_level_away() -> None:
+    """Thinner discs of a template, 10 mm in front of the marks in its cord, counted as not found."""
+    result, marks = np.zeros((20, 40, 60), np.uint8), np.zeros((20, 40, 60), np.uint8)
+    result[8:12, 22:32, 38:42] = CODE_OF["C3-C4"]
+    marks[10, 10, 40], marks[10, 10, 22] = 4, 5
+    volume = Volume(result, np.eye(4))
+    scan = bench_real.Scan("a", "neck", pipeline.prepare(volume), {"discpoints": Volume(marks, np.eye(4))}, clear=True)
+    assert list(bench_real.judged(scan, volume)) == [(CODE_OF["C3-C4"],) * 2, (CODE_OF["C4-C5"], 0)]
+
+
+class Counted:
+    """A network of constant answers that counts its calls."""
+
+    version = "counted"
+
+    def __init__(self, checkpoint: Path, trust: Trust) -> None:
+        self.folder, self.trust, self.calls = SimpleNamespace(checkpoint=checkpoint), trust, 0
+
+    def predict(self, channels: np.ndarray, *, soft: Collection[str] = ()) -> Prediction:
+        self.calls += 1
+        maps = dict.fromkeys(soft, channels[0] / 2)
+        return Prediction(np.full(channels.shape[1:], self.calls, np.uint8), maps, self.trust)
+
+
+def test_a_kept_answer_is_that_of_the_same_weights_image_and_threshold(tmp_path: Path) -> None:
+    """Kept answers of step 2 were those for the discs that an earlier numbering had marked."""
+    checkpoint = tmp_path / "checkpoint.pth"
+    checkpoint.write_bytes(b"old")
+    network = Counted(checkpoint, Trust(cord_logit=0.5))
+    image = np.ones((2, 3, 3, 3), np.float32)
+    cached = bench_real.CachedPredictor(network, tmp_path / "kept")  # type: ignore[arg-type]
+    for _ in range(2):
+        again = cached.predict(image, soft=("cord",))
+        assert (again.labels == 1).all()
+        assert (again.soft["cord"] == 0.5).all()
+        assert again.trust is network.trust
+        assert again.mirror_difference is None
+    marked = image.copy()
+    marked[1, 0, 0, 0] = 0
+    assert (cached.predict(marked, soft=("cord",)).labels == 2).all()
+    network.trust = Trust(cord_logit=0.75)
+    other = bench_real.CachedPredictor(network, tmp_path / "kept")  # type: ignore[arg-type]
+    assert (other.predict(image, soft=("cord",)).labels == 3).all()
+    checkpoint.write_bytes(b"new")
+    newer = bench_real.CachedPredictor(network, tmp_path / "kept")  # type: ignore[arg-type]
+    assert (newer.predict(image, soft=("cord",)).labels == 4).all()

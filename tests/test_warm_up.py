@@ -46,7 +46,7 @@ def test_only_a_gpu_computes_before_the_first_image(tmp_path, monkeypatch, devic
     """A GPU's libraries load at its first computation, which takes seconds; a CPU would only be kept busy."""
     shapes = []
 
-    def logits(network, image, patch, regions, **kwargs):
+    def logits(network, image, rows, regions, **kwargs):
         shapes.append(tuple(image.shape))
         return torch.zeros(regions, *image.shape[1:])
 

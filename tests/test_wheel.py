@@ -19,6 +19,7 @@ from urllib3.util import Retry
 
 from totalspineseg_server import places
 from totalspineseg_server.app import history_root
+from totalspineseg_server.nnunet.fast_ways import FAST_FILE
 from totalspineseg_server.processes import free_port, stop, tied
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.version import VERSION
@@ -56,6 +57,15 @@ def test_every_file_that_is_not_code_is_packed(packing: dict[str, Any]) -> None:
     packed |= {file for pattern in data["totalspineseg_server.app_folder"] for file in APP.glob(pattern)}
     left_out = {str(file.relative_to(APP)) for file in files - packed}
     assert left_out == {"model/starter/.gitignore", "npm/package.json", "npm/package-lock.json"}
+
+
+def test_what_was_compared_on_this_machine_is_neither_packed_nor_committed(packing: dict[str, Any]) -> None:
+    """A wheel from a clone in which ``weights quantize`` had run allowed INT8 on machines that had compared nothing."""
+    plans = next((APP / "model" / "starter").glob("*/*/plans.json"))
+    compared = plans.with_name(FAST_FILE).relative_to(APP)
+    patterns = packing["package_data"]["totalspineseg_server.app_folder"]
+    assert not any(compared.match(pattern) for pattern in patterns)
+    assert subprocess.run(["git", "check-ignore", "-q", str(APP / compared)], cwd=ROOT, check=False).returncode == 0
 
 
 def test_the_packages_are_those_that_were_tested(packing: dict[str, Any]) -> None:

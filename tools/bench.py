@@ -1,4 +1,4 @@
-"""`make bench`: time and peak memory of every stage on a synthetic whole spine, without the networks.
+"""Measure time and peak memory of every stage on a synthetic whole spine, without the networks.
 
 The networks are replaced by predictions prepared in advance (perfect classes with ragged borders, so that components,
 joins and remnants have work to do); what is measured is everything else. Peak memory is what numpy and Python allocate
@@ -28,7 +28,7 @@ from totalspineseg_server.pipeline import locate, prepare, segment, step2_input 
 from totalspineseg_server.prediction import Prediction  # noqa: E402
 from totalspineseg_server.preview import mid_sagittal, save_picture  # noqa: E402
 from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
-from totalspineseg_server.synthesis.synthetic_spine import (  # noqa: E402  # noqa: E402
+from totalspineseg_server.synthesis.synthetic_spine import (  # noqa: E402
     Field,
     SpineOptions,
     random_spine,

@@ -30,7 +30,7 @@ from local_server import APP  # noqa: E402
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, TrainingCase, prepare_case  # noqa: E402
 from totalspineseg_server.nnunet.checkpoint import load_checkpoint  # noqa: E402
 from totalspineseg_server.nnunet.finetune import Stopped, fine_tune  # noqa: E402
-from totalspineseg_server.nnunet.finetune_job import (  # noqa: E402  # noqa: E402
+from totalspineseg_server.nnunet.finetune_job import (  # noqa: E402
     IDENTIFIER,
     LATEST,
     StoredCase,
@@ -116,7 +116,7 @@ def arguments_of(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--slabs", type=Path, metavar="SPIDER", help="folder of NNN_image.nii.gz and NNN_label.nii.gz")
     parser.add_argument("--step", type=int, choices=(1, 2), default=2)
     parser.add_argument(
-        "--patch", type=int, nargs=3, default=STEP1_PATCH, metavar="N", help="seed of the random weights"
+        "--patch", type=int, nargs=3, default=STEP1_PATCH, metavar="N", help="tile of the random weights, voxels"
     )
     parser.add_argument("--iterations", type=int, default=500)
     parser.add_argument("--batch-size", type=int, default=2)

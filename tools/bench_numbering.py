@@ -315,7 +315,7 @@ def main() -> None:
         f"identified: {len(known)} scans, right or not certain with the truth as runner-up {good / len(known):.2%}, "
         f"confidently wrong {wrong} ({wrong / len(known):.2%})"
     )
-    print(f"confidently wrong in all {len(outcomes)}: {sum(map(_confidently_wrong, outcomes))}\n")
+    print(f"confidently wrong in total, of {len(outcomes)}: {sum(map(_confidently_wrong, outcomes))}\n")
     calibration(outcomes)
     seconds = np.median([o.seconds for o in outcomes])
     print(f"median seconds a scan, component finding and painting included: {seconds:.2f}")

@@ -3,6 +3,7 @@
     python tools/bench_real.py --real FOLDER --spider FOLDER
     python tools/bench_real.py --real FOLDER --spider FOLDER --write-trust  # also writes trust.json of the weights
     python tools/bench_real.py --real FOLDER --spider FOLDER --moved  # also each scan shifted and mirrored
+    python tools/bench_real.py --real FOLDER --spider FOLDER --keep FOLDER  # the next run only names
 
 REAL has images/NAME.nii.gz and truth/NAME_KIND.nii.gz: ``gt`` (codes of discs, or of bodies), ``points`` (a voxel for
 each vertebra, the k-th from C1), ``discpoints`` (a voxel for each disc, 3 = C2-C3), ``cord``. SPIDER has NNN_image
@@ -21,8 +22,9 @@ the name of another one.
 
 import argparse
 import csv
+import hashlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -40,10 +42,11 @@ from totalspineseg_server.activelearning.scores import Parts, parts_of  # noqa: 
 from totalspineseg_server.anatomy import CANAL, CORD, DISCS, NAME_OF, SACRUM, VERTEBRAE, column  # noqa: E402
 from totalspineseg_server.certainty import CERTAINTIES  # noqa: E402
 from totalspineseg_server.errors import NoSpineError  # noqa: E402
-from totalspineseg_server.geometry import LabelArray, Volume, labels_on_grid, to_ras  # noqa: E402
+from totalspineseg_server.files import sha256_of  # noqa: E402
+from totalspineseg_server.geometry import FloatArray, LabelArray, Volume, labels_on_grid, to_ras  # noqa: E402
 from totalspineseg_server.infers.disagreement import disagreement_of  # noqa: E402
 from totalspineseg_server.io.volumes import read_image, read_labels  # noqa: E402
-from totalspineseg_server.nnunet.calibration import FINAL, STEPS, cord_dice, cord_logit, failure, observe  # noqa: E402  # noqa: E402
+from totalspineseg_server.nnunet.calibration import FINAL, STEPS, cord_dice, cord_logit, failure, observe  # noqa: E402
 from totalspineseg_server.nnunet.discovery import write_trust  # noqa: E402
 from totalspineseg_server.nnunet.model_folder import models_in  # noqa: E402
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor  # noqa: E402
@@ -51,7 +54,7 @@ from totalspineseg_server.numbering.chain import Numbering  # noqa: E402
 from totalspineseg_server.numbering.linter import lint  # noqa: E402
 from totalspineseg_server.numbering.report import report  # noqa: E402
 from totalspineseg_server.numbering.step1_names import step1_names  # noqa: E402
-from totalspineseg_server.prediction import Prediction  # noqa: E402
+from totalspineseg_server.prediction import Prediction, Predictor  # noqa: E402
 from totalspineseg_server.transforms.components import Box  # noqa: E402
 from totalspineseg_server.transforms.pieces import find_pieces, one_spine  # noqa: E402
 from totalspineseg_server.trust import Trust  # noqa: E402
@@ -60,7 +63,10 @@ STARTER = ROOT / "apps" / "totalspineseg" / "model" / "starter"
 COLUMN = column()
 ROW = [disc for disc in COLUMN.discs if disc is not None]
 BODIES = list(COLUMN.vertebrae)
-FOUND, REACH_MM = 0.25, 10.0
+FOUND = 0.25
+REACH_MM = 15.0
+"""Distance within which a disc lies from its mark, which may be in the middle of the cord; the next disc of a neck is
+farther away."""
 BINS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 1.001)
 
 
@@ -79,6 +85,39 @@ MOVES: dict[str, tuple[Callable[[Volume], Volume], Callable[[Volume], Volume]]] 
     "mirrored": (mirrored, mirrored),
 }
 """Move -> its functions for an image and for its labels."""
+
+
+class CachedPredictor:
+    """A network whose answers are kept in a folder. It computes only what it has not seen with the same weights.
+
+    Args:
+        network: The network.
+        folder: Folder of its answers; made if it is missing.
+    """
+
+    def __init__(self, network: WarmPredictor, folder: Path) -> None:
+        self.network, self.folder, self.version = network, folder, network.version
+        trust = network.trust
+        # Nothing else of the trust changes what a network draws.
+        self.settings = repr((sha256_of(network.folder.checkpoint), trust.mirror, trust.cord_logit)).encode()
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def predict(self, channels: FloatArray, *, soft: Collection[str] = ()) -> Prediction:
+        """Return the answer of the network, see ``Predictor``."""
+        names = sorted(soft)
+        key = hashlib.sha256(self.settings + repr((channels.shape, names)).encode())
+        key.update(np.ascontiguousarray(channels).data)
+        file = self.folder / f"{key.hexdigest()}.npz"
+        if not file.exists():
+            answer = self.network.predict(channels, soft=soft)
+            difference = np.nan if answer.mirror_difference is None else answer.mirror_difference
+            part = file.with_suffix(".part.npz")
+            np.savez_compressed(part, labels=answer.labels, difference=difference, **answer.soft)
+            part.replace(file)
+        with np.load(file) as archive:
+            difference = float(archive["difference"])
+            maps = {name: archive[name] for name in names}
+            return Prediction(archive["labels"], maps, self.network.trust, None if np.isnan(difference) else difference)
 
 
 @dataclass
@@ -173,7 +212,7 @@ def disc_codes(scan: Scan, raw: LabelArray, step: int, box: Box) -> LabelArray |
     return codes
 
 
-def draw(scan: Scan, networks: Mapping[int, WarmPredictor]) -> None:
+def draw(scan: Scan, networks: Mapping[int, Predictor]) -> None:
     """Run both networks on a scan, and count their landmarks."""
     located = pipeline.locate(scan.scan, networks[1])
     shape = scan.scan.iso.data.shape
@@ -380,6 +419,7 @@ def named(
     held_out: bool = True,
     write: bool = False,
     moves: Sequence[str] = (),
+    keep: Path | None = None,
 ) -> tuple[list[Result], dict[str, list[tuple[Result, Result]]]]:
     """Name all scans and print each.
 
@@ -390,6 +430,7 @@ def named(
         held_out: Whether to leave out patients on whom the starter weights were trained.
         write: Whether to write the measured trust beside the weights.
         moves: Keys of ``MOVES``.
+        keep: Folder of the networks' answers, see ``CachedPredictor``; None to compute all.
 
     Returns:
         The results, and for each move the results of each scan before and after it.
@@ -397,7 +438,8 @@ def named(
     models = models_in(weights)
     # A new measurement starts without the previous threshold of the cord.
     trusts = {step: replace(models[step].trust, cord_logit=0.0) if write else models[step].trust for step in STEPS}
-    networks = {step: WarmPredictor(models[step], trust=trusts[step]) for step in STEPS}
+    warm = {step: WarmPredictor(models[step], trust=trusts[step]) for step in STEPS}
+    networks: dict[int, Predictor] = {step: CachedPredictor(warm[step], keep) if keep else warm[step] for step in STEPS}
     named_scans, rows = [], []
     for row in scans(real, spider, held_out=held_out):
         scan = read(row)
@@ -462,6 +504,7 @@ def main() -> None:
     )
     parser.add_argument("--write-trust", action="store_true", help="write trust.json beside the weights")
     parser.add_argument("--moved", action="store_true", help="also name each scan shifted and mirrored")
+    parser.add_argument("--keep", type=Path, help="folder of the networks' answers, which are not computed again")
     arguments = parser.parse_args()
     results, moved = named(
         arguments.real,
@@ -470,6 +513,7 @@ def main() -> None:
         held_out=not arguments.all_patients,
         write=arguments.write_trust,
         moves=list(MOVES) if arguments.moved else (),
+        keep=arguments.keep,
     )
     table(results)
     reliability(results)

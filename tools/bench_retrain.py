@@ -151,7 +151,7 @@ def _print(
     print(f"worse by more than {MARGIN}: {'; '.join(worse(table)) or 'nothing'}")
     for when, versions in served.items():
         print(f"served {when}: {', '.join(versions)}")
-    print(f"training and gate {status.get('seconds')} s, all {seconds:.0f} s")
+    print(f"training and gate {status.get('seconds')} s, in total {seconds:.0f} s")
 
 
 if __name__ == "__main__":

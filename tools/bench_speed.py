@@ -1,4 +1,4 @@
-"""`make bench-speed`: nnU-Net's own predictor beside ours, with one faster way after the other switched on.
+"""Time nnU-Net's own predictor beside ours (`make bench-speed`), with one faster way after the other switched on.
 
     .venv/bin/python tools/bench_speed.py [FOLDER] [--full] [--threads 2] [--repeats 3]
     .venv/bin/python tools/bench_speed.py --labels SCAN ...     # instead, which labels leaving out air or a box changes
@@ -20,8 +20,8 @@ hour). Each row is a process of its own, whose largest memory is measured. FOLDE
 for the next run (3 GB; the first run takes ten minutes longer), and the figures (speed.json). Run it without other
 work.
 
-``--labels`` compares label maps instead of times, scan by scan, with the starter weights: first with their grid
-changed to 1 mm, which is that of the official networks, then with their own grid.
+``--labels`` compares label maps instead of times, scan by scan, with the starter weights: first with their tiles
+changed to those of the official networks, then with their own ones.
 """
 
 import argparse
@@ -62,6 +62,7 @@ from totalspineseg_server.nnunet.networks import coarse_look
 from totalspineseg_server.nnunet.openvino_network import keep_int8, load_openvino
 from totalspineseg_server.nnunet.predictor import TILE_STEP, WarmPredictor
 from totalspineseg_server.nnunet.preprocessing import Box, FloatArray, resample
+from totalspineseg_server.nnunet.tiles import Row, Rows, whole_row
 from totalspineseg_server.numbering.linter import lint
 from totalspineseg_server.numbering.step1_names import step1_names
 from totalspineseg_server.prediction import Prediction
@@ -79,6 +80,8 @@ from totalspineseg_server.synthesis import (
 
 SEED: Final = 11
 AIR_MM: Final = 60
+SHRINKS: Final = 16
+"""The starter networks take tiles whose sides are multiples of this number of voxels."""
 NOISE: Final = 0.02
 """Noise in air, as a share of the brightest tissue."""
 BRIGHTEST: Final = 1000
@@ -94,6 +97,7 @@ TITLES: Final = {
     "air": f"the same with {AIR_MM} mm of air around",
 }
 WAYS: Final = ("stock", "ours", "box", "air", "runtime", "int8")
+TILES: Final = ("official", "own")
 STARTER_WAYS: Final = ("stock", "ours", "runtime")
 RUNTIMES: Final = ("stock", "torch", "openvino", "openvino-int8")
 NOTHING: Final = -100.0
@@ -120,6 +124,9 @@ def main() -> int:
     parser.add_argument("--prepare", action="store_true", help="make networks, conversions and scans, and stop")
     parser.add_argument("--show", action="store_true", help="print the tables of the last run")
     parser.add_argument("--labels", type=Path, nargs="+", metavar="SCAN", help="compare the label maps of these scans")
+    parser.add_argument(
+        "--tiles", choices=TILES, nargs="+", default=list(TILES), help="tiles for --labels (default: both)"
+    )
     parser.add_argument("--alone", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     folder: Path = arguments.folder
@@ -131,7 +138,7 @@ def main() -> int:
         return 0
     if arguments.labels:
         torch.set_num_threads(arguments.threads)
-        compare_labels(arguments.labels)
+        compare_labels(arguments.labels, arguments.tiles)
         return 0
     if not arguments.show:
         for words in (("scans",), *((task, step) for step in "12" for task in ("network", "convert", "quantize"))):
@@ -392,14 +399,20 @@ class Known:
         self.folder, self.tile_step, self.version = work.folder, work.tile_step, work.version
 
     def predict(
-        self, channels: FloatArray, *, soft: Collection[str] = (), within: Box | None = None, skip_air: bool = False
+        self,
+        channels: FloatArray,
+        *,
+        soft: Collection[str] = (),
+        within: Box | None = None,
+        wanted: Box | None = None,
+        skip_air: bool = False,
     ) -> Prediction:
-        """Return the classes inside ``within``; see ``WarmPredictor.predict``."""
-        self.work.predict(channels, soft=soft, within=within, skip_air=skip_air)
-        part = within or tuple(slice(0, n) for n in self.classes.shape)
+        """Return the classes of what the network sees; see ``WarmPredictor.predict``."""
+        seen = self.work.predict(channels, soft=soft, within=within, wanted=wanted, skip_air=skip_air).seen
         labels = np.zeros_like(self.classes)
-        labels[part] = self.classes[part]
-        return Prediction(labels, {name: (labels > 0).astype(np.float32) for name in soft})
+        if seen is not None:
+            labels[seen] = self.classes[seen]
+        return Prediction(labels, {name: (labels > 0).astype(np.float32) for name in soft}, seen=seen)
 
 
 def part_of(file: Path, classes: Mapping[int, np.ndarray]) -> tuple[pipeline.Scan, pipeline.Step2Input]:
@@ -510,12 +523,12 @@ class Memory(torch.nn.Module):  # type: ignore[misc]
         return self.known[key]
 
 
-class AtOneMillimeter(torch.nn.Module):  # type: ignore[misc]
-    """A network that gets tiles of 1 mm, and resamples them to its own spacing.
+class OfficialTiles(torch.nn.Module):  # type: ignore[misc]
+    """A network that gets tiles of the official networks' size, and resamples them to about its own spacing.
 
     Args:
         network: The network.
-        patch: The network's own tile.
+        patch: Size of the tiles after resampling.
     """
 
     def __init__(self, network: torch.nn.Module, patch: tuple[int, int, int]) -> None:
@@ -525,6 +538,36 @@ class AtOneMillimeter(torch.nn.Module):  # type: ignore[misc]
     def forward(self, tile: torch.Tensor) -> torch.Tensor:
         """Return the logits of one tile."""
         return resample(self.network(resample(tile, self.patch)), tile.shape[2:])
+
+
+class Continued(WarmPredictor):
+    """A predictor that computes the whole image in tiles among which are those of a part.
+
+    It gets the part as ``WarmPredictor`` does; left out are neither tiles outside of it nor tiles of air.
+    """
+
+    def predict(
+        self, channels: FloatArray, *, within: Box | None = None, skip_air: bool = False, **others: Any
+    ) -> Prediction:
+        """Segment one image; see ``WarmPredictor.predict``."""
+        return super().predict(channels, within=within, **{**others, "wanted": None})
+
+    def _rows(self, *arguments: Any) -> Rows:
+        x, y, z = (self._continued(row) for row in super()._rows(*arguments))
+        return x, y, z
+
+    def _continued(self, row: Row) -> Row:
+        """Return the tiles of the whole axis if those of a row are among them; else the row, continued to both ends of
+        the image with the same overlap."""
+        whole = whole_row(row.length, row.tile, self.tile_step)
+        if set(row.starts) <= set(whole.starts):
+            return whole
+        starts, apart, last = list(row.starts), int(row.tile * self.tile_step), row.length - row.tile
+        while starts[0] > 0:
+            starts.insert(0, max(0, starts[0] - apart))
+        while starts[-1] < last:
+            starts.append(min(last, starts[-1] + apart))
+        return replace(row, starts=tuple(starts))
 
 
 class WithoutAirTiles:
@@ -542,59 +585,92 @@ class WithoutAirTiles:
         return self.whole.predict(channels, soft=soft, skip_air=True)
 
 
-def at_one_millimeter(model: ModelFolder, network: torch.nn.Module) -> WarmPredictor:
-    """Return a predictor whose tiles have voxels of 1 mm; like the official networks it sees no mirror image."""
-    patch = [round(n * mm) for n, mm in zip(model.patch, model.spacing_mm, strict=True)]
-    grid = {**model.configuration, "spacing": [1.0, 1.0, 1.0], "patch_size": patch}
-    fine, trust = replace(model, configuration=grid), replace(model.trust, mirror=False)
-    return WarmPredictor(fine, device="cpu", network=AtOneMillimeter(network, model.patch), trust=trust)
+def with_official_tiles(model: ModelFolder, network: torch.nn.Module) -> tuple[ModelFolder, torch.nn.Module]:
+    """Return a model and its network for tiles like those of the official networks, with voxels of 1 mm."""
+    patch = tuple(round(n / mm / SHRINKS) * SHRINKS for n, mm in zip(STEP1_PATCH, model.spacing_mm, strict=True))
+    grid = {**model.configuration, "spacing": [1.0, 1.0, 1.0], "patch_size": list(STEP1_PATCH)}
+    return replace(model, configuration=grid), OfficialTiles(network, (patch[0], patch[1], patch[2]))
 
 
-def label_ways(step1: WarmPredictor, step2: WarmPredictor, look: WarmPredictor) -> dict[str, tuple[Any, Any]]:
-    """Return way -> its predictors of both steps."""
-    return {
-        "tiles of air": (WithoutAirTiles(step1), WithoutAirTiles(step2)),
-        "all air": (FocusedPredictor(step1, None), FocusedPredictor(step2, None)),
-        "box, all air": (FocusedPredictor(step1, look), FocusedPredictor(step2, None)),
-    }
-
-
-def compare_labels(files: Sequence[Path]) -> None:
-    """Print how the labels of each scan differ from those of the whole image, for each way."""
+def compare_labels(files: Sequence[Path], kinds: Collection[str]) -> None:
+    """Print how the labels of each scan differ from those of the whole image, for each way and kind of tiles."""
     folders = models_in(local_server.ROOT / "apps" / "totalspineseg" / "model" / STARTER)
     networks = {step: Memory(model.load_network()) for step, model in folders.items()}
-    own = {step: WarmPredictor(folders[step], device="cpu", network=networks[step]) for step in folders}
-    fine = {step: at_one_millimeter(folders[step], networks[step]) for step in folders}
-    look = WarmPredictor(folders[1], device="cpu", trust=replace(own[1].trust, mirror=False))
+    look = WarmPredictor(folders[1], device="cpu", trust=replace(folders[1].trust, mirror=False))
+    own = {step: (folders[step], networks[step]) for step in folders}
+    official = {step: with_official_tiles(*own[step]) for step in folders}
+    for kind, models in (("official", official), ("own", own)):
+        if kind not in kinds:
+            continue
+        # Like the official networks, those with their tiles see no mirror image.
+        trusts = {
+            step: replace(model.trust, mirror=model.trust.mirror and kind == "own")
+            for step, (model, _) in models.items()
+        }
+        whole, continued = (
+            {
+                step: predictor(model, device="cpu", network=network, trust=trusts[step])
+                for step, (model, network) in models.items()
+            }
+            for predictor in (WarmPredictor, Continued)
+        )
+        print(f"\nstarter weights, {kind} tiles: labeled voxels that differ; levels with another name; tiles\n")
+        compare_on(files, whole, continued, look, networks)
+
+
+def compare_on(
+    files: Sequence[Path],
+    whole: Mapping[int, WarmPredictor],
+    continued: Mapping[int, WarmPredictor],
+    look: WarmPredictor,
+    networks: Mapping[int, Memory],
+) -> None:
+    """Print the table of one kind of tiles.
+
+    Args:
+        files: The scans.
+        whole: Step -> predictor of the whole image.
+        continued: Step -> predictor of the whole image with the tiles of a part.
+        look: The coarse look.
+        networks: Step -> network, which counts tiles.
+    """
+    ways: dict[str, tuple[Any, Any]] = {
+        "tiles of air": (WithoutAirTiles(whole[1]), WithoutAirTiles(whole[2])),
+        "box": (FocusedPredictor(whole[1], look, skip_air=False), whole[2]),
+        "box, without air": (FocusedPredictor(whole[1], look), FocusedPredictor(whole[2], None)),
+    }
+    last = "the same, beside the whole image with the same tiles"
+    print(
+        "| scan | labeled; tiles | " + " | ".join((*ways, last)) + " |\n|---|---|" + "---|" * (len(ways) + 1),
+        flush=True,
+    )
+    rows: dict[str, list[tuple[float, int]]] = {way: [] for way in (*ways, last)}
 
     def labels_and_tiles(scan: pipeline.Scan, step1: Any, step2: Any) -> tuple[LabelArray, int]:
         before = sum(network.tiles for network in networks.values())
         labels = labels_of(scan, step1, step2)
         return labels, sum(network.tiles for network in networks.values()) - before
 
-    for title, models in (("grid of 1 mm", fine), ("own grid", own)):
-        ways = label_ways(models[1], models[2], look)
-        print(f"\nstarter weights, {title}: labeled voxels that differ; levels with another name; tiles\n")
-        print("| scan | labeled; tiles | " + " | ".join(ways) + " |\n|---|---|" + "---|" * len(ways), flush=True)
-        rows: dict[str, list[tuple[float, int]]] = {way: [] for way in ways}
-        for file in files:
-            scan = pipeline.prepare(read_image(file))
-            exact, tiles = labels_and_tiles(scan, models[1], models[2])
-            labeled = int(np.count_nonzero(exact))
-            cells = [f"{labeled}; {tiles}"]
-            for way, predictors in ways.items():
-                labels, tiles = labels_and_tiles(scan, *predictors)
-                share, names = float(np.count_nonzero(labels != exact) / max(labeled, 1)), names_apart(exact, labels)
-                rows[way].append((share, names))
-                cells.append(f"{share:.3%}; {names}; {tiles}")
-            for network in networks.values():
-                network.known.clear()
-            print(f"| {file.parent.name}/{file.name} | {' | '.join(cells)} |", flush=True)
-        for name, middle in (("median", statistics.median), ("largest", max)):
-            cells = [f"{middle([share for share, _ in found]):.3%}" for found in rows.values()]
-            print(f"| {name} | | {' | '.join(cells)} |")
-        cells = [str(sum(bool(names) for _, names in found)) for found in rows.values()]
-        print(f"| scans with another name, of {len(files)} | | {' | '.join(cells)} |", flush=True)
+    for file in files:
+        scan = pipeline.prepare(read_image(file))
+        exact, tiles = labels_and_tiles(scan, whole[1], whole[2])
+        cells = [f"{np.count_nonzero(exact)}; {tiles}"]
+        compared = {way: (exact, *labels_and_tiles(scan, *predictors)) for way, predictors in ways.items()}
+        _, labels, _ = compared["box, without air"]
+        same, tiles = labels_and_tiles(scan, *(FocusedPredictor(continued[step], None) for step in (1, 2)))
+        compared[last] = (same, labels, tiles)
+        for way, (one, other, tiles) in compared.items():
+            share = float(np.count_nonzero(one != other) / max(np.count_nonzero(one), 1))
+            rows[way].append((share, names_apart(one, other)))
+            cells.append(f"{share:.3%}; {rows[way][-1][1]}; {tiles}")
+        for network in networks.values():
+            network.known.clear()
+        print(f"| {file.parent.name}/{file.name} | {' | '.join(cells)} |", flush=True)
+    for name, middle in (("median", statistics.median), ("largest", max)):
+        cells = [f"{middle([share for share, _ in found]):.3%}" for found in rows.values()]
+        print(f"| {name} | | {' | '.join(cells)} |")
+    cells = [str(sum(bool(names) for _, names in found)) for found in rows.values()]
+    print(f"| scans with another name, of {len(files)} | | {' | '.join(cells)} |", flush=True)
 
 
 def names_apart(one: LabelArray, other: LabelArray) -> int:

@@ -109,7 +109,7 @@ CHECKS = (
         (str(PYTHON), "tools/bench_numbering.py", "--seed", "505"),
         (
             Figure("identified, right or not certain, %", r"as runner-up ([\d.]+)%", floor=98),
-            Figure("confidently wrong", r"confidently wrong in all \d+: (\d+)", ceiling=3),
+            Figure("confidently wrong", r"confidently wrong in total, of \d+: (\d+)", ceiling=3),
         ),
     ),
     Check(

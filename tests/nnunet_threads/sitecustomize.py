@@ -1,4 +1,4 @@
-"""Python runs this at its start if this folder is on its path; nnU-Net's pools are then threads of its process.
+"""Make nnU-Net's pools threads of its process; Python runs this at its start if this folder is on its path.
 
 nnU-Net starts six pools to plan, train and validate; each process of them imports PyTorch and nnU-Net for five seconds.
 Under `make coverage` a pool may wait forever for the end of its processes: it sends them SIGTERM, which coverage

@@ -269,8 +269,8 @@ class App(MONAILabelApp):  # type: ignore[misc]
                 self._scorer.fill,
             ),
             "doubt_scale": ImageScoring(
-                "The same, and how much the result changes if the image is scaled like that of a smaller person. Each "
-                "image is predicted once more.",
+                "How doubtful each result is, as for 'doubt', and how much it changes if the image is scaled like that "
+                "of a smaller person. Each image is predicted once more.",
                 self._scorer.fill_scale,
             ),
         }

@@ -30,6 +30,8 @@ LABEL_SUFFIX: Final = "_label-spine_dseg"
 """Ending of the names of labels, beside BIDS's own name, in many data sets of the spine."""
 ANATOMY_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
 """Patterns of the folders of a data set that have anatomical images."""
+MANUAL: Final = "Manual"
+"""Key of the file beside a label: false for a map that a program made and nobody corrected."""
 HASH_DIGITS: Final = 6
 
 

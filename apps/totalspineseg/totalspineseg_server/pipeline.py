@@ -33,7 +33,7 @@ from totalspineseg_server.numbering.naming import Method, name_map
 from totalspineseg_server.numbering.step1_names import step1_names
 from totalspineseg_server.prediction import Prediction, Predictor
 from totalspineseg_server.transforms.canal import soft_structure
-from totalspineseg_server.transforms.components import Box
+from totalspineseg_server.transforms.components import Box, labels_present
 from totalspineseg_server.transforms.discs import CROP_MARGIN_MM, crop_box, discs_named_as, odd_discs
 from totalspineseg_server.transforms.labeling import UNNAMED
 from totalspineseg_server.transforms.levels import level_points
@@ -393,7 +393,7 @@ def _require_named(labels: LabelArray, step: Literal[1, 2]) -> None:
         NoSpineError: No structure has one.
     """
     levels = DISCS if step == 1 else (*VERTEBRAE, SACRUM, *DISCS)
-    if not np.isin(labels, levels).any():
+    if not labels_present(labels)[list(levels)].any():
         raise NoSpineError(
             f"No level fits what step {step} found in this image. Check that it shows the spine and that its "
             "orientation and voxel size are right."

@@ -23,12 +23,14 @@ class Prediction:
         trust: How far the network is trusted: its measured errors.
         mirror_difference: Share of the regions, 0..1, that differ between the image and its left-right mirror image (1
             - Dice of all regions together); None if the network did not see the mirror image.
+        seen: The part of the grid that the network saw; None if nothing says so.
     """
 
     labels: npt.NDArray[np.uint8]
     soft: Mapping[str, npt.NDArray[np.float32]] = field(default_factory=dict)
     trust: Trust = UNMEASURED
     mirror_difference: float | None = None
+    seen: tuple[slice, slice, slice] | None = None
 
 
 class Predictor(Protocol):

@@ -53,3 +53,8 @@ DOWNLOADING: Final = (
     "disk."
 )
 MEASURING_RUNTIMES: Final = "Measuring which runtime is faster for step {step}; this takes some minutes, once."
+BOX_PASSED: Final = "The box passed. It is used from now on; --whole-image switches it off."
+BOX_FAILED: Final = "The box did not pass, so it is not used."
+NO_BOX: Final = "The box was not compared, because these networks are coarse and fast themselves."
+INT8_PASSED: Final = "INT8 passed. It is used with --runtime {runtime}."
+INT8_FAILED: Final = "INT8 did not pass, so it cannot be used with these weights."

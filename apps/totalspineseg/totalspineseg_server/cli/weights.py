@@ -153,6 +153,9 @@ def _quantize(arguments: argparse.Namespace) -> int:
     for one in found:
         for model in models.values():
             keep_comparison(model, one)
+    print("\n" + "\n".join(_consequence(one) for one in found))
+    if look is None:
+        print(cli_messages.NO_BOX)
     return 0 if all(one.passed for one in found) else 1
 
 
@@ -192,6 +195,15 @@ def _table(found: "Sequence[Comparison]") -> str:
             f"{one.seconds_exact:.1f} | {one.seconds:.1f} | {result} |"
         )
     return "\n".join(rows)
+
+
+def _consequence(one: "Comparison") -> str:
+    """Return what a comparison means for the next scans."""
+    from totalspineseg_server.nnunet.fast_ways import BOX
+
+    if one.way == BOX:
+        return cli_messages.BOX_PASSED if one.passed else cli_messages.BOX_FAILED
+    return cli_messages.INT8_PASSED.format(runtime=one.way) if one.passed else cli_messages.INT8_FAILED
 
 
 class _Bar:

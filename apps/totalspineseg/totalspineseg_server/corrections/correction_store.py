@@ -139,6 +139,12 @@ class Correction:
     unconfirmed: tuple[int, ...] = ()
 
     @property
+    def unchecked(self) -> frozenset[int]:
+        """Codes whose structure nobody checked, or whose name nobody confirmed; without its name a structure has no
+        class."""
+        return frozenset((*self.unreviewed, *self.unconfirmed))
+
+    @property
     def reader(self) -> str:
         """The author of the label, under the name that other readers see."""
         return self.client or self.user

@@ -40,7 +40,6 @@ VOLUMES_DIR: Final = "volumes"
 VOLUME_ENDING: Final = ".nii"
 """Ending of a volume. It is not compressed, because the same series must give the same bytes whenever it is converted.
 """
-MODALITY: Final = "MR"
 MAX_DEPTH: Final = 8
 """Largest depth of folders that are searched; exports have patient, study, series."""
 MAX_FOLDERS: Final = 20_000
@@ -235,7 +234,7 @@ class DicomFolders:
         return self._found.value(folder, [folder], lambda: self._read(folder, names)) if names else _Found()
 
     def _read(self, folder: Path, names: tuple[str, ...]) -> _Found:
-        from totalspineseg_server.io.dicom.headers import is_localizer, may_be_volume
+        from totalspineseg_server.io.dicom.headers import MODALITY, is_localizer, may_be_volume
 
         try:
             # Other programs leave files of their own beside the slices, such as Thumbs.db.

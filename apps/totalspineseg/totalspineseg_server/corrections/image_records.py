@@ -228,7 +228,7 @@ class ImageRecords:
         except StorageError as error:
             if image_id not in self._reported:
                 self._reported.add(image_id)
-                logger.warning("What is known about an image cannot be read, and is not changed: %s", error)
+                logger.warning("The record of an image cannot be read and is not changed: %s", error)
             return {}
 
     def read(self, image_id: str) -> dict[str, Any]:

@@ -234,7 +234,7 @@ class Inbox:
                 self._show(correction, codes, receipt.info)
             elif withdrawn := self._corrections.withdrawals.of_image(image_id) & later:
                 # It had waited, and somebody withdrew the labels that were sent after it. None of them should be shown.
-                logger.info("Correction %s is withdrawn, as %s was", correction.id, max(withdrawn))
+                logger.info("Correction %s is withdrawn, as the later %s was", correction.id, max(withdrawn))
                 self._corrections.withdrawals.add(image_id, correction.id, correction.user)
         return correction
 

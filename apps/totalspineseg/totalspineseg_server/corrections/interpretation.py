@@ -245,7 +245,8 @@ class Interpreter:
             renumbered=None if followed is None else followed.report,
             untouched=mapped.untouched,
             renamed=mapped.renamed,
-            unchanged=is_finished and compared is not None and is_unchanged(compared, mapped),
+            # Where the result is not here, as with an import, its author is believed.
+            unchanged=is_finished and (compared is None or is_unchanged(compared, mapped)),
             dice=mapped.dice,
             unconfirmed=mapped.unconfirmed,
         )

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 
 from totalspineseg_server.anatomy import C1, C2, UNREVIEWED, UNREVIEWED_NAME
-from totalspineseg_server.bids import DESCRIPTION_FILE, FINISHED, description, folder_of, label_path
+from totalspineseg_server.bids import DESCRIPTION_FILE, FINISHED, MANUAL, description, folder_of, label_path
 from totalspineseg_server.color_tables import BIDS_TABLE, bids_table
 from totalspineseg_server.corrections.correction_store import CODES_FILE, Correction, CorrectionStore
 from totalspineseg_server.errors import ImageError, StorageError
@@ -32,6 +32,7 @@ SUFFIXES: Final = ("T1w", "T2w", "PDw", "FLAIR", "T2star")
 """Suffixes of BIDS for the contrasts of the spine."""
 CONTRAST: Final = re.compile(r"(?<![a-z0-9])(?:(?P<t1>t1)|(?P<t2>t2|stir)|(?P<pd>pd))(?![0-9])", re.IGNORECASE)
 SESSION: Final = re.compile(r"sub-[A-Za-z0-9]+_(ses-[A-Za-z0-9]+)")
+FINISHED_BY_READER: Final = "Label that a reader finished"
 FACE: Final = frozenset({C1, C2})
 """Vertebrae near the face, which may be in view with them."""
 README: Final = """# Finished labels of the spine
@@ -120,7 +121,7 @@ def _write_pair(site: Site, correction: Correction, root: Path, name: str) -> se
     image = read_image(path)
     stored = read_labels(site.corrections.path(correction) / CODES_FILE)
     codes = on_grid(Volume(stored.data, stored.affine), image.grid)
-    marked = np.where(np.isin(codes.data, correction.unreviewed), UNREVIEWED, codes.data).astype(np.uint8)
+    marked = np.where(np.isin(codes.data, sorted(correction.unchecked)), UNREVIEWED, codes.data).astype(np.uint8)
     label = root / LABELS / label_path(name, FINISHED)
     file = root / folder_of(name) / f"{name}.nii.gz"
     for folder in (file.parent, label.parent):
@@ -128,7 +129,11 @@ def _write_pair(site: Site, correction: Correction, root: Path, name: str) -> se
     write_volume(file, _plain(image.data), image.grid)
     write_volume(label.with_name(f"{label.name}.nii.gz"), marked, codes.grid)
     source = PurePosixPath(folder_of(name), file.name)
-    about = {"Description": "Label that a reader finished", "Sources": [f"bids:raw:{source}"], "Manual": True}
+    about = {
+        "Description": "Result that a reader accepted unchanged" if correction.unchanged else FINISHED_BY_READER,
+        "Sources": [f"bids:raw:{source}"],
+        MANUAL: not correction.unchanged,
+    }
     write_json(label.with_name(f"{label.name}.json"), about)
     return set(np.unique(codes.data).tolist())
 

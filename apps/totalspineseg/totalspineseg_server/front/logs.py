@@ -35,7 +35,7 @@ def router() -> APIRouter:
         lines: Annotated[int, Query(ge=1, le=MAX_LINES)] = LINES,
         refresh: Annotated[int, Query(ge=0)] = 0,
     ) -> Response:
-        """Return the last ``lines`` of the log; a browser asks again after ``refresh`` seconds, unless 0."""
+        """Return the last ``lines`` of the log; a browser asks again after ``refresh`` seconds, unless that is 0."""
         file = Path(settings.MONAI_LABEL_APP_DIR) / "logs" / "app.log"
         if not file.is_file():
             raise HTTPException(NOT_FOUND, front_messages.NO_LOG)

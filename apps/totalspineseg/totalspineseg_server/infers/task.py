@@ -22,7 +22,7 @@ from totalspineseg_server.corrections import ids
 from totalspineseg_server.corrections.correction_store import FINAL_TAG
 from totalspineseg_server.corrections.label_files import UNCONFIRMED
 from totalspineseg_server.corrections.predictions import PredictionMaps, PredictionRecord
-from totalspineseg_server.errors import SettingError, StorageError, UnknownImageError
+from totalspineseg_server.errors import SettingError, StorageError, TotalSpineSegError, UnknownImageError
 from totalspineseg_server.files import sha256_of, storage_errors
 from totalspineseg_server.geometry import LabelArray, Volume, same_grid
 from totalspineseg_server.infers import infers_messages
@@ -138,12 +138,13 @@ class SpineTask(InferTask):  # type: ignore[misc]
             sha256 = sha256_of(Path(request["image"]))
         request = {**request, "image_sha256": sha256}
         settings = self._with_renames(self.completed(settings, request), request)
+        of_series = self._series_warnings(str(request.get("image_id") or ""))
         with clock("wait for the networks"):
             self.services.lock.acquire()
         try:
             with clock("read image"):
                 image = read_image(Path(request["image"]))
-            scan = pipeline.prepare(image, warnings=image.warnings, clock=clock)
+            scan = pipeline.prepare(image, warnings=(*image.warnings, *of_series), clock=clock)
             outcome = self.run(scan, settings, request, clock)
             with clock("lint"):
                 odd = pipeline.image_findings(scan, outcome.numbering)
@@ -203,6 +204,17 @@ class SpineTask(InferTask):  # type: ignore[misc]
         """Return the codes of the doubtful levels in a map of published ids."""
         doubtful = doubtful_codes(outcome.numbering, outcome.labels)
         return tuple(sorted(code for code in doubtful if WIRE_ID[code] in present))
+
+    def _series_warnings(self, image_id: str) -> tuple[str, ...]:
+        """Return the warnings about the DICOM series from which an image was made; the image itself has none."""
+        # Import here, because importing pydicom takes longer than listing a folder without DICOM.
+        from totalspineseg_server.io.dicom.series import series_warnings
+
+        try:
+            folder = self.services.studies.series_folder(image_id) if image_id else None
+        except TotalSpineSegError:
+            return ()
+        return () if folder is None else series_warnings(folder)
 
     def _with_renames(self, settings: Settings, request: Mapping[str, Any]) -> Settings:
         """Return the settings with a pin for each level that the reader named by its name in the result on the screen.

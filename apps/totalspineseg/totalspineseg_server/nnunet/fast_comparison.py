@@ -1,8 +1,8 @@
 """Compare faster ways of computing with the exact one (float32 in PyTorch, the whole image for step 1) on scans.
 
-A way passes if every level keeps its name in every scan, and the outlines agree. Single voxels at borders always
-differ: in a box the tiles lie elsewhere, as they do when a scan's field of view is shifted. The exact results are
-computed once for all ways.
+A way passes if every level keeps its name in every scan, and the outlines agree. Single voxels always differ: beside a
+box there are tiles missing, and without air they may lie elsewhere, as they do when a scan's field of view is shifted.
+The exact results are computed once for all ways.
 """
 
 import time

@@ -1,8 +1,9 @@
 """Remember which faster ways of computing were compared with the exact one, for these weights on this machine.
 
-``fast.json`` beside a network's plans has the comparisons by ``totalspineseg weights quantize``. A way is not used if
-it was not compared, or if the comparison was for other weights or another release of OpenVINO. The time of a tile
-depends only on the machine and the plans, and is stored in the user's cache.
+``fast.json`` beside a network's plans has the comparisons by ``totalspineseg weights quantize``; if that folder cannot
+be written, as in a container, they are in the user's cache. A way is not used if it was not compared, or if the
+comparison was for other weights or another release of OpenVINO. The time of a tile depends only on the machine and the
+plans, and is stored in the user's cache.
 """
 
 import os
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from totalspineseg_server import places
-from totalspineseg_server.files import read_json_or, sha256_of, storage_errors, write_json
+from totalspineseg_server.errors import StorageError
+from totalspineseg_server.files import content_key, read_json_or, sha256_of, storage_errors, write_json
 from totalspineseg_server.nnunet.discovery import ModelFiles
 from totalspineseg_server.version import installed_versions
 
@@ -23,6 +25,7 @@ BOX: Final = "box"
 INT8: Final = "openvino-int8"
 _COMPARED, _DIGEST = "compared", "weights"
 _SECONDS_FILE: Final = "seconds.json"
+_CACHED: Final = "compared"
 
 
 @dataclass(frozen=True)
@@ -79,14 +82,34 @@ def is_allowed(model: ModelFiles, way: Way) -> bool:
 
 
 def keep_comparison(model: ModelFiles, found: Comparison) -> None:
-    """Store a comparison beside the weights.
+    """Store a comparison beside the weights, or in the user's cache if that folder cannot be written.
 
     Raises:
-        StorageError: It cannot be written.
+        StorageError: Neither can be written.
     """
     record = _read(model)
     compared = {**record.get(_COMPARED, {}), found.way: asdict(found)}
-    write_json(model.path / FAST_FILE, {**record, _DIGEST: model.digest, _COMPARED: compared})
+    content = {**record, _DIGEST: model.digest, _COMPARED: compared}
+    beside, in_cache = record_files(model.path)
+    try:
+        write_json(beside, content)
+    except StorageError:
+        with storage_errors(in_cache):
+            in_cache.parent.mkdir(parents=True, exist_ok=True)
+        write_json(in_cache, content)
+    else:
+        with storage_errors(in_cache):
+            in_cache.unlink(missing_ok=True)
+
+
+def record_files(folder: Path) -> tuple[Path, Path]:
+    """Return where the comparisons of a network may be: beside its plans, and in the user's cache.
+
+    Args:
+        folder: Folder of the network's plans.
+    """
+    key = content_key({"folder": str(folder.resolve())})
+    return folder / FAST_FILE, places.cache_dir() / _CACHED / f"{key}.json"
 
 
 def seconds_of_a_tile(folder: Path) -> Mapping[str, float]:
@@ -113,9 +136,10 @@ def keep_seconds(folder: Path, seconds: Mapping[str, float]) -> None:
 
 def _read(model: ModelFiles) -> dict[str, Any]:
     """Return the record; empty if there is none, or it is of other weights or damaged: nothing is allowed then."""
-    record = read_json_or(model.path / FAST_FILE, {})
+    # What is in the cache is newer, see ``keep_comparison``.
+    records = (read_json_or(file, {}) for file in reversed(record_files(model.path)))
     # Without a record, the weights need not be read.
-    return record if record and record.get(_DIGEST) == model.digest else {}
+    return next((record for record in records if record and record.get(_DIGEST) == model.digest), {})
 
 
 def _machine(folder: Path) -> str:

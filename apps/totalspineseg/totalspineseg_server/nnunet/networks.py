@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import RLock
 
 from totalspineseg_server.nnunet.discovery import STEP_CHANNELS, TRUST_FILE
-from totalspineseg_server.nnunet.fast_ways import BOX, FAST_FILE, is_allowed
+from totalspineseg_server.nnunet.fast_ways import BOX, is_allowed, record_files
 from totalspineseg_server.nnunet.focus import FocusedPredictor, is_worth_a_look
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import WarmPredictor
@@ -188,7 +188,7 @@ def _stamp(folder: ModelFolder) -> Stamp:
     """Return a value that changes whenever a file of the model is replaced or changed; empty if one is missing."""
     files = (folder.path / "plans.json", folder.path / "dataset.json", folder.checkpoint)
     try:
-        beside = (folder.path / name for name in (TRUST_FILE, FAST_FILE))
+        beside = (folder.path / TRUST_FILE, *record_files(folder.path))
         present = (*files, *(file for file in beside if file.is_file()))
         return tuple((file.name, (s := file.stat()).st_ino, s.st_mtime_ns, s.st_size) for file in present)
     except OSError:

@@ -142,6 +142,8 @@ def _require_nncf() -> Any:
     """
     # Without this, importing it would prepare to report its use to its makers.
     os.environ[NO_REPORTS] = "1"
+    # It imports PyTorch's compiler of extensions, which complains where there is no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     return _optional("nncf", needed_by="INT8")
 
 

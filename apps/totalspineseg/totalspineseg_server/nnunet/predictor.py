@@ -4,7 +4,7 @@ Nothing is written or printed and no process is started: arrays stay in memory.
 """
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from threading import RLock
 from typing import Final
@@ -22,14 +22,16 @@ from totalspineseg_server.nnunet.preprocessing import (
     Box,
     FloatArray,
     Shape,
+    common_box,
     nonzero_box,
     normalize,
     resample,
     resample_above,
     resampled_shape,
+    scaled,
 )
 from totalspineseg_server.nnunet.runtimes import Runtime, resolve_device, with_runtime
-from totalspineseg_server.nnunet.tiles import sliding_logits
+from totalspineseg_server.nnunet.tiles import Rows, chosen_rows, sliding_logits, whole_row
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.trust import Trust
 
@@ -88,19 +90,28 @@ class WarmPredictor:
         self._is_retired = False
 
     def predict(
-        self, channels: FloatArray, *, soft: Collection[str] = (), within: Box | None = None, skip_air: bool = False
+        self,
+        channels: FloatArray,
+        *,
+        soft: Collection[str] = (),
+        within: Box | None = None,
+        wanted: Box | None = None,
+        skip_air: bool = False,
     ) -> Prediction:
         """Segment one image.
 
         Args:
             channels: (C, X, Y, Z) float32, 1 mm isotropic, RAS: the image, and in step 2 the odd discs. Not modified.
             soft: Region names whose probabilities are returned.
-            within: Part of the image that the network sees, voxels; None for all of it. The whole image is normalized.
+            within: Part of the image, voxels, that holds more than air; None for all of it. The image is normalized
+                and resampled as a whole.
+            wanted: Part of ``within`` whose voxels count; None for all of it. Only the tiles that decide about them
+                are computed, see ``chosen_rows``.
             skip_air: Whether tiles that hold only air are left out, see ``sliding_logits``.
 
         Returns:
             Labels (X, Y, Z) and a probability map per name in ``soft``; all 0 where every channel is 0, and outside
-            ``within``.
+            of what the network saw.
 
         Raises:
             ValueError: The number of channels or axes is wrong, the array is empty or not finite, or a region is
@@ -113,17 +124,22 @@ class WarmPredictor:
         labels = np.zeros(shape, dtype=np.uint8)
         maps = {name: np.zeros(shape, dtype=np.float32) for name in soft}
         box, difference = nonzero_box(channels), None
-        seen = None if box is None else _common(box, within)
-        if box is not None and seen is not None:
-            inner = _moved(seen, box)
-            parts = {n: m[seen] for n, m in maps.items()}
+        seen = None
+        covered = box if box is None or within is None else common_box(box, within)
+        needed = covered if covered is None or wanted is None else common_box(covered, wanted)
+        if box is not None and covered is not None and needed is not None:
+            parts = {n: m[box] for n, m in maps.items()}
+            inner = _moved(covered, box), _moved(needed, box)
             with self._lock, _memory_errors(shape):
                 try:
-                    difference = self._predict_box(channels[(slice(None), *box)], inner, labels[seen], parts, skip_air)
+                    difference, seen = self._predict_box(
+                        channels[(slice(None), *box)], inner, labels[box], parts, skip_air
+                    )
                 finally:
                     if self._is_retired:
                         self.free()
-        return Prediction(labels=labels, soft=maps, trust=self.trust, mirror_difference=difference)
+            seen = _moved(seen, box, back=True)
+        return Prediction(labels=labels, soft=maps, trust=self.trust, mirror_difference=difference, seen=seen)
 
     def warm_up(self) -> None:
         """Run once if the first run is slower: a GPU's libraries load at first use.
@@ -133,7 +149,8 @@ class WarmPredictor:
         """
         if self.device.type == "cuda":
             with self._lock:
-                self._logits(torch.zeros(STEP_CHANNELS[self.folder.step], *self.folder.patch))
+                a, b, c = (whole_row(tile, tile, self.tile_step) for tile in self.folder.patch)
+                self._logits(torch.zeros(STEP_CHANNELS[self.folder.step], *self.folder.patch), (a, b, c))
 
     def free(self) -> None:
         """Release GPU memory; the next image moves the network there again."""
@@ -161,38 +178,47 @@ class WarmPredictor:
     def _predict_box(
         self,
         channels: FloatArray,
-        seen: Box,
+        parts: tuple[Box, Box],
         labels: npt.NDArray[np.uint8],
         maps: dict[str, FloatArray],
         skip_air: bool,
-    ) -> float | None:
-        """Fill ``labels`` and ``maps`` (views of the result) for the part ``seen`` of one nonzero box, (X, Y, Z).
+    ) -> tuple[float | None, Box]:
+        """Fill ``labels`` and ``maps`` (views of the result) where the network sees one nonzero box, (X, Y, Z).
+
+        Args:
+            channels: The box.
+            parts: ``within`` and ``wanted`` in the box, see ``predict``.
+            labels: Labels of the box.
+            maps: Name -> probabilities of the box.
+            skip_air: See ``predict``.
 
         Returns:
-            ``Prediction.mirror_difference``.
+            ``Prediction.mirror_difference``, and the part of the box that the network saw.
         """
         configuration = self.folder.configuration
         inside_only = configuration.get("use_mask_for_norm") or [False] * len(channels)
         image = torch.from_numpy(normalize(channels, configuration["normalization_schemes"], inside_only))
-        image = image[(slice(None), *seen)]
         full: Shape = labels.shape  # type: ignore[assignment]
         # (X, Y, Z) -> (Z, Y, X), as nnU-Net's readers order axes, then the plans' order. Only the smaller array on the
         # plans' grid is transposed, because the order in memory determines the speed for the larger one.
         axes = [2 - axis for axis in self.folder.transpose]
         back = [axes.index(axis) for axis in range(3)]
-        spacing = [self.folder.spacing_mm[axis] for axis in back]
-        working = resample(image, resampled_shape(full, IMAGE_MM, spacing))
-        turned = [0, *(axis + 1 for axis in axes)]
-        logits = self._logits(working.permute(turned).contiguous(), skip_air)
-        logits = logits.permute(0, *(axis + 1 for axis in back))
+        grid = resampled_shape(full, IMAGE_MM, [self.folder.spacing_mm[axis] for axis in back])
+        working = resample(image, grid)
+        patch = self.folder.patch
+        rows = self._rows(parts, full, grid, (patch[back[0]], patch[back[1]], patch[back[2]]))
+        logits = self._turned_logits(working, rows, axes, skip_air)
         difference = None
         if self.trust.mirror:
-            mirrored = self._logits(working.flip(LEFT_RIGHT).permute(turned).contiguous(), skip_air)
-            mirrored = mirrored.permute(0, *(axis + 1 for axis in back)).flip(LEFT_RIGHT)
+            mirrored_rows = (rows[0].mirrored(), *rows[1:])
+            mirrored = self._turned_logits(working.flip(LEFT_RIGHT), mirrored_rows, axes, skip_air)
+            mirrored = mirrored.flip(LEFT_RIGHT)
             difference = _difference(logits, mirrored)
             logits = _mean_of(logits, mirrored)
+        part = (rows[0].part, rows[1].part, rows[2].part)
+        x, y, z = (scaled(axis, before, after) for axis, before, after in zip(part, grid, full, strict=True))
         try:
-            self._decide(logits, labels, maps)
+            self._decide(logits, (part, grid), labels, maps)
         except RuntimeError as error:
             if self.device.type != "cuda" or not is_out_of_memory(error):
                 raise
@@ -200,37 +226,65 @@ class WarmPredictor:
                 "There is too little GPU memory for the labels of step %d, so the CPU computes them", self.folder.step
             )
         else:
-            return difference
+            return difference, (x, y, z)
         logits = logits.to(CPU)
         self.free()
-        self._decide(logits, labels, maps)
-        return difference
+        self._decide(logits, (part, grid), labels, maps)
+        return difference, (x, y, z)
 
-    def _decide(self, logits: torch.Tensor, labels: npt.NDArray[np.uint8], maps: dict[str, FloatArray]) -> None:
-        """Fill ``labels`` and ``maps`` from logits (R, X, Y, Z) on the plans' grid, on their device."""
+    def _rows(self, parts: tuple[Box, Box], full: Shape, grid: Shape, patch: Shape) -> Rows:
+        """Return the tiles on the plans' grid, axes (X, Y, Z), for ``within`` and ``wanted``, see ``predict``."""
+        within, wanted = (
+            [_around(axis, before, after) for axis, before, after in zip(part, full, grid, strict=True)]
+            for part in parts
+        )
+        return chosen_rows(within, wanted, grid, patch, self.tile_step)
+
+    def _turned_logits(self, image: torch.Tensor, rows: Rows, axes: Sequence[int], skip_air: bool) -> torch.Tensor:
+        """Return the logits (R, X, Y, Z) of the tiles of an image (C, X, Y, Z) on the plans' grid.
+
+        Args:
+            image: The image.
+            rows: Its tiles, axes (X, Y, Z).
+            axes: The axes of the image in the plans' order.
+            skip_air: See ``predict``.
+        """
+        turned = image.permute(0, *(axis + 1 for axis in axes))
+        a, b, c = (rows[axis] for axis in axes)
+        logits = self._logits(turned, (a, b, c), skip_air)
+        return logits.permute(0, *(axes.index(axis) + 1 for axis in range(3)))
+
+    def _decide(
+        self,
+        logits: torch.Tensor,
+        within: tuple[Box, Shape],
+        labels: npt.NDArray[np.uint8],
+        maps: dict[str, FloatArray],
+    ) -> None:
+        """Fill ``labels`` and ``maps`` from logits (R, X, Y, Z) of a part of the plans' grid, on their device."""
         full: Shape = labels.shape  # type: ignore[assignment]
         found = torch.zeros(full, dtype=torch.uint8, device=logits.device)
         # One region at a time, to avoid a full-size copy of all channels.
         for region, name, value in zip(logits, self.folder.regions, self.folder.region_classes, strict=True):
-            if name in maps and (part := resample_above(region, full, SOFT_FLOOR)) is not None:
+            if name in maps and (part := resample_above(region, full, SOFT_FLOOR, within=within)) is not None:
                 inside, box = part
                 maps[name][box] = torch.sigmoid(inside).cpu().numpy()
             floor = -self.trust.cord_logit if name == CORD_REGION else 0.0
-            if (part := resample_above(region, full, floor)) is not None:
+            if (part := resample_above(region, full, floor, within=within)) is not None:
                 inside, box = part
                 mask = (inside > floor).view(torch.uint8)
                 # This way is four times faster than masked_fill_.
                 found[box].mul_(1 - mask).add_(mask, alpha=value)
         labels[...] = found.cpu().numpy()
 
-    def _logits(self, image: torch.Tensor, skip_air: bool = False) -> torch.Tensor:
-        """Return the logits of the whole image; continue on the CPU if there is too little GPU memory."""
+    def _logits(self, image: torch.Tensor, rows: Rows, skip_air: bool = False) -> torch.Tensor:
+        """Return the logits of the tiles of an image; continue on the CPU if there is too little GPU memory."""
         attempts = [(CPU, CPU)]
         if self.device.type == "cuda":
             attempts = [(self.device, self.device), (self.device, CPU), (CPU, CPU)]
         for compute, sums in attempts:
             try:
-                return self._finite_logits(image, compute, sums, skip_air)
+                return self._finite_logits(image, rows, compute, sums, skip_air)
             except RuntimeError as error:
                 if compute is CPU or not is_out_of_memory(error):
                     raise
@@ -242,7 +296,7 @@ class WarmPredictor:
         raise AssertionError("unreachable")
 
     def _finite_logits(
-        self, image: torch.Tensor, compute: torch.device, sums: torch.device, skip_air: bool
+        self, image: torch.Tensor, rows: Rows, compute: torch.device, sums: torch.device, skip_air: bool
     ) -> torch.Tensor:
         """Return logits, in half precision on a GPU, in float32 on the CPU and if half precision overflows."""
         network = self._network.to(compute)
@@ -250,9 +304,8 @@ class WarmPredictor:
             logits = sliding_logits(
                 network,
                 image,
-                self.folder.patch,
+                rows,
                 len(self.folder.regions),
-                step=self.tile_step,
                 compute=compute,
                 sums=sums,
                 autocast=autocast,
@@ -264,18 +317,16 @@ class WarmPredictor:
         raise WeightsError(nnunet_messages.OUTPUT_NOT_FINITE.format(name=self.version))
 
 
-def _common(box: Box, within: Box | None) -> Box | None:
-    """Return the common part of two boxes; None if there is none."""
-    if within is None:
-        return box
-    x, y, z = (slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, within, strict=True))
-    return (x, y, z) if all(axis.start < axis.stop for axis in (x, y, z)) else None
-
-
-def _moved(box: Box, frame: Box) -> Box:
-    """Return a box in the voxels of another one that contains it."""
-    x, y, z = (slice(a.start - b.start, a.stop - b.start) for a, b in zip(box, frame, strict=True))
+def _moved(box: Box, frame: Box, *, back: bool = False) -> Box:
+    """Return a box in the voxels of another one that contains it, or back from there."""
+    sign = 1 if back else -1
+    x, y, z = (slice(a.start + sign * b.start, a.stop + sign * b.start) for a, b in zip(box, frame, strict=True))
     return x, y, z
+
+
+def _around(part: slice, before: int, after: int) -> slice:
+    """Return the voxels of an axis of ``after`` voxels that lie in a part of one of ``before`` voxels, even partly."""
+    return slice(part.start * after // before, -(-part.stop * after // before))
 
 
 def _difference(logits: torch.Tensor, mirrored: torch.Tensor) -> float:

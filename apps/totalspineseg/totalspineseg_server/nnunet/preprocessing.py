@@ -8,6 +8,7 @@ Source: the order of operations of nnU-Net 2's DefaultPreprocessor. Different he
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -43,6 +44,12 @@ def nonzero_box(channels: FloatArray) -> Box | None:
             return None
         spans.append(slice(int(hits[0]), int(hits[-1]) + 1))
     return spans[0], spans[1], spans[2]
+
+
+def common_box(box: Box, other: Box) -> Box | None:
+    """Return the common part of two boxes; None if there is none."""
+    x, y, z = (slice(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(box, other, strict=True))
+    return (x, y, z) if all(axis.start < axis.stop for axis in (x, y, z)) else None
 
 
 def normalize(channels: FloatArray, schemes: Sequence[str], inside_only: Sequence[bool]) -> FloatArray:
@@ -97,7 +104,8 @@ def resample(image: torch.Tensor, shape: Shape) -> torch.Tensor:
     """
     if tuple(image.shape[-3:]) == shape:
         return image
-    return _resample_box(image, shape, _whole(shape))
+    axes = [_neighbors(before, after) for before, after in zip(image.shape[-3:], shape, strict=True)]
+    return _resampled(image, axes)
 
 
 def nearest(codes: LabelArray, shape: Sequence[int]) -> LabelArray:
@@ -113,7 +121,15 @@ def nearest(codes: LabelArray, shape: Sequence[int]) -> LabelArray:
     return result
 
 
-def resample_above(image: torch.Tensor, shape: Shape, threshold: float = 0.0) -> tuple[torch.Tensor, Box] | None:
+def scaled(part: slice, before: int, after: int) -> slice:
+    """Return a part of an axis, to the nearest voxel, after the axis was resampled from ``before`` voxels to
+    ``after``."""
+    return slice(round(part.start * after / before), round(part.stop * after / before))
+
+
+def resample_above(
+    image: torch.Tensor, shape: Shape, threshold: float = 0.0, *, within: tuple[Box, Shape] | None = None
+) -> tuple[torch.Tensor, Box] | None:
     """Resample only the box that contains all values above a threshold; see ``resample``.
 
     An interpolated value is above the threshold only if a neighbor is, so most of the work for small structures can be
@@ -123,51 +139,84 @@ def resample_above(image: torch.Tensor, shape: Shape, threshold: float = 0.0) ->
         image: (A, B, C) float32. Not modified.
         shape: Shape of the whole result.
         threshold: Values outside the box do not exceed it.
+        within: If ``image`` is only a part of an image: this part, and the shape of that image. Only the same part of
+            the result is computed, see ``scaled``.
 
     Returns:
         The values inside the box, and the box in the resulting grid; None if no value is above the threshold.
     """
+    grid: Sequence[int] = image.shape
+    part = _whole(image.shape)
+    if within is not None:
+        part, grid = within
     above = image > threshold
-    box = []
+    axes, box = [], []
     for axis in range(3):
-        hits = above.amax(dim=tuple(other for other in range(3) if other != axis))
-        lower, upper, _ = _neighbors(image.shape[axis], shape[axis])
-        hits = hits.cpu()
-        touched = (hits[lower] | hits[upper]).nonzero()
+        hits = above.amax(dim=tuple(other for other in range(3) if other != axis)).cpu()
+        neighbors = _neighbors(grid[axis], shape[axis], part[axis])
+        touched = (hits[neighbors.lower] | hits[neighbors.upper]).nonzero()
         if len(touched) == 0:
             return None
-        box.append(slice(int(touched[0]), int(touched[-1]) + 1))
-    part = (box[0], box[1], box[2])
-    return _resample_box(image, shape, part), part
+        touching = slice(int(touched[0]), int(touched[-1]) + 1)
+        first = scaled(part[axis], grid[axis], shape[axis]).start
+        axes.append(neighbors.only(touching))
+        box.append(slice(first + touching.start, first + touching.stop))
+    return _resampled(image, axes), (box[0], box[1], box[2])
 
 
-def _whole(shape: Shape) -> Box:
+@dataclass(frozen=True)
+class _Neighbors:
+    """The voxels of a resampled axis lie between these voxels of the axis before.
+
+    Attributes:
+        lower: The nearest voxel before each.
+        upper: The nearest voxel after each; at the ends the same as ``lower``.
+        weight: Weight of the upper one; None if each voxel is its lower neighbor.
+    """
+
+    lower: torch.Tensor
+    upper: torch.Tensor
+    weight: torch.Tensor | None
+
+    def only(self, part: slice) -> "_Neighbors":
+        """Return the neighbors of some of the voxels."""
+        return _Neighbors(self.lower[part], self.upper[part], None if self.weight is None else self.weight[part])
+
+
+def _whole(shape: Sequence[int]) -> Box:
     return slice(0, shape[0]), slice(0, shape[1]), slice(0, shape[2])
 
 
-def _neighbors(before: int, after: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the neighbors of ``after`` voxel centers among ``before``, and the weight of the upper neighbor."""
-    centers = torch.arange(after, dtype=torch.float64) + 0.5
-    positions = (centers * (before / after) - 0.5).clamp(0, before - 1)
+def _neighbors(before: int, after: int, part: slice | None = None) -> _Neighbors:
+    """Return the neighbors of the voxel centers of an axis of ``after`` voxels on one of ``before`` voxels over the
+    same length; with a part of the latter, only those of the same part, counted from its start."""
+    part = part or slice(0, before)
+    inside = scaled(part, before, after)
+    voxels = torch.arange(inside.start, inside.stop, dtype=torch.float64)
+    if before == after:
+        lower = voxels.long() - part.start
+        return _Neighbors(lower, lower, None)
+    positions = ((voxels + 0.5) * (before / after) - 0.5).clamp(part.start, part.stop - 1) - part.start
     lower = positions.floor().long()
-    upper = (lower + 1).clamp(max=before - 1)
-    return lower, upper, (positions - lower).float()
+    upper = (lower + 1).clamp(max=part.stop - part.start - 1)
+    return _Neighbors(lower, upper, (positions - lower).float())
 
 
-def _resample_box(image: torch.Tensor, shape: Shape, box: Box) -> torch.Tensor:
-    """Return the box of the resampled image; axes that shrink most are resampled first to save work."""
-    sizes = [(axis - 3, image.shape[axis - 3], shape[axis], box[axis]) for axis in range(3)]
-    for axis, before, after, part in sorted(sizes, key=lambda size: (size[3].stop - size[3].start) / size[1]):
-        if before == after:
-            image = image.narrow(axis, part.start, part.stop - part.start)
+def _resampled(image: torch.Tensor, axes: Sequence[_Neighbors]) -> torch.Tensor:
+    """Return an image with other voxels along its last three axes; those that shrink most come first to save work."""
+    sizes = [(axis - 3, image.shape[axis - 3], neighbors) for axis, neighbors in enumerate(axes)]
+    for axis, _, neighbors in sorted(sizes, key=lambda size: len(size[2].lower) / size[1]):
+        if neighbors.weight is None:
+            image = image.narrow(axis, int(neighbors.lower[0]), len(neighbors.lower))
         else:
-            image = _along(image, axis, after, part)
+            image = _along(image, axis, neighbors.lower, neighbors.upper, neighbors.weight)
     return image
 
 
-def _along(image: torch.Tensor, axis: int, after: int, part: slice) -> torch.Tensor:
-    """Resample one axis (-1, -2 or -3) to ``after`` voxels, and return ``part`` of them."""
-    lower, upper, weight = (values[part] for values in _neighbors(image.shape[axis], after))
+def _along(
+    image: torch.Tensor, axis: int, lower: torch.Tensor, upper: torch.Tensor, weight: torch.Tensor
+) -> torch.Tensor:
+    """Return one axis (-1, -2 or -3) resampled."""
     # A GPU computes the whole matrix at once faster than its strips.
     strip = STRIP if image.device.type == "cpu" else len(lower)
     strips = (slice(start, start + strip) for start in range(0, len(lower), strip))

@@ -7,6 +7,7 @@ Source: nnU-Net 2's inference (tile positions, Gaussian). Different here: no mir
 
 import itertools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
@@ -24,6 +25,10 @@ SIGMA_SCALE: Final = 1 / 8
 """Standard deviation of the Gaussian as a share of the tile (nnU-Net's value)."""
 PEAK: Final = 10.0
 """Weight at a tile's center, which suits the range of half precision (nnU-Net's value)."""
+LEAST_SHARE: Final = 0.02
+"""Largest share of a voxel's weights that may be missing because tiles beside a box are left out."""
+WORTH_MOVING: Final = 4
+"""Number of saved tiles for which the others move: a minute with the official networks on a CPU."""
 AIR_LOGIT: Final = -20.0
 """Logit of voxels that no tile has computed: no structure."""
 
@@ -54,25 +59,139 @@ def tile_starts(length: int, tile: int, step: float) -> list[int]:
     return [int(np.round((length - tile) / (count - 1) * i)) for i in range(count)]
 
 
-def padding(shape: Sequence[int], patch: Sequence[int]) -> list[tuple[int, int]]:
-    """Return the voxels to add before and after each axis so that a tile fits; the image stays in the middle."""
-    missing = [max(0, tile - length) for length, tile in zip(shape, patch, strict=True)]
-    return [(n // 2, n - n // 2) for n in missing]
+@dataclass(frozen=True)
+class Row:
+    """The tiles along one axis of an image.
+
+    Attributes:
+        starts: First voxel of each tile. It lies outside the image if that is smaller than a tile.
+        tile: Voxels of a tile.
+        length: Voxels of the image.
+    """
+
+    starts: tuple[int, ...]
+    tile: int
+    length: int
+
+    @property
+    def part(self) -> slice:
+        """The part of the image that the tiles cover."""
+        return slice(max(0, self.starts[0]), min(self.length, self.starts[-1] + self.tile))
+
+    @property
+    def padding(self) -> tuple[int, int]:
+        """Voxels before and after the image that the tiles cover, too."""
+        return max(0, -self.starts[0]), max(0, self.starts[-1] + self.tile - self.length)
+
+    def mirrored(self) -> "Row":
+        """Return the tiles of the same part of the mirrored image; those of a whole image stay in their places."""
+        if self.part == slice(0, self.length):
+            return self
+        starts = tuple(self.length - self.tile - start for start in reversed(self.starts))
+        return Row(starts, self.tile, self.length)
+
+    def covering(self, wanted: slice) -> "Row":
+        """Return only the tiles that are needed to cover a part of the image, as far as all cover it."""
+        before = [start for start in self.starts if start <= wanted.start] or [self.starts[0]]
+        beyond = [start for start in self.starts if start + self.tile >= wanted.stop] or [self.starts[-1]]
+        last = max(before[-1], beyond[0])
+        return Row(tuple(start for start in self.starts if before[-1] <= start <= last), self.tile, self.length)
+
+    def deciding(self, wanted: slice) -> "Row":
+        """Return only the tiles that decide about the voxels of a part: those that cover it, and the neighbors that
+        weigh more than ``LEAST_SHARE`` in any of its voxels."""
+        voxels = np.arange(max(0, wanted.start), min(self.length, wanted.stop))
+        inside = voxels[np.newaxis] - np.array(self.starts)[:, np.newaxis]
+        weights = np.exp(-(((inside - self.tile // 2) / (self.tile * SIGMA_SCALE)) ** 2) / 2)
+        weights[(inside < 0) | (inside >= self.tile)] = 0
+        shares = weights / np.maximum(weights.sum(axis=0), np.finfo(float).tiny)
+        covering = self.covering(wanted).starts
+        first, last = self.starts.index(covering[0]), self.starts.index(covering[-1])
+        while first > 0 and shares[:first].sum(axis=0).max() > LEAST_SHARE:
+            first -= 1
+        while last + 1 < len(self.starts) and shares[last + 1 :].sum(axis=0).max() > LEAST_SHARE:
+            last += 1
+        return Row(self.starts[first : last + 1], self.tile, self.length)
+
+
+Rows = tuple[Row, Row, Row]
+"""Tiles along each axis of an image."""
+
+
+def whole_row(length: int, tile: int, step: float) -> Row:
+    """Return the tiles of a whole axis; an image that is smaller than a tile lies in its middle.
+
+    Args:
+        length: Voxels of the image.
+        tile: Voxels of a tile.
+        step: See ``tile_starts``.
+    """
+    missing = max(0, tile - length)
+    return Row(tuple(start - missing // 2 for start in tile_starts(length + missing, tile, step)), tile, length)
+
+
+def fewest_tiles(wanted: slice, length: int, tile: int, step: float) -> Row:
+    """Return the fewest tiles that cover a part of an axis.
+
+    Tiles elsewhere than those of the whole axis change voxels. Therefore the tiles are some of those of the whole axis
+    if as few of them cover the part, and all of them if no tile is saved.
+
+    Args:
+        wanted: The part, at least one voxel.
+        length: Voxels of the axis.
+        tile: Voxels of a tile.
+        step: See ``tile_starts``.
+    """
+    whole = whole_row(length, tile, step)
+    count = len(tile_starts(max(wanted.stop - wanted.start, tile), tile, step))
+    if count == len(whole.starts):
+        return whole
+    if len((some := whole.covering(wanted)).starts) == count:
+        return some
+    width = tile + int((count - 1) * tile * step)
+    start = wanted.start - (width - (wanted.stop - wanted.start)) // 2
+    start = min(max(0, start), length - width)
+    return Row(tuple(start + first for first in tile_starts(width, tile, step)), tile, length)
+
+
+def chosen_rows(within: Sequence[slice], wanted: Sequence[slice], shape: Shape, patch: Shape, step: float) -> Rows:
+    """Return the tiles that decide about a part of an image.
+
+    They are tiles of the whole image, so that no voxel there changes, unless ``fewest_tiles`` saves at least
+    ``WORTH_MOVING`` tiles.
+
+    Args:
+        within: The part of the image that holds more than air.
+        wanted: The part of it whose voxels count.
+        shape: Shape of the image.
+        patch: Tile size.
+        step: See ``tile_starts``.
+    """
+    stay, moved = [], []
+    for covered, needed, length, tile in zip(within, wanted, shape, patch, strict=True):
+        stay.append(whole_row(length, tile, step).deciding(needed))
+        moved.append(fewest_tiles(covered, length, tile, step).deciding(needed))
+    chosen = moved if tiles_of(stay) - tiles_of(moved) >= WORTH_MOVING else stay
+    return chosen[0], chosen[1], chosen[2]
+
+
+def tiles_of(rows: Sequence[Row]) -> int:
+    """Return the number of tiles."""
+    return int(np.prod([len(row.starts) for row in rows]))
 
 
 def sliding_logits(
     network: Network,
     image: torch.Tensor,
-    patch: Shape,
+    rows: Rows,
     regions: int,
     *,
-    step: float,
     compute: torch.device,
     sums: torch.device,
     autocast: bool,
     skip_air: bool = False,
 ) -> torch.Tensor:
-    """Run the network over the whole image.
+    """Run the network over the part of an image that the tiles cover.
 
     If air is skipped, a tile that holds nothing else is computed only if a structure, as its neighbors see it, reaches
     into it. Where no tile was computed, there is no structure.
@@ -80,29 +199,29 @@ def sliding_logits(
     Args:
         network: (1, C, *patch) -> (1, R, *patch) logits, on ``compute``.
         image: (C, ...) float32, network's axes, normalized. Not modified.
-        patch: Tile size.
+        rows: Tiles along each axis of the image.
         regions: R, number of output channels.
-        step: Distance between neighboring tiles, as a share of a tile.
         compute: Device of the network.
         sums: Device of the sums: the CPU if they do not fit on the GPU.
         autocast: Whether to compute in half precision where that is safe (on a GPU).
         skip_air: Whether to leave out tiles that hold only air, in the first channel, or padding.
 
     Returns:
-        (R, ...) float32 logits on ``sums``, same spatial shape as the image.
+        (R, ...) float32 logits on ``sums``, same spatial shape as the part.
     """
-    pads = padding(image.shape[1:], patch)
-    flat = [n for pair in reversed(pads) for n in pair]
-    data = torch.nn.functional.pad(image, flat).to(sums)
+    patch = (rows[0].tile, rows[1].tile, rows[2].tile)
+    flat = [n for row in reversed(rows) for n in row.padding]
+    part = image[(slice(None), *(row.part for row in rows))].contiguous()
+    data = torch.nn.functional.pad(part, flat).to(sums)
     weights = gaussian_weights(patch).to(sums)
     total = torch.zeros((regions, *data.shape[1:]), device=sums)
     weight = torch.zeros(data.shape[1:], device=sums)
-    starts = [tile_starts(n, tile, step) for n, tile in zip(data.shape[1:], patch, strict=True)]
+    origin = [row.starts[0] for row in rows]
     tiles = [
-        tuple(slice(start, start + tile) for start, tile in zip(corner, patch, strict=True))
-        for corner in itertools.product(*starts)
+        tuple(slice(start - first, start - first + n) for start, first, n in zip(corner, origin, patch, strict=True))
+        for corner in itertools.product(*(row.starts for row in rows))
     ]
-    skipped = _air_tiles(image[0], tiles, [before for before, _ in pads]) if skip_air else []
+    skipped = _air_tiles(image[0], tiles, origin) if skip_air else []
     due = [tile for tile in tiles if tile not in skipped]
     with torch.inference_mode(), torch.autocast(compute.type, enabled=autocast):
         while due:
@@ -112,25 +231,25 @@ def sliding_logits(
                 weight[where] += weights
             due = [where for where in skipped if bool((total[(slice(None), *where)] > 0).any())]
             skipped = [where for where in skipped if where not in due]
-    inner = tuple(slice(before, n - after) for (before, after), n in zip(pads, data.shape[1:], strict=True))
+    inner = tuple(slice(row.padding[0], n - row.padding[1]) for row, n in zip(rows, data.shape[1:], strict=True))
     if skipped:
         total.masked_fill_(weight == 0, AIR_LOGIT)
         weight.masked_fill_(weight == 0, 1)
     return total[(slice(None), *inner)].div_(weight[inner])
 
 
-def _air_tiles(image: torch.Tensor, tiles: Sequence[Tile], before: Sequence[int]) -> list[Tile]:
+def _air_tiles(image: torch.Tensor, tiles: Sequence[Tile], origin: Sequence[int]) -> list[Tile]:
     """Return the tiles that hold only air or padding; none if all do.
 
     Args:
-        image: (A, B, C) without padding.
-        tiles: Tiles of the padded image.
-        before: Voxels of padding before each axis.
+        image: (A, B, C) the whole image without padding.
+        tiles: Tiles of the padded part of the image.
+        origin: Voxel of the image at which that begins, below 0 in padding.
     """
     cubes = tissue(image)
 
     def is_air(tile: Tile) -> bool:
-        x, y, z = (slice(axis.start - n, axis.stop - n) for axis, n in zip(tile, before, strict=True))
+        x, y, z = (slice(axis.start + n, axis.stop + n) for axis, n in zip(tile, origin, strict=True))
         return not is_in_tile(cubes, (x, y, z))
 
     air = [tile for tile in tiles if is_air(tile)]

@@ -18,7 +18,7 @@ from totalspineseg_server.anatomy import (
     T13,
     column,
 )
-from totalspineseg_server.numbering import messages
+from totalspineseg_server.numbering import numbering_messages
 
 _WORDS: Final = ("no", "one", "two", "three", "four", "five", "six")
 
@@ -57,14 +57,14 @@ def shift_text(best: Sequence[int], other: Sequence[int]) -> str:
     """
     pairs = [(a, b) for a, b in zip(best, other, strict=True) if a and b and a != b]
     if not pairs:
-        return messages.SAME_NAMES
+        return numbering_messages.SAME_NAMES
     moved = [_RANK[b] - _RANK[a] for a, b in pairs]
     first = moved[0] or 1.0
     levels = max(1, round(abs(first)))
     count = _WORDS[levels] if levels < len(_WORDS) else str(levels)
     start, end, lowest = pairs[0][0], pairs[-1][0], next(a for a in reversed(best) if a)
-    named = "{start}" if start == end else messages.ALL_BELOW if end == lowest else messages.UP_TO
-    return messages.SHIFT.format(
+    named = "{start}" if start == end else numbering_messages.ALL_BELOW if end == lowest else numbering_messages.UP_TO
+    return numbering_messages.SHIFT.format(
         levels=named.format(start=NAME_OF[start], end=NAME_OF[end]),
         count=count,
         unit="levels" if levels > 1 else "level",
@@ -85,12 +85,12 @@ def would_settle(codes: Sequence[int], alternatives: Sequence[Sequence[int]]) ->
     present = set(codes).union(*alternatives)
     advice = []
     if DISC_C2_C3 not in codes and not (DISC_L5_S in codes or SACRUM in codes):
-        advice.append(messages.BOTH_ENDS)
+        advice.append(numbering_messages.BOTH_ENDS)
     elif DISC_C2_C3 not in codes and present & {T13, L6} | (present & set(LUMBAR)):
-        advice.append(messages.WHOLE_COLUMN)
+        advice.append(numbering_messages.WHOLE_COLUMN)
     elif {C7, T11} <= set(codes) and not {T12, L1} & set(codes):
-        advice.append(messages.SACRUM_IN_VIEW)
+        advice.append(numbering_messages.SACRUM_IN_VIEW)
     else:
-        advice.append(messages.LARGER_VIEW)
-    advice.append(messages.PIN)
+        advice.append(numbering_messages.LARGER_VIEW)
+    advice.append(numbering_messages.PIN)
     return tuple(advice)

@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 
 from totalspineseg_server.anatomy import CANAL, CORD, DISCS
-from totalspineseg_server.numbering import messages
+from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.course import Floats, Ruler
 from totalspineseg_server.numbering.evidence import Localizer
 from totalspineseg_server.numbering.findings import Finding
@@ -41,16 +41,16 @@ def misplaced(series: Localizer, pieces: Pieces, ruler: Ruler) -> str:
     """
     beside = _beside_mm(series, ruler)
     if beside > BESIDE_MM:
-        return messages.CANAL_BESIDE.format(mm=beside)
+        return numbering_messages.CANAL_BESIDE.format(mm=beside)
     if _off_levels(series, pieces, ruler) > BETWEEN_LEVELS:
-        return messages.DISCS_BETWEEN
+        return numbering_messages.DISCS_BETWEEN
     return ""
 
 
 def elsewhere_finding(series: Localizer, why: str) -> Finding:
     """Return the finding about a series that was not used."""
-    name = messages.SERIES.format(source=series.source) if series.source else messages.LOCALIZER
-    return Finding(ELSEWHERE, UNNAMED, messages.ELSEWHERE.format(series=name, why=why))
+    name = numbering_messages.SERIES.format(source=series.source) if series.source else numbering_messages.LOCALIZER
+    return Finding(ELSEWHERE, UNNAMED, numbering_messages.ELSEWHERE.format(series=name, why=why))
 
 
 def _beside_mm(series: Localizer, ruler: Ruler) -> float:

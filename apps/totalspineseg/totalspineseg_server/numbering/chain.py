@@ -19,7 +19,7 @@ from totalspineseg_server.anatomy import (
     Kind,
 )
 from totalspineseg_server.certainty import Certainty
-from totalspineseg_server.numbering import messages
+from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.advice import shift_text, would_settle
 from totalspineseg_server.numbering.alignment import elsewhere_finding, misplaced
 from totalspineseg_server.numbering.contradictions import below_l5_s, contradicts, left_out, moved_landmarks
@@ -442,7 +442,7 @@ def _otherwise(numbering: Numbering, evidence: Evidence) -> list[tuple[int, int]
 def _differs(k: int, code: int, numbering: Numbering, evidence: Evidence) -> Finding:
     index = evidence.items[k].index
     named, piece = numbering.naming.discs[index], numbering.pieces.discs[index]
-    text = messages.STEPS_DIFFER.format(step1=NAME_OF[code], step2=NAME_OF[named])
+    text = numbering_messages.STEPS_DIFFER.format(step1=NAME_OF[code], step2=NAME_OF[named])
     return found_at(piece, "steps_differ", named, text)
 
 
@@ -548,8 +548,8 @@ def _finding(k: int, evidence: Evidence, pieces: Pieces, *, below_l5_s: bool) ->
     item = evidence.items[k]
     piece = (pieces.discs if item.kind is Kind.DISC else pieces.vertebrae)[item.index]
     if below_l5_s:
-        return found_at(piece, "below_l5_s", UNNAMED, messages.BELOW_L5_S.format(voxels=piece.voxels))
-    text = messages.LEFT_OUT.format(kind=messages.A_KIND[item.kind], voxels=piece.voxels)
+        return found_at(piece, "below_l5_s", UNNAMED, numbering_messages.BELOW_L5_S.format(voxels=piece.voxels))
+    text = numbering_messages.LEFT_OUT.format(kind=numbering_messages.A_KIND[item.kind], voxels=piece.voxels)
     return found_at(piece, "left_out", UNNAMED, text)
 
 

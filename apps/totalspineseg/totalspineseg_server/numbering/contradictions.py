@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 
 from totalspineseg_server.anatomy import BY_CODE, C1, DISC_L5_S, NAME_OF, SACRUM, Kind
-from totalspineseg_server.numbering import messages
+from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.evidence import Evidence, landmark_shares
 from totalspineseg_server.numbering.evidence_weights import MOSTLY, ORDER, THIN_DISC, s1_shape
 from totalspineseg_server.numbering.findings import Finding, found_at
@@ -155,5 +155,5 @@ def _is_counted(name: int, pin: int, missed: Collection[int]) -> bool:
 
 
 def _moved(k: int, name: int, landmark: int, pieces: Pieces) -> Finding:
-    text = messages.LANDMARK_DIFFERS.format(landmark=NAME_OF[landmark], name=NAME_OF[name])
+    text = numbering_messages.LANDMARK_DIFFERS.format(landmark=NAME_OF[landmark], name=NAME_OF[name])
     return found_at(pieces.discs[k], "landmark_differs", name, text)

@@ -41,7 +41,7 @@ class Course:
 
     @cached_property
     def _tree(self) -> cKDTree:
-        """The points, for searching the nearest one."""
+        """A search tree of the points."""
         return cKDTree(self.points_mm)
 
     def locate(self, points_mm: npt.ArrayLike) -> Floats:

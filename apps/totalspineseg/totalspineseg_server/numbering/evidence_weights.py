@@ -99,7 +99,7 @@ necks, and step 1 in one."""
 DENS_AS_C2_C3: Final = 0.5
 """Probability that such a disc has the class of C2-C3."""
 LOST_TO_DENS: Final = 0.35
-"""Probability that C2-C3 then does not have it."""
+"""Probability that C2-C3 then lacks its own class."""
 DENS_SIZE: Final = -0.6
 DISC_SIZE: Final = -0.15
 """Logarithm of the volume of such a disc, and of a disc of the neck, relative to the disc below."""

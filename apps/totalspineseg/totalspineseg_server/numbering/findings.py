@@ -17,7 +17,7 @@ class Finding:
     """Something for a reader to check.
 
     Attributes:
-        kind: "gap", "duplicate", "fragment", "order", "disc_between", "reach", "wide", "cord_outside_canal",
+        kind: "gap", "duplicate", "fragment", "order", "disc_between", "reach", "wide", "cord_outside_canal", "size",
             "not_checked", "unknown_code" or "step_code" for a label map; "left_out", "below_l5_s", "pin_unmet",
             "localizer_elsewhere", "landmark_differs", "steps_differ" or "image" for a numbering; "image_replaced",
             "finished_meanwhile", "incomplete", "unchanged" or "renamed" for a submission.

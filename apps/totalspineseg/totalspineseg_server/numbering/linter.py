@@ -24,7 +24,7 @@ from totalspineseg_server.anatomy import (
     Step2,
     column,
 )
-from totalspineseg_server.numbering import messages
+from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.numbering.parts import Part, fragments, levels_in
@@ -50,6 +50,13 @@ APART: Final = 2
 """Number of places from a vertebra to the nearest vertebra that it must not touch."""
 NEAR_STEPS: Final = 3
 """Number of steps on either side with which a step is compared."""
+USUAL_STEP: Final = (0.5, 1.35)
+"""Smallest and largest step from vertebra to vertebra, as a share of the usual one of adults: half of it in a child of
+three years."""
+DISC_WIDTH: Final = (0.9, 2.0)
+"""Smallest and largest width of a disc, as a share of its depth. In people of any age it is about 1.3 to 1.5."""
+MIN_SIZED: Final = 3
+"""Smallest number of steps or discs whose sizes say something about the voxel size."""
 MIN_STEPS: Final = 2
 """Smallest number of steps that have a usual length."""
 
@@ -72,7 +79,7 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
         raise ValueError(f"expected a 3D map of integer codes, got {labels.ndim}D {labels.dtype}")
     box = foreground_box(labels, margin_vox=1)
     if box is None:
-        return (Finding("not_checked", BACKGROUND, messages.EMPTY),)
+        return (Finding("not_checked", BACKGROUND, numbering_messages.EMPTY),)
     # The margin makes sure that what touches the outer faces of the crop is cut off by the field of view.
     crop = np.ascontiguousarray(labels[box])
     origin = np.array([axis.start for axis in box])
@@ -80,13 +87,13 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
     strange = _strange_codes(crop, origin)
     if len(strange) > MOST_STRANGE:
         values = ", ".join(str(finding.code) for finding in strange[:MOST_STRANGE])
-        message = messages.NO_MAP.format(count=len(strange), values=values)
+        message = numbering_messages.NO_MAP.format(count=len(strange), values=values)
         return (Finding("not_checked", BACKGROUND, message),)
     parts = levels_in(crop, mm)
     parts = {code: parts[code] for code in _with_a_place(parts)}
     column_findings = [*fragments(parts, origin), *row_findings(parts, origin)]
     column_findings.sort(key=lambda finding: -(finding.point_vox or (0, 0, 0))[2])
-    return (*strange, *_no_levels(parts), *column_findings, *_cord_outside(crop, origin))
+    return (*strange, *_no_levels(parts), *_sizes(parts, mm), *column_findings, *_cord_outside(crop, origin))
 
 
 def levels_read(labels: npt.NDArray[np.integer[Any]], program: str = "") -> str:
@@ -98,11 +105,11 @@ def levels_read(labels: npt.NDArray[np.integer[Any]], program: str = "") -> str:
         labels: Integer codes of any shape. Not modified.
         program: Program whose numbers were read as these codes; "" if they were read as they are.
     """
-    table = messages.NUMBERS_OF.format(program=program) if program else messages.OWN_CODES
+    table = numbering_messages.NUMBERS_OF.format(program=program) if program else numbering_messages.OWN_CODES
     codes = sorted((int(code) for code in np.unique(labels) if code in ORDER), key=ORDER.__getitem__)
     names = [NAME_OF[code] for code in _with_a_place(codes)]
-    pair = messages.LEVELS.format(first=names[0], last=names[-1]) if names else messages.NO_LEVEL
-    return messages.READ_AS.format(table=table, levels=names[0] if len(names) == 1 else pair)
+    pair = numbering_messages.LEVELS.format(first=names[0], last=names[-1]) if names else numbering_messages.NO_LEVEL
+    return numbering_messages.READ_AS.format(table=table, levels=names[0] if len(names) == 1 else pair)
 
 
 def _with_a_place(codes: Iterable[int]) -> list[int]:
@@ -117,7 +124,31 @@ def _with_a_place(codes: Iterable[int]) -> list[int]:
 def _no_levels(parts: Mapping[int, tuple[Part, ...]]) -> list[Finding]:
     if parts:
         return []
-    return [Finding("not_checked", BACKGROUND, messages.NO_LEVELS)]
+    return [Finding("not_checked", BACKGROUND, numbering_messages.NO_LEVELS)]
+
+
+def _sizes(parts: Mapping[int, tuple[Part, ...]], mm: npt.NDArray[np.float64]) -> list[Finding]:
+    """Return a finding for each direction in which the levels have sizes that people do not have, as with a wrong voxel
+    size."""
+    levels = sorted((found[0] for found in parts.values()), key=lambda part: part.place_mm)
+    # The first and the last vertebra may be cut off, and the center of the sacrum depends on how much of it is in view.
+    bodies = [p for p in levels if BY_CODE[p.code].kind is Kind.VERTEBRA and p.code != C1 and p.has_body][1:-1]
+    steps = [
+        (b.place_mm - a.place_mm) / ((HEIGHT_MM[a.code] + HEIGHT_MM[b.code]) / 2)
+        for a, b in pairwise(bodies)
+        if ORDER[b.code] - ORDER[a.code] == APART
+    ]
+    discs = [part for part in levels if BY_CODE[part.code].kind is Kind.DISC and not part.is_cut]
+    widths = [(disc.box[0].stop - disc.box[0].start) * mm[0] / disc.depth_mm for disc in discs]
+    found = []
+    for values, (least, most), text in (
+        (steps, USUAL_STEP, numbering_messages.UNUSUAL_STEP),
+        (widths, DISC_WIDTH, numbering_messages.UNUSUAL_WIDTH),
+    ):
+        share = float(np.median(values)) if len(values) >= MIN_SIZED else None
+        if share is not None and not least <= share <= most:
+            found.append(Finding("size", BACKGROUND, text.format(percent=100 * share)))
+    return found
 
 
 def _point(point: npt.ArrayLike, origin: npt.NDArray[np.intp]) -> tuple[int, int, int]:
@@ -138,7 +169,7 @@ def _strange_codes(crop: npt.NDArray[np.integer[Any]], origin: npt.NDArray[np.in
         where, count = _point(here[0], origin), len(here)
         is_class = 0 < code <= LAST_STEP_CLASS
         kind = "step_code" if is_class else "unknown_code"
-        text = messages.STEP_CODE if is_class else messages.UNKNOWN_CODE
+        text = numbering_messages.STEP_CODE if is_class else numbering_messages.UNKNOWN_CODE
         found.append(Finding(kind, int(code), text.format(value=code, voxels=count), int(count), where))
     return found
 
@@ -163,7 +194,7 @@ def _cord_outside(crop: npt.NDArray[np.integer[Any]], origin: npt.NDArray[np.int
         return []
     count = int(outside.sum())
     where = _point(xyz[outside & np.isin(xyz[:, 2], slices)][0], origin)
-    text = messages.CORD_OUTSIDE.format(slices=slices.size, voxels=count)
+    text = numbering_messages.CORD_OUTSIDE.format(slices=slices.size, voxels=count)
     return [Finding("cord_outside_canal", CORD, text, count, where)]
 
 
@@ -228,7 +259,9 @@ def _gaps(levels: Sequence[Part], seen: set[int], origin: npt.NDArray[np.intp]) 
         for code in missing:
             above = [p for p in by_order if ORDER[p.code] < ORDER[code]][-1]
             below = next(p for p in by_order if ORDER[p.code] > ORDER[code])
-            text = messages.GAP.format(name=NAME_OF[code], above=NAME_OF[above.code], below=NAME_OF[below.code])
+            text = numbering_messages.GAP.format(
+                name=NAME_OF[code], above=NAME_OF[above.code], below=NAME_OF[below.code]
+            )
             found.append(Finding("gap", code, text, 0, _where(above, origin)))
     return found
 
@@ -267,7 +300,7 @@ def _order(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding
     found = []
     for k, part in enumerate(levels):
         if k not in in_order:
-            text = messages.ORDER if k else messages.ORDER_FIRST
+            text = numbering_messages.ORDER if k else numbering_messages.ORDER_FIRST
             text = text.format(name=NAME_OF[part.code], above=NAME_OF[levels[k - 1].code])
             found.append(Finding("order", part.code, text, part.voxels, _where(part, origin)))
     return found
@@ -285,7 +318,7 @@ def _reaching(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Find
             other = column_parts[at]
             below = other.place_mm > part.place_mm
             if part.span_mm[1] > other.place_mm if below else part.span_mm[0] < other.place_mm:
-                text = messages.REACH_DOWN if below else messages.REACH_UP
+                text = numbering_messages.REACH_DOWN if below else numbering_messages.REACH_UP
                 text = text.format(name=NAME_OF[part.code], other=NAME_OF[other.code])
                 found.append(Finding("reach", part.code, text, part.voxels, _where(part, origin)))
     return found
@@ -304,7 +337,7 @@ def _wide(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]
             if len(near) >= MIN_STEPS and length > WIDE_STEP * float(np.median(near)):
                 above, below = NAME_OF[upper.code], NAME_OF[lower.code]
                 apart, times = lower.place_mm - upper.place_mm, length / float(np.median(near))
-                text = messages.WIDE.format(upper=above, lower=below, mm=apart, times=times)
+                text = numbering_messages.WIDE.format(upper=above, lower=below, mm=apart, times=times)
                 found.append(Finding("wide", lower.code, text, lower.voxels, _where(lower, origin)))
     return found
 
@@ -344,6 +377,6 @@ def _between(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Findi
         fits = any((over in (None, a)) and (under in (None, b)) for a, b in pairs[part.code])
         if not fits:
             names = " and ".join(NAME_OF[code] for code in (over, under) if code is not None)
-            text = messages.DISC_BETWEEN.format(name=NAME_OF[part.code], neighbors=names)
+            text = numbering_messages.DISC_BETWEEN.format(name=NAME_OF[part.code], neighbors=names)
             found.append(Finding("disc_between", part.code, text, part.voxels, _where(part, origin)))
     return found

@@ -10,7 +10,7 @@ from totalspineseg_server.anatomy import BACKGROUND, C1, NAME_OF, SACRUM, VERTEB
 from totalspineseg_server.clock import Clock, no_clock
 from totalspineseg_server.errors import GridError, LabelError
 from totalspineseg_server.geometry import AnyArray, Volume
-from totalspineseg_server.numbering import messages
+from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.chain import Numbering, Pin, number_chain
 from totalspineseg_server.numbering.evidence import Localizer, Step1Names
 from totalspineseg_server.numbering.linter import lint
@@ -77,12 +77,12 @@ def name_map(
     if method not in ("chain", "iterative"):
         raise ValueError(f"method must be 'chain' or 'iterative', got {method!r}")
     if pins and method == "iterative":
-        raise LabelError(messages.ITERATIVE_PINS)
+        raise LabelError(numbering_messages.ITERATIVE_PINS)
     _require_classes(raw.data, step)
     series = (*siblings, *(() if localizer is None else (Localizer(_named(localizer)),)))
     for other in (*series, *(() if step1 is None else (step1.discs,))):
         if other.codes.shape != raw.data.shape:
-            raise GridError(messages.LOCALIZER_SHAPE.format(localizer=other.codes.shape, map=raw.data.shape))
+            raise GridError(numbering_messages.LOCALIZER_SHAPE.format(localizer=other.codes.shape, map=raw.data.shape))
     with clock(f"step {step} spine"):
         classes = one_spine(raw.data.astype(np.uint8, copy=False), step)
     require_spine(classes, step)
@@ -116,7 +116,7 @@ def require_met(numbering: Numbering | None) -> None:
     """
     if numbering is not None and numbering.unmet:
         names = ", ".join(NAME_OF[code] for code in numbering.unmet)
-        raise LabelError(messages.PINS_UNMET.format(mm=PIN_REACH_MM, names=names))
+        raise LabelError(numbering_messages.PINS_UNMET.format(mm=PIN_REACH_MM, names=names))
 
 
 def _named(localizer: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.integer[Any]]:
@@ -132,4 +132,4 @@ def _require_classes(raw: AnyArray, step: Step) -> None:
     last = max(member.value for member in (Step1 if step == 1 else Step2))
     if raw.size and (raw.max() > last or raw.min() < 0):
         strange = [value for value in np.unique(raw).tolist() if not 0 <= value <= last]
-        raise LabelError(messages.NO_RAW_MAP.format(values=strange[:5], step=step, last=last))
+        raise LabelError(numbering_messages.NO_RAW_MAP.format(values=strange[:5], step=step, last=last))

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from totalspineseg_server.anatomy import BY_CODE, C1, CANAL, CORD, SACRUM, VERTEBRAE, Kind
-from totalspineseg_server.numbering import messages
+from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.course import Floats, Ruler, ruler_along, ruler_of
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.transforms.components import CONNECTIVITY, Box, connected_components
@@ -246,7 +246,7 @@ def fragments(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp
         name = BY_CODE[code].name
         if largest.volume_mm3 < FRAGMENT_MM3 and not largest.is_cut:
             x, y, z = (np.round(largest.center_vox).astype(int) + origin).tolist()
-            text = messages.TOO_SMALL.format(name=name, voxels=largest.voxels)
+            text = numbering_messages.TOO_SMALL.format(name=name, voxels=largest.voxels)
             found.append(Finding("fragment", code, text, largest.voxels, (x, y, z)))
         for part in rest:
             if _is_arch(part, largest):
@@ -254,9 +254,9 @@ def fragments(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp
             x, y, z = (np.round(part.center_vox).astype(int) + origin).tolist()
             away = abs(part.place_mm - largest.place_mm)
             if part.voxels >= DUPLICATE_SHARE * largest.voxels and away >= DUPLICATE_MM:
-                text = messages.DUPLICATE.format(name=name, mm=away, voxels=part.voxels)
+                text = numbering_messages.DUPLICATE.format(name=name, mm=away, voxels=part.voxels)
                 found.append(Finding("duplicate", code, text, part.voxels, (x, y, z)))
             elif part.volume_mm3 >= FRAGMENT_MM3 and not part.is_cut:
-                text = messages.FRAGMENT.format(name=name, voxels=part.voxels)
+                text = numbering_messages.FRAGMENT.format(name=name, voxels=part.voxels)
                 found.append(Finding("fragment", code, text, part.voxels, (x, y, z)))
     return found

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 
 from totalspineseg_server.anatomy import BY_CODE, C1, LUMBAR, NAME_OF, SACRUM, THORACIC, Kind, column
-from totalspineseg_server.numbering import messages
+from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.course import Ruler
 from totalspineseg_server.numbering.evidence import Evidence, Floats, Item, Pin
 from totalspineseg_server.numbering.findings import Finding
@@ -85,7 +85,7 @@ def _loose_at(evidence: Evidence, pieces: Pieces, point_vox: Floats) -> int | No
 
 def unmet_finding(code: int) -> Finding:
     """Return the finding about a pin that meets no structure."""
-    return Finding("pin_unmet", code, messages.PIN_UNMET.format(name=NAME_OF[code]))
+    return Finding("pin_unmet", code, numbering_messages.PIN_UNMET.format(name=NAME_OF[code]))
 
 
 def _bordering(

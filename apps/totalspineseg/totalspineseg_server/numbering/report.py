@@ -9,7 +9,7 @@ import numpy.typing as npt
 from totalspineseg_server.anatomy import DISCS, VERTEBRAE
 from totalspineseg_server.certainty import certainty_of
 from totalspineseg_server.geometry import LabelArray
-from totalspineseg_server.numbering import messages
+from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.chain import CONFIDENT_PROBABILITY, Level, Numbering
 from totalspineseg_server.numbering.evidence_weights import variants_in_view
 from totalspineseg_server.numbering.findings import Finding
@@ -88,20 +88,20 @@ def sentence(known: Mapping[str, Any]) -> str:
     """
     certainty, best = certainty_of(known), known.get("probability")
     if certainty == "certain":
-        return messages.CERTAIN
+        return numbering_messages.CERTAIN
     if certainty == "counted":
-        return messages.COUNTED.format(counted_from=known["counted_from"]) + _unless(known["variants"])
+        return numbering_messages.COUNTED.format(counted_from=known["counted_from"]) + _unless(known["variants"])
     if certainty is None:
         return ""
     others = known.get("alternatives") or []
     fits = chance = ""
     if others:
         share = _share(round(others[0]["probability"], 2))
-        fits = messages.ALSO_POSSIBLE.format(shift=others[0]["shift"], share=share)
+        fits = numbering_messages.ALSO_POSSIBLE.format(shift=others[0]["shift"], share=share)
     if best is not None and best < CONFIDENT_PROBABILITY:
-        chance = messages.PROBABILITY.format(share=_share(round(best, 2)))
+        chance = numbering_messages.PROBABILITY.format(share=_share(round(best, 2)))
     reasons = "".join(f"; {reason}" for reason in _reasons(known, counted_only=not chance))
-    return f"{messages.DOUBTFUL}{chance}{fits}{reasons}"
+    return f"{numbering_messages.DOUBTFUL}{chance}{fits}{reasons}"
 
 
 def _reasons(known: Mapping[str, Any], *, counted_only: bool) -> list[str]:
@@ -112,20 +112,20 @@ def _reasons(known: Mapping[str, Any], *, counted_only: bool) -> list[str]:
         counted_only: Whether to say that no reliable landmark is in view; a low probability says it already.
     """
     kinds = {finding["kind"] for finding in known.get("findings", ())}
-    reasons = [reason for kind, reason in messages.REASONS.items() if kind in kinds]
+    reasons = [reason for kind, reason in numbering_messages.REASONS.items() if kind in kinds]
     if known.get("contradicted") and not reasons:
-        found = (reason for kind, reason in messages.CONTRADICTIONS.items() if kind in kinds)
-        reasons.append(next(found, messages.CONTRADICTED))
+        found = (reason for kind, reason in numbering_messages.CONTRADICTIONS.items() if kind in kinds)
+        reasons.append(next(found, numbering_messages.CONTRADICTED))
     if known.get("counted_only") and counted_only:
-        reasons.append(messages.COUNTED_ONLY)
+        reasons.append(numbering_messages.COUNTED_ONLY)
     return reasons
 
 
 def _unless(variants: Sequence[Mapping[str, Any]]) -> str:
     """Return the variants that would change counted names, with their share of people; empty if there are none."""
-    found = [messages.VARIANT.format(what=entry["what"], share=_share(entry["share"])) for entry in variants]
+    found = [numbering_messages.VARIANT.format(what=entry["what"], share=_share(entry["share"])) for entry in variants]
     listed = " or ".join([", ".join(found[:-1]), found[-1]] if len(found) > 1 else found)
-    return messages.COUNTED_UNLESS.format(variants=listed) if found else ""
+    return numbering_messages.COUNTED_UNLESS.format(variants=listed) if found else ""
 
 
 def _share(share: float) -> str:

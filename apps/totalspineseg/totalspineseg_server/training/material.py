@@ -209,10 +209,9 @@ def _read(site: Site, correction: Correction, name: str, left: Left) -> LabeledS
     _require_same_image(path, correction)
     image = read_image(path)
     codes = read_labels(site.corrections.path(correction) / CODES_FILE)
-    # A name that nobody confirmed says nothing, and without its name a structure has no class.
-    unreviewed = frozenset((*correction.unreviewed, *correction.unconfirmed))
     volume = Volume(codes.data, codes.affine)
-    return LabeledScan(name, site.subject(correction.image), _origin(correction), image, volume, unreviewed, left)
+    subject, origin = site.subject(correction.image), _origin(correction)
+    return LabeledScan(name, subject, origin, image, volume, correction.unchecked, left)
 
 
 def _reviewed(scan: LabeledScan) -> Volume:

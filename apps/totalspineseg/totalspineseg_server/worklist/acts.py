@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from totalspineseg_server.anatomy import BY_CODE, NAME_OF, WIRE_LABELS, Kind
+from totalspineseg_server.anatomy import BY_CODE, CODE_OF, NAME_OF, WIRE_LABELS, Kind
 from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.corrections.comparison import ACCEPTED_NAMES, ALL
 from totalspineseg_server.corrections.correction_store import (
@@ -28,11 +28,11 @@ from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.renumber import renumber
 from totalspineseg_server.numbering.report import report, sentence
 from totalspineseg_server.segments import to_wire
-from totalspineseg_server.spellings import code_of_name
+from totalspineseg_server.spellings import code_of_name, with_mark
 from totalspineseg_server.transforms.components import labels_present
 from totalspineseg_server.worklist import worklist_messages
 from totalspineseg_server.worklist.rows import Row
-from totalspineseg_server.worklist.scans import PREDICTION, View
+from totalspineseg_server.worklist.scans import PREDICTION, View, doubtful_of
 
 VIEWS: Final = frozenset({"sagittal", "axial"})
 """Planes that a reader must have seen before accepting a result: the sagittal one shows a wrong level, only the axial
@@ -101,9 +101,15 @@ class Acts:
     def submit_pinned(
         self, row: Row, view: View, names: Mapping[str, str], pinned: Pinned, sender: Sender
     ) -> Correction:
-        """Submit a result with the names that a reader pinned; see ``pin``."""
+        """Submit a result with the names that a reader pinned; see ``pin``.
+
+        Levels that the pins left doubtful keep the mark of doubt, so that nobody takes their names for confirmed.
+        """
         # When the label is read, the other names follow the new one, and the record says so.
         sent = dict(names) if len(names) == 1 else dict(pinned.names)
+        doubtful = {NAME_OF[code] for code in doubtful_of(pinned.numbering)}
+        marked = {name for name in CODE_OF if pinned.names.get(name, name) in doubtful and name not in names}
+        sent |= {name: with_mark(sent.get(name, name)) for name in marked}
         return self._send(row, view, sent, {}, sender)
 
     def accept(self, row: Row, view: View, prediction: str, views: Collection[str], sender: Sender) -> Correction:

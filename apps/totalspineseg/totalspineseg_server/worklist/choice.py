@@ -20,7 +20,7 @@ from totalspineseg_server.geometry import Grid, LabelArray
 from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.segments import to_wire
-from totalspineseg_server.spellings import code_of_name
+from totalspineseg_server.spellings import code_of_name, with_mark
 from totalspineseg_server.worklist import worklist_messages
 
 REGION: Final = max(WIRE_LABELS.values()) + 1
@@ -71,7 +71,7 @@ def choose(
         raise ConflictError(worklist_messages.OTHER_IMAGE)
     codes = {id_: corrections.codes(one) for id_, one in labels.items()}
     merged = merge(codes, choice)
-    params = _params(base, labels, merged, is_whole=len(labels) == 1)
+    params = _params(choice, labels, merged)
     wire = to_wire(without_regions(merged))
     wire[merged == UNREVIEWED] = REGION
     with tempfile.TemporaryDirectory(prefix="totalspineseg-choice-") as folder:
@@ -109,20 +109,30 @@ def merge(codes: Mapping[str, LabelArray], choice: Choice) -> LabelArray:
     return merged
 
 
-def _params(
-    base: Correction, labels: Mapping[str, Correction], merged: LabelArray, *, is_whole: bool
-) -> dict[str, Any]:
+def _params(choice: Choice, labels: Mapping[str, Correction], merged: LabelArray) -> dict[str, Any]:
     """Return the parameters that keep the meaning that the label had when its reader sent it."""
+    base = labels[choice.label]
     present = {code for code in np.unique(merged).tolist() if code in NAME_OF}
     unreviewed = {code for one in labels.values() for code in one.unreviewed} & present
+    doubtful = _unconfirmed(choice, labels)
     # Structures that the reader left as predicted still count as such, and no others do.
-    checked = present - unreviewed - {code for one in labels.values() for code in (*one.untouched, *one.renamed)}
-    label_info = [{"name": name, "idx": value} for name, value in {**WIRE_LABELS, UNREVIEWED_NAME: REGION}.items()]
+    left = {code for one in labels.values() for code in (*one.untouched, *one.renamed)}
+    checked = present - unreviewed - doubtful - left
+    marked = {NAME_OF[code]: with_mark(NAME_OF[code]) for code in doubtful}
+    wire = {**WIRE_LABELS, UNREVIEWED_NAME: REGION}
+    label_info = [{"name": marked.get(name, name), "idx": value} for name, value in wire.items()]
     return {
         "label_info": label_info,
         "prediction": str((base.prediction or {}).get("id", "")),
         UNREVIEWED_NAMES: [NAME_OF[code] for code in sorted(unreviewed)],
         ACCEPTED_NAMES: [NAME_OF[code] for code in sorted(checked)],
-        UNCHANGED_PARAMETER: is_whole and base.unchanged,
+        UNCHANGED_PARAMETER: len(labels) == 1 and base.unchanged,
         CHOSEN_PARAMETER: list(labels),
     }
+
+
+def _unconfirmed(choice: Choice, labels: Mapping[str, Correction]) -> set[int]:
+    """Return the codes of names that were left marked as doubtful in the label from which the structure comes."""
+    source = {code_of_name(name): labels[id_] for name, id_ in choice.take.items()}
+    doubtful = {code for code in labels[choice.label].unconfirmed if code not in source}
+    return doubtful | {code for code, label in source.items() if code is not None and code in label.unconfirmed}

@@ -33,6 +33,10 @@ NOT_PERPENDICULAR: Final = (
 NO_SPACING: Final = "Some DICOM slices have no pixel spacing. Export the series again."
 
 # stacks
+NOT_MR: Final = (
+    "The modality of the DICOM series is {modality}, but the networks have only seen MR images. Check every outline "
+    "and every name of this result."
+)
 SLICES_MISSING: Final = (
     "The slices are {spacing:.1f} mm apart, but their header says {stated:.1f} mm: some are missing. Send the whole"
     " series."

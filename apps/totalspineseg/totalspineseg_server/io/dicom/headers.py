@@ -61,6 +61,8 @@ LOCALIZER: Final = re.compile(
     r"(?<![a-z])(loc|locali[sz]ers?|scout|survey|topogram|3[- ]?planes?)(?![a-z])", re.IGNORECASE
 )
 """Pattern of the descriptions of localizers, series that only show where the others lie."""
+MODALITY: Final = "MR"
+"""Modality of the images that the networks are made for."""
 MIN_SLICES: Final = 3
 """Smallest number of instances. Fewer are a localizer or a screenshot, unless one instance has many frames."""
 

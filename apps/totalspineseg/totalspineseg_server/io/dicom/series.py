@@ -1,7 +1,7 @@
 """Read the voxels of a DICOM series."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,7 @@ from totalspineseg_server.files import storage_errors
 from totalspineseg_server.geometry import AnyArray
 from totalspineseg_server.image import Image
 from totalspineseg_server.io.dicom import dicom_messages
-from totalspineseg_server.io.dicom.headers import is_deflated, pixel_bytes, read_headers
+from totalspineseg_server.io.dicom.headers import MODALITY, is_deflated, pixel_bytes, read_headers
 from totalspineseg_server.io.dicom.stack import Stack, stack_of
 from totalspineseg_server.io.unpacking import itk_name
 
@@ -39,14 +39,34 @@ def read_series(path: Path) -> Image:
 
     Returns:
         (column, row, slice) on ``stack_of(read_headers(path)).grid``. Values are as stored, or scaled if the header
-        says so. A warning is added if slices seem to be missing.
+        says so. A warning is added if slices seem to be missing, and if it is no MR series.
 
     Raises:
         ImageError: The series is not one stack of slices, or its pixels cannot be read.
         StorageError: The disk is too full to unpack a file.
     """
-    stack = stack_of(read_headers(path))
-    return Image(_pixels(stack), stack.affine, stack.warnings)
+    headers = read_headers(path)
+    stack = stack_of(headers)
+    return Image(_pixels(stack), stack.affine, _warnings(stack, headers))
+
+
+def series_warnings(path: Path) -> tuple[str, ...]:
+    """Return the warnings of ``read_series`` without reading pixels; none if it would raise an error.
+
+    Args:
+        path: As for ``read_series``.
+    """
+    try:
+        headers = read_headers(path)
+        return _warnings(stack_of(headers), headers)
+    except (ImageError, OSError):
+        return ()
+
+
+def _warnings(stack: Stack, headers: Iterable[Dataset]) -> tuple[str, ...]:
+    others = sorted({str(header.get("Modality") or MODALITY) for header in headers} - {MODALITY})
+    not_mr = [dicom_messages.NOT_MR.format(modality=" and ".join(others))] if others else []
+    return (*stack.warnings, *not_mr)
 
 
 def _pixels(stack: Stack) -> AnyArray:

@@ -24,8 +24,8 @@ NO_RAW_MAP: Final = (
 A_KIND: Final = MappingProxyType({Kind.DISC: "a disc", Kind.VERTEBRA: "a vertebra", Kind.SACRUM: "the sacrum"})
 LEFT_OUT: Final = "A piece segmented as {kind} ({voxels} voxels) fits no level and was left out."
 BELOW_L5_S: Final = (
-    "A disc ({voxels} voxels) was segmented below the one named L5-S. Check whether it is L5-S; then all names are one "
-    "level too low."
+    "A disc ({voxels} voxels) was segmented below the one named L5-S. Check whether it is L5-S; if it is, all names "
+    "are one level too low."
 )
 LANDMARK_DIFFERS: Final = (
     "The network segmented this disc as {landmark}, but the other evidence indicates that it is {name}."
@@ -66,6 +66,14 @@ DISC_BETWEEN: Final = "{name} lies next to {neighbors}: these names do not fit t
 REACH_DOWN: Final = "{name} reaches down to {other}: their outlines are mixed up."
 REACH_UP: Final = "{name} reaches up to {other}: their outlines are mixed up."
 WIDE: Final = "{upper} and {lower} are {mm:.0f} mm apart, {times:.1f} times as far as usual: a level may be missing."
+UNUSUAL_STEP: Final = (
+    "The vertebrae are {percent:.0f}% as far apart as in most adults. Check the voxel size in the header, from head to "
+    "foot."
+)
+UNUSUAL_WIDTH: Final = (
+    "The width of the discs is {percent:.0f}% of their depth; in people it is about 140%. Check the voxel size in the "
+    "header, from left to right."
+)
 CORD_OUTSIDE: Final = "The cord lies outside the canal in {slices} axial slices ({voxels} voxels)."
 
 # The sentence of the report; REASONS has the findings that contradict all names, in short
