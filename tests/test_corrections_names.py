@@ -84,7 +84,7 @@ def test_idx_shifted_by_a_skipped_segment_is_ignored(tmp_path: Path) -> None:
     ("values", "label_info", "error", "match"),
     [
         pytest.param((1, 2), info("L4", "Segment_1"), LabelError, "'Segment_1'", id="unknown"),
-        pytest.param((1, 2), info("L4/5", "S1"), LabelError, r"'L4/5' \('L4-L5'\?\), 'S1' \('sacrum'\?\)", id="meant"),
+        pytest.param((1, 2), info("L4_5", "S1"), LabelError, r"'L4_5' \('L4-L5'\?\), 'S1' \('sacrum'\?\)", id="meant"),
         pytest.param((1, 2), info("L4", "L4"), LabelError, "'L4' and 'L4' stand for the same", id="duplicate"),
         pytest.param((1, 2), info("L4", "vertebrae_L4"), LabelError, "for the same", id="duplicate by alias"),
         pytest.param((1,), None, LabelError, "label_info", id="no names"),

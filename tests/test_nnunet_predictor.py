@@ -72,6 +72,13 @@ def test_equals_nnunet(tmp_path, step, options, shape):
     np.testing.assert_array_equal(channels, before)
 
 
+def test_a_voxel_far_from_all_others_prints_no_warning_of_numpy() -> None:
+    """A scan with one voxel of 1e30 put a line of the source on the console, beside the sentence about that voxel."""
+    channels = np.zeros((1, 4, 4, 4), dtype=np.float32)
+    channels[0, 0, 0, 0] = 1e30
+    assert np.isfinite(normalize(channels, ["ZScoreNormalization"], [False])).all()
+
+
 def test_only_the_requested_probabilities_are_returned(tmp_path):
     write_model_folder(tmp_path, 1)
     predictor = WarmPredictor(ModelFolder.open(tmp_path), device="cpu")

@@ -244,6 +244,12 @@ def test_an_interrupted_plan_is_made_again(tmp_path: Path, monkeypatch: pytest.M
     assert kinds(asked) == ["plan", "begin", "plan", "plan", "begin"]
 
 
+def test_a_training_from_scratch_is_as_long_as_its_page_says() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "from-scratch.md").read_text(encoding="utf-8")
+    settings = ScratchSettings()
+    assert f"default {settings.epochs} and {settings.iterations}" in page
+
+
 def test_cases_that_change_while_they_are_planned_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = write_cases(tmp_path, 5)
     monkeypatch.setattr(scratch._Scratch, "_run", lambda *_: write_cases(tmp_path, 6))

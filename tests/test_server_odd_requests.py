@@ -107,6 +107,8 @@ def test_the_description_says_what_the_guard_takes(description: Any) -> None:
     assert parameter(description, "/datastore/label", "get", "tag")["pattern"].startswith("^[A-Za-z0-9]")
     assert parameter(description, "/datastore/image", "get", "image")["maxLength"] == 200
     assert {"const": ""} in parameter(description, "/infer/{model}", "post", "image")["anyOf"]
+    assert "totalspineseg_step1" in parameter(description, "/infer/{model}", "post", "model")["enum"]
+    assert "enum" not in parameter(description, "/infer/{model}", "post", "image")
     names = {entry["name"] for entry in description["paths"]["/batch/infer/{model}"]["post"]["parameters"]}
     assert names == {"model", "images"}
     assert [entry["name"] for entry in description["paths"]["/scoring/{method}"]["post"]["parameters"]] == ["method"]

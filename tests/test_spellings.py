@@ -38,6 +38,7 @@ def test_published_names_and_those_of_other_label_tables(structure: Structure) -
         ("L4-L5 intervertebral disk", DISC_L4_L5),
         ("L4 - L5", DISC_L4_L5),
         *[(f"L4{dash}L5", DISC_L4_L5) for dash in "\u2010\u2011\u2012\u2013\u2014\u2212/"],
+        *[(f"{name}4{sign}5", DISC_L4_L5) for name in ("L", "disc L", "l") for sign in ("/", "-", " / ")],
         ("L5-S1", DISC_L5_S),
         ("L5/S1", DISC_L5_S),
         ("L5_S", DISC_L5_S),
@@ -65,7 +66,9 @@ def test_the_last_thoracic_disc_whatever_stands_above_it(spelling: str) -> None:
 @pytest.mark.parametrize(
     ("spelling", "expected"),
     [
-        ("L4/5", "L4-L5"),
+        ("L4_5", "L4-L5"),
+        ("L4 5", "L4-L5"),
+        ("L4/6", None),
         ("spinalcord", "cord"),
         ("S1", "sacrum"),
         ("vertebrae_S1", "sacrum"),

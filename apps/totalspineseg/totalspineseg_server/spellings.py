@@ -39,6 +39,9 @@ KIND_WORDS: Final[Mapping[str, Kind]] = MappingProxyType(
 """Words beside a level -> the kind that they state."""
 THORACIC: Final = re.compile(r"th(?=\d)")
 """Beginning of "Th12"."""
+SHORT_DISC: Final = re.compile(r"(?<![a-z])(th|[ctl])(\d+)\s*[/\-\u2010-\u2015\u2212]\s*(\d+)(?!\d)")
+"""A disc with one letter, such as "L4/5". An underscore or a space does not count, because 3D Slicer calls a part of L4
+"L4_1"."""
 NUMBER: Final = re.compile(r"\d+")
 DOUBT_MARK: Final = "?"
 """The mark behind the name of a doubtful level, until a reader confirms it."""
@@ -50,7 +53,7 @@ ARROW: Final = re.compile(r"->|\u2192")
 POINT_SEPARATORS: Final = re.compile(r"[\s@,]+")
 """Separators between a level and the coordinates of a point in it."""
 SIMILAR: Final = 0.8
-"""Smallest share of common letters with which one spelling may stand for another: "L4-5" and "L4-L5"."""
+"""Smallest share of common letters with which one spelling may stand for another: "spinalcord" and "spinal-cord"."""
 
 
 _PUBLISHED: Final[Mapping[str, int]] = MappingProxyType({s.name.casefold(): s.code for s in STRUCTURES})
@@ -66,8 +69,8 @@ def code_of_name(name: str) -> int | None:
     """Return the code that a segment name stands for, or None if the name is unknown.
 
     Case, surrounding space, separators and the mark of doubt do not matter. The usual spellings of the field are
-    recognized ("L4", "vertebrae_L4", "Th12", "disc L4-L5", "L5/S1", "spinal cord"), and so are the names of the last
-    discs below a missing or an extra vertebra ("L6-S1" is the disc on the sacrum, "L5-S").
+    recognized ("L4", "vertebrae_L4", "Th12", "disc L4-L5", "L4/5", "L5/S1", "spinal cord"), and so are the names of the
+    last discs below a missing or an extra vertebra ("L6-S1" is the disc on the sacrum, "L5-S").
     """
     key, kinds = _read(name)
     code = _CODE_OF.get(key)
@@ -137,6 +140,13 @@ def _level(name: str) -> int | None:
 
 def _read(name: str) -> tuple[str, set[Kind]]:
     """Return a name as spelled in ``_CODE_OF``, and the kinds that its words state."""
-    words = [THORACIC.sub("t", word) for word in SEPARATORS.split(without_mark(name).strip().casefold())]
+    text = SHORT_DISC.sub(_in_full, without_mark(name).strip().casefold())
+    words = [THORACIC.sub("t", word) for word in SEPARATORS.split(text)]
     kinds = {KIND_WORDS[word] for word in words if word in KIND_WORDS}
     return "-".join(word for word in words if word not in KIND_WORDS), kinds
+
+
+def _in_full(short: re.Match[str]) -> str:
+    """Return a disc with the letters of both levels; other numbers than two that follow each other are left alone."""
+    letter, upper, lower = short.groups()
+    return f"{letter}{upper}-{letter}{lower}" if int(lower) == int(upper) + 1 else short[0]

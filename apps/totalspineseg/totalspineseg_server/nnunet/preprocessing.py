@@ -75,8 +75,10 @@ def normalize(channels: FloatArray, schemes: Sequence[str], inside_only: Sequenc
             values[inside] = (part - part.mean()) / max(part.std(), MIN_STD)
         else:
             np.subtract(channel, channel.mean(), out=values)
-            # This is numpy's std without subtracting the mean a second time.
-            values /= max(np.sqrt(np.square(values).mean()), MIN_STD)
+            # This is numpy's std without subtracting the mean a second time. A value near the largest of all leaves an
+            # image without contrast, about which there is a sentence of its own.
+            with np.errstate(over="ignore"):
+                values /= max(np.sqrt(np.square(values).mean()), MIN_STD)
     return result
 
 

@@ -139,7 +139,7 @@ def _sizes(parts: Mapping[int, tuple[Part, ...]], mm: npt.NDArray[np.float64]) -
         if ORDER[b.code] - ORDER[a.code] == APART
     ]
     discs = [part for part in levels if BY_CODE[part.code].kind is Kind.DISC and not part.is_cut]
-    widths = [(disc.box[0].stop - disc.box[0].start) * mm[0] / disc.depth_mm for disc in discs]
+    widths = [float((disc.box[0].stop - disc.box[0].start) * mm[0] / disc.depth_mm) for disc in discs]
     found = []
     for values, (least, most), text in (
         (steps, USUAL_STEP, numbering_messages.UNUSUAL_STEP),

@@ -120,10 +120,8 @@ class ModelStore:
             return self.named(self.weights)
         folder = Path(self.weights).expanduser()
         if not folder.is_dir():
-            raise WeightsError(
-                f"weights must be 'starter', 'official', an installed version {self.versions()!r} or a folder, got "
-                f"{self.weights!r}"
-            )
+            known = f" ({', '.join(self.versions())})" if self.versions() else ""
+            raise WeightsError(registry_messages.UNKNOWN_WEIGHTS.format(known=known, weights=self.weights))
         return Choice(folder.resolve().name, folder)
 
     def activate(self, name: str, *, steps: Collection[int] = (1, 2)) -> None:

@@ -9,6 +9,10 @@ BAD_NAME: Final = (
     "{name!r} cannot be the name of a version: it is reserved, or has characters other than letters, digits, '.', '_' "
     "and '-'. Choose another name."
 )
+UNKNOWN_WEIGHTS: Final = (
+    "Weights must be 'starter', 'official', an installed version{known} or a folder, got {weights!r}. List what is "
+    "installed with 'weights list'."
+)
 NOT_INSTALLED: Final = (
     "Version {name!r} is not installed in {folder!r}. Run '{command} weights install', or choose the weights 'starter'."
 )
