@@ -97,7 +97,7 @@ def test_what_is_in_use_is_judged_beside_what_was_before(
 ) -> None:
     """A version that another server had put into use could be judged only after going back from it."""
     code, _, error = run(site, capsys, "judge", "starter")
-    assert (code, "earlier activation" in error) == (2, True), error
+    assert (code, "in use before" in error) == (2, True), error
     site.models.activate("theirs", steps=[2])
     change["reference"] = -0.2
     code, out, _ = run(site, capsys, "judge", "theirs")
