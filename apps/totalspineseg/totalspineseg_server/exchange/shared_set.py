@@ -14,12 +14,12 @@ import numpy as np
 from totalspineseg_server.anatomy import C1, C2, UNREVIEWED, UNREVIEWED_NAME
 from totalspineseg_server.bids import DESCRIPTION_FILE, FINISHED, MANUAL, description, folder_of, label_path
 from totalspineseg_server.color_tables import BIDS_TABLE, bids_table
-from totalspineseg_server.corrections.correction_store import CODES_FILE, Correction, CorrectionStore
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.exchange import exchange_messages
 from totalspineseg_server.files import sha256_of, staged_folder, storage_errors, write_json, write_text
-from totalspineseg_server.geometry import AnyArray, Volume, on_grid
-from totalspineseg_server.io.volumes import read_image, read_labels, write_volume
+from totalspineseg_server.geometry import AnyArray, on_grid
+from totalspineseg_server.io.volumes import read_image, write_volume
 from totalspineseg_server.training.site import Site
 
 KEY_FILE: Final = "pseudonyms.key"
@@ -119,8 +119,7 @@ def _write_pair(site: Site, correction: Correction, root: Path, name: str) -> se
     if sha256_of(path) != correction.image_sha256:
         raise ImageError(exchange_messages.IMAGE_REPLACED)
     image = read_image(path)
-    stored = read_labels(site.corrections.path(correction) / CODES_FILE)
-    codes = on_grid(Volume(stored.data, stored.affine), image.grid)
+    codes = on_grid(site.corrections.volume(correction), image.grid)
     marked = np.where(np.isin(codes.data, sorted(correction.unchecked)), UNREVIEWED, codes.data).astype(np.uint8)
     label = root / LABELS / label_path(name, FINISHED)
     file = root / folder_of(name) / f"{name}.nii.gz"

@@ -11,11 +11,11 @@ import numpy as np
 from totalspineseg_server.agreement import NOTHING_LEFT, Left
 from totalspineseg_server.anatomy import NAME_OF, UNREVIEWED
 from totalspineseg_server.corrections.comparison import INCOMPLETE
-from totalspineseg_server.corrections.correction_store import CODES_FILE, FINAL_TAG, STEP1_TAG, Correction
+from totalspineseg_server.corrections.correction_store import FINAL_TAG, STEP1_TAG, Correction
 from totalspineseg_server.errors import ImageError, StorageError, TrainingError
 from totalspineseg_server.files import sha256_of
 from totalspineseg_server.geometry import Volume, to_ras
-from totalspineseg_server.io.volumes import read_image, read_labels
+from totalspineseg_server.io.volumes import read_image
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
 from totalspineseg_server.nnunet.discovery import parts_of
 from totalspineseg_server.nnunet.runtimes import resolve_device
@@ -208,10 +208,9 @@ def _read(site: Site, correction: Correction, name: str, left: Left) -> LabeledS
         raise ImageError(training_messages.IMAGE_GONE.format(image=correction.image))
     _require_same_image(path, correction)
     image = read_image(path)
-    codes = read_labels(site.corrections.path(correction) / CODES_FILE)
-    volume = Volume(codes.data, codes.affine)
+    codes = site.corrections.volume(correction)
     subject, origin = site.subject(correction.image), _origin(correction)
-    return LabeledScan(name, subject, origin, image, volume, correction.unchecked, left)
+    return LabeledScan(name, subject, origin, image, codes, correction.unchecked, left)
 
 
 def _reviewed(scan: LabeledScan) -> Volume:
