@@ -6,7 +6,7 @@ A DICOM series is converted to a volume when somebody needs it. The volumes can 
 import logging
 import os
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -124,7 +124,6 @@ class DicomFolders:
         self._names: Remembered[tuple[tuple[str, ...], tuple[str, ...]]] = Remembered()
         self._found: Remembered[_Found] = Remembered()
         self._refused: dict[str, tuple[str, str]] = {}
-        self._left_out: dict[str, str] = {}
         self._is_limited = False
 
     def series(self) -> dict[str, DicomFolder]:
@@ -132,6 +131,18 @@ class DicomFolders:
 
         An id is the path of the folder with the number and the description of the series: ``P01/s3 5 t2_tse_sag``.
         """
+        return self._listed()[0]
+
+    def offered(self) -> tuple[dict[str, DicomFolder], dict[str, str]]:
+        """Return image id -> its folder without those that turned out not to be volumes, and the folders with an MR
+        series that are left out: path below the studies, with a "/" behind it -> the reason."""
+        listed, left_out = self._listed()
+        refused = {image_id: self._refusal(image_id, one) for image_id, one in listed.items()}
+        left_out |= {self._way(listed[image_id].path): reason for image_id, reason in refused.items() if reason}
+        return {image_id: one for image_id, one in listed.items() if not refused[image_id]}, left_out
+
+    def _listed(self) -> tuple[dict[str, DicomFolder], dict[str, str]]:
+        """Return the same as ``offered`` by the headers alone."""
         listed, left_out = {}, {}
         for folder, names in self._folders():
             found = self._series_in(folder, names)
@@ -139,20 +150,7 @@ class DicomFolders:
                 listed[found.image_id] = found.series
             elif found.reason:
                 left_out[self._way(folder)] = found.reason
-        self._left_out = left_out
-        return listed
-
-    def offered(self) -> dict[str, DicomFolder]:
-        """Return image id -> its folder, without those that turned out not to be volumes."""
-        listed = self.series()
-        refused = {image_id: self._refusal(image_id, one) for image_id, one in listed.items()}
-        self._left_out |= {self._way(listed[image_id].path): reason for image_id, reason in refused.items() if reason}
-        return {image_id: one for image_id, one in listed.items() if not refused[image_id]}
-
-    def left_out(self) -> Mapping[str, str]:
-        """Return the folders with an MR series that ``offered`` left out: path below the studies, with a "/" behind it
-        -> the reason."""
-        return self._left_out
+        return listed, left_out
 
     def _refusal(self, image_id: str, series: DicomFolder) -> str:
         fingerprint, reason = self._refused.get(image_id, ("", ""))

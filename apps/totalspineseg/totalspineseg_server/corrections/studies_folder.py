@@ -307,7 +307,7 @@ class StudiesDatastore(SpineDatastore):
         except OSError as error:
             logger.warning("The folder of the images cannot be read at the moment: %s", error)
         else:
-            series = self._dicom.offered()
+            series, left_out = self._dicom.offered()
             if (self._files or self._series) and self._is_separate and not (files or series):
                 logger.warning(
                     "There are no images in %s now. Their labels are kept until the images return.", self._images
@@ -315,7 +315,7 @@ class StudiesDatastore(SpineDatastore):
             else:
                 self._choose(by_image(files))
                 self._series = {image_id: one for image_id, one in series.items() if image_id not in self._files}
-            before, self._left_out = self._left_out, self._dicom.left_out()
+            before, self._left_out = self._left_out, left_out
             _log_new(before, self._left_out)
             self._names = names | series.keys()
         self._listed_at, self._listing_seconds = begun, time.monotonic() - begun
