@@ -98,7 +98,7 @@ def execute(arguments: argparse.Namespace) -> int:
     not_passed_on = _pass_on(arguments, cases, summary)
     for name, record in summary.records.items():
         print_unmet_pins(name, record)
-    for name, failure in (*summary.failures.items(), *not_passed_on.items()):
+    for name, failure in (*summary.damaged.items(), *summary.failures.items(), *not_passed_on.items()):
         print(f"{name}: {failure}", file=sys.stderr)
     if warning and not arguments.quiet:
         print(warning)

@@ -18,6 +18,7 @@ from totalspineseg_server.cohort.record import (
     record_path,
     remove_record,
     same_content,
+    set_damaged_aside,
     structures_json,
 )
 from totalspineseg_server.errors import ImageError, StorageError, TotalSpineSegError
@@ -154,6 +155,15 @@ class Work:
                 raise StorageError(cohort_messages.SCAN_IN_OUTPUT.format(scan=str(case.path)))
             if case.localizer is not None and real_path(case.localizer) in results:
                 raise StorageError(cohort_messages.LOCALIZER_IN_OUTPUT.format(localizer=str(case.localizer)))
+
+    def damaged_record(self, case: Case) -> str:
+        """Set the record of a scan aside if it cannot be read, and return a sentence about it; empty for none.
+
+        Raises:
+            StorageError: It cannot be renamed.
+        """
+        kept = set_damaged_aside(self.output, case.name)
+        return "" if kept is None else cohort_messages.DAMAGED_RECORD.format(kept=str(kept))
 
     def of_another(self, case: Case) -> str:
         """Return why the results under a scan's name are not its own: they belong to another file with that name.
