@@ -1,6 +1,6 @@
 """Check that a label map shows disc, vertebra and canal, and that levels are named from superior to inferior."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 import numpy as np
@@ -117,6 +117,16 @@ def mark_unlabeled(labels: LabelArray, spacing: Sequence[float]) -> LabelArray:
         return labels
     near = distance_transform_edt(labels == BACKGROUND, sampling=tuple(spacing)) <= UNLABELED_MM
     return np.where((labels == BACKGROUND) & near, UNREVIEWED, labels).astype(np.uint8)
+
+
+def mark_unchecked(codes: LabelArray, unchecked: Collection[int]) -> LabelArray:
+    """Return codes in which structures that nobody checked are unreviewed.
+
+    Args:
+        codes: uint8. Not modified.
+        unchecked: Codes of these structures.
+    """
+    return np.where(np.isin(codes, sorted(unchecked)), UNREVIEWED, codes).astype(np.uint8)
 
 
 def without_regions(codes: LabelArray) -> LabelArray:
