@@ -11,8 +11,8 @@ from scipy import ndimage
 
 from totalspineseg_server.anatomy import BY_CODE, C1, CANAL, CORD, SACRUM, VERTEBRAE, Kind
 from totalspineseg_server.numbering import numbering_messages
-from totalspineseg_server.numbering.course import Floats, Ruler, ruler_along, ruler_of
 from totalspineseg_server.numbering.findings import Finding
+from totalspineseg_server.transforms.canal import Floats, Ruler, ruler_along, ruler_of
 from totalspineseg_server.transforms.components import CONNECTIVITY, Box, connected_components
 
 Indices = npt.NDArray[np.intp]

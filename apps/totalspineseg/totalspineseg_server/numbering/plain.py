@@ -7,10 +7,10 @@ import numpy as np
 import numpy.typing as npt
 
 from totalspineseg_server.anatomy import Kind, Step2
-from totalspineseg_server.numbering.course import Ruler, describe
+from totalspineseg_server.transforms.canal import Ruler
 from totalspineseg_server.transforms.components import Labels
 from totalspineseg_server.transforms.piece_voxels import find_voxels
-from totalspineseg_server.transforms.pieces import Piece, Pieces
+from totalspineseg_server.transforms.pieces import Piece, Pieces, describe
 
 MIN_BODY_MM3: Final = 600.0
 """Smallest volume in front of the canal that is a body; less is a remnant at the border of other vertebrae (a small C3
