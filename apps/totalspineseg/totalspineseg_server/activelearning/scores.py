@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from totalspineseg_server.certainty import is_doubtful
 from totalspineseg_server.corrections import ids
 from totalspineseg_server.corrections.predictions import MapStore, PredictionRecord, PredictionStore
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import from_fields, read_json, storage_errors, write_json
 from totalspineseg_server.infers.disagreement import MIRROR, STEPS
 from totalspineseg_server.numbering.findings import IMAGE
+from totalspineseg_server.trust import is_doubtful
 
 DOUBTFUL: Final = 0.5
 """Chance that doubtful names are wrong for a reason that their probability does not cover."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.cli.common import (
     add_numbering_arguments,
@@ -20,6 +19,7 @@ from totalspineseg_server.cli.common import (
     print_unmet_pins,
 )
 from totalspineseg_server.errors import TotalSpineSegError
+from totalspineseg_server.trust import certainty_of, is_doubtful
 
 if TYPE_CHECKING:
     from totalspineseg_server.numbering.evidence import Pin

@@ -14,7 +14,6 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from totalspineseg_server.certainty import certainty_of
 from totalspineseg_server.corrections import ids
 from totalspineseg_server.errors import ImageError, StorageError, WeightsError
 from totalspineseg_server.files import read_json, staged_folder, write_json
@@ -23,7 +22,7 @@ from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.numbering.evidence import Localizer, Step1Names
 from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.transforms.components import Box, labels_present
-from totalspineseg_server.trust import UNMEASURED, trust_from_json
+from totalspineseg_server.trust import UNMEASURED, certainty_of, trust_from_json
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Pattern of an id. It is checked, because clients may state ids and each is the name of a folder."""

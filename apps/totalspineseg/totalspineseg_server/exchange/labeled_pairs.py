@@ -16,7 +16,7 @@ from totalspineseg_server.exchange import exchange_messages
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.volumes import images_in, read_labels, read_numbered, stem
 from totalspineseg_server.plausible import mark_unlabeled
-from totalspineseg_server.spellings import code_of_name
+from totalspineseg_server.segments import code_of_name
 
 
 @dataclass(frozen=True)

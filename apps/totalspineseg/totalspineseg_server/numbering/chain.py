@@ -18,7 +18,6 @@ from totalspineseg_server.anatomy import (
     SACRUM,
     Kind,
 )
-from totalspineseg_server.certainty import Certainty
 from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.advice import shift_text, would_settle
 from totalspineseg_server.numbering.alignment import elsewhere_finding, misplaced
@@ -44,7 +43,7 @@ from totalspineseg_server.numbering.unnamed import adopt, name_loose
 from totalspineseg_server.transforms.canal import ruler_of
 from totalspineseg_server.transforms.labeling import UNNAMED, Naming
 from totalspineseg_server.transforms.pieces import Pieces, Step, canal_mask
-from totalspineseg_server.trust import UNMEASURED, Trust
+from totalspineseg_server.trust import UNMEASURED, Certainty, Trust
 
 __all__ = ["CONFIDENT_PROBABILITY", "Alternative", "Level", "Numbering", "Pin", "number_chain"]
 
