@@ -8,8 +8,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from totalspineseg_server.activelearning import offers
-from totalspineseg_server.activelearning.offers import Offers
-from totalspineseg_server.activelearning.strategies import First, Last, Random
+from totalspineseg_server.activelearning.strategies import First, Last, Offers, Random
 from totalspineseg_server.corrections.image_records import last_noted, noted
 from totalspineseg_server.front import samples
 

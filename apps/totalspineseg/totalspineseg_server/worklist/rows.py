@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
-from totalspineseg_server.activelearning.offers import RESERVED_SECONDS
 from totalspineseg_server.activelearning.scores import Score
+from totalspineseg_server.activelearning.strategies import RESERVED_SECONDS
 from totalspineseg_server.anatomy import DISCS, NAME_OF, SACRUM, VERTEBRAE
 from totalspineseg_server.corrections.correction_store import Correction, Rejection
 from totalspineseg_server.corrections.ids import text_of_time
