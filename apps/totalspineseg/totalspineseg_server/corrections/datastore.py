@@ -117,6 +117,10 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         """Begin to send the waiting labels to another place."""
 
     @abstractmethod
+    def is_unsent(self, image_id: str, tag: str) -> bool:
+        """Return whether the label of an image under a tag still has to be sent to another place."""
+
+    @abstractmethod
     def subject(self, image_id: str) -> str:
         """Return an anonymous id of an image's patient; "" if nobody said who it is.
 

@@ -188,6 +188,10 @@ class StudiesDatastore(SpineDatastore):
     def send_waiting(self) -> None:
         """Do nothing: no label of a folder waits to be sent."""
 
+    def is_unsent(self, image_id: str, tag: str) -> bool:
+        """Return False: no label of a folder waits to be sent."""
+        return False
+
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Add an image.
 

@@ -84,7 +84,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
             file = save_label(label, Path(folder))
             sent = receipt_of(image, file, tag=tag or FINAL_TAG, sender=sender, params=fields, fault=fault)
             correction = app_instance().inbox.submit(sent, file)
-        label_info = app_instance().datastore().get_label_info(correction.image, correction.tag)
+        is_unsent = app_instance().datastore().is_unsent(correction.image, correction.tag)
         return {
             "message": correction.message,
             "image": correction.image,
@@ -95,7 +95,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
             "renumbered": correction.renumbered,
             "overlap_voxels": correction.overlap_voxels,
             "prediction": correction.prediction,
-            "warning": front_messages.PACS_REFUSED_LABEL if label_info.get(UNSENT) else "",
+            "warning": front_messages.PACS_REFUSED_LABEL if is_unsent else "",
         }
 
     @routes.delete("/datastore/label")

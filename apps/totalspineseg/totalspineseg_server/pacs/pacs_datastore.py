@@ -171,7 +171,11 @@ class PacsDatastore(SpineDatastore):
 
     def waiting(self) -> tuple[str, ...]:
         """Return the images whose finished label still has to be sent to the PACS."""
-        return tuple(uid for uid in sorted(self._labels.images()) if self.get_label_info(uid, FINAL_TAG).get(UNSENT))
+        return tuple(uid for uid in sorted(self._labels.images()) if self.is_unsent(uid, FINAL_TAG))
+
+    def is_unsent(self, image_id: str, tag: str) -> bool:
+        """Return whether the label of an image under a tag still has to be sent to the PACS."""
+        return bool(self.get_label_info(image_id, tag).get(UNSENT))
 
     def send_waiting(self) -> None:
         """Begin to send the waiting labels to the PACS in the background, unless that is under way."""
