@@ -247,10 +247,10 @@ class Scores:
         """Yield the predictions for an image's content, newest first; those under the image's own name come before
         others."""
         yield from (r for r in self._predictions.newest_first(image_id) if r.image_sha256 == image_sha256)
-        for maps in self._maps.newest_first(image_sha256):
-            if maps.image == image_id:
+        for prediction, name in self._maps.made_for(image_sha256):
+            if name == image_id:
                 continue
-            record = self._predictions.find(maps.image, maps.prediction, image_sha256)
+            record = self._predictions.find(name, prediction, image_sha256)
             if record is not None:
                 yield record
 

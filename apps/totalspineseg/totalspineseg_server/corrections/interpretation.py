@@ -25,7 +25,7 @@ from totalspineseg_server.corrections.comparison import (
     with_untouched,
 )
 from totalspineseg_server.corrections.correction_store import Correction, is_safe_tag
-from totalspineseg_server.corrections.predictions import MapStore, PredictionMaps, PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.predictions import MapStore, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Claims, Receipt
 from totalspineseg_server.corrections.submission import (
     UNREVIEWED_NAMES,
@@ -299,7 +299,7 @@ class Interpreter:
             return Corrected(record, None if maps is None else compare(submission, grid, maps))
         best, best_rank = None, (0, 0, False)
         for maps in self._maps.newest_first(received.image_sha256):
-            record = self._record_of(maps, received)
+            record = self._record_of(maps.prediction, maps.image, received)
             compared = None if record is None else compare(submission, grid, maps)
             if record is None or compared is None:
                 continue
@@ -324,14 +324,14 @@ class Interpreter:
 
     def _of_content(self, received: Received) -> Iterator[PredictionRecord]:
         """Yield the recent predictions for the content of the image, newest first."""
-        for maps in self._maps.newest_first(received.image_sha256):
-            if record := self._record_of(maps, received):
+        for prediction, name in self._maps.made_for(received.image_sha256):
+            if record := self._record_of(prediction, name, received):
                 yield record
 
-    def _record_of(self, maps: PredictionMaps, received: Received) -> PredictionRecord | None:
+    def _record_of(self, prediction: str, name_then: str, received: Received) -> PredictionRecord | None:
         """Return the record of a prediction, under the present or former name of the image, or outside the studies."""
-        names = dict.fromkeys((received.image_id, maps.image, ""))
-        found = (self._predictions.find(name, maps.prediction, received.image_sha256) for name in names)
+        names = dict.fromkeys((received.image_id, name_then, ""))
+        found = (self._predictions.find(name, prediction, received.image_sha256) for name in names)
         return next((record for record in found if record), None)
 
 
