@@ -108,7 +108,7 @@ def _label_folder(source: Path, output: Path, reports: Path | None, request: _Re
 
 def _label_file(source: Path, output: Path, report_file: Path | None, request: _Request) -> None:
     from totalspineseg_server.geometry import labels_from_iso, labels_on_grid, labels_to_iso
-    from totalspineseg_server.io.unpacking import real_path
+    from totalspineseg_server.io.file_content import real_path
     from totalspineseg_server.io.volumes import read_codes, read_labels, write_volume
     from totalspineseg_server.numbering.naming import label_map, step_of
     from totalspineseg_server.numbering.report import sentence

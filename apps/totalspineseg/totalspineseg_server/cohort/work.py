@@ -25,7 +25,7 @@ from totalspineseg_server.errors import ImageError, StorageError, TotalSpineSegE
 from totalspineseg_server.files import remove_leftovers, storage_errors, write_json
 from totalspineseg_server.geometry import Volume, labels_on_grid
 from totalspineseg_server.image import Image
-from totalspineseg_server.io.unpacking import real_path
+from totalspineseg_server.io.file_content import real_path
 from totalspineseg_server.io.volumes import read_codes, read_image
 from totalspineseg_server.measurements import MAX_SKEW_DEG, Row, structure_rows
 from totalspineseg_server.numbering.chain import Numbering
