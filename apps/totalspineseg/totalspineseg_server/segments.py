@@ -2,13 +2,13 @@
 
 In these maps the ids are 1..N in the same order for every model, because clients give the k-th published name to voxel
 value k. Step 1 does not distinguish vertebrae: it publishes "vertebrae" in place of the sacrum, so that a corrected
-step-1 label is never mistaken for a finished one.
+step-1 label is never mistaken for a finished one. ``UNREVIEWED`` marks what nobody checked.
 """
 
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -31,6 +31,7 @@ from totalspineseg_server.anatomy import (
     T11,
     T12,
     T13,
+    UNREVIEWED,
     WIRE_ID,
     WIRE_LABELS,
     Kind,
@@ -286,3 +287,22 @@ def _require_known(source: LabelArray, mapped: LabelArray, expected: str) -> Non
     if lost.any():
         values = [int(value) for value in np.unique(source[lost])]
         raise LabelError(f"expected a label map with {expected}, got the values {values!r}")
+
+
+def mark_unchecked(codes: LabelArray, unchecked: Collection[int]) -> LabelArray:
+    """Return codes in which structures that nobody checked are unreviewed.
+
+    Args:
+        codes: uint8. Not modified.
+        unchecked: Codes of these structures.
+    """
+    return np.where(np.isin(codes, sorted(unchecked)), UNREVIEWED, codes).astype(np.uint8)
+
+
+def without_regions(codes: LabelArray) -> LabelArray:
+    """Return codes as clients, checks and networks see them: regions that nobody checked are background.
+
+    Args:
+        codes: uint8. Not modified.
+    """
+    return np.where(codes == UNREVIEWED, BACKGROUND, codes).astype(np.uint8)

@@ -27,7 +27,7 @@ OTHER_RESULTS: Final = (
 )
 DAMAGED_RECORD: Final = (
     "the record of earlier results with this name cannot be read, so they may be those of another scan; they are "
-    "replaced. The record is kept as {kept!r}: look into it if scans of different folders have the same name"
+    "replaced. The record is kept as {file!r}: look into it if scans of different folders have the same name"
 )
 SCAN_GONE: Final = "The scan {scan!r} does not exist. Download or restore it."
 ABOUT_MAP: Final = "Levels of the spine, segmented and named by a network. {caveat}"

@@ -162,8 +162,8 @@ class Work:
         Raises:
             StorageError: It cannot be renamed.
         """
-        kept = set_damaged_aside(self.output, case.name)
-        return "" if kept is None else cohort_messages.DAMAGED_RECORD.format(kept=str(kept))
+        aside = set_damaged_aside(self.output, case.name)
+        return "" if aside is None else cohort_messages.DAMAGED_RECORD.format(file=str(aside))
 
     def of_another(self, case: Case) -> str:
         """Return why the results under a scan's name are not its own: they belong to another file with that name.

@@ -30,9 +30,8 @@ from totalspineseg_server.corrections.predictions import PredictionMaps, Predict
 from totalspineseg_server.corrections.submission import ACCEPTED_MARK, Mapped, named_codes
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, iso_grid, labels_from_iso, same_grid, to_ras
 from totalspineseg_server.numbering.findings import Finding
-from totalspineseg_server.numbering.linter import lint
+from totalspineseg_server.numbering.linter import lint, missing_kinds
 from totalspineseg_server.numbering.renumber import RENAMED_VOXELS, renumber
-from totalspineseg_server.plausible import missing_kinds, without_regions
 from totalspineseg_server.segments import (
     DOUBT_MARK,
     Segment,
@@ -42,6 +41,7 @@ from totalspineseg_server.segments import (
     is_vertebrae,
     with_mark,
     without_mark,
+    without_regions,
 )
 from totalspineseg_server.transforms.components import labels_present
 from totalspineseg_server.trust import Certainty, certainty_of, is_doubtful

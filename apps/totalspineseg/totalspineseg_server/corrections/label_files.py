@@ -19,8 +19,7 @@ from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import copy_file, read_json_or, sha256_of, storage_errors, write_json
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.volumes import write_volume
-from totalspineseg_server.plausible import without_regions
-from totalspineseg_server.segments import STEP1_WIRE_LABELS, to_wire
+from totalspineseg_server.segments import STEP1_WIRE_LABELS, to_wire, without_regions
 
 logger = logging.getLogger(__name__)
 

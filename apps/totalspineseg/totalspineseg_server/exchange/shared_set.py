@@ -20,7 +20,7 @@ from totalspineseg_server.exchange import exchange_messages
 from totalspineseg_server.files import staged_folder, storage_errors, write_json, write_text
 from totalspineseg_server.geometry import AnyArray, on_grid
 from totalspineseg_server.io.volumes import read_image, write_volume
-from totalspineseg_server.plausible import mark_unchecked
+from totalspineseg_server.segments import mark_unchecked
 from totalspineseg_server.training.site import Site
 
 KEY_FILE: Final = "pseudonyms.key"

@@ -21,8 +21,7 @@ from totalspineseg_server.numbering.naming import require_met
 from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.numbering.step1_names import names_by_reader
 from totalspineseg_server.pipeline import Scan
-from totalspineseg_server.plausible import without_regions
-from totalspineseg_server.segments import STEP1_WIRE_LABELS, from_wire
+from totalspineseg_server.segments import STEP1_WIRE_LABELS, from_wire, without_regions
 from totalspineseg_server.transforms.discs import missing_discs
 
 PREDICTED_TAG = "original"

@@ -24,7 +24,7 @@ from totalspineseg_server.image import Image
 from totalspineseg_server.io import io_messages
 from totalspineseg_server.io.file_content import itk_name, missing_content
 from totalspineseg_server.io.nifti import MAX_SKEW_DEG, read_nifti, require_bounded
-from totalspineseg_server.plausible import is_upside_down
+from totalspineseg_server.numbering.linter import is_upside_down
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")

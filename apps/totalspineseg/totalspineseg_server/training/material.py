@@ -16,9 +16,10 @@ from totalspineseg_server.io.volumes import read_image
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
 from totalspineseg_server.nnunet.discovery import parts_of
 from totalspineseg_server.nnunet.runtimes import resolve_device
-from totalspineseg_server.plausible import mark_unchecked, require_plausible
+from totalspineseg_server.numbering.linter import require_plausible
 from totalspineseg_server.registry.model_store import Choice, ModelStore
 from totalspineseg_server.registry.records import lineage, read_record, trained_on
+from totalspineseg_server.segments import mark_unchecked
 from totalspineseg_server.training import training_messages
 from totalspineseg_server.training.holdout import Split, hash_holds_out, update_split
 from totalspineseg_server.training.retrain_settings import RetrainSettings

@@ -20,7 +20,7 @@ from totalspineseg_server.geometry import Grid, LabelArray, Volume, labels_from_
 from totalspineseg_server.io.volumes import read_image
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.report import DOUBTFUL_PROBABILITY
-from totalspineseg_server.plausible import without_regions
+from totalspineseg_server.segments import without_regions
 from totalspineseg_server.trust import is_doubtful
 from totalspineseg_server.worklist.rows import Row
 
