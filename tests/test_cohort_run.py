@@ -500,9 +500,9 @@ def test_a_damaged_record_of_another_scan_is_kept_and_reported_once(tmp_path: Pa
     record.write_text(damaged, encoding="utf-8")
     other = write_scan(tmp_path / "p2" / "T2.nii", np.where(few == CODE_OF["L3"], 0, few))
     first, second = run(other, out, keep=keep), run(other, out, keep=keep)
-    kept = out / "reports" / "T2.json.damaged"
-    assert str(kept) in first.damaged["T2"]
-    assert kept.read_text(encoding="utf-8") == damaged
+    aside = out / "reports" / "T2.json.damaged"
+    assert str(aside) in first.damaged["T2"]
+    assert aside.read_text(encoding="utf-8") == damaged
     assert (second.damaged, second.skipped) == ({}, ("T2",))
 
 
