@@ -51,8 +51,8 @@ from totalspineseg_server.nnunet.model_folder import models_in  # noqa: E402
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor  # noqa: E402
 from totalspineseg_server.numbering.chain import Numbering  # noqa: E402
 from totalspineseg_server.numbering.linter import lint  # noqa: E402
+from totalspineseg_server.numbering.naming import step1_names  # noqa: E402
 from totalspineseg_server.numbering.report import report  # noqa: E402
-from totalspineseg_server.numbering.step1_names import step1_names  # noqa: E402
 from totalspineseg_server.prediction import Prediction, Predictor  # noqa: E402
 from totalspineseg_server.transforms.components import Box  # noqa: E402
 from totalspineseg_server.transforms.pieces import find_pieces, one_spine  # noqa: E402

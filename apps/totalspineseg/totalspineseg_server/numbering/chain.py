@@ -37,12 +37,11 @@ from totalspineseg_server.numbering.evidence import (
 from totalspineseg_server.numbering.evidence_weights import CAREFUL, MOSTLY
 from totalspineseg_server.numbering.findings import Finding, found_at
 from totalspineseg_server.numbering.pins import unmet_finding, with_pins
-from totalspineseg_server.numbering.plain import with_plain_vertebrae
 from totalspineseg_server.numbering.solver import FALSE, NOTHING, Chain, Path, State, posterior
 from totalspineseg_server.numbering.unnamed import adopt, name_loose
 from totalspineseg_server.transforms.canal import ruler_of
 from totalspineseg_server.transforms.labeling import UNNAMED, Naming
-from totalspineseg_server.transforms.pieces import Pieces, Step, canal_mask
+from totalspineseg_server.transforms.pieces import Pieces, Step, canal_mask, with_plain_vertebrae
 from totalspineseg_server.trust import UNMEASURED, Certainty, Trust
 
 __all__ = ["CONFIDENT_PROBABILITY", "Alternative", "Level", "Numbering", "Pin", "number_chain"]
