@@ -28,7 +28,7 @@ from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.findings import Finding
-from totalspineseg_server.numbering.parts import APART, Part, levels_in, row_findings
+from totalspineseg_server.numbering.parts import APART, Part, levels_in, point_at, row_findings
 from totalspineseg_server.numbering.states import HEIGHT_MM
 from totalspineseg_server.transforms.components import foreground_box, labels_present
 
@@ -185,11 +185,11 @@ def _fragments(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.int
         name = BY_CODE[code].name
         if largest.volume_mm3 < FRAGMENT_MM3 and not largest.is_cut:
             text = numbering_messages.TOO_SMALL.format(name=name, voxels=largest.voxels)
-            found.append(Finding("fragment", code, text, largest.voxels, _point(largest.center_vox, origin)))
+            found.append(Finding("fragment", code, text, largest.voxels, point_at(largest.center_vox, origin)))
         for part in rest:
             if _is_arch(part, largest):
                 continue
-            where = _point(part.center_vox, origin)
+            where = point_at(part.center_vox, origin)
             away = abs(part.place_mm - largest.place_mm)
             if part.voxels >= DUPLICATE_SHARE * largest.voxels and away >= DUPLICATE_MM:
                 text = numbering_messages.DUPLICATE.format(name=name, mm=away, voxels=part.voxels)
@@ -198,11 +198,6 @@ def _fragments(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.int
                 text = numbering_messages.FRAGMENT.format(name=name, voxels=part.voxels)
                 found.append(Finding("fragment", code, text, part.voxels, where))
     return found
-
-
-def _point(point: npt.ArrayLike, origin: npt.NDArray[np.intp]) -> tuple[int, int, int]:
-    x, y, z = (np.round(np.asarray(point)).astype(int) + origin).tolist()
-    return int(x), int(y), int(z)
 
 
 def _strange_codes(crop: npt.NDArray[np.integer[Any]], origin: npt.NDArray[np.intp]) -> list[Finding]:
@@ -215,7 +210,7 @@ def _strange_codes(crop: npt.NDArray[np.integer[Any]], origin: npt.NDArray[np.in
         if code == BACKGROUND or code in BY_CODE:
             continue
         here = np.argwhere(crop == code)
-        where, count = _point(here[0], origin), len(here)
+        where, count = point_at(here[0], origin), len(here)
         is_class = 0 < code <= LAST_STEP_CLASS
         kind = "step_code" if is_class else "unknown_code"
         text = numbering_messages.STEP_CODE if is_class else numbering_messages.UNKNOWN_CODE
@@ -242,7 +237,7 @@ def _cord_outside(crop: npt.NDArray[np.integer[Any]], origin: npt.NDArray[np.int
     if slices.size < CORD_SLICES:
         return []
     count = int(outside.sum())
-    where = _point(xyz[outside & np.isin(xyz[:, 2], slices)][0], origin)
+    where = point_at(xyz[outside & np.isin(xyz[:, 2], slices)][0], origin)
     text = numbering_messages.CORD_OUTSIDE.format(slices=slices.size, voxels=count)
     return [Finding("cord_outside_canal", CORD, text, count, where)]
 

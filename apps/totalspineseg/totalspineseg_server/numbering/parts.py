@@ -265,7 +265,12 @@ def row_findings(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.i
 
 
 def _where(part: Part, origin: npt.NDArray[np.intp]) -> tuple[int, int, int]:
-    x, y, z = (np.round(part.center_vox).astype(int) + origin).tolist()
+    return point_at(part.center_vox, origin)
+
+
+def point_at(point_vox: npt.ArrayLike, origin: npt.NDArray[np.intp]) -> tuple[int, int, int]:
+    """Return the voxel of a whole map that is nearest to a point in a crop of it, which begins at ``origin``."""
+    x, y, z = (np.round(np.asarray(point_vox)).astype(int) + origin).tolist()
     return int(x), int(y), int(z)
 
 
