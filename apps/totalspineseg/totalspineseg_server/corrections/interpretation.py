@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -25,6 +25,7 @@ from totalspineseg_server.corrections.comparison import (
     with_untouched,
 )
 from totalspineseg_server.corrections.correction_store import Correction, is_safe_tag
+from totalspineseg_server.corrections.image_records import ImageRecords, noted_for
 from totalspineseg_server.corrections.predictions import MapStore, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Claims, Receipt
 from totalspineseg_server.corrections.submission import (
@@ -89,14 +90,14 @@ def resolve_image(image_id: str, claims: Claims, exists: Callable[[str], bool], 
 class Studies(Protocol):
     """The images that submissions belong to, and the labels that clients see."""
 
+    records: ImageRecords
+    """What is known of each image."""
+
     def image_file(self, image_id: str) -> Path | None:
         """Return the file of an image, or None."""
 
     def series_folder(self, image_id: str) -> Path | None:
         """Return the folder of an image's DICOM files, or None; a DICOM segmentation may refer to them."""
-
-    def offer_to(self, image_id: str, names: Collection[str]) -> Mapping[str, Any] | None:
-        """Return how an image was offered to a client with one of these names (see ``Correction``), or None."""
 
     def show(self, correction: Correction, codes: Volume, more: Mapping[str, Any] | None = None) -> None:
         """Show an accepted correction to clients, with some more information."""
@@ -171,7 +172,8 @@ class Interpreter:
             raise UnknownImageError(image_id)
         received = Received(receipt, file, image_id, sha256_of(image))
         prediction = self.likely(received)
-        record = _record(received, prediction, self._studies.offer_to(image_id, receipt.sender.names))
+        offered = noted_for(self._studies.records.of(image_id), receipt.sender.names)
+        record = _record(received, prediction, offered)
         try:
             if not fault:
                 self.require_of_image(received)
