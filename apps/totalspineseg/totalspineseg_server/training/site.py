@@ -48,9 +48,9 @@ class Site:
         """
         path = self.image_file(correction.image)
         if path is None:
-            raise ImageError(training_messages.IMAGE_GONE)
+            raise ImageError(training_messages.IMAGE_GONE.format(image=correction.image))
         if sha256_of(path) != correction.image_sha256:
-            raise ImageError(training_messages.IMAGE_REPLACED)
+            raise ImageError(training_messages.IMAGE_REPLACED.format(image=correction.image))
         return path
 
     @property

@@ -9,8 +9,10 @@ DESCRIPTION: Final = (
 )
 
 # labels and images
-IMAGE_GONE: Final = "The image is no longer in the studies. Restore it."
-IMAGE_REPLACED: Final = "The image was replaced after it was labeled. Restore the earlier one, or label the new one."
+IMAGE_GONE: Final = "The image {image!r} is no longer in the studies. Restore it."
+IMAGE_REPLACED: Final = (
+    "The image {image!r} was replaced after it was labeled. Restore the earlier one, or label the new one."
+)
 NOT_FINAL: Final = "the label was submitted as {tag!r}, not as {final_tag!r}. Submit it as final when it is finished"
 ACCEPTED_HOLDOUT: Final = (
     "The result was accepted unchanged, and its subject is held out from training, so it is used neither for training "
