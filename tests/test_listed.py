@@ -56,7 +56,7 @@ def test_structures_of_earlier_results_are_known_while_their_maps_are_stored(tmp
     stored = [f"2026-{k}" for k in range(MAX_PER_IMAGE)]
     for number, prediction in enumerate(stored):
         painted = NamedMap(Volume(block(1), GRID.affine), block(L4, L5 if number else T12), 2)
-        maps.keep("sha", PredictionMaps(prediction, painted, GRID, {}, {}, ()))
+        maps.keep("sha", PredictionMaps.of(prediction, painted, GRID, {}, {}, ()))
         if number == 0:
             assert maps.codes_before("sha", prediction) == frozenset()
         elif number == 1:
@@ -64,6 +64,6 @@ def test_structures_of_earlier_results_are_known_while_their_maps_are_stored(tmp
     assert maps.codes_before("sha", stored[-1]) is None, "there may have been more"
     assert maps.codes_before("other", "p") == frozenset()
     damaged = MapStore(tmp_path / "damaged")
-    damaged.keep("sha", PredictionMaps("p", painted, GRID, {}, {}, ()))
+    damaged.keep("sha", PredictionMaps.of("p", painted, GRID, {}, {}, ()))
     next((tmp_path / "damaged").rglob("labels.nii.gz")).write_bytes(b"")
     assert damaged.codes_before("sha", "q") is None

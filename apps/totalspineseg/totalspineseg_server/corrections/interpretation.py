@@ -91,7 +91,7 @@ class Studies(Protocol):
     """The images that submissions belong to, and the labels that clients see."""
 
     records: ImageRecords
-    """What is known of each image."""
+    """The records of the images: to whom each was offered."""
 
     def image_file(self, image_id: str) -> Path | None:
         """Return the file of an image, or None."""
@@ -235,7 +235,9 @@ class Interpreter:
         mapped = with_untouched(mapped, compared, accepted, marked=marked)
         is_finished = params.get(UNCHANGED_PARAMETER) is True
         lint = self._lint(mapped.codes, grid)
-        findings = (*beside_prediction(corrected, mapped, lint), *lint, *_replaced(prediction, received))
+        unchanged = compared is not None and is_unchanged(compared, mapped)
+        beside = beside_prediction(corrected, mapped, lint, unchanged=unchanged)
+        findings = (*beside, *lint, *_replaced(prediction, received))
         complete = replace(
             record,
             step=mapped.step,
@@ -248,7 +250,7 @@ class Interpreter:
             untouched=mapped.untouched,
             renamed=mapped.renamed,
             # Where the result is not here, as with an import, its author is believed.
-            unchanged=is_finished and (compared is None or is_unchanged(compared, mapped)),
+            unchanged=is_finished and (compared is None or unchanged),
             dice=mapped.dice,
             unconfirmed=mapped.unconfirmed,
         )
