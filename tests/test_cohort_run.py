@@ -491,6 +491,21 @@ def test_a_scan_of_another_place_does_not_take_over_results_of_its_name(tmp_path
     assert (out / "step2_output" / "T2.nii.gz").read_bytes() != first
 
 
+def test_a_damaged_record_of_another_scan_is_kept_and_reported_once(tmp_path: Path, few: np.ndarray) -> None:
+    """A damaged record was written over without a word, although it alone said that the results were another scan's."""
+    keep, out = ("step2_output",), tmp_path / "out"
+    run(write_scan(tmp_path / "p1" / "T2.nii", few), out, keep=keep)
+    record = out / "reports" / "T2.json"
+    damaged = record.read_text(encoding="utf-8")[:100]
+    record.write_text(damaged, encoding="utf-8")
+    other = write_scan(tmp_path / "p2" / "T2.nii", np.where(few == CODE_OF["L3"], 0, few))
+    first, second = run(other, out, keep=keep), run(other, out, keep=keep)
+    aside = out / "reports" / "T2.json.damaged"
+    assert str(aside) in first.damaged["T2"]
+    assert aside.read_text(encoding="utf-8") == damaged
+    assert (second.damaged, second.skipped) == ({}, ("T2",))
+
+
 def test_a_shorter_run_leaves_the_files_of_other_steps(tmp_path: Path, few: np.ndarray) -> None:
     """A run with --step1 into the same folder deleted the earlier results of step 2."""
     write_scan(tmp_path / "in" / "a.nii.gz", few)

@@ -29,8 +29,7 @@ from totalspineseg_server.image import image_faults
 from totalspineseg_server.numbering.chain import Numbering, Pin
 from totalspineseg_server.numbering.evidence import Localizer, Step1Names
 from totalspineseg_server.numbering.findings import IMAGE, Finding
-from totalspineseg_server.numbering.naming import Method, name_map
-from totalspineseg_server.numbering.step1_names import step1_names
+from totalspineseg_server.numbering.naming import Method, name_map, step1_names
 from totalspineseg_server.prediction import Prediction, Predictor
 from totalspineseg_server.transforms.canal import soft_structure
 from totalspineseg_server.transforms.components import Box, labels_present

@@ -18,13 +18,14 @@ from totalspineseg_server.cohort.record import (
     record_path,
     remove_record,
     same_content,
+    set_damaged_aside,
     structures_json,
 )
 from totalspineseg_server.errors import ImageError, StorageError, TotalSpineSegError
 from totalspineseg_server.files import remove_leftovers, storage_errors, write_json
 from totalspineseg_server.geometry import Volume, labels_on_grid
 from totalspineseg_server.image import Image
-from totalspineseg_server.io.unpacking import real_path
+from totalspineseg_server.io.file_content import real_path
 from totalspineseg_server.io.volumes import read_codes, read_image
 from totalspineseg_server.measurements import MAX_SKEW_DEG, Row, structure_rows
 from totalspineseg_server.numbering.chain import Numbering
@@ -154,6 +155,15 @@ class Work:
                 raise StorageError(cohort_messages.SCAN_IN_OUTPUT.format(scan=str(case.path)))
             if case.localizer is not None and real_path(case.localizer) in results:
                 raise StorageError(cohort_messages.LOCALIZER_IN_OUTPUT.format(localizer=str(case.localizer)))
+
+    def damaged_record(self, case: Case) -> str:
+        """Set the record of a scan aside if it cannot be read, and return a sentence about it; empty for none.
+
+        Raises:
+            StorageError: It cannot be renamed.
+        """
+        aside = set_damaged_aside(self.output, case.name)
+        return "" if aside is None else cohort_messages.DAMAGED_RECORD.format(file=str(aside))
 
     def of_another(self, case: Case) -> str:
         """Return why the results under a scan's name are not its own: they belong to another file with that name.
