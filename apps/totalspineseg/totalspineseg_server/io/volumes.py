@@ -22,7 +22,7 @@ from totalspineseg_server.files import write_file
 from totalspineseg_server.geometry import AnyArray, Grid, Volume, to_ras
 from totalspineseg_server.image import Image
 from totalspineseg_server.io import io_messages
-from totalspineseg_server.io.nifti import MAX_SKEW_DEG, read_nifti
+from totalspineseg_server.io.nifti import ITK_SKEW_DEG, read_nifti
 from totalspineseg_server.io.unpacking import itk_name, missing_content, require_bounded
 from totalspineseg_server.plausible import is_upside_down
 
@@ -458,7 +458,7 @@ def write_volume(path: Path, data: AnyArray, grid: Grid) -> None:
 def _write_nifti(path: Path, data: AnyArray, grid: Grid, compress: bool) -> None:
     image = nib.Nifti1Image(data, grid.affine)
     # A qform cannot store a skew: beside the sform it would place the image in a second way.
-    image.set_qform(grid.affine, code=0 if grid.skew_deg > MAX_SKEW_DEG else 1)
+    image.set_qform(grid.affine, code=0 if grid.skew_deg > ITK_SKEW_DEG else 1)
     image.set_sform(grid.affine, code=1)
     image.header.set_xyzt_units("mm")
     content = image.to_bytes()
