@@ -57,6 +57,8 @@ REJECTED = Rejection(correction(3).id, "a", "drawn into the ribs", "admin", "cai
         ({"score": REFUSED}, "failed", "No spine was found."),
         ({"score": SCORE, "offer": OFFER}, "in progress", "ben"),
         ({"score": SCORE, "offer": OLD_OFFER}, "predicted", "L1 to L5"),
+        # The clock was wrong: until it gets there, nobody works on the scan.
+        ({"score": SCORE, "offer": Offer(1e9, "ben")}, "predicted", "L1 to L5"),
         ({"corrections": [correction(1, tag="draft")]}, "submitted", "ada"),
         ({"corrections": [correction(1), PARKED]}, "parked", "'Q'"),
         ({"corrections": [correction(1), PARKED], "is_finished": True}, "finished", "ada"),
