@@ -282,8 +282,8 @@ def test_a_skewed_image_is_not_measured(tmp_path: Path, few: np.ndarray) -> None
     heights = [[row["disc_height_mm"] for row in records[name]["measurements"]] for name in "ab"]
     assert any(heights[0]) and not any(heights[1])
     assert all(row["volume_ml"] for row in records["b"]["measurements"])
-    assert not any("skews" in warning for warning in records["a"]["warnings"])
-    assert "12 degrees" in records["b"]["warnings"][-1]
+    skews = {name: [f["message"] for f in records[name]["findings"] if "skews" in f["message"]] for name in "ab"}
+    assert not skews["a"] and "12 degrees" in skews["b"][0] and "resample_to_output" in skews["b"][0]
 
 
 def test_structures_are_measured_on_the_image_as_scanned(finished: Path, codes: np.ndarray) -> None:

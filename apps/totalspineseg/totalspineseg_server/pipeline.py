@@ -23,6 +23,7 @@ from totalspineseg_server.geometry import (
     labels_from_iso,
     labels_on_grid,
     points_from_iso,
+    skew_remedy,
     soft_from_iso,
 )
 from totalspineseg_server.image import image_faults
@@ -178,14 +179,14 @@ def prepare(image: Volume, *, warnings: tuple[str, ...] = (), clock: Clock = no_
 
     Args:
         image: 3D image in any orientation and spacing. Not modified.
-        warnings: Oddities of its file.
+        warnings: Oddities of its file; a skew of its header is added.
         clock: Measures the stage.
 
     Raises:
         ImageError: The header gives an impossible field of view.
     """
     with clock("resample to 1 mm"):
-        return Scan(image_to_iso(image), image.grid, warnings)
+        return Scan(image_to_iso(image), image.grid, (*warnings, *filter(None, [skew_remedy(image.grid)])))
 
 
 def locate(scan: Scan, predictor: Predictor, options: Options | None = None, *, clock: Clock = no_clock) -> Located:

@@ -27,7 +27,7 @@ from totalspineseg_server.geometry import Volume, labels_on_grid
 from totalspineseg_server.image import Image
 from totalspineseg_server.io.file_content import real_path
 from totalspineseg_server.io.volumes import read_codes, read_image
-from totalspineseg_server.measurements import MAX_SKEW_DEG, Row, structure_rows
+from totalspineseg_server.measurements import Row, structure_rows
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.evidence import Pin
 from totalspineseg_server.numbering.linter import lint
@@ -317,7 +317,7 @@ def _measured(result: Result, numbering: Numbering | None) -> list[Row]:
         image=None if result.image is None else (result.image, result.labels_on_input),
         doubtful=result.doubtful,
         certainty=None if numbering is None else numbering.certainty,
-        sizes=scan.iso.grid.skew_deg <= MAX_SKEW_DEG,
+        sizes=not scan.iso.grid.is_skewed,
     )
 
 
@@ -334,9 +334,6 @@ def _warnings(case: Case, found: Found) -> list[str]:
     warnings = list[str]()
     if case.no_localizer:
         warnings.append(case.no_localizer)
-    skew = found.result.located.scan.grid.skew_deg
-    if skew > MAX_SKEW_DEG:
-        warnings.append(cohort_messages.SKEWED.format(skew=skew))
     if found.apart:
         warnings.append(cohort_messages.LOCALIZER_APART)
     return warnings

@@ -16,12 +16,14 @@ from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.comparison import (
     ACCEPTED_NAMES,
     ALL,
+    LEFT,
     Corrected,
     beside_prediction,
     check,
     compare,
     follow_rename,
     is_unchanged,
+    stated_prediction,
     with_untouched,
 )
 from totalspineseg_server.corrections.correction_store import Correction, is_safe_tag
@@ -232,14 +234,14 @@ class Interpreter:
             submission = followed.submission
             unreviewed, accepted = followed.now(unreviewed), followed.now(accepted)
         mapped = with_unreviewed(map_names(submission, grid), unreviewed)
-        mapped = with_untouched(mapped, compared, accepted, marked=marked)
+        mapped = with_untouched(mapped, compared, accepted, marked=marked, stated=params.get(LEFT))
         is_finished = params.get(UNCHANGED_PARAMETER) is True
         lint = self._lint(mapped.codes, grid)
         findings = (*beside_prediction(corrected, mapped, lint), *lint, *_replaced(prediction, received))
         complete = replace(
             record,
             step=mapped.step,
-            prediction=_named(prediction),
+            prediction=_named(prediction) or stated_prediction(params.get(LEFT)),
             present=mapped.present,
             overlap_voxels=mapped.overlap_voxels,
             findings=findings,

@@ -23,7 +23,7 @@ from totalspineseg_server.geometry import AnyArray, Grid, Volume, to_ras
 from totalspineseg_server.image import Image
 from totalspineseg_server.io import io_messages
 from totalspineseg_server.io.file_content import itk_name, missing_content
-from totalspineseg_server.io.nifti import MAX_SKEW_DEG, read_nifti, require_bounded
+from totalspineseg_server.io.nifti import ITK_SKEW_DEG, read_nifti, require_bounded
 from totalspineseg_server.numbering.linter import is_upside_down
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
@@ -469,7 +469,7 @@ def write_volume(path: Path, data: AnyArray, grid: Grid) -> None:
 def _write_nifti(path: Path, data: AnyArray, grid: Grid, compress: bool) -> None:
     image = nib.Nifti1Image(data, grid.affine)
     # A qform cannot store a skew: beside the sform it would place the image in a second way.
-    image.set_qform(grid.affine, code=0 if grid.skew_deg > MAX_SKEW_DEG else 1)
+    image.set_qform(grid.affine, code=0 if grid.skew_deg > ITK_SKEW_DEG else 1)
     image.set_sform(grid.affine, code=1)
     image.header.set_xyzt_units("mm")
     content = image.to_bytes()
