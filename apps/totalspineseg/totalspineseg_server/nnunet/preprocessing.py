@@ -7,6 +7,7 @@ Source: the order of operations of nnU-Net 2's DefaultPreprocessor. Different he
     official plans are at 1 mm, where nothing is resampled).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -52,8 +53,8 @@ def common_box(box: Box, other: Box) -> Box | None:
     return (x, y, z) if all(axis.start < axis.stop for axis in (x, y, z)) else None
 
 
-def normalize(channels: FloatArray, schemes: Sequence[str], inside_only: Sequence[bool]) -> FloatArray:
-    """Normalize each channel as in the plans.
+def normalize(channels: torch.Tensor, schemes: Sequence[str], inside_only: Sequence[bool]) -> torch.Tensor:
+    """Normalize each channel as in the plans, on the device of the channels.
 
     Args:
         channels: (C, ...) float32, cropped. Not modified.
@@ -62,24 +63,30 @@ def normalize(channels: FloatArray, schemes: Sequence[str], inside_only: Sequenc
             normalize only there.
 
     Returns:
-        A new, contiguous array of the same shape.
+        A new, contiguous tensor of the same shape.
     """
-    inside = ndimage.binary_fill_holes(np.any(channels != 0, axis=0)) if any(inside_only) else None
-    result = np.empty(channels.shape, dtype=np.float32)
+    inside = None
+    if any(inside_only):
+        filled = ndimage.binary_fill_holes((channels != 0).any(dim=0).cpu().numpy())
+        inside = torch.from_numpy(filled).to(channels.device)
+    result = torch.empty(channels.shape, device=channels.device)
     for values, channel, scheme, masked in zip(result, channels, schemes, inside_only, strict=True):
+        values.copy_(channel)
         if scheme == "NoNormalization":
-            values[...] = channel
-        elif masked and inside is not None:
-            values[...] = channel
-            part = channel[inside]
-            values[inside] = (part - part.mean()) / max(part.std(), MIN_STD)
+            continue
+        if masked and inside is not None:
+            values[inside] = _standardize(values[inside])
         else:
-            np.subtract(channel, channel.mean(), out=values)
-            # This is numpy's std without subtracting the mean a second time. A value near the largest of all leaves an
-            # image without contrast, about which there is a sentence of its own.
-            with np.errstate(over="ignore"):
-                values /= max(np.sqrt(np.square(values).mean()), MIN_STD)
+            _standardize(values)
     return result
+
+
+def _standardize(values: torch.Tensor) -> torch.Tensor:
+    """Return values with mean 0 and deviation 1, changed in place."""
+    values -= values.mean(dtype=torch.float64)
+    # In double precision, the square of no value is infinite.
+    deviation = torch.linalg.vector_norm(values, dtype=torch.float64) / math.sqrt(values.numel())
+    return values.div_(deviation.clamp(min=MIN_STD))
 
 
 def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> Shape:
