@@ -228,7 +228,7 @@ def requests(arguments: argparse.Namespace, weights: str, way: str) -> list[dict
     folder, device, runtime = arguments.folder, resolve_device(arguments.device), WAYS[way]
     is_gpu = device.type == "cuda"
     models = {step: model_of(folder, weights, step) for step in (1, 2)}
-    clocks = {step: Clocked(model.load_network().to(device)) for step, model in models.items()}
+    clocks = {step: Clocked(model.load_network()) for step, model in models.items()}
     loaded = time.time() - arguments.started
     rows = []
     for scan in SCANS:

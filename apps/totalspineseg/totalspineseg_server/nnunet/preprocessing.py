@@ -7,7 +7,6 @@ Source: the order of operations of nnU-Net 2's DefaultPreprocessor. Different he
     official plans are at 1 mm, where nothing is resampled).
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -71,22 +70,21 @@ def normalize(channels: torch.Tensor, schemes: Sequence[str], inside_only: Seque
         inside = torch.from_numpy(filled).to(channels.device)
     result = torch.empty(channels.shape, device=channels.device)
     for values, channel, scheme, masked in zip(result, channels, schemes, inside_only, strict=True):
-        values.copy_(channel)
         if scheme == "NoNormalization":
-            continue
-        if masked and inside is not None:
-            values[inside] = _standardize(values[inside])
+            values.copy_(channel)
+        elif masked and inside is not None:
+            values.copy_(channel)
+            part = channel[inside]
+            values[inside] = _standardize(part, out=part)
         else:
-            _standardize(values)
+            _standardize(channel, out=values)
     return result
 
 
-def _standardize(values: torch.Tensor) -> torch.Tensor:
-    """Return values with mean 0 and deviation 1, changed in place."""
-    values -= values.mean(dtype=torch.float64)
-    # In double precision, the square of no value is infinite.
-    deviation = torch.linalg.vector_norm(values, dtype=torch.float64) / math.sqrt(values.numel())
-    return values.div_(deviation.clamp(min=MIN_STD))
+def _standardize(values: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+    """Write values with mean 0 and deviation 1 into ``out``, and return it."""
+    torch.sub(values, values.mean(), out=out)
+    return out.div_(out.square().mean().sqrt().clamp(min=MIN_STD))
 
 
 def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> Shape:
