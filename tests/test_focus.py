@@ -56,7 +56,7 @@ class Fine:
         within: Box = WHOLE,
         wanted: Box | None = None,
         skip_air: bool = False,
-        kept: object = None,
+        earlier: object = None,
     ) -> Prediction:
         rows = chosen_rows(within, wanted or within, SHAPE, TILE, 0.5)
         x, y, z = (row.part for row in rows)

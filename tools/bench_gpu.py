@@ -1,6 +1,6 @@
 """Measure requests and fine-tuning on a GPU, in one call of less than six minutes. No GPU has run it yet.
 
-    python tools/bench_gpu.py FOLDER                                           # the table for docs/speed.md
+    python tools/bench_gpu.py FOLDER                                           # the tables for docs/measured-speed.md
     python tools/bench_gpu.py FOLDER --learn --weights MODELS --slabs SPIDER   # what weights learn from five patients
 
 Nothing is downloaded: carry the repository with its environment, and MODELS and SPIDER where they are used. Networks of

@@ -60,7 +60,7 @@ from totalspineseg_server.nnunet.installation import STEP1_PATCH
 from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in
 from totalspineseg_server.nnunet.networks import coarse_look
 from totalspineseg_server.nnunet.openvino_network import keep_int8, load_openvino
-from totalspineseg_server.nnunet.predictor import TILE_STEP, KeptTiles, WarmPredictor
+from totalspineseg_server.nnunet.predictor import TILE_STEP, EarlierTiles, WarmPredictor
 from totalspineseg_server.nnunet.preprocessing import Box, FloatArray, resample
 from totalspineseg_server.nnunet.runtimes import Runtime
 from totalspineseg_server.nnunet.tiles import Row, Rows, whole_row
@@ -486,10 +486,12 @@ class Known:
         within: Box | None = None,
         wanted: Box | None = None,
         skip_air: bool = False,
-        kept: KeptTiles | None = None,
+        earlier: EarlierTiles | None = None,
     ) -> Prediction:
         """Return the classes of what the network sees; see ``WarmPredictor.predict``."""
-        seen = self.work.predict(channels, soft=soft, within=within, wanted=wanted, skip_air=skip_air, kept=kept).seen
+        seen = self.work.predict(
+            channels, soft=soft, within=within, wanted=wanted, skip_air=skip_air, earlier=earlier
+        ).seen
         labels = np.zeros_like(self.classes)
         if seen is not None:
             labels[seen] = self.classes[seen]

@@ -110,7 +110,7 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Answers:
-    """What the networks found in a scan.
+    """The answers of the networks for a scan.
 
     Attributes:
         loaded: The scan.

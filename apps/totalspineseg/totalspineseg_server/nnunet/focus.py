@@ -15,7 +15,7 @@ import torch
 
 from totalspineseg_server.nnunet.air import tissue_box
 from totalspineseg_server.nnunet.model_folder import ModelFolder
-from totalspineseg_server.nnunet.predictor import KeptTiles, WarmPredictor
+from totalspineseg_server.nnunet.predictor import EarlierTiles, WarmPredictor
 from totalspineseg_server.nnunet.preprocessing import Box, FloatArray, common_box, nonzero_box
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.transforms.components import foreground_box
@@ -86,10 +86,10 @@ class FocusedPredictor:
                 logger.info("The coarse look found no spine; step 1 gets the whole image")
                 return self.fine.predict(channels, soft=soft)
             wanted = with_margin(found, limits)
-        kept = KeptTiles()
+        earlier = EarlierTiles()
         for _ in range(LOOKS):
             prediction = self.fine.predict(
-                channels, soft=soft, within=limits, wanted=wanted, skip_air=self._skip_air, kept=kept
+                channels, soft=soft, within=limits, wanted=wanted, skip_air=self._skip_air, earlier=earlier
             )
             wider = widened(prediction.labels, prediction.seen or limits, limits)
             if wider == prediction.seen:
@@ -100,7 +100,7 @@ class FocusedPredictor:
                 "The spine reaches the edge of the box that step 1 searched, so step 1 runs again on %s", _size(wider)
             )
             wanted = wider
-        return self.fine.predict(channels, soft=soft, kept=kept)
+        return self.fine.predict(channels, soft=soft, earlier=earlier)
 
     def warm_up(self) -> None:
         """Run the fine network once if the first run is slower."""

@@ -57,7 +57,7 @@ SOFT_FLOOR: Final = -7.0
 
 
 @dataclass
-class KeptTiles:
+class EarlierTiles:
     """The tiles of earlier looks at an image, see ``WarmPredictor.predict``.
 
     Attributes:
@@ -120,7 +120,7 @@ class WarmPredictor:
         within: Box | None = None,
         wanted: Box | None = None,
         skip_air: bool = False,
-        kept: KeptTiles | None = None,
+        earlier: EarlierTiles | None = None,
     ) -> Prediction:
         """Segment one image.
 
@@ -132,7 +132,7 @@ class WarmPredictor:
             wanted: Part of ``within`` whose voxels count; None for all of it. Only the tiles that decide about them
                 are computed, see ``chosen_rows``.
             skip_air: Whether tiles that hold only air are left out, see ``sliding_logits``.
-            kept: Tiles of earlier looks at the same image, which are not computed again; those of this look are added.
+            earlier: Tiles of earlier looks at the same image, which are not computed again; those of this look are added.
 
         Returns:
             Labels (X, Y, Z) and a probability map per name in ``soft``; all 0 where every channel is 0, and outside
@@ -158,7 +158,7 @@ class WarmPredictor:
             with self._lock, _memory_errors(shape):
                 try:
                     difference, seen = self._predict_box(
-                        channels[(slice(None), *box)], inner, labels[box], parts, skip_air, kept
+                        channels[(slice(None), *box)], inner, labels[box], parts, skip_air, earlier
                     )
                 finally:
                     if self._is_retired:
@@ -207,7 +207,7 @@ class WarmPredictor:
         labels: npt.NDArray[np.uint8],
         maps: dict[str, FloatArray],
         skip_air: bool,
-        kept: KeptTiles | None,
+        earlier: EarlierTiles | None,
     ) -> tuple[float | None, Box]:
         """Fill ``labels`` and ``maps`` (views of the result) where the network sees one nonzero box, (X, Y, Z).
 
@@ -217,7 +217,7 @@ class WarmPredictor:
             labels: Labels of the box.
             maps: Name -> probabilities of the box.
             skip_air: See ``predict``.
-            kept: See ``predict``.
+            earlier: See ``predict``.
 
         Returns:
             ``Prediction.mirror_difference``, and the part of the box that the network saw.
@@ -231,12 +231,12 @@ class WarmPredictor:
         working = self._on_grid(channels, grid)
         patch = self.folder.patch
         rows = self._rows(parts, full, grid, (patch[back[0]], patch[back[1]], patch[back[2]]))
-        logits = self._turned_logits(working, rows, axes, skip_air, None if kept is None else kept.image)
+        logits = self._turned_logits(working, rows, axes, skip_air, None if earlier is None else earlier.image)
         difference = None
         if self.trust.mirror:
             mirrored_rows = (rows[0].mirrored(), *rows[1:])
             mirrored = self._turned_logits(
-                working.flip(LEFT_RIGHT), mirrored_rows, axes, skip_air, None if kept is None else kept.mirrored
+                working.flip(LEFT_RIGHT), mirrored_rows, axes, skip_air, None if earlier is None else earlier.mirrored
             )
             mirrored = mirrored.flip(LEFT_RIGHT)
             difference = _difference(logits, mirrored)
@@ -281,7 +281,7 @@ class WarmPredictor:
         return chosen_rows(within, wanted, grid, patch, self.tile_step)
 
     def _turned_logits(
-        self, image: torch.Tensor, rows: Rows, axes: Sequence[int], skip_air: bool, kept: TileSums | None
+        self, image: torch.Tensor, rows: Rows, axes: Sequence[int], skip_air: bool, earlier: TileSums | None
     ) -> torch.Tensor:
         """Return the logits (R, X, Y, Z) of the tiles of an image (C, X, Y, Z) on the plans' grid.
 
@@ -290,11 +290,11 @@ class WarmPredictor:
             rows: Its tiles, axes (X, Y, Z).
             axes: The axes of the image in the plans' order.
             skip_air: See ``predict``.
-            kept: See ``sliding_logits``.
+            earlier: See ``sliding_logits``.
         """
         turned = image.permute(0, *(axis + 1 for axis in axes))
         a, b, c = (rows[axis] for axis in axes)
-        logits = self._logits(turned, (a, b, c), skip_air, kept)
+        logits = self._logits(turned, (a, b, c), skip_air, earlier)
         return logits.permute(0, *(axes.index(axis) + 1 for axis in range(3)))
 
     def _decide(
@@ -321,7 +321,7 @@ class WarmPredictor:
         labels[...] = found.cpu().numpy()
 
     def _logits(
-        self, image: torch.Tensor, rows: Rows, skip_air: bool = False, kept: TileSums | None = None
+        self, image: torch.Tensor, rows: Rows, skip_air: bool = False, earlier: TileSums | None = None
     ) -> torch.Tensor:
         """Return the logits of the tiles of an image; continue on the CPU if there is too little GPU memory."""
         attempts = [(CPU, CPU, 1)]
@@ -330,7 +330,7 @@ class WarmPredictor:
             attempts = [(self.device, self.device, self._at_once), *single] if self._at_once > 1 else single
         for compute, sums, at_once in attempts:
             try:
-                return self._finite_logits(image, rows, compute, sums, at_once, skip_air, kept)
+                return self._finite_logits(image, rows, compute, sums, at_once, skip_air, earlier)
             except RuntimeError as error:
                 if compute is CPU or not is_out_of_memory(error):
                     raise
@@ -338,8 +338,8 @@ class WarmPredictor:
                     "There is too little GPU memory for step %d; trying a way that needs less", self.folder.step
                 )
             # This is done outside the handler, because the exception's traceback would keep the tensors alive.
-            if kept is not None:
-                kept.clear()
+            if earlier is not None:
+                earlier.clear()
             self.free()
         raise AssertionError("unreachable")
 
@@ -351,7 +351,7 @@ class WarmPredictor:
         sums: torch.device,
         at_once: int,
         skip_air: bool,
-        kept: TileSums | None,
+        earlier: TileSums | None,
     ) -> torch.Tensor:
         """Return logits, in float32 if half precision overflows."""
         network = self._network.to(compute)
@@ -366,13 +366,13 @@ class WarmPredictor:
                 autocast=autocast,
                 skip_air=skip_air,
                 at_once=at_once,
-                kept=kept,
+                earlier=earlier,
             )
             # NaN and infinity both show in the sum, which takes a fraction of the time of checking every voxel.
             if bool(torch.isfinite(logits.sum())):
                 return logits
-            if kept is not None:
-                kept.clear()
+            if earlier is not None:
+                earlier.clear()
         raise WeightsError(nnunet_messages.OUTPUT_NOT_FINITE.format(name=self.version))
 
 

@@ -241,7 +241,7 @@ def sliding_logits(
     autocast: bool,
     skip_air: bool = False,
     at_once: int = 1,
-    kept: TileSums | None = None,
+    earlier: TileSums | None = None,
 ) -> torch.Tensor:
     """Run the network over the part of an image that the tiles cover.
 
@@ -258,13 +258,13 @@ def sliding_logits(
         autocast: Whether to compute in half precision where that is safe (on a GPU).
         skip_air: Whether to leave out tiles that hold only air, in the first channel, or padding.
         at_once: N, largest number of tiles in a pass of the network.
-        kept: Tiles of earlier looks at the same image, which are not computed again; those of this look are added. None
+        earlier: Tiles of earlier looks at the same image, which are not computed again; those of this look are added. None
             to keep none.
 
     Returns:
         (R, ...) float32 logits on ``sums``, same spatial shape as the part.
     """
-    added = TileSums() if kept is None else kept
+    added = TileSums() if earlier is None else earlier
     added.grow(rows, regions, sums)
     total, weight = added.total, added.weight
     patch = (rows[0].tile, rows[1].tile, rows[2].tile)
@@ -296,7 +296,7 @@ def sliding_logits(
     inner = tuple(slice(row.padding[0], n - row.padding[1]) for row, n in zip(rows, data.shape[1:], strict=True))
     logits = total[(slice(None), *inner)]
     # Another look needs the sums.
-    logits = logits.div_(weight[inner]) if kept is None else logits / weight[inner]
+    logits = logits.div_(weight[inner]) if earlier is None else logits / weight[inner]
     return logits.masked_fill_(weight[inner] == 0, AIR_LOGIT) if skipped else logits
 
 
