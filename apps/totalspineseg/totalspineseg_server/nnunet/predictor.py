@@ -132,7 +132,7 @@ class WarmPredictor:
             wanted: Part of ``within`` whose voxels count; None for all of it. Only the tiles that decide about them
                 are computed, see ``chosen_rows``.
             skip_air: Whether tiles that hold only air are left out, see ``sliding_logits``.
-            earlier: Tiles of earlier looks at the same image, which are not computed again; those of this look are added.
+            earlier: Tiles of earlier looks at the image, which are not computed again; those of this look are added.
 
         Returns:
             Labels (X, Y, Z) and a probability map per name in ``soft``; all 0 where every channel is 0, and outside
