@@ -258,8 +258,8 @@ def sliding_logits(
         autocast: Whether to compute in half precision where that is safe (on a GPU).
         skip_air: Whether to leave out tiles that hold only air, in the first channel, or padding.
         at_once: N, largest number of tiles in a pass of the network.
-        earlier: Tiles of earlier looks at the image, which are not computed again; those of this look are added. None to
-            keep none.
+        earlier: Tiles of earlier looks at the image, which are not computed again; those of this look are added. None
+            to keep none.
 
     Returns:
         (R, ...) float32 logits on ``sums``, same spatial shape as the part.
