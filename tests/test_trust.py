@@ -24,16 +24,15 @@ from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in
 from totalspineseg_server.nnunet.model_zips import export_version, import_version
 from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.numbering.chain import Numbering
-from totalspineseg_server.numbering.course import ruler_of
 from totalspineseg_server.numbering.divide import divide
 from totalspineseg_server.numbering.evidence import Localizer, gather, taper, tilt_deg
 from totalspineseg_server.numbering.evidence_weights import CAREFUL
 from totalspineseg_server.numbering.naming import name_map
-from totalspineseg_server.numbering.plain import with_plain_vertebrae
 from totalspineseg_server.numbering.report import report, sentence
 from totalspineseg_server.prediction import Packed
 from totalspineseg_server.registry.model_store import STARTER, ModelStore
-from totalspineseg_server.transforms.pieces import canal_mask, find_pieces, one_spine
+from totalspineseg_server.transforms.canal import ruler_of
+from totalspineseg_server.transforms.pieces import canal_mask, find_pieces, one_spine, with_plain_vertebrae
 from totalspineseg_server.trust import UNMEASURED, Failures, LowerEnd, Seen, Trust, trust_from_json
 
 STARTER_FOLDER = Path(__file__).parents[1] / "apps" / "totalspineseg" / "model" / "starter"

@@ -93,7 +93,6 @@ class Studies(Protocol):
     """The images that submissions belong to, and the labels that clients see."""
 
     records: ImageRecords
-    """What is known of each image."""
 
     def image_file(self, image_id: str) -> Path | None:
         """Return the file of an image, or None."""
