@@ -309,13 +309,13 @@ def test_centerline_through_four_slices_is_curved():
 
 
 @pytest.mark.parametrize(
-    ("slice_mm", "shown", "squares"),
+    ("slice_mm", "kept_slices", "squares"),
     [(3.0, slice(None), 8000), (1.5, slice(None), 4000), (3.0, slice(60, 140), 8000 * 0.8**2)],
     ids=["3 mm", "1.5 mm", "a fifth is missing"],
 )
-def test_centerline_is_smoothed_alike_in_slices_of_any_thickness(slice_mm: float, shown: slice, squares: float):
+def test_centerline_is_smoothed_alike_in_slices_of_any_thickness(slice_mm: float, kept_slices: slice, squares: float):
     """Behind metal the line left the canal, and in thin slices it followed each root."""
-    z = np.delete(np.arange(200), np.arange(200)[shown][20:60] if shown.start else [])
+    z = np.delete(np.arange(200), np.arange(200)[kept_slices][20:60] if kept_slices.start else [])
     canal = np.zeros((9, 60, 200), dtype=bool)
     y = 30 + 20 * (-1) ** np.arange(len(z))
     canal[4, y, z] = True

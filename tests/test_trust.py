@@ -330,7 +330,7 @@ def test_names_are_judged_by_what_other_patients_tell() -> None:
     assert found.uncontradicted.wrong + found.contradicted.wrong == 1
 
 
-def drawn(field: str, seed: int, *, step: int = 2, **options: object) -> columns.Case:
+def network_case(field: str, seed: int, *, step: int = 2, **options: object) -> columns.Case:
     """A column that a network draws without a mistake."""
     return columns.classes(columns.built(seed, fov=field, spacing=2.0, **options)[0], step)
 
@@ -360,18 +360,18 @@ def measured_pieces(case: columns.Case) -> list[float]:
 @pytest.mark.slow
 def test_names_by_measured_networks_are_as_probable_as_they_were() -> None:
     """A changed chance of a mistake that a network is known for made its doubtful names certain."""
-    starter, last, chest = models_in(STARTER_FOLDER)[2].trust, drawn("lumbar", 6), drawn("thoracic", 8)
+    starter, last, chest = models_in(STARTER_FOLDER)[2].trust, network_case("lumbar", 6), network_case("thoracic", 8)
     end = LowerEnd(6, 1, 1, 1, 1, 1, 1)
     few = replace(SEEN, scans=6, lower_end=end, parity_levels=50, parity_wrong=5, uncontradicted=Failures(6, 1, 0.2))
     cases = {
-        "whole": drawn("whole", 5),
+        "whole": network_case("whole", 5),
         "thoracic": chest,
-        "loin": drawn("lumbar", 7),
-        "loin with six": drawn("lumbar", 9, thoracic=12, lumbar=6),
-        "neck": drawn("cervical", 4),
-        "a disc at the dens": with_a_disc_at_the_dens(drawn("cervical", 4)),
-        "L5 in the sacrum": swallowed(drawn("lumbar", 3), drawn_disc=True),
-        "L5 and its disc in the sacrum": swallowed(drawn("lumbar", 3), drawn_disc=False),
+        "loin": network_case("lumbar", 7),
+        "loin with six": network_case("lumbar", 9, thoracic=12, lumbar=6),
+        "neck": network_case("cervical", 4),
+        "a disc at the dens": with_a_disc_at_the_dens(network_case("cervical", 4)),
+        "L5 in the sacrum": swallowed(network_case("lumbar", 3), drawn_disc=True),
+        "L5 and its disc in the sacrum": swallowed(network_case("lumbar", 3), drawn_disc=False),
         "a fragment of L5-S": with_a_fragment(last, last.truth == CODE_OF["L5-S"]),
     }
     found = {}
