@@ -309,7 +309,7 @@ def measure(labels: Any, affine: npt.ArrayLike | None = None) -> list[dict[str, 
     Raises:
         ImageError: It is not a label map of this software.
     """
-    from totalspineseg_server.measurements import MAX_SKEW_DEG, structure_rows
+    from totalspineseg_server.measurements import structure_rows
 
     if isinstance(labels, SpineSegmentation):
         iso, doubtful, certainty = labels._iso, labels._doubtful, certainty_of(labels.report)
@@ -317,8 +317,7 @@ def measure(labels: Any, affine: npt.ArrayLike | None = None) -> list[dict[str, 
     else:
         volume = _codes(labels if affine is None else (labels, affine))
         iso, doubtful, certainty, grid = labels_to_iso(volume), frozenset[int](), None, volume.grid
-    skewed = grid.skew_deg > MAX_SKEW_DEG
-    return structure_rows(iso, grid, doubtful=doubtful, certainty=certainty, sizes=not skewed)
+    return structure_rows(iso, grid, doubtful=doubtful, certainty=certainty, sizes=not grid.is_skewed)
 
 
 def _is_path(source: Any) -> bool:

@@ -36,10 +36,6 @@ NO_MEMORY: Final = "This machine has too little free memory. Use fewer --max-wor
 CORD_CAVEAT: Final = "Not validated for cord cross-sectional area."
 
 # warnings beside a result
-SKEWED: Final = (
-    "the header skews the image by {skew:.0f} degrees; no height, area or angle was measured, and volumes are not "
-    "accurate"
-)
 NO_LOCALIZER_FOUND: Final = "no localizer was found for this scan"
 LOCALIZER_APART: Final = "the localizer does not overlap this scan and was not used; use one of the same examination"
 LOCALIZER_UNCERTAIN: Final = (

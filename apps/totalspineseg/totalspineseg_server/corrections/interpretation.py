@@ -16,12 +16,14 @@ from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.comparison import (
     ACCEPTED_NAMES,
     ALL,
+    LEFT,
     Corrected,
     beside_prediction,
     check,
     compare,
     follow_rename,
     is_unchanged,
+    stated_prediction,
     with_untouched,
 )
 from totalspineseg_server.corrections.correction_store import Correction, is_safe_tag
@@ -91,7 +93,6 @@ class Studies(Protocol):
     """The images that submissions belong to, and the labels that clients see."""
 
     records: ImageRecords
-    """The records of the images: to whom each was offered."""
 
     def image_file(self, image_id: str) -> Path | None:
         """Return the file of an image, or None."""
@@ -232,7 +233,7 @@ class Interpreter:
             submission = followed.submission
             unreviewed, accepted = followed.now(unreviewed), followed.now(accepted)
         mapped = with_unreviewed(map_names(submission, grid), unreviewed)
-        mapped = with_untouched(mapped, compared, accepted, marked=marked)
+        mapped = with_untouched(mapped, compared, accepted, marked=marked, stated=params.get(LEFT))
         is_finished = params.get(UNCHANGED_PARAMETER) is True
         lint = self._lint(mapped.codes, grid)
         unchanged = compared is not None and is_unchanged(compared, mapped)
@@ -241,7 +242,7 @@ class Interpreter:
         complete = replace(
             record,
             step=mapped.step,
-            prediction=_named(prediction),
+            prediction=_named(prediction) or stated_prediction(params.get(LEFT)),
             present=mapped.present,
             overlap_voxels=mapped.overlap_voxels,
             findings=findings,

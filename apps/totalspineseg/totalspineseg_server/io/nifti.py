@@ -30,7 +30,7 @@ MAX_APART_VOX: Final = 0.5
 """Largest distance, in voxels, between the positions of a corner by the two forms of a header. If it is larger, one
 form is wrong; rounding moves a corner by less than a tenth.
 """
-MAX_SKEW_DEG: Final = 0.012
+ITK_SKEW_DEG: Final = 0.012
 """Skew above which ITK ignores an sform if there is a qform (measured with ITK 5.4), degrees from right angles."""
 SCANNER: Final = 1
 """Code of a form in the scanner's coordinates."""
@@ -155,7 +155,7 @@ def _affine(header: nib.Nifti1Header, name: str) -> Affine:
     unit_mm = UNIT_MM.get(int(header["xyzt_units"]) & UNIT_MASK, 1.0)
     grids = [_grid(header.get_data_shape()[:3], np.diag([unit_mm, unit_mm, unit_mm, 1]) @ form) for form in forms]
     chosen = grids[-1]
-    if by_sform and (not by_qform or (by_sform == SCANNER and grids[0].skew_deg <= MAX_SKEW_DEG)):
+    if by_sform and (not by_qform or (by_sform == SCANNER and grids[0].skew_deg <= ITK_SKEW_DEG)):
         # ITK uses the directions of an sform, but the voxel sizes of the header.
         ratios = np.array(sizes) * unit_mm / grids[0].spacing
         chosen = Grid(grids[0].shape, grids[0].affine @ np.diag([*ratios, 1]))

@@ -163,9 +163,10 @@ def prepare_case(scan: LabeledScan, folder: ModelFolder, *, finder: Predictor | 
     image, codes = image[inner], codes[inner]
     configuration = folder.configuration
     inside_only = configuration.get("use_mask_for_norm") or [False]
-    channel = normalize(image[np.newaxis], configuration["normalization_schemes"][:1], inside_only[:1])
+    values = torch.from_numpy(np.ascontiguousarray(image[np.newaxis]))
+    channel = normalize(values, configuration["normalization_schemes"][:1], inside_only[:1])
     shape = resampled_shape(image.shape, ISO_MM, folder.spacing_mm)
-    resampled = resample(torch.from_numpy(channel), shape)[0].numpy()
+    resampled = resample(channel, shape)[0].numpy()
     return TrainingCase(
         name=scan.name,
         origin=scan.origin,

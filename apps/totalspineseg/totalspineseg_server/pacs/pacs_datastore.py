@@ -98,8 +98,17 @@ class PacsDatastore(SpineDatastore):
         return self._listing.offered()
 
     def offers(self, image_id: str) -> bool:
-        """Return whether a series is offered as an image, even if it reached the PACS only a moment ago."""
-        found = self._listing.find(image_id) if is_uid(image_id) else None
+        """Return whether a series is offered as an image, even if it reached the PACS only a moment ago.
+
+        Raises:
+            requests.RequestException: The series is not here, and the PACS does not answer.
+        """
+        try:
+            found = self._listing.find(image_id) if is_uid(image_id) else None
+        except requests.RequestException:
+            if self.present_file(image_id) is None:
+                raise
+            return True
         return found is not None and self._listing.is_offered(found)
 
     def study_of(self, image_id: str) -> str:

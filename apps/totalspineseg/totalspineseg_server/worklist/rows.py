@@ -103,7 +103,7 @@ def row_of(
         row |= {"status": "parked", "reason": last.reason, **_by(last)}
     elif last is not None:
         row |= {"status": "submitted", **_by(last)}
-    elif offer.time and now - offer.time < RESERVED_SECONDS:
+    elif offer.time and 0 <= now - offer.time < RESERVED_SECONDS:
         row |= {"status": "in progress", "user": offer.client, "date": text_of_time(offer.time)}
     return Row(image_id, study=study, about=about, **row)
 
