@@ -369,6 +369,13 @@ def test_meta_images_that_name_their_directions(tmp_path: Path) -> None:
     assert read_image(meta(tmp_path / "a.mha", *fields)).grid.orientation == "PSL"
 
 
+def with_voxel(value: float) -> np.ndarray:
+    """For a voxel of 1e200, numpy's warnings and an unexpected error were on the console."""
+    values = picture(np.float64)
+    values[2, 2, 2] = value
+    return values
+
+
 NAN = picture(np.float32)
 NAN[3, 3, 3] = np.nan
 BAD = {
@@ -381,6 +388,8 @@ BAD = {
     "truncated plain": (lambda p: truncated(p / "a.nii"), "readable"),
     "all zero": (lambda p: nifti(p / "a.nii.gz", np.zeros(SHAPE, np.int16)), "all zero"),
     "constant": (lambda p: nifti(p / "a.nii.gz", np.full(SHAPE, 7, np.int16)), "contrast"),
+    "beyond single precision": (lambda p: nifti(p / "a.nii.gz", with_voxel(1e200)), r"1e\+200, in 1 of .*export"),
+    "far below": (lambda p: nifti(p / "a.nii.gz", with_voxel(-1e30)), r"-1e\+30, in 1 of .*export"),
     "nan": (lambda p: nifti(p / "a.nii.gz", NAN), r"NaN or infinite \(1 of"),
     "2D": (lambda p: nifti(p / "a.nii.gz", picture()[:, :, :1]), "at least 3 slices"),
     "2D array": (lambda p: nifti(p / "a.nii.gz", picture()[:, :, 0]), "neither 3D nor 4D"),

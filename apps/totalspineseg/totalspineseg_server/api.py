@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from totalspineseg_server import pipeline, places
 from totalspineseg_server.anatomy import NAME_OF
-from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.errors import ImageError, SettingError, TotalSpineSegError
 from totalspineseg_server.files import write_file
 from totalspineseg_server.geometry import (
@@ -46,8 +45,9 @@ from totalspineseg_server.numbering.linter import lint as lint_codes
 from totalspineseg_server.numbering.naming import name_map, step_of
 from totalspineseg_server.numbering.report import doubtful_codes, report, sentence
 from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.spellings import code_of_name
+from totalspineseg_server.segments import code_of_name
 from totalspineseg_server.transforms.pieces import Step
+from totalspineseg_server.trust import certainty_of, is_doubtful
 
 Pins = Mapping[str, Sequence[float]]
 """Name of a level, such as "L5" -> a point in it, RAS mm."""

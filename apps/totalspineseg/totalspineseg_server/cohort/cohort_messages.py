@@ -25,6 +25,10 @@ OTHER_RESULTS: Final = (
     "OUTPUT has results of another scan named {name!r}: {source!r}. Choose another OUTPUT, or replace them with "
     "--overwrite."
 )
+DAMAGED_RECORD: Final = (
+    "the record of earlier results with this name cannot be read, so they may be those of another scan; they are "
+    "replaced. The record is kept as {file!r}: look into it if scans of different folders have the same name"
+)
 SCAN_GONE: Final = "The scan {scan!r} does not exist. Download or restore it."
 ABOUT_MAP: Final = "Levels of the spine, segmented and named by a network. {caveat}"
 NO_SEG: Final = "No DICOM SEG was written: {error}"

@@ -23,7 +23,6 @@ from totalspineseg_server.anatomy import (
     UNREVIEWED_NAME,
     Kind,
 )
-from totalspineseg_server.certainty import Certainty, certainty_of, is_doubtful
 from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.correction_store import Correction
 from totalspineseg_server.corrections.label_files import UNCONFIRMED
@@ -31,12 +30,21 @@ from totalspineseg_server.corrections.predictions import PredictionMaps, Predict
 from totalspineseg_server.corrections.submission import ACCEPTED_MARK, Mapped, named_codes
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, iso_grid, labels_from_iso, same_grid, to_ras
 from totalspineseg_server.numbering.findings import Finding
-from totalspineseg_server.numbering.linter import lint
+from totalspineseg_server.numbering.linter import lint, missing_kinds
 from totalspineseg_server.numbering.renumber import RENAMED_VOXELS, renumber
-from totalspineseg_server.plausible import missing_kinds, without_regions
-from totalspineseg_server.segments import Segment, Submission, is_vertebrae
-from totalspineseg_server.spellings import DOUBT_MARK, code_of_name, is_marked, with_mark, without_mark
+from totalspineseg_server.segments import (
+    DOUBT_MARK,
+    Segment,
+    Submission,
+    code_of_name,
+    is_marked,
+    is_vertebrae,
+    with_mark,
+    without_mark,
+    without_regions,
+)
 from totalspineseg_server.transforms.components import labels_present
+from totalspineseg_server.trust import Certainty, certainty_of, is_doubtful
 
 Dice = npt.NDArray[np.float64]
 """Dice of each (submitted, predicted) pair of codes."""

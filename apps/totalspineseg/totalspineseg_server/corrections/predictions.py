@@ -14,16 +14,15 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from totalspineseg_server.certainty import certainty_of
 from totalspineseg_server.corrections import ids
 from totalspineseg_server.errors import ImageError, StorageError, WeightsError
-from totalspineseg_server.files import read_json, staged_folder, write_json
+from totalspineseg_server.files import read_json, read_json_or, staged_folder, write_json
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.numbering.evidence import Localizer, Step1Names
 from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.transforms.components import Box, labels_present
-from totalspineseg_server.trust import UNMEASURED, trust_from_json
+from totalspineseg_server.trust import UNMEASURED, certainty_of, trust_from_json
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Pattern of an id. It is checked, because clients may state ids and each is the name of a folder."""
@@ -143,6 +142,13 @@ class MapStore:
                     yield folder.name, image
                 break
 
+    def made_for(self, image_sha256: str) -> Iterator[tuple[str, str]]:
+        """Yield the id of each prediction whose maps are kept, and the name of its image then, newest first; the maps
+        themselves are not read."""
+        for entry in reversed(self._entries(image_sha256)):
+            if (record := read_json_or(entry / ids.RECORD_FILE, None)) is not None:
+                yield entry.name, str(record.get("image") or "")
+
     def ids(self, image_sha256: str) -> tuple[str, ...]:
         """Return the ids of the predictions whose maps are kept, oldest first."""
         return ids.names(self._root / image_sha256)
@@ -168,8 +174,10 @@ class MapStore:
             step: 1 or 2.
             versions: Weights that made the maps; None for any weights.
         """
-        for maps in self.newest_first(image_sha256):
-            if maps.output.step == step and (versions is None or dict(maps.versions) == dict(versions)):
+        for entry in reversed(self._entries(image_sha256)):
+            record = read_json_or(entry / ids.RECORD_FILE, {})
+            is_of_versions = versions is None or record.get("versions") == dict(versions)
+            if record.get("step") == step and is_of_versions and (maps := _read(entry)) is not None:
                 return maps
         return None
 

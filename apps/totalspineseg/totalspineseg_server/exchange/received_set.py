@@ -24,7 +24,7 @@ from totalspineseg_server.exchange.labeled_pairs import Pair, labeled_pairs, rea
 from totalspineseg_server.files import read_json_or, sha256_of
 from totalspineseg_server.geometry import Volume, on_grid, to_ras
 from totalspineseg_server.io.volumes import NIFTI_SUFFIXES, read_image, stem, write_volume
-from totalspineseg_server.plausible import require_plausible
+from totalspineseg_server.numbering.linter import require_plausible
 
 IMPORTED: Final = "import"
 """Name of the user under which imported labels are stored."""

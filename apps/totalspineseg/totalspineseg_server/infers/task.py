@@ -16,7 +16,6 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from totalspineseg_server import pipeline
 from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, DISCS, NAME_OF, WIRE_ID, WIRE_LABELS
-from totalspineseg_server.certainty import proves_nothing
 from totalspineseg_server.clock import Stopwatch
 from totalspineseg_server.corrections import ids
 from totalspineseg_server.corrections.correction_store import FINAL_TAG
@@ -44,9 +43,9 @@ from totalspineseg_server.numbering.linter import lint
 from totalspineseg_server.numbering.renumber import NamedMap, pin_of
 from totalspineseg_server.numbering.report import NAMED, doubtful_codes, report, sentence
 from totalspineseg_server.pipeline import Options, Scan, Sibling
-from totalspineseg_server.segments import from_wire, to_wire
-from totalspineseg_server.spellings import DOUBT_MARK
+from totalspineseg_server.segments import DOUBT_MARK, from_wire, to_wire
 from totalspineseg_server.transforms.components import labels_present
+from totalspineseg_server.trust import proves_nothing
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,7 @@
-"""Read NIfTI files: the voxels that the header describes, and their position."""
+"""Read NIfTI files: the voxels that the header describes, and their position.
+
+A few kilobytes, or a line of a header, can demand all memory of a machine, so what a file may unpack to is limited.
+"""
 
 import logging
 import zlib
@@ -18,8 +21,11 @@ from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import CHUNK_BYTES
 from totalspineseg_server.geometry import Affine, AnyArray, Grid, Volume
 from totalspineseg_server.io import io_messages
-from totalspineseg_server.io.unpacking import MAX_BYTES, require_bounded
 
+MAX_BYTES: Final = 2 << 30
+"""Largest decompressed size, unless the file itself is larger. A whole spine at 0.5 mm in 32-bit floats is 1.2 GB."""
+MAX_RATIO: Final = 1040
+"""Largest number of bytes that one byte of zlib's format can stand for (1032), rounded up."""
 MAX_APART_VOX: Final = 0.5
 """Largest distance, in voxels, between the positions of a corner by the two forms of a header. If it is larger, one
 form is wrong; rounding moves a corner by less than a tenth.
@@ -177,3 +183,22 @@ def _require_one_place(one: Grid, other: Grid, name: str) -> None:
 
 def _mm(sizes: tuple[float, ...]) -> str:
     return " x ".join(f"{size:.3g}" for size in sizes) + " mm"
+
+
+def require_bounded(path: Path, content_bytes: int) -> None:
+    """Check that a file can hold as much as it states, and no more than fits into memory.
+
+    Args:
+        path: The file.
+        content_bytes: Its unpacked size as stated in the header.
+
+    Raises:
+        ImageError: It cannot contain that much, or that is too much.
+    """
+    size = path.stat().st_size
+    if content_bytes > size * MAX_RATIO:
+        raise ImageError(io_messages.INCOMPLETE.format(name=path.name, size=size, described=content_bytes))
+    if content_bytes > max(size, MAX_BYTES):
+        raise ImageError(
+            io_messages.UNPACKS_TOO_LARGE.format(name=path.name, mib=content_bytes >> 20, limit=MAX_BYTES >> 20)
+        )

@@ -8,9 +8,9 @@ import numpy.typing as npt
 from nibabel.affines import apply_affine
 
 from totalspineseg_server.anatomy import BACKGROUND, CANAL, CORD, DISCS, SACRUM, VERTEBRAE
-from totalspineseg_server.certainty import Certainty
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.measurements.measured_rows import COLUMN_ROW, Row, empty_row, measure, rounded
+from totalspineseg_server.trust import Certainty
 
 BESIDE: Final = (SACRUM, CANAL, CORD)
 """Structures other than levels, in the order of their rows."""

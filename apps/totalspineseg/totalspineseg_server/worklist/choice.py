@@ -18,9 +18,7 @@ from totalspineseg_server.corrections.submission import UNREVIEWED_NAMES
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import Grid, LabelArray
 from totalspineseg_server.io.volumes import write_volume
-from totalspineseg_server.plausible import without_regions
-from totalspineseg_server.segments import to_wire
-from totalspineseg_server.spellings import code_of_name, with_mark
+from totalspineseg_server.segments import code_of_name, to_wire, with_mark, without_regions
 from totalspineseg_server.worklist import worklist_messages
 
 REGION: Final = max(WIRE_LABELS.values()) + 1

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from totalspineseg_server.activelearning.offers import RESERVED_SECONDS
 from totalspineseg_server.activelearning.scores import Scores
+from totalspineseg_server.activelearning.strategies import RESERVED_SECONDS
 from totalspineseg_server.corrections.correction_store import CorrectionStore, Rejections
 from totalspineseg_server.corrections.ids import folder_name
 from totalspineseg_server.corrections.image_records import last_noted
