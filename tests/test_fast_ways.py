@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,13 @@ from totalspineseg_server.geometry import Volume
 from totalspineseg_server.nnunet import discovery, fast_comparison, fast_ways
 from totalspineseg_server.nnunet.discovery import files_in_use
 from totalspineseg_server.nnunet.fast_comparison import TILES, TileRecorder, compare_ways
-from totalspineseg_server.nnunet.fast_ways import BOX, INT8, Comparison, comparison, is_allowed, keep_comparison
+from totalspineseg_server.nnunet.fast_ways import BOX, HALF, INT8, Comparison, comparison, is_allowed, keep_comparison
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.networks import Networks
 from totalspineseg_server.nnunet.openvino_cache import MODEL, RECORD, WEIGHTS, entry_key
 from totalspineseg_server.nnunet.openvino_network import keep_int8, load_openvino
-from totalspineseg_server.nnunet.runtimes import chosen, chosen_for_all
+from totalspineseg_server.nnunet.predictor import WarmPredictor
+from totalspineseg_server.nnunet.runtimes import chosen, chosen_for_all, resolve_device, with_runtime
 from totalspineseg_server.prediction import Packed, Prediction
 from totalspineseg_server.registry.model_store import ModelStore
 
@@ -40,7 +42,7 @@ def folder(tmp_path: Path) -> ModelFolder:
 
 
 def compared(way: str, *, passed: bool = True, release: str | None = None) -> Comparison:
-    release = fast_ways.openvino_release() if release is None else release
+    release = fast_ways.release_of(way) if release is None else release
     return Comparison(way, 10, 0, 0.0, {"discs": 0.99}, 1.0, 5.0, passed, release)
 
 
@@ -97,14 +99,33 @@ def test_quantize_says_what_is_used_from_then_on(
 ) -> None:
     for step in (1, 2):
         write_model_folder(tmp_path / "model" / "starter", step)
-    found = compared(BOX, release=""), compared(INT8, passed=False)
+    found = compared(BOX), compared(INT8, passed=False), compared(HALF)
     monkeypatch.setattr(fast_comparison, "compare_ways", lambda *_, **__: found)
     monkeypatch.setattr(weights, "_scans", lambda *_: [])
     assert main(["weights", "quantize", "--data-dir", str(tmp_path / "model")]) == 1
-    box, int8 = capsys.readouterr().out.splitlines()[-2:]
+    box, int8, half = capsys.readouterr().out.splitlines()[-3:]
     assert "--whole-image" in box and "INT8" in int8 and "not pass" in int8
+    assert "Half precision passed" in half and "--runtime torch" in half
     in_use = files_in_use(ModelStore(tmp_path / "model"), 2)
-    assert is_allowed(in_use, BOX) and not is_allowed(in_use, INT8)
+    assert is_allowed(in_use, BOX) and is_allowed(in_use, HALF) and not is_allowed(in_use, INT8)
+
+
+def test_half_precision_waits_for_its_comparison(folder: ModelFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU computed in half precision by default, and nothing switched it off."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert chosen("auto", "auto", folder) == "torch"
+    keep_comparison(folder, compared(HALF))
+    assert [chosen("auto", device, folder) for device in ("auto", "cuda", "cpu")] == [HALF, HALF, "torch"]
+    assert chosen("torch", "cuda", folder) == "torch"
+    assert with_runtime("starter-1", HALF) == f"starter-1@torch-half-{metadata.version('torch')}"
+    for other in (compared(HALF, passed=False), compared(HALF, release="1.0")):
+        keep_comparison(folder, other)
+        assert chosen("auto", "cuda", folder) == "torch"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    # A worker of a cluster that has no GPU would give other results.
+    for device in ("auto", "cpu"):
+        with pytest.raises(ValueError, match=r"GPU.*'torch'"):
+            resolve_device(device, HALF)
 
 
 def test_auto_is_openvino_only_where_it_is_faster_and_converted(
@@ -224,16 +245,18 @@ def test_int8_is_close_to_the_network_it_was_made_from(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_every_way_is_compared_on_the_same_scans(tmp_path: Path) -> None:
+def test_every_way_is_compared_on_the_same_scans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = {
         step: ModelFolder.open(write_model_folder(tmp_path / str(step), step, patch=(16, 16, 16))) for step in (1, 2)
     }
     image = np.random.default_rng(0).normal(100, 30, (24, 24, 24)).astype(np.float32)
     scan = pipeline.prepare(Volume(image, np.eye(4)))
     look: Any = Shifted(np.ones((24, 24, 24), np.uint8))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(fast_comparison, "_half", lambda _: [WarmPredictor(models[s], device="cpu") for s in (1, 2)])
     found = compare_ways(models, [lambda: scan] * 2, look)
-    assert [(one.way, one.scans) for one in found] == [(BOX, 2), (INT8, 2)]
-    assert found[0].voxels_differ == 0
+    assert [(one.way, one.scans) for one in found] == [(BOX, 2), (INT8, 2), (HALF, 2)]
+    assert found[0].voxels_differ == found[2].voxels_differ == 0
 
 
 def test_the_weights_are_not_read_before_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tiny_models import write_model_folder
+from totalspineseg_server.nnunet import focus
 from totalspineseg_server.nnunet.focus import EDGE_MM, MARGIN_MM, FocusedPredictor, is_worth_a_look, widened
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.predictor import WarmPredictor
@@ -21,6 +22,7 @@ from totalspineseg_server.nnunet.tiles import (
     whole_row,
 )
 from totalspineseg_server.prediction import Prediction
+from totalspineseg_server.trust import Trust
 
 SHAPE = (120, 160, 300)
 SPINE = (slice(50, 80), slice(60, 110), slice(30, 270))
@@ -54,6 +56,7 @@ class Fine:
         within: Box = WHOLE,
         wanted: Box | None = None,
         skip_air: bool = False,
+        earlier: object = None,
     ) -> Prediction:
         rows = chosen_rows(within, wanted or within, SHAPE, TILE, 0.5)
         x, y, z = (row.part for row in rows)
@@ -89,6 +92,48 @@ def test_a_spine_inside_the_box_is_drawn_as_from_the_whole_image() -> None:
     assert (answer.labels == fine.truth).all() and (answer.soft["cord"] == fine.truth).all()
     for axis, spine, margin, length in zip(box, SPINE, MARGIN_MM, SHAPE, strict=True):
         assert axis.start <= max(0, spine.start - margin) and axis.stop >= min(length, spine.stop + margin)
+
+
+class Counted(torch.nn.Module):  # type: ignore[misc]
+    """Finds bright voxels, and remembers the tiles that it got.
+
+    Args:
+        regions: Number of regions.
+    """
+
+    def __init__(self, regions: int) -> None:
+        super().__init__()
+        self.regions = regions
+        self.tiles: list[bytes] = []
+
+    def forward(self, tile: torch.Tensor) -> torch.Tensor:
+        self.tiles.append(tile.numpy().tobytes())
+        return torch.cat([tile - 0.5 - region / 10 for region in range(self.regions)], dim=1)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+@pytest.mark.parametrize("found", [slice(40, 60), slice(10, 12)], ids=["a part", "beside it"])
+def test_another_look_computes_no_tile_again(tmp_path, monkeypatch, mirror: bool, found: slice) -> None:
+    """For a structure close to a side of the box, 28 tiles were computed instead of 20."""
+    folder = ModelFolder.open(write_model_folder(tmp_path / "model", 1, patch=(16, 16, 16)))
+    network = Counted(len(folder.regions))
+    fine = WarmPredictor(folder, device="cpu", network=network, trust=Trust(mirror=mirror))
+    image = np.random.default_rng(0).normal(100, 10, (16, 24, 200)).astype(np.float32)
+    image[4:12, 6:18, 30:150] += 150
+    truth = fine.predict(image[np.newaxis], soft=("cord",))
+    every = len(network.tiles)
+    network.tiles.clear()
+    look = np.zeros(image.shape, np.uint8)
+    look[6:10, 8:12, found] = 1
+    monkeypatch.setattr(focus, "MARGIN_MM", (0, 0, 0))
+    predictor = FocusedPredictor(fine, Look(look), skip_air=False)  # type: ignore[arg-type]
+    looks = []
+    monkeypatch.setattr(fine, "predict", lambda *a, _run=fine.predict, **k: looks.append(1) or _run(*a, **k))
+    answer = predictor.predict(image[np.newaxis], soft=("cord",))
+    assert len(looks) > 1
+    assert len(set(network.tiles)) == len(network.tiles) <= every
+    np.testing.assert_array_equal(answer.labels, truth.labels)
+    assert answer.labels.any()
 
 
 def test_specks_far_from_the_spine_do_not_widen_the_box() -> None:

@@ -3,12 +3,14 @@
 import logging
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
 from server_process import START_SECONDS
 
 import totalspineseg_server.nnunet.predictor as predictor_module
+from gpu_stand_in import gpu
 from serving import Server
 from tiny_models import write_model_folder
 from totalspineseg_server.app import App
@@ -51,10 +53,9 @@ def test_only_a_gpu_computes_before_the_first_image(tmp_path, monkeypatch, devic
         return torch.zeros(regions, *image.shape[1:])
 
     monkeypatch.setattr(predictor_module, "sliding_logits", logits)
-    monkeypatch.setattr(predictor_module, "resolve_device", lambda *_: torch.device(device))
-    monkeypatch.setattr(torch.nn.Module, "to", lambda self, device: self)
     folder = ModelFolder.open(write_model_folder(tmp_path, 2, patch=(16, 24, 16)))
-    WarmPredictor(folder, device=device).warm_up()
+    with gpu(monkeypatch) if device == "cuda" else nullcontext():
+        WarmPredictor(folder, device=device).warm_up()
     assert shapes == [(2, 16, 24, 16)] * tiles
 
 

@@ -60,11 +60,12 @@ from totalspineseg_server.nnunet.installation import STEP1_PATCH
 from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in
 from totalspineseg_server.nnunet.networks import coarse_look
 from totalspineseg_server.nnunet.openvino_network import keep_int8, load_openvino
-from totalspineseg_server.nnunet.predictor import TILE_STEP, WarmPredictor
+from totalspineseg_server.nnunet.predictor import TILE_STEP, EarlierTiles, WarmPredictor
 from totalspineseg_server.nnunet.preprocessing import Box, FloatArray, resample
+from totalspineseg_server.nnunet.runtimes import Runtime
 from totalspineseg_server.nnunet.tiles import Row, Rows, whole_row
 from totalspineseg_server.numbering.linter import lint
-from totalspineseg_server.numbering.step1_names import step1_names
+from totalspineseg_server.numbering.naming import step1_names
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.processes import unwind_on_signals
 from totalspineseg_server.registry.model_store import STARTER, ModelStore
@@ -211,12 +212,18 @@ def alone(arguments: argparse.Namespace, *words: str) -> Any:
 # What follows runs in a process of its own.
 
 
-def make_scans(folder: Path, _: int) -> None:
-    """Write image and true classes of each scan, and copy the starter weights, once."""
+def copy_starter(folder: Path) -> None:
+    """Copy the starter weights, once."""
     if not (folder / "app").is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         local_server.own_app(folder / "app", STARTER)
-    for name, (field, shape) in SCANS.items():
+
+
+def make_scans(folder: Path, _: int, *names: str) -> None:
+    """Write image and true classes of some or all scans, once; and copy the starter weights."""
+    copy_starter(folder)
+    for name in names or SCANS:
+        field, shape = SCANS[name]
         file = folder / f"{name}.npz"
         if file.is_file():
             continue
@@ -234,12 +241,12 @@ def make_scans(folder: Path, _: int) -> None:
         np.savez(file, step1=step1_classes(labels), step2=step2_classes(labels))
 
 
-def make_network(folder: Path, _: int, step: str) -> None:
-    """Write a network of the official shape that finds nothing, once."""
+def make_network(folder: Path, _: int, step: str, *patch: str) -> None:
+    """Write a network of the official shape (or one with other tiles) that finds nothing, once."""
     target = folder / f"step{step}"
     if (target / "plans.json").is_file():
         return
-    model = official_shape(target, model_of(folder, STARTER, int(step)), STEP1_PATCH)
+    model = official_shape(target, model_of(folder, STARTER, int(step)), [int(n) for n in patch] or STEP1_PATCH)
     checkpoint = torch.load(model.checkpoint, weights_only=False)
     for name, value in checkpoint["network_weights"].items():
         if "seg_layers" in name and name.endswith("bias"):
@@ -316,52 +323,104 @@ def run(
         count_only: Whether networks do nothing but count.
     """
     models = {step: model_of(folder, weights, step) for step in (1, 2)}
-    file = folder / f"{scan}.nii.gz"
-    with np.load(folder / f"{scan}.npz") as stored:
-        classes = {step: stored[f"step{step}"] for step in (1, 2)}
     clocks = {step: Clocked(network_of(models[step], runtime, count_only)) for step in models}
-    look = coarse_look(starter_store(folder), "cpu") if way not in ("stock", "ours") else None
-    rows = []
+    look = coarse_look(starter_store(folder), "cpu") if way not in ("stock", "ours") and weights == "official" else None
     if way == "stock":
-        scan_iso, part = part_of(file, classes)
-        predictors = {step: stock_predictor(models[step], clocks[step]) for step in models}
-
-        def request() -> None:
-            for step, channels in ((1, scan_iso.iso.data[np.newaxis]), (2, part.channels)):
-                turned = np.ascontiguousarray(channels.transpose(0, 3, 2, 1))
-                predictors[step].predict_single_npy_array(turned, {"spacing": [1.0, 1.0, 1.0]})
+        request = stock_request(folder, scan, models, clocks)
     else:
-        warm = {step: WarmPredictor(models[step], device="cpu", network=clocks[step]) for step in models}
-        step1: Any = Known(warm[1], classes[1])
-        if look is not None and weights == "official":
-            step1 = FocusedPredictor(step1, look, skip_air=way != "box")
-
-        def request() -> None:
-            prepared = pipeline.prepare(read_image(file))
-            located = pipeline.locate(prepared, step1)
-            names = step1_names(located.labels, located.numbering)
-            part = pipeline.step2_input(prepared, located.labels, names)
-            step2: Any = Known(warm[2], classes[2][part.box])
-            if isinstance(step1, FocusedPredictor):
-                step2 = FocusedPredictor(step2, None, skip_air=way != "box")
-            found = pipeline.segment(part, step2)
-            lint(found.labels, prepared.iso.spacing)
-            write_volume(folder / "result.nrrd", prepared.labels_to_input(found.labels), prepared.grid)
-
-    for _ in range(repeats):
-        for clock in clocks.values():
-            clock.tiles, clock.seconds = 0, 0.0
-        start = time.perf_counter()
-        request()
-        seconds = time.perf_counter() - start
-        inside = sum(clock.seconds for clock in clocks.values())
-        rows.append((seconds, seconds - inside, [clocks[1].tiles, clocks[2].tiles]))
+        request = our_request(folder, scan, models, clocks, look=look, skip_air=way != "box")
+    rows = [timed(request, clocks) for _ in range(repeats)]
     result = {"tiles": rows[0][2], "rest": statistics.median(rest for _, rest, _ in rows)}
     return result if count_only else {**result, "seconds": statistics.median(seconds for seconds, _, _ in rows)}
 
 
+def timed(request: Callable[[], None], clocks: Mapping[int, "Clocked"]) -> tuple[float, float, list[int]]:
+    """Run a request; return its seconds, those outside the networks, and the tiles of each step."""
+    for clock in clocks.values():
+        clock.reset()
+    start = time.perf_counter()
+    request()
+    seconds = time.perf_counter() - start
+    return seconds, seconds - sum(clock.seconds() for clock in clocks.values()), [clocks[1].tiles, clocks[2].tiles]
+
+
+def stock_request(
+    folder: Path, scan: str, models: Mapping[int, ModelFolder], clocks: Mapping[int, "Clocked"], device: str = "cpu"
+) -> Callable[[], None]:
+    """Return a call that runs nnU-Net's own predictor in both steps: step 1 on the whole image, step 2 on the crop.
+
+    Args:
+        folder: The benchmark's folder.
+        scan: One of ``SCANS``.
+        models: Step -> model.
+        clocks: Step -> network.
+        device: Device of the networks.
+    """
+    iso, part = part_of(folder / f"{scan}.nii.gz", classes_of(folder, scan))
+    predictors = {step: stock_predictor(models[step], clocks[step], device) for step in models}
+
+    def request() -> None:
+        for step, channels in ((1, iso.iso.data[np.newaxis]), (2, part.channels)):
+            turned = np.ascontiguousarray(channels.transpose(0, 3, 2, 1))
+            predictors[step].predict_single_npy_array(turned, {"spacing": [1.0, 1.0, 1.0]})
+
+    return request
+
+
+def our_request(
+    folder: Path,
+    scan: str,
+    models: Mapping[int, ModelFolder],
+    clocks: Mapping[int, "Clocked"],
+    *,
+    device: str = "cpu",
+    runtime: Runtime = "torch",
+    look: WarmPredictor | None = None,
+    skip_air: bool = False,
+) -> Callable[[], None]:
+    """Return a call that does the work of a request, from the file of the image to the file of the labels.
+
+    Args:
+        folder: The benchmark's folder.
+        scan: One of ``SCANS``.
+        models: Step -> model.
+        clocks: Step -> network.
+        device: Device of the networks.
+        runtime: What the predictor takes the networks for; they are those of ``clocks`` in any case.
+        look: Network that finds the box; None for the whole image.
+        skip_air: Whether the box leaves out air.
+    """
+    file, classes = folder / f"{scan}.nii.gz", classes_of(folder, scan)
+    warm = {step: WarmPredictor(models[step], device=device, runtime=runtime, network=clocks[step]) for step in models}
+    step1: Any = Known(warm[1], classes[1])
+    if look is not None:
+        step1 = FocusedPredictor(step1, look, skip_air=skip_air)
+
+    def request() -> None:
+        prepared = pipeline.prepare(read_image(file))
+        located = pipeline.locate(prepared, step1)
+        names = step1_names(located.labels, located.numbering)
+        part = pipeline.step2_input(prepared, located.labels, names)
+        step2: Any = Known(warm[2], classes[2][part.box])
+        if look is not None:
+            step2 = FocusedPredictor(step2, None, skip_air=skip_air)
+        found = pipeline.segment(part, step2)
+        lint(found.labels, prepared.iso.spacing)
+        write_volume(folder / "result.nrrd", prepared.labels_to_input(found.labels), prepared.grid)
+
+    return request
+
+
+def classes_of(folder: Path, scan: str) -> dict[int, np.ndarray]:
+    """Return step -> true classes of a scan."""
+    with np.load(folder / f"{scan}.npz") as stored:
+        return {step: stored[f"step{step}"] for step in (1, 2)}
+
+
 class Clocked(torch.nn.Module):  # type: ignore[misc]
     """A network that counts its tiles and their seconds.
+
+    A GPU works on while the program does, so its seconds are those between two events on the GPU itself.
 
     Args:
         network: The network.
@@ -370,13 +429,34 @@ class Clocked(torch.nn.Module):  # type: ignore[misc]
     def __init__(self, network: Callable[[torch.Tensor], torch.Tensor]) -> None:
         super().__init__()
         self.network = network
-        self.tiles, self.seconds = 0, 0.0
+        self.reset()
 
-    def forward(self, tile: torch.Tensor) -> torch.Tensor:
+    def reset(self) -> None:
+        """Start from zero."""
+        self.tiles, self._seconds = 0, 0.0
+        self._events: list[tuple[Any, Any]] = []
+
+    def seconds(self) -> float:
+        """Return the seconds of all tiles since the start; waits for the GPU."""
+        for start, end in self._events:
+            end.synchronize()
+            self._seconds += start.elapsed_time(end) / 1000
+        self._events.clear()
+        return self._seconds
+
+    def forward(self, tiles: torch.Tensor) -> torch.Tensor:
         """Return the network's logits."""
+        self.tiles += len(tiles)
+        if tiles.device.type == "cuda":
+            events = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            events[0].record()
+            logits = self.network(tiles)
+            events[1].record()
+            self._events.append(events)
+            return logits
         start = time.perf_counter()
-        logits = self.network(tile)
-        self.tiles, self.seconds = self.tiles + 1, self.seconds + time.perf_counter() - start
+        logits = self.network(tiles)
+        self._seconds += time.perf_counter() - start
         return logits
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *_: Any, **__: Any) -> Any:
@@ -406,9 +486,12 @@ class Known:
         within: Box | None = None,
         wanted: Box | None = None,
         skip_air: bool = False,
+        earlier: EarlierTiles | None = None,
     ) -> Prediction:
         """Return the classes of what the network sees; see ``WarmPredictor.predict``."""
-        seen = self.work.predict(channels, soft=soft, within=within, wanted=wanted, skip_air=skip_air).seen
+        seen = self.work.predict(
+            channels, soft=soft, within=within, wanted=wanted, skip_air=skip_air, earlier=earlier
+        ).seen
         labels = np.zeros_like(self.classes)
         if seen is not None:
             labels[seen] = self.classes[seen]
@@ -442,14 +525,14 @@ def runtime_of(way: str, faster: str, stock: str = "torch") -> str:
     return {"int8": INT8, "runtime": faster, "stock": stock}.get(way, "torch")
 
 
-def stock_predictor(model: ModelFolder, network: torch.nn.Module | None = None) -> nnUNetPredictor:
-    """Return nnU-Net's own predictor with a model's network, as its command would make it for a CPU."""
+def stock_predictor(model: ModelFolder, network: torch.nn.Module | None = None, device: str = "cpu") -> nnUNetPredictor:
+    """Return nnU-Net's own predictor with a model's network, as its command would make it for a device."""
     predictor = nnUNetPredictor(
         tile_step_size=TILE_STEP,
         use_gaussian=True,
         use_mirroring=False,
-        perform_everything_on_device=False,
-        device=torch.device("cpu"),
+        perform_everything_on_device=device != "cpu",
+        device=torch.device(device),
         allow_tqdm=False,
     )
     plans = PlansManager(read_json(model.path / "plans.json"))
@@ -460,7 +543,7 @@ def stock_predictor(model: ModelFolder, network: torch.nn.Module | None = None) 
         network,
         plans,
         plans.get_configuration("3d_fullres"),
-        [{name: value.clone() for name, value in state.items()}],
+        [{name: value.cpu().clone() for name, value in state.items()}],
         read_json(model.path / "dataset.json"),
         "nnUNetTrainer",
         None,

@@ -23,14 +23,14 @@ from totalspineseg_server.geometry import (
     labels_from_iso,
     labels_on_grid,
     points_from_iso,
+    skew_remedy,
     soft_from_iso,
 )
 from totalspineseg_server.image import image_faults
 from totalspineseg_server.numbering.chain import Numbering, Pin
 from totalspineseg_server.numbering.evidence import Localizer, Step1Names
 from totalspineseg_server.numbering.findings import IMAGE, Finding
-from totalspineseg_server.numbering.naming import Method, name_map
-from totalspineseg_server.numbering.step1_names import step1_names
+from totalspineseg_server.numbering.naming import Method, name_map, step1_names
 from totalspineseg_server.prediction import Prediction, Predictor
 from totalspineseg_server.transforms.canal import soft_structure
 from totalspineseg_server.transforms.components import Box, labels_present
@@ -179,14 +179,14 @@ def prepare(image: Volume, *, warnings: tuple[str, ...] = (), clock: Clock = no_
 
     Args:
         image: 3D image in any orientation and spacing. Not modified.
-        warnings: Oddities of its file.
+        warnings: Oddities of its file; a skew of its header is added.
         clock: Measures the stage.
 
     Raises:
         ImageError: The header gives an impossible field of view.
     """
     with clock("resample to 1 mm"):
-        return Scan(image_to_iso(image), image.grid, warnings)
+        return Scan(image_to_iso(image), image.grid, (*warnings, *filter(None, [skew_remedy(image.grid)])))
 
 
 def locate(scan: Scan, predictor: Predictor, options: Options | None = None, *, clock: Clock = no_clock) -> Located:
@@ -278,9 +278,25 @@ def segment(
     Raises:
         NoSpineError: The network found no disc or no canal.
     """
-    options = options or Options()
     with clock("step 2 network"):
         prediction = predictor.predict(step2.channels)
+    return segmented(step2, prediction, options, clock=clock)
+
+
+def segmented(
+    step2: Step2Input, prediction: Prediction, options: Options | None = None, *, clock: Clock = no_clock
+) -> Segmentation:
+    """Name what the step-2 network found, see ``segment``.
+
+    Args:
+        step2: From ``step2_input``.
+        prediction: The network's answer for it.
+        options: Options for naming the levels.
+        clock: Measures the stages.
+
+    Raises:
+        NoSpineError: The network found no disc or no canal.
+    """
     found = rename(
         step2.scan,
         prediction.labels,
@@ -297,8 +313,7 @@ def segment(
 def finish(
     located: Located, predictor: Predictor, options: Options | None = None, *, clock: Clock = no_clock
 ) -> Segmentation:
-    """Run step 2 on the result of step 1 (``step2_input``, then ``segment``); the names of step 1 count with their
-    doubts.
+    """Run step 2 on the result of step 1 (``input_after``, then ``segment``).
 
     Args:
         located: From ``locate``.
@@ -309,10 +324,23 @@ def finish(
     Raises:
         NoSpineError: Step 1 named no disc, or the network found no disc or no canal.
     """
-    options = options or Options()
-    names, missed = _own_names(located, options, clock), located.numbering.missed if located.numbering else ()
-    step2 = step2_input(located.scan, located.labels, names, missed=missed, clock=clock)
-    return segment(step2, predictor, options, clock=clock)
+    return segment(input_after(located, options, clock=clock), predictor, options, clock=clock)
+
+
+def input_after(located: Located, options: Options | None = None, *, clock: Clock = no_clock) -> Step2Input:
+    """Return the input of step 2 for the result of step 1; the names of step 1 count with their doubts.
+
+    Args:
+        located: From ``locate``.
+        options: Options for naming the levels.
+        clock: Measures the stages.
+
+    Raises:
+        NoSpineError: Step 1 named no disc.
+    """
+    names = _own_names(located, options or Options(), clock)
+    missed = located.numbering.missed if located.numbering else ()
+    return step2_input(located.scan, located.labels, names, missed=missed, clock=clock)
 
 
 def named_levels(located: Located, segmentation: Segmentation) -> LabelArray:

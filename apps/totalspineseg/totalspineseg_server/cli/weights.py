@@ -1,9 +1,10 @@
 """Install the official weights (from the web, or from zips on disk), list what is installed, or find out whether they
 can run faster.
 
-quantize tries two faster ways of computing on a CPU: INT8 (whole numbers of eight bits), and a box around the spine
-instead of the whole image. It compares their results with the exact ones, prints a table and stores it beside the
-weights. If the box passed, it is used from then on; INT8 is used only with --runtime openvino-int8."""
+quantize tries faster ways of computing: a box around the spine instead of the whole image, INT8 (whole numbers of eight
+bits) on a CPU, and half precision on a GPU, if there is one. It compares their results with the exact ones, prints a
+table and stores it beside the weights. The box and half precision are used from then on if they passed; INT8 is used
+only with --runtime openvino-int8."""
 
 import argparse
 import sys
@@ -58,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="expected hashes, in the order of the zips",
     )
     listing = actions.add_parser("list", help="list installed versions; * marks the ones in use")
-    quantize = actions.add_parser("quantize", help="compare INT8 and a box around the spine with the exact results")
+    quantize = actions.add_parser("quantize", help="compare faster ways with the exact results")
     quantize.add_argument(
         "studies",
         nargs="?",
@@ -199,10 +200,12 @@ def _table(found: "Sequence[Comparison]") -> str:
 
 def _consequence(one: "Comparison") -> str:
     """Return what a comparison means for the next scans."""
-    from totalspineseg_server.nnunet.fast_ways import BOX
+    from totalspineseg_server.nnunet.fast_ways import BOX, HALF
 
     if one.way == BOX:
         return cli_messages.BOX_PASSED if one.passed else cli_messages.BOX_FAILED
+    if one.way == HALF:
+        return cli_messages.HALF_PASSED if one.passed else cli_messages.HALF_FAILED
     return cli_messages.INT8_PASSED.format(runtime=one.way) if one.passed else cli_messages.INT8_FAILED
 
 

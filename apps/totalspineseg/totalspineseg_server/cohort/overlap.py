@@ -1,5 +1,5 @@
-"""Read, compute and write at the same time: one scan is in the network while the next is read and the last is
-written."""
+"""Read, compute and write at the same time: one scan is in the network while the next is read and resampled and the
+last is named and written."""
 
 import logging
 from collections import deque

@@ -18,22 +18,23 @@ from totalspineseg_server.cohort.record import (
     record_path,
     remove_record,
     same_content,
+    set_damaged_aside,
     structures_json,
 )
 from totalspineseg_server.errors import ImageError, StorageError, TotalSpineSegError
 from totalspineseg_server.files import remove_leftovers, storage_errors, write_json
 from totalspineseg_server.geometry import Volume, labels_on_grid
 from totalspineseg_server.image import Image
-from totalspineseg_server.io.unpacking import real_path
+from totalspineseg_server.io.file_content import real_path
 from totalspineseg_server.io.volumes import read_codes, read_image
-from totalspineseg_server.measurements import MAX_SKEW_DEG, Row, structure_rows
+from totalspineseg_server.measurements import Row, structure_rows
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.evidence import Pin
 from totalspineseg_server.numbering.linter import lint
 from totalspineseg_server.numbering.naming import Method
 from totalspineseg_server.numbering.report import doubtful_codes, report
 from totalspineseg_server.pipeline import Options
-from totalspineseg_server.prediction import Predictor
+from totalspineseg_server.prediction import Prediction, Predictor
 
 STALE_PARTIAL_S: Final = 3600
 """Age above which a temporary file is assumed to belong to a run that was killed, seconds."""
@@ -93,16 +94,43 @@ class Networks(Protocol):
 
 @dataclass(frozen=True)
 class Loaded:
-    """A scan with its localizer, as read from disk."""
+    """A scan with its localizer, as read from disk.
+
+    Attributes:
+        image: The scan.
+        scan: The scan, ready for the networks.
+        localizer: Codes of the localizer on the grid of ``scan.iso``; None if there is none.
+        watch: Seconds so far.
+    """
 
     image: Image
+    scan: pipeline.Scan
     localizer: Volume | None
     watch: Stopwatch
 
 
 @dataclass(frozen=True)
+class Answers:
+    """The answers of the networks for a scan.
+
+    Attributes:
+        loaded: The scan.
+        options: Options for naming the levels.
+        located: Result of step 1.
+        step2: Input of step 2 with the answer of its network; None if there is none.
+        failure: Why there is none although it was requested; None if there is no failure.
+    """
+
+    loaded: Loaded
+    options: Options
+    located: pipeline.Located
+    step2: tuple[pipeline.Step2Input, Prediction] | None = None
+    failure: TotalSpineSegError | None = None
+
+
+@dataclass(frozen=True)
 class Found:
-    """Results of the networks.
+    """Named results of a scan.
 
     Attributes:
         result: Arrays.
@@ -155,6 +183,15 @@ class Work:
             if case.localizer is not None and real_path(case.localizer) in results:
                 raise StorageError(cohort_messages.LOCALIZER_IN_OUTPUT.format(localizer=str(case.localizer)))
 
+    def damaged_record(self, case: Case) -> str:
+        """Set the record of a scan aside if it cannot be read, and return a sentence about it; empty for none.
+
+        Raises:
+            StorageError: It cannot be renamed.
+        """
+        aside = set_damaged_aside(self.output, case.name)
+        return "" if aside is None else cohort_messages.DAMAGED_RECORD.format(file=str(aside))
+
     def of_another(self, case: Case) -> str:
         """Return why the results under a scan's name are not its own: they belong to another file with that name.
 
@@ -181,13 +218,13 @@ class Work:
         return record if all((self.output / file).is_file() for file in files) else None
 
     def read(self, case: Case) -> Loaded:
-        """Read a scan and its localizer, after deleting the scan's results of an earlier run.
+        """Read a scan and its localizer and resample them, after deleting the scan's results of an earlier run.
 
         Whatever fails from here on, an old result cannot be mistaken for one of this run. Files that this run does not
         write stay if they were made from the same image in the same way.
 
         Raises:
-            ImageError: One of them cannot be read.
+            ImageError: One of them cannot be read, or its header gives an impossible field of view.
             StorageError: The old results cannot be removed.
         """
         if not case.path.exists():
@@ -198,10 +235,15 @@ class Work:
         with watch("read"):
             image = read_image(case.path)
             localizer = None if case.localizer is None else read_codes(case.localizer)
-        return Loaded(image, localizer, watch)
+        scan = pipeline.prepare(image, warnings=image.warnings, clock=watch)
+        if localizer is not None:
+            localizer = Volume(labels_on_grid(localizer, scan.iso.grid), scan.iso.affine)
+        return Loaded(image, scan, localizer, watch)
 
-    def compute(self, case: Case, loaded: Loaded, networks: Networks) -> Found:
+    def compute(self, case: Case, loaded: Loaded, networks: Networks) -> Answers:
         """Run the networks on a scan; if step 2 fails, the result of step 1 remains.
+
+        What does not decide about the networks' input is left to ``write``, during which they work on the next scan.
 
         Args:
             case: The scan.
@@ -212,36 +254,30 @@ class Work:
             NoSpineError: Step 1 found no disc or no canal.
         """
         watch = loaded.watch
-        scan = pipeline.prepare(loaded.image, warnings=loaded.image.warnings, clock=watch)
-        localizer = None if loaded.localizer is None else labels_on_grid(loaded.localizer, scan.iso.grid)
-        named = None if localizer is None else Volume(localizer, scan.iso.affine)
-        options = Options(method=self.options.method, localizer=named, pins=self.options.pins)
-        located = pipeline.locate(scan, networks.get(1), options, clock=watch)
-        segmentation, numbering, failure = None, located.numbering, None
-        if not self.options.step1:
-            try:
-                segmentation = pipeline.finish(located, networks.get(2), options, clock=watch)
-                numbering = segmentation.numbering
-            except TotalSpineSegError as error:
-                failure = error
-        integers = loaded.image.data.dtype.kind in "iub"
-        labels = located.labels if segmentation is None else segmentation.labels
-        doubtful = doubtful_codes(numbering, labels)
-        apart = localizer is not None and not localizer.any()
-        result = Result(located, segmentation, doubtful, integers, loaded.image)
-        return Found(result, numbering, watch, failure, apart)
+        options = Options(method=self.options.method, localizer=loaded.localizer, pins=self.options.pins)
+        located = pipeline.locate(loaded.scan, networks.get(1), options, clock=watch)
+        if self.options.step1:
+            return Answers(loaded, options, located)
+        try:
+            step2, predictor = pipeline.input_after(located, options, clock=watch), networks.get(2)
+            with watch("step 2 network"):
+                prediction = predictor.predict(step2.channels)
+        except TotalSpineSegError as error:
+            return Answers(loaded, options, located, failure=error)
+        return Answers(loaded, options, located, (step2, prediction))
 
-    def write(self, case: Case, found: Found) -> Record:
-        """Write all files of a scan, its record last.
+    def write(self, case: Case, answers: Answers) -> Record:
+        """Name the levels, and write all files of a scan, its record last.
 
         Args:
             case: The scan.
-            found: From ``compute``. Not modified.
+            answers: From ``compute``. Not modified.
 
         Raises:
             StorageError: A file could not be written.
             TotalSpineSegError: Step 2 failed; the result of step 1 is written, but the scan is not finished.
         """
+        found = _named(answers)
         watch, options, result = found.watch, self.options, found.result
         with watch("write"):
             files = write_result(self.output, case.name, result, iso=options.iso, keep=options.keep)
@@ -299,6 +335,23 @@ class Work:
         }
 
 
+def _named(answers: Answers) -> Found:
+    """Return the named results of a scan."""
+    loaded, located, failure = answers.loaded, answers.located, answers.failure
+    segmentation, numbering = None, located.numbering
+    if answers.step2 is not None:
+        try:
+            segmentation = pipeline.segmented(*answers.step2, answers.options, clock=loaded.watch)
+            numbering = segmentation.numbering
+        except TotalSpineSegError as error:
+            failure = error
+    doubtful = doubtful_codes(numbering, located.labels if segmentation is None else segmentation.labels)
+    integers = loaded.image.data.dtype.kind in "iub"
+    apart = loaded.localizer is not None and not loaded.localizer.data.any()
+    result = Result(located, segmentation, doubtful, integers, loaded.image)
+    return Found(result, numbering, loaded.watch, failure, apart)
+
+
 def _measured(result: Result, numbering: Numbering | None) -> list[Row]:
     scan = result.located.scan
     return structure_rows(
@@ -307,7 +360,7 @@ def _measured(result: Result, numbering: Numbering | None) -> list[Row]:
         image=None if result.image is None else (result.image, result.labels_on_input),
         doubtful=result.doubtful,
         certainty=None if numbering is None else numbering.certainty,
-        sizes=scan.iso.grid.skew_deg <= MAX_SKEW_DEG,
+        sizes=not scan.iso.grid.is_skewed,
     )
 
 
@@ -324,9 +377,6 @@ def _warnings(case: Case, found: Found) -> list[str]:
     warnings = list[str]()
     if case.no_localizer:
         warnings.append(case.no_localizer)
-    skew = found.result.located.scan.grid.skew_deg
-    if skew > MAX_SKEW_DEG:
-        warnings.append(cohort_messages.SKEWED.format(skew=skew))
     if found.apart:
         warnings.append(cohort_messages.LOCALIZER_APART)
     return warnings

@@ -62,6 +62,10 @@ NOT_GRAY: Final = "The image has values of type {kind}, not one gray value per v
 NOT_FINITE: Final = (
     "The image has voxels without a gray value: NaN or infinite ({bad} of {size}). Export the series again."
 )
+TOO_LARGE_VALUES: Final = (
+    "The image has values that no scanner makes, such as {value:.6g}, in {bad} of its {size} voxels. Replace them (a "
+    "fill value with the value of air), or export the series again."
+)
 NO_CONTRAST: Final = "The image has no contrast: its voxels are {kind}. Check the series."
 
 # label maps

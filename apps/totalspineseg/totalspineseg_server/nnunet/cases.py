@@ -19,8 +19,9 @@ from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.odd_channel import found_discs
 from totalspineseg_server.nnunet.preprocessing import nearest, nonzero_box, normalize, resample, resampled_shape
 from totalspineseg_server.nnunet.targets import Step, present_codes, region_shares, step_target
-from totalspineseg_server.plausible import require_plausible, without_regions
+from totalspineseg_server.numbering.linter import require_plausible
 from totalspineseg_server.prediction import Predictor
+from totalspineseg_server.segments import without_regions
 from totalspineseg_server.transforms.discs import CROP_MARGIN_MM, crop_box
 
 FloatArray = npt.NDArray[np.float32]
@@ -162,9 +163,10 @@ def prepare_case(scan: LabeledScan, folder: ModelFolder, *, finder: Predictor | 
     image, codes = image[inner], codes[inner]
     configuration = folder.configuration
     inside_only = configuration.get("use_mask_for_norm") or [False]
-    channel = normalize(image[np.newaxis], configuration["normalization_schemes"][:1], inside_only[:1])
+    values = torch.from_numpy(np.ascontiguousarray(image[np.newaxis]))
+    channel = normalize(values, configuration["normalization_schemes"][:1], inside_only[:1])
     shape = resampled_shape(image.shape, ISO_MM, folder.spacing_mm)
-    resampled = resample(torch.from_numpy(channel), shape)[0].numpy()
+    resampled = resample(channel, shape)[0].numpy()
     return TrainingCase(
         name=scan.name,
         origin=scan.origin,

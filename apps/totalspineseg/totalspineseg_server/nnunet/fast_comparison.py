@@ -19,7 +19,7 @@ from totalspineseg_server.agreement import GROUPS, CaseScore, score_case
 from totalspineseg_server.errors import NoSpineError
 from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
-from totalspineseg_server.nnunet.fast_ways import BOX, INT8, Comparison, Way, openvino_release
+from totalspineseg_server.nnunet.fast_ways import BOX, HALF, INT8, Comparison, Way, openvino_release, release_of
 from totalspineseg_server.nnunet.focus import FocusedPredictor
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.openvino_network import keep_int8, load_openvino
@@ -78,7 +78,10 @@ def compare_ways(
     ways: dict[Way, Callable[[], tuple[Predictor, Predictor]]] = {}
     if look is not None:
         ways[BOX] = lambda: (FocusedPredictor(exact[1], look), FocusedPredictor(exact[2], None))
-    ways[INT8] = lambda: _int8(models, recorded, tell)
+    if openvino_release() or not torch.cuda.is_available():
+        ways[INT8] = lambda: _int8(models, recorded, tell)
+    if torch.cuda.is_available():
+        ways[HALF] = lambda: _half(models)
     return tuple(_compared(way, make(), scans, truths, taken.seconds / len(scans), tell) for way, make in ways.items())
 
 
@@ -140,6 +143,11 @@ def _on_cpu(model: ModelFolder, network: torch.nn.Module) -> WarmPredictor:
     return WarmPredictor(model, device="cpu", network=network)
 
 
+def _half(models: Mapping[int, ModelFolder]) -> tuple[Predictor, Predictor]:
+    one, two = (WarmPredictor(models[step], device="cuda", runtime=HALF) for step in (1, 2))
+    return one, two
+
+
 def _int8(
     models: Mapping[int, ModelFolder], recorded: Mapping[int, TileRecorder], tell: Callable[[str], None]
 ) -> tuple[Predictor, Predictor]:
@@ -182,7 +190,7 @@ def _compared(
         rated.seconds / len(scans),
         seconds_exact,
         passed=agrees and not rated.names_differ,
-        release="" if way == BOX else openvino_release(),
+        release=release_of(way),
     )
 
 

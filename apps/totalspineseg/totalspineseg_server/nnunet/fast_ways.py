@@ -20,9 +20,11 @@ from totalspineseg_server.nnunet.discovery import ModelFiles
 from totalspineseg_server.version import installed_versions
 
 FAST_FILE: Final = "fast.json"
-Way = Literal["box", "openvino-int8"]
+Way = Literal["box", "openvino-int8", "torch-half"]
 BOX: Final = "box"
 INT8: Final = "openvino-int8"
+HALF: Final = "torch-half"
+"""PyTorch in half precision, several tiles at once, on a GPU."""
 _COMPARED, _DIGEST = "compared", "weights"
 _SECONDS_FILE: Final = "seconds.json"
 _CACHED: Final = "compared"
@@ -41,7 +43,7 @@ class Comparison:
         seconds: Mean seconds of a scan.
         seconds_exact: The same with the exact way.
         passed: Whether nothing differs by more than is allowed.
-        release: Release of OpenVINO; "" if it computed nothing.
+        release: Release of the software that computed it, see ``release_of``.
     """
 
     way: str
@@ -60,6 +62,13 @@ def openvino_release() -> str:
     return installed_versions(("openvino",)).get("openvino", "")
 
 
+def release_of(way: str) -> str:
+    """Return the installed release of the software on which a way depends; "" for the box, which depends on none."""
+    if way == BOX:
+        return ""
+    return installed_versions(("torch",)).get("torch", "") if way == HALF else openvino_release()
+
+
 def comparison(model: ModelFiles, way: Way) -> Comparison | None:
     """Return the comparison of a way for these weights and the installed release; None if there is none.
 
@@ -72,7 +81,7 @@ def comparison(model: ModelFiles, way: Way) -> Comparison | None:
         known = None if found is None else Comparison(**found)
     except TypeError:
         return None
-    return known if known is not None and known.release in ("", openvino_release()) else None
+    return known if known is not None and known.release == release_of(way) else None
 
 
 def is_allowed(model: ModelFiles, way: Way) -> bool:

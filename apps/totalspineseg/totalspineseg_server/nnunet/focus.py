@@ -15,7 +15,7 @@ import torch
 
 from totalspineseg_server.nnunet.air import tissue_box
 from totalspineseg_server.nnunet.model_folder import ModelFolder
-from totalspineseg_server.nnunet.predictor import WarmPredictor
+from totalspineseg_server.nnunet.predictor import EarlierTiles, WarmPredictor
 from totalspineseg_server.nnunet.preprocessing import Box, FloatArray, common_box, nonzero_box
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.transforms.components import foreground_box
@@ -62,7 +62,8 @@ class FocusedPredictor:
         """Segment one image; see ``WarmPredictor.predict``.
 
         If a structure reaches a side of the box, the box is widened and the network looks again, unless there is only
-        air beyond. If the coarse or the fine network finds nothing, the fine one gets the whole image.
+        air beyond. If the coarse or the fine network finds nothing, the fine one gets the whole image. No tile is
+        computed twice.
 
         Args:
             channels: (C, X, Y, Z) float32, 1 mm isotropic, RAS. Not modified.
@@ -85,8 +86,11 @@ class FocusedPredictor:
                 logger.info("The coarse look found no spine; step 1 gets the whole image")
                 return self.fine.predict(channels, soft=soft)
             wanted = with_margin(found, limits)
+        earlier = EarlierTiles()
         for _ in range(LOOKS):
-            prediction = self.fine.predict(channels, soft=soft, within=limits, wanted=wanted, skip_air=self._skip_air)
+            prediction = self.fine.predict(
+                channels, soft=soft, within=limits, wanted=wanted, skip_air=self._skip_air, earlier=earlier
+            )
             wider = widened(prediction.labels, prediction.seen or limits, limits)
             if wider == prediction.seen:
                 return prediction
@@ -96,7 +100,7 @@ class FocusedPredictor:
                 "The spine reaches the edge of the box that step 1 searched, so step 1 runs again on %s", _size(wider)
             )
             wanted = wider
-        return self.fine.predict(channels, soft=soft)
+        return self.fine.predict(channels, soft=soft, earlier=earlier)
 
     def warm_up(self) -> None:
         """Run the fine network once if the first run is slower."""

@@ -41,7 +41,7 @@ class Networks:
     Args:
         store: The model versions and those in use.
         device: See ``WarmPredictor``.
-        runtime: The user's choice; see ``runtimes.chosen``.
+        runtime: The user's choice, or what was chosen for a run; see ``runtimes.chosen``.
         whole_image: Whether step 1 always gets the whole image, even if a box around the spine was compared with it.
     """
 
@@ -50,7 +50,7 @@ class Networks:
         store: ModelStore,
         *,
         device: str = "auto",
-        runtime: AskedRuntime = "torch",
+        runtime: AskedRuntime | Runtime = "torch",
         whole_image: bool = False,
     ) -> None:
         self.store = store

@@ -96,6 +96,10 @@ INT8_NOT_COMPARED: Final = (
 )
 WEIGHTS_CHANGED: Final = "The weights {folder!r} changed while they were converted. Try again."
 OPENVINO_FAILED: Final = "OpenVINO cannot run the network {folder!r} ({reason}). Choose runtime 'torch'."
+GPU_ONLY: Final = (
+    "The run computes in half precision, which needs a GPU, but this machine has none. Use runtime 'torch' on machines"
+    " with and without a GPU."
+)
 CPU_ONLY: Final = "Runtime {runtime!r} runs on the CPU only, not on {device!r}. Use device 'cpu' or runtime 'torch'."
 NO_GPU: Final = "Device {device!r} needs a CUDA GPU, and there is none. Use 'auto' or 'cpu'."
 NO_MEMORY: Final = (

@@ -4,8 +4,10 @@ Nothing is written or printed and no process is started: arrays stay in memory.
 """
 
 import logging
+import math
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from threading import RLock
 from typing import Final
 
@@ -16,7 +18,7 @@ import torch
 from totalspineseg_server.errors import MemoryShortageError, WeightsError
 from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.nnunet.discovery import STEP_CHANNELS
-from totalspineseg_server.nnunet.fast_ways import INT8
+from totalspineseg_server.nnunet.fast_ways import HALF, INT8
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.preprocessing import (
     Box,
@@ -31,7 +33,7 @@ from totalspineseg_server.nnunet.preprocessing import (
     scaled,
 )
 from totalspineseg_server.nnunet.runtimes import Runtime, resolve_device, with_runtime
-from totalspineseg_server.nnunet.tiles import Rows, chosen_rows, sliding_logits, whole_row
+from totalspineseg_server.nnunet.tiles import Rows, TileSums, chosen_rows, sliding_logits, whole_row
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.trust import Trust
 
@@ -42,6 +44,9 @@ IMAGE_MM: Final = (1.0, 1.0, 1.0)
 TILE_STEP: Final = 0.5
 """Distance between neighboring tiles, as a share of a tile: half of each tile overlaps the next one."""
 CPU: Final = torch.device("cpu")
+FILL_VOXELS: Final = 2**23
+"""Number of voxels that a GPU computes at once in half precision: single tiles of small networks would not fill it.
+Chosen, not measured."""
 LEFT_RIGHT: Final = 1
 """Axis of (C, X, Y, Z) that mirroring reverses."""
 MEAN_EPSILON: Final = 1e-4
@@ -49,6 +54,19 @@ MEAN_EPSILON: Final = 1e-4
 CORD_REGION: Final = "cord"
 SOFT_FLOOR: Final = -7.0
 """Logit below which a probability (under a thousandth) may be 0 instead, which leaves out most of the volume."""
+
+
+@dataclass
+class EarlierTiles:
+    """The tiles of earlier looks at an image, see ``WarmPredictor.predict``.
+
+    Attributes:
+        image: Those of the image.
+        mirrored: Those of its left-right mirror image.
+    """
+
+    image: TileSums = field(default_factory=TileSums)
+    mirrored: TileSums = field(default_factory=TileSums)
 
 
 class WarmPredictor:
@@ -59,7 +77,7 @@ class WarmPredictor:
         device: "auto" (a GPU if there is one), "cuda", "cuda:1", "cpu".
         tile_step: Distance between neighboring tiles, as a share of a tile, above 0 and at most 1; smaller is slower
             and smoother.
-        runtime: The runtime; OpenVINO is for the CPU.
+        runtime: The runtime: PyTorch in single precision, half precision for a GPU, OpenVINO for the CPU.
         trust: Trust in the network; None for the trust in the folder.
         network: Network that computes instead of the folder's; None to load that.
 
@@ -83,9 +101,14 @@ class WarmPredictor:
         self.folder = folder
         self.tile_step = tile_step
         self.device = resolve_device(device, runtime)
+        if self.device.type == "cuda":
+            # Otherwise a GPU rounds what single precision computes to ten bits, like half precision.
+            torch.backends.cudnn.allow_tf32 = False
         self.version = with_runtime(folder.version, runtime)
         self.trust = folder.trust if trust is None else trust
         self._network = _load(folder, runtime) if network is None else network
+        self._is_half = runtime == HALF
+        self._at_once = max(1, FILL_VOXELS // math.prod(folder.patch)) if self._is_half else 1
         self._lock = RLock()
         self._is_retired = False
 
@@ -97,6 +120,7 @@ class WarmPredictor:
         within: Box | None = None,
         wanted: Box | None = None,
         skip_air: bool = False,
+        earlier: EarlierTiles | None = None,
     ) -> Prediction:
         """Segment one image.
 
@@ -108,6 +132,7 @@ class WarmPredictor:
             wanted: Part of ``within`` whose voxels count; None for all of it. Only the tiles that decide about them
                 are computed, see ``chosen_rows``.
             skip_air: Whether tiles that hold only air are left out, see ``sliding_logits``.
+            earlier: Tiles of earlier looks at the image, which are not computed again; those of this look are added.
 
         Returns:
             Labels (X, Y, Z) and a probability map per name in ``soft``; all 0 where every channel is 0, and outside
@@ -133,7 +158,7 @@ class WarmPredictor:
             with self._lock, _memory_errors(shape):
                 try:
                     difference, seen = self._predict_box(
-                        channels[(slice(None), *box)], inner, labels[box], parts, skip_air
+                        channels[(slice(None), *box)], inner, labels[box], parts, skip_air, earlier
                     )
                 finally:
                     if self._is_retired:
@@ -182,6 +207,7 @@ class WarmPredictor:
         labels: npt.NDArray[np.uint8],
         maps: dict[str, FloatArray],
         skip_air: bool,
+        earlier: EarlierTiles | None,
     ) -> tuple[float | None, Box]:
         """Fill ``labels`` and ``maps`` (views of the result) where the network sees one nonzero box, (X, Y, Z).
 
@@ -191,27 +217,27 @@ class WarmPredictor:
             labels: Labels of the box.
             maps: Name -> probabilities of the box.
             skip_air: See ``predict``.
+            earlier: See ``predict``.
 
         Returns:
             ``Prediction.mirror_difference``, and the part of the box that the network saw.
         """
-        configuration = self.folder.configuration
-        inside_only = configuration.get("use_mask_for_norm") or [False] * len(channels)
-        image = torch.from_numpy(normalize(channels, configuration["normalization_schemes"], inside_only))
         full: Shape = labels.shape  # type: ignore[assignment]
         # (X, Y, Z) -> (Z, Y, X), as nnU-Net's readers order axes, then the plans' order. Only the smaller array on the
         # plans' grid is transposed, because the order in memory determines the speed for the larger one.
         axes = [2 - axis for axis in self.folder.transpose]
         back = [axes.index(axis) for axis in range(3)]
         grid = resampled_shape(full, IMAGE_MM, [self.folder.spacing_mm[axis] for axis in back])
-        working = resample(image, grid)
+        working = self._on_grid(channels, grid)
         patch = self.folder.patch
         rows = self._rows(parts, full, grid, (patch[back[0]], patch[back[1]], patch[back[2]]))
-        logits = self._turned_logits(working, rows, axes, skip_air)
+        logits = self._turned_logits(working, rows, axes, skip_air, None if earlier is None else earlier.image)
         difference = None
         if self.trust.mirror:
             mirrored_rows = (rows[0].mirrored(), *rows[1:])
-            mirrored = self._turned_logits(working.flip(LEFT_RIGHT), mirrored_rows, axes, skip_air)
+            mirrored = self._turned_logits(
+                working.flip(LEFT_RIGHT), mirrored_rows, axes, skip_air, None if earlier is None else earlier.mirrored
+            )
             mirrored = mirrored.flip(LEFT_RIGHT)
             difference = _difference(logits, mirrored)
             logits = _mean_of(logits, mirrored)
@@ -232,6 +258,20 @@ class WarmPredictor:
         self._decide(logits, (part, grid), labels, maps)
         return difference, (x, y, z)
 
+    def _on_grid(self, channels: FloatArray, grid: Shape) -> torch.Tensor:
+        """Return channels (C, X, Y, Z) normalized and on the plans' grid, on the network's device if they fit there."""
+        configuration = self.folder.configuration
+        inside_only = configuration.get("use_mask_for_norm") or [False] * len(channels)
+        image = torch.from_numpy(np.ascontiguousarray(channels))
+        try:
+            return resample(normalize(image.to(self.device), configuration["normalization_schemes"], inside_only), grid)
+        except RuntimeError as error:
+            if self.device.type != "cuda" or not is_out_of_memory(error):
+                raise
+            logger.warning("There is too little GPU memory for the image, so the CPU normalizes it")
+        self.free()
+        return resample(normalize(image, configuration["normalization_schemes"], inside_only), grid)
+
     def _rows(self, parts: tuple[Box, Box], full: Shape, grid: Shape, patch: Shape) -> Rows:
         """Return the tiles on the plans' grid, axes (X, Y, Z), for ``within`` and ``wanted``, see ``predict``."""
         within, wanted = (
@@ -240,7 +280,9 @@ class WarmPredictor:
         )
         return chosen_rows(within, wanted, grid, patch, self.tile_step)
 
-    def _turned_logits(self, image: torch.Tensor, rows: Rows, axes: Sequence[int], skip_air: bool) -> torch.Tensor:
+    def _turned_logits(
+        self, image: torch.Tensor, rows: Rows, axes: Sequence[int], skip_air: bool, earlier: TileSums | None
+    ) -> torch.Tensor:
         """Return the logits (R, X, Y, Z) of the tiles of an image (C, X, Y, Z) on the plans' grid.
 
         Args:
@@ -248,10 +290,11 @@ class WarmPredictor:
             rows: Its tiles, axes (X, Y, Z).
             axes: The axes of the image in the plans' order.
             skip_air: See ``predict``.
+            earlier: See ``sliding_logits``.
         """
         turned = image.permute(0, *(axis + 1 for axis in axes))
         a, b, c = (rows[axis] for axis in axes)
-        logits = self._logits(turned, (a, b, c), skip_air)
+        logits = self._logits(turned, (a, b, c), skip_air, earlier)
         return logits.permute(0, *(axes.index(axis) + 1 for axis in range(3)))
 
     def _decide(
@@ -277,14 +320,17 @@ class WarmPredictor:
                 found[box].mul_(1 - mask).add_(mask, alpha=value)
         labels[...] = found.cpu().numpy()
 
-    def _logits(self, image: torch.Tensor, rows: Rows, skip_air: bool = False) -> torch.Tensor:
+    def _logits(
+        self, image: torch.Tensor, rows: Rows, skip_air: bool = False, earlier: TileSums | None = None
+    ) -> torch.Tensor:
         """Return the logits of the tiles of an image; continue on the CPU if there is too little GPU memory."""
-        attempts = [(CPU, CPU)]
+        attempts = [(CPU, CPU, 1)]
         if self.device.type == "cuda":
-            attempts = [(self.device, self.device), (self.device, CPU), (CPU, CPU)]
-        for compute, sums in attempts:
+            single = [(self.device, self.device, 1), (self.device, CPU, 1), (CPU, CPU, 1)]
+            attempts = [(self.device, self.device, self._at_once), *single] if self._at_once > 1 else single
+        for compute, sums, at_once in attempts:
             try:
-                return self._finite_logits(image, rows, compute, sums, skip_air)
+                return self._finite_logits(image, rows, compute, sums, at_once, skip_air, earlier)
             except RuntimeError as error:
                 if compute is CPU or not is_out_of_memory(error):
                     raise
@@ -292,15 +338,24 @@ class WarmPredictor:
                     "There is too little GPU memory for step %d; trying a way that needs less", self.folder.step
                 )
             # This is done outside the handler, because the exception's traceback would keep the tensors alive.
+            if earlier is not None:
+                earlier.clear()
             self.free()
         raise AssertionError("unreachable")
 
     def _finite_logits(
-        self, image: torch.Tensor, rows: Rows, compute: torch.device, sums: torch.device, skip_air: bool
+        self,
+        image: torch.Tensor,
+        rows: Rows,
+        compute: torch.device,
+        sums: torch.device,
+        at_once: int,
+        skip_air: bool,
+        earlier: TileSums | None,
     ) -> torch.Tensor:
-        """Return logits, in half precision on a GPU, in float32 on the CPU and if half precision overflows."""
+        """Return logits, in float32 if half precision overflows."""
         network = self._network.to(compute)
-        for autocast in (True, False) if compute.type == "cuda" else (False,):
+        for autocast in (True, False) if self._is_half and compute.type == "cuda" else (False,):
             logits = sliding_logits(
                 network,
                 image,
@@ -310,10 +365,14 @@ class WarmPredictor:
                 sums=sums,
                 autocast=autocast,
                 skip_air=skip_air,
+                at_once=at_once,
+                earlier=earlier,
             )
             # NaN and infinity both show in the sum, which takes a fraction of the time of checking every voxel.
             if bool(torch.isfinite(logits.sum())):
                 return logits
+            if earlier is not None:
+                earlier.clear()
         raise WeightsError(nnunet_messages.OUTPUT_NOT_FINITE.format(name=self.version))
 
 
@@ -348,7 +407,7 @@ def _mean_of(logits: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
 
 
 def _load(folder: ModelFolder, runtime: Runtime) -> torch.nn.Module:
-    if runtime == "torch":
+    if runtime in ("torch", HALF):
         return folder.load_network()
     # Import here, because the package is optional and slow to import.
     from totalspineseg_server.nnunet.openvino_network import load_openvino

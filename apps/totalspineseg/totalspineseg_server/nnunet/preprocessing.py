@@ -52,8 +52,8 @@ def common_box(box: Box, other: Box) -> Box | None:
     return (x, y, z) if all(axis.start < axis.stop for axis in (x, y, z)) else None
 
 
-def normalize(channels: FloatArray, schemes: Sequence[str], inside_only: Sequence[bool]) -> FloatArray:
-    """Normalize each channel as in the plans.
+def normalize(channels: torch.Tensor, schemes: Sequence[str], inside_only: Sequence[bool]) -> torch.Tensor:
+    """Normalize each channel as in the plans, on the device of the channels.
 
     Args:
         channels: (C, ...) float32, cropped. Not modified.
@@ -62,24 +62,29 @@ def normalize(channels: FloatArray, schemes: Sequence[str], inside_only: Sequenc
             normalize only there.
 
     Returns:
-        A new, contiguous array of the same shape.
+        A new, contiguous tensor of the same shape.
     """
-    inside = ndimage.binary_fill_holes(np.any(channels != 0, axis=0)) if any(inside_only) else None
-    result = np.empty(channels.shape, dtype=np.float32)
+    inside = None
+    if any(inside_only):
+        filled = ndimage.binary_fill_holes((channels != 0).any(dim=0).cpu().numpy())
+        inside = torch.from_numpy(filled).to(channels.device)
+    result = torch.empty(channels.shape, device=channels.device)
     for values, channel, scheme, masked in zip(result, channels, schemes, inside_only, strict=True):
         if scheme == "NoNormalization":
-            values[...] = channel
+            values.copy_(channel)
         elif masked and inside is not None:
-            values[...] = channel
+            values.copy_(channel)
             part = channel[inside]
-            values[inside] = (part - part.mean()) / max(part.std(), MIN_STD)
+            values[inside] = _standardize(part, out=part)
         else:
-            np.subtract(channel, channel.mean(), out=values)
-            # This is numpy's std without subtracting the mean a second time. A value near the largest of all leaves an
-            # image without contrast, about which there is a sentence of its own.
-            with np.errstate(over="ignore"):
-                values /= max(np.sqrt(np.square(values).mean()), MIN_STD)
+            _standardize(channel, out=values)
     return result
+
+
+def _standardize(values: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+    """Write values with mean 0 and deviation 1 into ``out``, and return it."""
+    torch.sub(values, values.mean(), out=out)
+    return out.div_(out.square().mean().sqrt().clamp(min=MIN_STD))
 
 
 def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> Shape:

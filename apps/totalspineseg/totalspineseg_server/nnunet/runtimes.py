@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Final, Literal
 from totalspineseg_server.errors import TotalSpineSegError, WeightsError
 from totalspineseg_server.nnunet import nnunet_messages
 from totalspineseg_server.nnunet.discovery import ModelFiles
-from totalspineseg_server.nnunet.fast_ways import INT8, is_allowed, openvino_release, seconds_of_a_tile
+from totalspineseg_server.nnunet.fast_ways import (
+    HALF,
+    INT8,
+    is_allowed,
+    openvino_release,
+    release_of,
+    seconds_of_a_tile,
+)
 from totalspineseg_server.nnunet.openvino_cache import cached, entry_key
 from totalspineseg_server.places import COMMAND
 
 if TYPE_CHECKING:
     import torch
 
-Runtime = Literal["torch", "openvino", "openvino-int8"]
+Runtime = Literal["torch", "torch-half", "openvino", "openvino-int8"]
 AskedRuntime = Literal["auto", "torch", "openvino", "openvino-int8"]
 AUTO: Final = "auto"
 RUNTIMES: Final[tuple[AskedRuntime, ...]] = (AUTO, "torch", "openvino", "openvino-int8")
@@ -33,12 +40,13 @@ def runtime_of(name: str) -> AskedRuntime:
     raise ValueError(f"expected runtime {' or '.join(RUNTIMES)}, got {name!r}")
 
 
-def chosen(asked: AskedRuntime, device: str, model: ModelFiles) -> Runtime:
+def chosen(asked: AskedRuntime | Runtime, device: str, model: ModelFiles) -> Runtime:
     """Return the runtime for a network.
 
-    "auto" is OpenVINO where that was measured to be faster on this machine and the network is converted already, and
-    PyTorch everywhere else. "openvino-int8" means OpenVINO in single precision for weights whose INT8 results were not
-    compared with the exact ones, such as those that a training has just published.
+    "auto" is half precision on a GPU if its results were compared with the exact ones, OpenVINO where that was measured
+    to be faster on this machine and the network is converted already, and PyTorch everywhere else. "openvino-int8"
+    means OpenVINO in single precision for weights whose INT8 results were not compared with the exact ones, such as
+    those that a training has just published.
 
     Args:
         asked: The user's choice.
@@ -46,6 +54,8 @@ def chosen(asked: AskedRuntime, device: str, model: ModelFiles) -> Runtime:
         model: The network's weights; they are read only if a conversion or a comparison may belong to them.
     """
     if asked == AUTO:
+        if is_allowed(model, HALF) and resolve_device(device).type == "cuda":
+            return HALF
         is_ready = openvino_is_faster(device, model.path) and cached(
             model.path, entry_key(model.digest, openvino_release())
         )
@@ -121,17 +131,18 @@ def require(device: str, runtime: AskedRuntime) -> None:
 
 
 def with_runtime(version: str, runtime: Runtime) -> str:
-    """Return the version of the weights; a runtime other than PyTorch is added ("starter-1a2b3c4d@openvino-2026.4.1").
+    """Return the version of the weights; a runtime other than PyTorch in single precision is added
+    ("starter-1a2b3c4d@openvino-2026.4.1").
 
     Other releases may round differently, so runs over many machines must have the same runtime.
     """
     if runtime == "torch":
         return version
-    release = openvino_release()
+    release = release_of(runtime)
     return f"{version}@{runtime}-{release}" if release else f"{version}@{runtime}"
 
 
-def resolve_device(device: str, runtime: AskedRuntime = "torch") -> "torch.device":
+def resolve_device(device: str, runtime: AskedRuntime | Runtime = "torch") -> "torch.device":
     """Return the device with this name; "auto" is the GPU if there is one and the runtime can use it.
 
     Raises:
@@ -141,14 +152,15 @@ def resolve_device(device: str, runtime: AskedRuntime = "torch") -> "torch.devic
     import torch
 
     if device == "auto":
-        may_use_gpu = not runtime.startswith("openvino")
-        return torch.device("cuda" if may_use_gpu and torch.cuda.is_available() else "cpu")
+        device = "cuda" if not runtime.startswith("openvino") and torch.cuda.is_available() else "cpu"
     try:
         resolved = torch.device(device)
     except RuntimeError:
         resolved = None
     if resolved is None or resolved.type not in ("cpu", "cuda"):
         raise ValueError(f"expected device 'auto', 'cpu' or 'cuda', got {device!r}")
+    if resolved.type == "cpu" and runtime == HALF:
+        raise ValueError(nnunet_messages.GPU_ONLY)
     if resolved.type == "cuda" and runtime.startswith("openvino"):
         raise ValueError(nnunet_messages.CPU_ONLY.format(runtime=runtime, device=device))
     if resolved.type == "cuda" and not torch.cuda.is_available():

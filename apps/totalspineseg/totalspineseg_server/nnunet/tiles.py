@@ -6,8 +6,8 @@ Source: nnU-Net 2's inference (tile positions, Gaussian). Different here: no mir
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
@@ -20,6 +20,8 @@ from totalspineseg_server.nnunet.air import is_in_tile, tissue
 Shape = tuple[int, int, int]
 Network = Callable[[torch.Tensor], torch.Tensor]
 Tile = tuple[slice, ...]
+Corner = tuple[int, int, int]
+"""First voxel of a tile, below 0 in padding."""
 
 SIGMA_SCALE: Final = 1 / 8
 """Standard deviation of the Gaussian as a share of the tile (nnU-Net's value)."""
@@ -180,6 +182,54 @@ def tiles_of(rows: Sequence[Row]) -> int:
     return int(np.prod([len(row.starts) for row in rows]))
 
 
+@dataclass
+class TileSums:
+    """The sums of the tiles that were computed of an image, so that another look at it computes only other tiles.
+
+    Attributes:
+        rows: The tiles along each axis; None before the first look.
+        done: Those that were computed.
+        total: (R, ...) sums of logits times weights, over the part that the tiles cover, with padding.
+        weight: (...) sums of weights.
+    """
+
+    rows: Rows | None = None
+    done: set[Corner] = field(default_factory=set)
+    total: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+    weight: torch.Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    def clear(self) -> None:
+        """Drop what was computed."""
+        self.rows, self.done, self.total, self.weight = None, set(), torch.zeros(0), torch.zeros(0)
+
+    def grow(self, rows: Rows, regions: int, device: torch.device) -> None:
+        """Make room for more tiles. If those before are not all among them, they are dropped: they lie elsewhere.
+
+        Args:
+            rows: The tiles of the next look.
+            regions: R.
+            device: Device of the sums.
+        """
+        if self.rows == rows and self.total.device.type == device.type:
+            return
+        before, total, weight = self.rows, self.total, self.weight
+        shape = [row.starts[-1] + row.tile - row.starts[0] for row in rows]
+        self.rows = rows
+        self.total, self.weight = torch.zeros(regions, *shape, device=device), torch.zeros(shape, device=device)
+        if before is None or not all(_contains(row, other) for row, other in zip(rows, before, strict=True)):
+            self.done = set()
+            return
+        first = [other.starts[0] - row.starts[0] for row, other in zip(rows, before, strict=True)]
+        part = tuple(slice(start, start + n) for start, n in zip(first, weight.shape, strict=True))
+        self.total[(slice(None), *part)] = total.to(device)
+        self.weight[part] = weight.to(device)
+
+
+def _contains(row: Row, other: Row) -> bool:
+    """Return whether all tiles of another row of the same axis are among those of a row."""
+    return (row.tile, row.length) == (other.tile, other.length) and set(other.starts) <= set(row.starts)
+
+
 def sliding_logits(
     network: Network,
     image: torch.Tensor,
@@ -190,6 +240,8 @@ def sliding_logits(
     sums: torch.device,
     autocast: bool,
     skip_air: bool = False,
+    at_once: int = 1,
+    earlier: TileSums | None = None,
 ) -> torch.Tensor:
     """Run the network over the part of an image that the tiles cover.
 
@@ -197,7 +249,7 @@ def sliding_logits(
     into it. Where no tile was computed, there is no structure.
 
     Args:
-        network: (1, C, *patch) -> (1, R, *patch) logits, on ``compute``.
+        network: (N, C, *patch) -> (N, R, *patch) logits, on ``compute``.
         image: (C, ...) float32, network's axes, normalized. Not modified.
         rows: Tiles along each axis of the image.
         regions: R, number of output channels.
@@ -205,52 +257,62 @@ def sliding_logits(
         sums: Device of the sums: the CPU if they do not fit on the GPU.
         autocast: Whether to compute in half precision where that is safe (on a GPU).
         skip_air: Whether to leave out tiles that hold only air, in the first channel, or padding.
+        at_once: N, largest number of tiles in a pass of the network.
+        earlier: Tiles of earlier looks at the image, which are not computed again; those of this look are added. None
+            to keep none.
 
     Returns:
         (R, ...) float32 logits on ``sums``, same spatial shape as the part.
     """
+    added = TileSums() if earlier is None else earlier
+    added.grow(rows, regions, sums)
+    total, weight = added.total, added.weight
     patch = (rows[0].tile, rows[1].tile, rows[2].tile)
     flat = [n for row in reversed(rows) for n in row.padding]
     part = image[(slice(None), *(row.part for row in rows))].contiguous()
     data = torch.nn.functional.pad(part, flat).to(sums)
     weights = gaussian_weights(patch).to(sums)
-    total = torch.zeros((regions, *data.shape[1:]), device=sums)
-    weight = torch.zeros(data.shape[1:], device=sums)
-    origin = [row.starts[0] for row in rows]
-    tiles = [
-        tuple(slice(start - first, start - first + n) for start, first, n in zip(corner, origin, patch, strict=True))
-        for corner in itertools.product(*(row.starts for row in rows))
-    ]
-    skipped = _air_tiles(image[0], tiles, origin) if skip_air else []
-    due = [tile for tile in tiles if tile not in skipped]
+    origin = (rows[0].starts[0], rows[1].starts[0], rows[2].starts[0])
+
+    def place(corner: Corner) -> Tile:
+        return tuple(slice(start - o, start - o + n) for start, o, n in zip(corner, origin, patch, strict=True))
+
+    tiles = {corner: place(corner) for corner in itertools.product(rows[0].starts, rows[1].starts, rows[2].starts)}
+    skipped = _air_tiles(image[0], tiles, patch) if skip_air else []
+    due = [corner for corner in tiles if corner not in skipped]
     with torch.inference_mode(), torch.autocast(compute.type, enabled=autocast):
         while due:
-            for where in due:
-                tile_logits = network(data[(slice(None), *where)][None].to(compute).contiguous())[0]
-                total[(slice(None), *where)].addcmul_(tile_logits.to(device=sums, dtype=torch.float32), weights)
-                weight[where] += weights
-            due = [where for where in skipped if bool((total[(slice(None), *where)] > 0).any())]
-            skipped = [where for where in skipped if where not in due]
+            new = [corner for corner in due if corner not in added.done]
+            for start in range(0, len(new), at_once):
+                corners = new[start : start + at_once]
+                stack = torch.stack([data[(slice(None), *tiles[corner])] for corner in corners])
+                for corner, logits in zip(corners, network(stack.to(compute)), strict=True):
+                    where = tiles[corner]
+                    total[(slice(None), *where)].addcmul_(logits.to(device=sums, dtype=torch.float32), weights)
+                    weight[where] += weights
+                    added.done.add(corner)
+            due = [corner for corner in skipped if bool((total[(slice(None), *tiles[corner])] > 0).any())]
+            skipped = [corner for corner in skipped if corner not in due]
     inner = tuple(slice(row.padding[0], n - row.padding[1]) for row, n in zip(rows, data.shape[1:], strict=True))
-    if skipped:
-        total.masked_fill_(weight == 0, AIR_LOGIT)
-        weight.masked_fill_(weight == 0, 1)
-    return total[(slice(None), *inner)].div_(weight[inner])
+    logits = total[(slice(None), *inner)]
+    # Another look needs the sums.
+    logits = logits.div_(weight[inner]) if earlier is None else logits / weight[inner]
+    return logits.masked_fill_(weight[inner] == 0, AIR_LOGIT) if skipped else logits
 
 
-def _air_tiles(image: torch.Tensor, tiles: Sequence[Tile], origin: Sequence[int]) -> list[Tile]:
+def _air_tiles(image: torch.Tensor, tiles: Iterable[Corner], patch: Shape) -> list[Corner]:
     """Return the tiles that hold only air or padding; none if all do.
 
     Args:
         image: (A, B, C) the whole image without padding.
-        tiles: Tiles of the padded part of the image.
-        origin: Voxel of the image at which that begins, below 0 in padding.
+        tiles: Tiles of the image.
+        patch: Size of a tile.
     """
-    cubes = tissue(image)
+    cubes, corners = tissue(image), list(tiles)
 
-    def is_air(tile: Tile) -> bool:
-        x, y, z = (slice(axis.start + n, axis.stop + n) for axis, n in zip(tile, origin, strict=True))
+    def is_air(corner: Corner) -> bool:
+        x, y, z = (slice(start, start + n) for start, n in zip(corner, patch, strict=True))
         return not is_in_tile(cubes, (x, y, z))
 
-    air = [tile for tile in tiles if is_air(tile)]
-    return air if len(air) < len(tiles) else []
+    air = [corner for corner in corners if is_air(corner)]
+    return air if len(air) < len(corners) else []

@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 
 from totalspineseg_server.anatomy import BY_CODE, CODE_OF, NAME_OF, WIRE_LABELS, Kind
-from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.corrections.comparison import ACCEPTED_NAMES, ALL
 from totalspineseg_server.corrections.correction_store import (
     FINAL_TAG,
@@ -27,9 +26,9 @@ from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.renumber import renumber
 from totalspineseg_server.numbering.report import report, sentence
-from totalspineseg_server.segments import to_wire
-from totalspineseg_server.spellings import code_of_name, with_mark
+from totalspineseg_server.segments import code_of_name, to_wire, with_mark
 from totalspineseg_server.transforms.components import labels_present
+from totalspineseg_server.trust import certainty_of, is_doubtful
 from totalspineseg_server.worklist import worklist_messages
 from totalspineseg_server.worklist.rows import Row
 from totalspineseg_server.worklist.scans import PREDICTION, View, doubtful_of
@@ -81,15 +80,16 @@ class Acts:
         """
         _require_displayed(view, prediction)
         maps = view.label.maps
-        if maps is None:
+        output = None if maps is None else maps.output()
+        if maps is None or output is None:
             raise ConflictError(worklist_messages.NO_MAPS_TO_PIN)
-        present = set(np.flatnonzero(labels_present(maps.output.labels)).tolist())
+        present = set(np.flatnonzero(labels_present(maps.codes.data)).tolist())
         renamed = {_code(old, present): _code(new, None) for old, new in names.items()}
         if not renamed or any(
             (BY_CODE[a].kind is Kind.DISC) != (BY_CODE[b].kind is Kind.DISC) for a, b in renamed.items()
         ):
             raise LabelError(worklist_messages.OTHER_KIND)
-        found = renumber(maps.output, renamed)
+        found = renumber(output, renamed)
         if found is None:
             listed = ", ".join(f"{NAME_OF[old]} as {NAME_OF[new]}" for old, new in renamed.items())
             raise LabelError(worklist_messages.CANNOT_FOLLOW.format(pins=listed))
