@@ -41,6 +41,7 @@ from totalspineseg_server.numbering.contradictions import below_l5_s, contradict
 from totalspineseg_server.numbering.evidence import Evidence, Item, Localizer, Step1Names
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.numbering.naming import label_map, name_map, names_by_reader, require_met, step1_names
+from totalspineseg_server.numbering.report import report, sentence
 from totalspineseg_server.numbering.solver import FALSE, Chain, posterior
 from totalspineseg_server.numbering.unnamed import adopt
 from totalspineseg_server.transforms.labeling import UNNAMED, Naming, paint
@@ -720,7 +721,9 @@ def test_no_finding_that_contradicts_a_count_stands_beside_it(kind: str | None, 
 def test_nobody_counts_across_a_whole_level_that_is_missing(missed: tuple[str, ...], certainty: str) -> None:
     """Two scans on top of each other were counted although a level between them was missing."""
     _, numbering = name(draw("lumbar", 2))
-    assert replace(numbering, missed=tuple(CODE_OF[one] for one in missed)).certainty == certainty
+    bridged = replace(numbering, missed=tuple(CODE_OF[one] for one in missed))
+    assert bridged.certainty == certainty
+    assert ("a whole level" in sentence(report(bridged, (), affine=np.eye(4)))) is (certainty == "doubtful")
 
 
 def test_a_finished_map_is_not_a_raw_map() -> None:

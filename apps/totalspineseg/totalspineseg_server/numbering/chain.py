@@ -23,7 +23,13 @@ from totalspineseg_server.anatomy import (
 from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.advice import shift_text, would_settle
 from totalspineseg_server.numbering.alignment import elsewhere_finding, misplaced
-from totalspineseg_server.numbering.contradictions import below_l5_s, contradicts, left_out, moved_landmarks
+from totalspineseg_server.numbering.contradictions import (
+    below_l5_s,
+    contradicts,
+    is_bridged,
+    left_out,
+    moved_landmarks,
+)
 from totalspineseg_server.numbering.divide import divide
 from totalspineseg_server.numbering.evidence import (
     Evidence,
@@ -36,7 +42,7 @@ from totalspineseg_server.numbering.evidence import (
     gather,
     landmark_shares,
 )
-from totalspineseg_server.numbering.evidence_weights import CAREFUL, MOSTLY, ORDER
+from totalspineseg_server.numbering.evidence_weights import CAREFUL, MOSTLY
 from totalspineseg_server.numbering.findings import Finding, found_at
 from totalspineseg_server.numbering.pins import unmet_finding, with_pins
 from totalspineseg_server.numbering.solver import FALSE, NOTHING, Chain, Path, State, posterior
@@ -176,10 +182,8 @@ class Numbering:
 
     @property
     def bridged(self) -> bool:
-        """Whether a whole level, a vertebra and a disc beside it, is missing between named levels: then the distance
-        alone tells how many there are."""
-        places = {ORDER[code] for code in self.missed}
-        return bool(places & {place + 1 for place in places})
+        """Whether a whole level is missing between named ones."""
+        return is_bridged(self.missed)
 
     @property
     def counted_from(self) -> str:
