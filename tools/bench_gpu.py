@@ -28,6 +28,7 @@ kill, the same command continues with FOLDER (learned.json). Exit code 0: it ran
 """
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -97,18 +98,18 @@ FIGURES: Final = "gpu.json"
 LEARNED: Final = "learned.json"
 SCANS: Final = ("lumbar", "whole")
 STOCK: Final = "nnU-Net"
-WAYS: Final[Mapping[str, Runtime | None]] = {HALF: HALF, STOCK: None, "torch": "torch"}
-"""Way -> runtime of our predictor."""
+WAYS: Final[Mapping[str, Runtime | None]] = {"half": HALF, STOCK: None, "single": "torch"}
+"""nnU-Net's own predictor, and the precisions of ours -> runtime."""
 TRAINING: Final = "training"
 PARTS: Final[Mapping[str, float]] = {
-    f"official {HALF}": 45,
+    "official half": 45,
     f"official {STOCK}": 45,
     f"official {TRAINING}": 50,
-    "official torch": 60,
-    f"{STARTER} {HALF}": 25,
+    "official single": 60,
+    f"{STARTER} half": 25,
     f"{STARTER} {STOCK}": 25,
     f"{STARTER} {TRAINING}": 30,
-    f"{STARTER} torch": 25,
+    f"{STARTER} single": 25,
 }
 """Parts in order of importance -> seconds that must be left to begin it. Chosen, not measured."""
 MAKE_S: Final = 120.0
@@ -197,7 +198,8 @@ def alone(arguments: argparse.Namespace, task: Sequence[str], seconds: float) ->
         subprocess.CalledProcessError: It failed.
     """
     print(f"{time.strftime('%H:%M:%S')} {' '.join(task)}", file=sys.stderr, flush=True)
-    options = ["--device", arguments.device, "--started", str(time.time()), "--repeats", str(arguments.repeats)]
+    values = {"device": arguments.device, "repeats": arguments.repeats, "batch-size": arguments.batch_size}
+    options = [f"--{name}={value}" for name, value in {**values, "started": time.time()}.items()]
     command = [sys.executable, __file__, str(arguments.folder), *options, "--alone", *task]
     with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", start_new_session=True) as process:
         try:
@@ -355,14 +357,14 @@ def show(found: Mapping[str, Any]) -> None:
     print("| weights | scan | way | tiles, step 1 + 2 | cold, s | warm, s | networks, s | GPU idle | peak, MiB |")
     print("|---" * 9 + "|")
     parts = found["parts"]
-    for weights in ("official", STARTER):
-        for scan in SCANS:
-            for way in WAYS:
-                for row in parts.get(f"{weights} {way}", ()):
-                    if row["scan"] == scan:
-                        figures = [f"{row[name]:.2f}" for name in ("cold", "warm", "networks")]
-                        cells = ["{} + {}".format(*row["tiles"]), *figures, percent(row["idle"]), row["peak_mib"] or ""]
-                        print(f"| {weights} | {TITLES[scan]} | {way} | {' | '.join(map(str, cells))} |")
+    for weights, scan, way in itertools.product(("official", STARTER), SCANS, WAYS):
+        title = way if way == STOCK else f"ours, {way} precision"
+        for row in (row for row in parts.get(f"{weights} {way}", ()) if row["scan"] == scan):
+            figures = [f"{row[name]:.2f}" for name in ("cold", "warm", "networks")]
+            cells = ["{} + {}".format(*row["tiles"]), *figures, percent(row["idle"]), row["peak_mib"] or ""]
+            print(f"| {weights} | {TITLES[scan]} | {title} | {' | '.join(map(str, cells))} |")
+    if found["device"] == "cpu":
+        print("\nA CPU computes everything in single precision.")
     print("\n| fine-tuning of step 2 | patches of a batch | seconds per iteration | GPU waits | peak, MiB |")
     print("|---" * 5 + "|")
     for weights in ("official", STARTER):
