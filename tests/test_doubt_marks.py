@@ -26,8 +26,16 @@ from totalspineseg_server.infers.listed import as_listed, names_with_marks
 from totalspineseg_server.infers.settings import Rename, client_config, doubtful_names_of, read_pins, read_settings
 from totalspineseg_server.numbering.evidence import Pin
 from totalspineseg_server.numbering.renumber import NamedMap
-from totalspineseg_server.segments import Segment, Submission, to_wire
-from totalspineseg_server.spellings import code_of_name, renamed_level, similar_name, with_mark, without_mark
+from totalspineseg_server.segments import (
+    Segment,
+    Submission,
+    code_of_name,
+    renamed_level,
+    similar_name,
+    to_wire,
+    with_mark,
+    without_mark,
+)
 from totalspineseg_server.training.material import site_material
 from totalspineseg_server.worklist.acts import Acts, Pinned, reader
 from training_site import make_site

@@ -14,7 +14,6 @@ from dicom_series import save, slices
 from phantom import RAS, CodeReader, image_of, lumbar_codes
 from test_corrections_store import Scene
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
-from totalspineseg_server.certainty import Certainty
 from totalspineseg_server.corrections.comparison import Corrected, beside_prediction, check, compare
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.inbox import Inbox
@@ -28,6 +27,7 @@ from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.segments import Segment, Submission
+from totalspineseg_server.trust import Certainty
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))

@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +39,13 @@ def test_the_latest_maps_of_an_image_stay(tmp_path: Path) -> None:
         maps.keep("a", stored(str(number)))
     assert maps.of_prediction("a", "0") is None
     assert maps.of_prediction("a", "1") is not None
+
+
+def test_each_copy_of_a_scan_keeps_the_maps_of_its_newest_result(tmp_path: Path) -> None:
+    """Predictions for copies under other names removed the labels of the first ones' pictures."""
+    maps, names = MapStore(tmp_path), [f"copy-{number}" for number in range(predictions.MAX_PER_IMAGE + 2)]
+    for number, name in enumerate(("copy-0", *names, "", "")):
+        maps.keep("a", replace(stored(f"{number:02}"), image=name))
+    assert {one.image for one in maps.newest_first("a")} == {*names, ""}
+    assert maps.of_prediction("a", "00") is None
+    assert maps.of_prediction("a", "01") is not None

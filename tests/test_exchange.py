@@ -28,6 +28,7 @@ from totalspineseg_server.exchange.site_restore import read_backup, restore
 from totalspineseg_server.files import write_json
 from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.training.material import is_of_line
 from totalspineseg_server.training.site import Site, site_of
 
 GOLDEN = Path(__file__).parent / "golden" / "lower_lumbar_clean" / "step2_output.nii.gz"
@@ -128,6 +129,26 @@ def test_a_result_that_was_accepted_unchanged_is_no_drawn_label_elsewhere(studie
     done = import_set(tmp_path / "out", tmp_path / "elsewhere", suffix=LABEL_SUFFIX)
     store = CorrectionStore(tmp_path / "elsewhere" / ".totalspineseg")
     assert [store.of_image(name)[-1].unchanged for name in done.added] == [True, True]
+
+
+def test_what_a_reader_left_as_predicted_is_no_truth_elsewhere(studies: Path, tmp_path: Path) -> None:
+    """It went out like a drawn structure, and the other gate compared weights with their own answer."""
+    shutil.copytree(studies, tmp_path / "site")
+    made = {"id": "a", "model": "m", "versions": {"step1": "ours-1a2b3c4d@openvino", "step2": "ours-5e6f7a8b"}}
+    rewritten(tmp_path / "site", untouched=[CODE_OF["L4"]], renamed=[CODE_OF["L5"]], prediction=made)
+    export_set(site_at(tmp_path / "site", tmp_path), tmp_path / "out")
+    done = import_set(tmp_path / "out", tmp_path / "elsewhere", suffix=LABEL_SUFFIX)
+    there = site_at(tmp_path / "elsewhere", tmp_path)
+    for name in done.added:
+        label = there.corrections.of_image(name)[-1]
+        assert (label.untouched, label.renamed) == ((CODE_OF["L4"],), (CODE_OF["L5"],))
+        assert is_of_line(label.prediction, frozenset({"5e6f7a8b"}))
+        # A version of the other site may have the same name.
+        assert not is_of_line(label.prediction, frozenset({"ours"}))
+    export_set(there, tmp_path / "again")
+    back = import_set(tmp_path / "again", tmp_path / "third", suffix=LABEL_SUFFIX)
+    third = site_at(tmp_path / "third", tmp_path).corrections
+    assert {third.of_image(name)[-1].untouched for name in back.added} == {(CODE_OF["L4"],)}
 
 
 def test_pseudonyms_are_the_same_at_each_export_of_a_site_and_of_no_other(studies: Path, tmp_path: Path) -> None:

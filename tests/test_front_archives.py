@@ -16,8 +16,7 @@ from dicom_series import save, slices
 from phantom import RAS, image_of, lumbar_codes, own_image
 from serving import Server
 from totalspineseg_server.errors import ArchiveError, StorageError, TooLargeError
-from totalspineseg_server.front.received_files import unpack_series
-from totalspineseg_server.front.studies import _add_session
+from totalspineseg_server.front.studies import _add_session, unpack_series
 from totalspineseg_server.infers.http import status_of
 from totalspineseg_server.io import zips
 from totalspineseg_server.io.volumes import read_image, read_labels, write_volume

@@ -16,6 +16,8 @@ import pytest
 import requests
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from requests.adapters import HTTPAdapter
+from requests.structures import CaseInsensitiveDict
 
 from pacs_serving import write_study
 from phantom import PIR
@@ -159,13 +161,154 @@ def test_a_folder_of_studies_has_no_proxy(server: Server, method: str, path: str
         ("PUT", "wado/studies", 405),
         ("GET", "studies", 404),
         ("GET", "other/studies", 422),
+        ("DELETE", "../x", 404),
+        ("GET", "../dicom", 404),
     ],
 )
 def test_a_viewer_can_change_nothing_in_the_pacs_but_add_instances(method: str, path: str, status: int) -> None:
     app = FastAPI()
     app.include_router(proxy.router())
     with TestClient(app) as client:
-        assert client.request(method, f"/proxy/dicom/{path}").status_code == status
+        assert client.request(method, f"/proxy/dicom/{path}".replace("dicom/../", "")).status_code == status
+
+
+class Archive(HTTPAdapter):
+    """Answers instead of a PACS, and keeps what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[requests.PreparedRequest] = []
+        self.bodies: list[bytes] = []
+        self.status, self.kind, self.content = 200, "application/dicom+json", b"[]"
+
+    def send(self, request: requests.PreparedRequest, **_: object) -> requests.Response:
+        self.asked.append(request)
+        self.bodies.append(b"" if request.body is None else request.body.read())  # type: ignore[union-attr]
+        answer = requests.Response()
+        answer.status_code, answer.url, answer.request = self.status, str(request.url), request
+        answer.headers = CaseInsensitiveDict({"content-type": self.kind, "set-cookie": "pacs=1"})
+        answer.raw = io.BytesIO(self.content)
+        return answer
+
+
+DICOMWEB = Address("http://pacs:1/web", qido="qido-rs", wado="wado-rs", stow="stow-rs")
+
+
+@pytest.fixture
+def archive(monkeypatch: pytest.MonkeyPatch) -> Archive:
+    session, archive = requests.Session(), Archive()
+    session.mount("http://pacs", archive)
+    monkeypatch.setattr(proxy, "configured_session", lambda: session)
+    monkeypatch.setattr(proxy, "configured_address", lambda: DICOMWEB)
+    return archive
+
+
+@pytest.fixture
+def viewer(archive: Archive) -> Iterator[TestClient]:
+    app = FastAPI()
+    app.include_router(proxy.router(), prefix="")
+    with TestClient(app) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"),
+    [
+        ("qido/studies", "qido-rs/studies"),
+        ("qido/studies?PatientName=A%2a%2A&limit=5", "qido-rs/studies?PatientName=A**&limit=5"),
+        ("qido/studies/1/series/2/metadata/", "wado-rs/studies/1/series/2/metadata"),
+        ("wado/studies/1/series/2/metadata", "wado-rs/studies/1/series/2/metadata"),
+        ("wado/studies/1/series/2/instances/3/frames/1", "wado-rs/studies/1/series/2/instances/3/frames/1"),
+    ],
+)
+def test_the_pacs_is_asked_what_the_viewer_asked(viewer: TestClient, archive: Archive, path: str, asked: str) -> None:
+    """Filters were lost, so that a search listed every patient."""
+    headers = {"accept": "multipart/related", "cookie": "session=secret", "authorization": "secret"}
+    assert viewer.get(f"/proxy/dicom/{path}", headers=headers).status_code == 200
+    (request,) = archive.asked
+    assert (request.method, request.url) == ("GET", f"{DICOMWEB.base}/{asked}")
+    assert request.headers["accept"] == "multipart/related"
+    assert "secret" not in str(request.headers)
+
+
+@pytest.mark.parametrize(
+    ("status", "seen"), [(200, 200), (299, 299), (304, 304), (300, 502), (307, 502), (399, 502), (400, 400), (503, 503)]
+)
+def test_only_a_redirect_of_the_pacs_is_refused(viewer: TestClient, archive: Archive, status: int, seen: int) -> None:
+    """A PACS could send the server to any other address."""
+    archive.status, archive.kind = status, "application/octet-stream"
+    assert viewer.get("/proxy/dicom/wado/studies").status_code == seen
+
+
+@pytest.mark.parametrize(
+    ("kind", "leads_here"),
+    [
+        ("application/dicom+json", True),
+        ("Application/JSON ; charset=utf-8", True),
+        ("multipart/related; type=application/dicom+json", False),
+    ],
+)
+def test_links_in_lists_lead_through_this_server(
+    viewer: TestClient, archive: Archive, kind: str, leads_here: bool
+) -> None:
+    """The viewer asked the PACS itself for pixels, which it cannot reach, and pixels that look like a link were
+    changed."""
+    archive.kind, archive.content = kind, b'["http://pacs:1/web/wado-rs/studies/1"]' + b" " * proxy.CHUNK_BYTES
+    answer = viewer.get("/proxy/dicom/wado/studies/1/metadata")
+    here = archive.content.replace(b"http://pacs:1/web/wado-rs", b"http://testserver/proxy/dicom/wado")
+    assert answer.content == (here if leads_here else archive.content)
+    assert (answer.headers["cache-control"], answer.headers["content-type"]) == ("no-store", kind)
+    assert "set-cookie" not in answer.headers
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "asked", "counted"),
+    [
+        ("stow/studies", 200, "stow-rs/studies", True),
+        ("wado/studies/1.2", 202, "stow-rs/studies/1.2", True),
+        ("wado/studies", 409, "stow-rs/studies", False),
+    ],
+)
+def test_what_the_pacs_stored_counts_as_a_submission(
+    viewer: TestClient,
+    archive: Archive,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    status: int,
+    asked: str,
+    counted: bool,
+) -> None:
+    """A segmentation that the PACS had refused was a submission."""
+    taken = []
+
+    def take(upload: Upload, is_stored: Any, user: str) -> None:
+        archive.status, archive.content = 200, b'["1.2.3"]'
+        taken.append((upload.stream().read(), is_stored("1.2.3")))
+
+    monkeypatch.setattr(proxy, "take_submissions", take)
+    archive.status = status
+    answer = viewer.post(
+        f"/proxy/dicom/{path}", content=b"a segmentation", headers={"content-type": "multipart/related"}
+    )
+    assert (answer.status_code, archive.asked[0].url) == (status, f"{DICOMWEB.base}/{asked}")
+    assert archive.bodies[0] == b"a segmentation"
+    assert taken == ([(b"a segmentation", True)] if counted else [])
+
+
+@pytest.mark.parametrize(
+    ("instance", "status", "content", "is_held"),
+    [
+        ("1.2.3", 200, b'[{"00080018": {"Value": ["1.2.3"]}}]', True),
+        ("1.2.3", 200, b"[]", False),
+        ("1.2.3", 404, b"1.2.3 was not found", False),
+        ("1.2.3&x=", 200, b"1.2.3&x=", False),
+    ],
+)
+def test_what_the_pacs_does_not_list_is_not_stored(
+    archive: Archive, instance: str, status: int, content: bytes, is_held: bool
+) -> None:
+    archive.status, archive.content = status, content
+    assert proxy.Pacs().holds(DICOMWEB, instance) is is_held
 
 
 @pytest.mark.parametrize(

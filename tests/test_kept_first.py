@@ -114,6 +114,14 @@ def test_kill_9_after_a_label_was_stored_costs_nothing(desk: Desk) -> None:
     assert len(again.published) == 1
 
 
+def test_the_lock_of_a_label_that_was_filed_goes_at_the_next_start(desk: Desk) -> None:
+    """After kill -9, hidden files stayed among the submissions for good."""
+    lock = desk.root / "received" / f".{desk.submit().id}.lock"
+    lock.touch()
+    Desk(desk.root).inbox.interpret_waiting(again=False)
+    assert not lock.exists()
+
+
 @pytest.mark.parametrize(("params", "status"), [(L4_L5, "accepted"), ({}, "parked")], ids=["accepted", "parked"])
 def test_a_server_that_starts_leaves_alone_what_another_one_reads(
     desk: Desk, params: dict[str, Any], status: str

@@ -39,9 +39,8 @@ from totalspineseg_server.numbering import chain
 from totalspineseg_server.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
 from totalspineseg_server.numbering.contradictions import below_l5_s, contradicts
 from totalspineseg_server.numbering.evidence import Evidence, Item, Localizer, Step1Names
-from totalspineseg_server.numbering.naming import label_map, name_map, require_met
+from totalspineseg_server.numbering.naming import label_map, name_map, names_by_reader, require_met, step1_names
 from totalspineseg_server.numbering.solver import FALSE, Chain, posterior
-from totalspineseg_server.numbering.step1_names import names_by_reader, step1_names
 from totalspineseg_server.numbering.unnamed import adopt
 from totalspineseg_server.transforms.labeling import UNNAMED, Naming, paint
 from totalspineseg_server.transforms.pieces import find_pieces

@@ -7,9 +7,8 @@ import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
 
-from totalspineseg_server.activelearning import offers
-from totalspineseg_server.activelearning.offers import Offers
-from totalspineseg_server.activelearning.strategies import First, Last, Random
+from totalspineseg_server.activelearning import strategies
+from totalspineseg_server.activelearning.strategies import First, Last, Offers, Random
 from totalspineseg_server.corrections.image_records import last_noted, noted
 from totalspineseg_server.front import samples
 
@@ -72,7 +71,7 @@ def test_an_image_is_another_reader_s_for_a_while(monkeypatch: pytest.MonkeyPatc
     first, studies, now = First(Offers()), Studies(), time.time()
     assert asked(first, studies, "ada", "ada", "ada") == "abc"
     assert asked(first, studies, "bob") == "a", "none is left, so the one offered longest ago"
-    monkeypatch.setattr(offers.time, "time", lambda: now + offers.RESERVED_SECONDS + 60)
+    monkeypatch.setattr(strategies.time, "time", lambda: now + strategies.RESERVED_SECONDS + 60)
     assert asked(first, studies, "cyd") == "b", "nobody's any more"
 
 
@@ -83,7 +82,7 @@ def test_odd_notes_stop_nobody(strategy: Any) -> None:
     """One image with an odd value, which any client could write, and nobody got a next sample."""
     for kind in (First, Last, Random):
         assert asked(kind(Offers()), Studies(b={"strategy": strategy}), "ada") in "abc"
-    assert last_noted({"strategy": strategy}) == offers.Offer()
+    assert last_noted({"strategy": strategy}) == strategies.Offer()
     assert noted({"strategy": strategy}).keys() <= {"first"}
 
 

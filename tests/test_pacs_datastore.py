@@ -244,6 +244,9 @@ def test_what_is_here_is_used_when_the_pacs_does_not_answer(
     monkeypatch.setattr(pacs, "search_for_series", silent)
     store.changed()
     assert store.get_image_uri("2.25.70001.1") == path
+    assert store.offers("2.25.70001.1")
+    with pytest.raises(requests.ConnectionError):
+        store.offers("2.25.70001.2")
 
 
 @pytest.mark.parametrize(

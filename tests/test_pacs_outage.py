@@ -23,7 +23,7 @@ from totalspineseg_server.corrections.correction_store import CorrectionStore
 from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.errors import EmptySegmentationError, ImageError, MemoryShortageError, StorageError
 from totalspineseg_server.front import failures as errors
-from totalspineseg_server.front import front_messages, studies
+from totalspineseg_server.front import front_messages, proxy, studies
 from totalspineseg_server.geometry import Grid
 from totalspineseg_server.io.dicom.seg_reader import read_seg
 from totalspineseg_server.io.dicom.seg_writer import seg_bytes
@@ -315,6 +315,13 @@ def test_an_overloaded_pacs_is_reported_at_once() -> None:
     with http_server(overloaded) as url, pytest.raises(requests.HTTPError, match="503"):
         search(url)
     assert len(asked) == 1
+
+
+def test_a_segmentation_counts_although_the_pacs_goes_down_after_storing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was stored, but not counted, and nobody was told."""
+    monkeypatch.setattr(proxy, "configured_session", requests.Session)
+    with http_server(lambda _: None) as url:
+        assert proxy.Pacs().holds(address.Address(url), "1.2.3")
 
 
 def test_nobody_waits_for_a_pacs_that_never_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from totalspineseg_server.errors import ImageError, LabelError
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.io.volumes import read_codes, write_volume
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, check_codes
-from totalspineseg_server.plausible import is_upside_down, missing_kinds
+from totalspineseg_server.numbering.linter import is_upside_down, missing_kinds
 from totalspineseg_server.training.material import judged_cases
 
 LUMBAR = block_spine("T11")

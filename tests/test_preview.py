@@ -26,7 +26,7 @@ from totalspineseg_server.preview import (
     sheet_svg,
 )
 from totalspineseg_server.preview.axial import WIDTH_MM, Cut, axial_cuts
-from totalspineseg_server.tags import DOUBTFUL_COLOR, LINE_PX, Tag, add_tags, spaced
+from totalspineseg_server.preview.tags import DOUBTFUL_COLOR, LINE_PX, Tag, add_tags, spaced
 
 SHAPE = (40, 60, 120)
 L4, L5, DISC = CODE_OF["L4"], CODE_OF["L5"], CODE_OF["L4-L5"]

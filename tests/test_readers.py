@@ -1,5 +1,6 @@
 """Tests of comparing the labels of several readers with each other, and with the results that they corrected."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,16 @@ def test_the_label_that_was_chosen_counts_and_the_others_can_still_be(tmp_path: 
     assert {one["reader"] for one in corrected(store)["readers"]} == {"ben", "ada"}
     submitted(tmp_path, edited(0.2), reader="ben")
     assert {one["reader"] for one in agreements(store, "img")} == {"ada"}
+
+
+def test_what_was_left_as_predicted_stays_so_when_it_is_chosen_later(tmp_path: Path) -> None:
+    """Once the maps of the prediction were deleted, a chosen label counted as drawn from end to end."""
+    ben = submitted(tmp_path, edited(0.5), reader="ben")
+    submitted(tmp_path, TRUTH, reader="ada")
+    inbox = inbox_of(tmp_path)
+    shutil.rmtree(tmp_path / "maps")
+    record = choose(CorrectionStore(tmp_path), inbox.submit, "img", GRID, Choice(ben.id), CHIEF)
+    assert (record.untouched, record.renamed, record.prediction) == (ben.untouched, ben.renamed, ben.prediction)
 
 
 def test_a_result_that_was_accepted_unchanged_stays_one_when_it_is_chosen(tmp_path: Path) -> None:

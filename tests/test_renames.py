@@ -9,7 +9,6 @@ import pytest
 
 from block_spines import block_spine, classes_of, step1_answer
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, SACRUM, WIRE_LABELS
-from totalspineseg_server.certainty import certainty_of
 from totalspineseg_server.corrections import comparison
 from totalspineseg_server.corrections.comparison import Followed, compare, follow_rename
 from totalspineseg_server.corrections.predictions import PredictionMaps
@@ -17,6 +16,7 @@ from totalspineseg_server.corrections.submission import map_names
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.numbering.renumber import NamedMap, renumber
 from totalspineseg_server.segments import VERTEBRAE_NAME, Segment, Submission, to_wire
+from totalspineseg_server.trust import certainty_of
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))

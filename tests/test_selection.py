@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 
 from test_corrections_store import Desk
-from totalspineseg_server.activelearning.offers import Offers
 from totalspineseg_server.activelearning.scores import Parts, Score
 from totalspineseg_server.activelearning.selection import FinishedLevels, counts_of, rarity
-from totalspineseg_server.activelearning.strategies import DoubtfulFirst, MostToLearn, SurestFirst
+from totalspineseg_server.activelearning.strategies import DoubtfulFirst, MostToLearn, Offers, SurestFirst
 from totalspineseg_server.corrections import ids
 from totalspineseg_server.corrections.image_records import noted_for
 from totalspineseg_server.errors import LabelError

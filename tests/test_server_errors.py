@@ -1,6 +1,7 @@
 """Tests that any failure reaches the client as a status and one sentence, without a traceback."""
 
 import errno
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,9 @@ from starlette.testclient import TestClient
 
 from phantom import RAS, image_of, lumbar_codes
 from totalspineseg_server.errors import StorageError
+from totalspineseg_server.front import background_routes, host, studies
 from totalspineseg_server.front import failures as errors
-from totalspineseg_server.front import studies
+from totalspineseg_server.front.description import described
 from totalspineseg_server.front.guard import Guard, Known
 from totalspineseg_server.io.volumes import write_volume
 
@@ -142,3 +144,70 @@ def test_an_image_that_the_server_cannot_store_is_not_its_senders_fault(
     with TestClient(app, raise_server_exceptions=False) as client:
         answer = client.put("/datastore/", files={"file": ("one.nii.gz", (tmp_path / "one.nii.gz").read_bytes())})
     assert (answer.status_code, "Free disk space" in answer.json()["detail"]) == (507, True)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "other_program", "status"),
+    [
+        ((), (False,), 200),
+        (("DONE", "ERROR"), (False,), 200),
+        (("DONE", "SUBMITTED"), (False,), 429),
+        (("RUNNING",), (False,), 429),
+        ((), (True, False), 200),
+        ((), (True,), 429),
+    ],
+    ids=["none", "ended", "waits", "runs", "one that was stopped is ending", "of another program"],
+)
+def test_one_training_runs_at_a_time(
+    tasks: tuple[str, ...], other_program: tuple[bool, ...], status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two trainings at once wrote into the same versions."""
+    looks = list(other_program)
+    calls = SimpleNamespace(
+        check_training=lambda *_: None,
+        free_networks=lambda: None,
+        is_training=lambda: looks.pop(0) if len(looks) > 1 else looks[0],
+    )
+    monkeypatch.setattr(background_routes, "app_instance", lambda: calls)
+    monkeypatch.setattr(background_routes, "run_model", lambda *_: {})
+    monkeypatch.setattr(background_routes, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(background_routes, "KILLED_SECONDS", 0.02)
+    monkeypatch.setattr(host, "tasks", lambda method: [{"status": each} for each in tasks if method == "train"])
+    app = FastAPI()
+    errors.install(app)
+    app.include_router(background_routes.router())
+    client = TestClient(app)
+    assert client.post("/train/t", json={}).status_code == status
+    assert client.post("/train/t", params={"enqueue": True}, json={}).status_code == 200, "it waits its turn"
+
+
+def test_the_description_lists_what_this_server_offers() -> None:
+    """A generated client offered images as names of models, and routes that answer nobody here."""
+
+    def parameter(name: str, place: str, **schema: str) -> dict[str, Any]:
+        return {"name": name, "in": place, "schema": {"type": "string", **schema}}
+
+    infer = {
+        "parameters": [parameter("model", "path"), parameter("image", "query", default=""), parameter("id", "query")]
+    }
+    label = {"parameters": [parameter("name", "path"), parameter("token", "query")]}
+    paths = {"/infer/{model}": {"post": infer}, "/x/{name}": {"get": label}, "/proxy/x": {}, "/scoring/{method}": {}}
+    form = {"properties": {"params": {"type": "string"}, "file": {"type": "string"}, "info": {"type": "integer"}}}
+    document = {"paths": paths, "components": {"schemas": {"Form": form, "Other": {"type": "object"}}}}
+
+    known = Known(models=("b", "a"), trainers=(), scorers=(), strategies=(), on_server=False)
+    found = described(json.loads(json.dumps(document)), known)
+    assert list(found["paths"]) == ["/infer/{model}", "/x/{name}"]
+    model, image, other = found["paths"]["/infer/{model}"]["post"]["parameters"]
+    assert model["schema"] == {"type": "string", "enum": ["a", "b"]}
+    assert image["schema"]["anyOf"][0]["maxLength"] == other["schema"]["maxLength"] == 200
+    assert image["schema"]["anyOf"][1] == {"const": ""}
+    assert found["paths"]["/x/{name}"]["get"]["parameters"] == label["parameters"][:1]
+    fields = found["components"]["schemas"]["Form"]["properties"]
+    assert [name for name, field in fields.items() if "contentSchema" in field] == ["params"]
+    assert found["components"]["schemas"]["Other"] == {"type": "object"}
+
+    known = Known(models=(), trainers=(), scorers=("s",), strategies=(), on_server=True)
+    found = described(json.loads(json.dumps(document)), known)
+    assert list(found["paths"]) == list(paths)
+    assert "enum" not in found["paths"]["/infer/{model}"]["post"]["parameters"][0]["schema"]

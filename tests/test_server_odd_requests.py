@@ -7,7 +7,7 @@ import pytest
 import requests
 
 from serving import Server
-from totalspineseg_server.front.received_files import MAX_FILE_NAME, plain_name
+from totalspineseg_server.front.studies import MAX_FILE_NAME, plain_name
 from totalspineseg_server.version import VERSION
 
 FILES = [("files", ("a.dcm", b"one")), ("files", ("b.dcm", b"two"))]

@@ -28,7 +28,7 @@ from totalspineseg_server.corrections.correction_store import CODES_FILE, Correc
 from totalspineseg_server.geometry import Grid, Volume
 from totalspineseg_server.io.dicom.headers import uid_from
 from totalspineseg_server.io.volumes import read_image, read_labels, write_volume
-from totalspineseg_server.spellings import code_of_name, with_mark
+from totalspineseg_server.segments import code_of_name, with_mark
 
 pytestmark = pytest.mark.slicer
 

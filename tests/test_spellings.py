@@ -15,7 +15,7 @@ from totalspineseg_server.anatomy import (
     T12,
     Structure,
 )
-from totalspineseg_server.spellings import code_of_name, level_at, similar_name
+from totalspineseg_server.segments import code_of_name, level_at, similar_name
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=lambda s: s.name)

@@ -297,3 +297,28 @@ def test_centerline_follows_the_canal():
     np.testing.assert_array_equal(line[:, 2], z)
     np.testing.assert_allclose(line[:, 0], 9, atol=0.01)
     assert np.abs(line[:, 1] - (12 + z / 2)).max() < 1.5
+
+
+def test_centerline_through_four_slices_is_curved():
+    """A canal in few thick slices had corners."""
+    z = np.array([2, 4, 6, 8])
+    canal = np.zeros((9, 40, 12), dtype=bool)
+    canal[4, z**2 // 2, z] = True
+    line = smooth_centerline(canal, 1.0)
+    np.testing.assert_allclose(line[:, 1], line[:, 2] ** 2 / 2, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("slice_mm", "kept_slices", "squares"),
+    [(3.0, slice(None), 8000), (1.5, slice(None), 4000), (3.0, slice(60, 140), 8000 * 0.8**2)],
+    ids=["3 mm", "1.5 mm", "a fifth is missing"],
+)
+def test_centerline_is_smoothed_alike_in_slices_of_any_thickness(slice_mm: float, kept_slices: slice, squares: float):
+    """Behind metal the line left the canal, and in thin slices it followed each root."""
+    z = np.delete(np.arange(200), np.arange(200)[kept_slices][20:60] if kept_slices.start else [])
+    canal = np.zeros((9, 60, 200), dtype=bool)
+    y = 30 + 20 * (-1) ** np.arange(len(z))
+    canal[4, y, z] = True
+    line = smooth_centerline(canal, slice_mm)
+    np.testing.assert_allclose(line[:, 0], 4, atol=1e-6)
+    assert ((line[z, 1] - y) ** 2).sum() == pytest.approx(squares, rel=0.002)

@@ -7,7 +7,7 @@ from block_spines import block_spine, classes_of
 from iterative import label_iteratively
 from totalspineseg_server.anatomy import NAME_OF, Kind
 from totalspineseg_server.errors import NoSpineError
-from totalspineseg_server.numbering.course import ruler_of
+from totalspineseg_server.transforms.canal import ruler_of
 from totalspineseg_server.transforms.pieces import Pieces, find_pieces, require_spine
 
 

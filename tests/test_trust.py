@@ -1,6 +1,7 @@
 """Tests of how far networks are trusted: counted, stored beside the weights, and cautious if little is known."""
 
 import json
+import math
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 import columns
 import tiny_models
+from known_figures import require_known
 from totalspineseg_server.anatomy import CODE_OF, DISC_L5_S, DISC_T12_L1, DISCS, LANDMARK_DISCS, NAME_OF
 from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.geometry import Volume
@@ -22,12 +24,15 @@ from totalspineseg_server.nnunet.model_folder import ModelFolder, models_in
 from totalspineseg_server.nnunet.model_zips import export_version, import_version
 from totalspineseg_server.nnunet.predictor import WarmPredictor
 from totalspineseg_server.numbering.chain import Numbering
-from totalspineseg_server.numbering.evidence import taper, tilt_deg
+from totalspineseg_server.numbering.divide import divide
+from totalspineseg_server.numbering.evidence import Localizer, gather, taper, tilt_deg
 from totalspineseg_server.numbering.evidence_weights import CAREFUL
 from totalspineseg_server.numbering.naming import name_map
 from totalspineseg_server.numbering.report import report, sentence
 from totalspineseg_server.prediction import Packed
 from totalspineseg_server.registry.model_store import STARTER, ModelStore
+from totalspineseg_server.transforms.canal import ruler_of
+from totalspineseg_server.transforms.pieces import canal_mask, find_pieces, one_spine, with_plain_vertebrae
 from totalspineseg_server.trust import UNMEASURED, Failures, LowerEnd, Seen, Trust, trust_from_json
 
 STARTER_FOLDER = Path(__file__).parents[1] / "apps" / "totalspineseg" / "model" / "starter"
@@ -323,3 +328,73 @@ def test_names_are_judged_by_what_other_patients_tell() -> None:
     found = count_failures(scans, mirror={1: False, 2: False})
     assert found.uncontradicted.scans + found.contradicted.scans == 3
     assert found.uncontradicted.wrong + found.contradicted.wrong == 1
+
+
+def network_case(field: str, seed: int, *, step: int = 2, **options: object) -> columns.Case:
+    """A column that a network draws without a mistake."""
+    return columns.classes(columns.built(seed, fov=field, spacing=2.0, **options)[0], step)
+
+
+def with_a_disc_at_the_dens(case: columns.Case) -> columns.Case:
+    disc = np.argwhere(case.truth == CODE_OF["C2-C3"])
+    disc[:, 2] += int(np.ptp(np.argwhere(case.truth == CODE_OF["C3"])[:, 2]))
+    case.raw[tuple(disc.T)] = 2
+    return case
+
+
+def measured_pieces(case: columns.Case) -> list[float]:
+    """Return the number of pieces, and the sum of everything that is measured in them."""
+    classes = one_spine(case.raw, 2)
+    ruler = ruler_of(canal_mask(classes, 2), np.diag(case.affine)[:3])
+    pieces = divide(with_plain_vertebrae(find_pieces(classes, 2), classes, ruler), classes, ruler)
+    evidence = gather(pieces, classes, 2, ruler=ruler)
+    tilts = [item.tilt_deg for item in evidence.items if item.tilt_deg is not None]
+    tapers = [item.taper for item in evidence.items if item.taper is not None]
+    sums = [sum(getattr(item, name) or 0 for item in evidence.items) for name in ("place_mm", "width_mm", "odd", "cut")]
+    return [
+        *(len(evidence.items), len(evidence.specks), len(tilts), len(tapers), sum(tilts), sum(tapers)),
+        *(*sums, sum(item.volume_mm3 for item in evidence.items), *evidence.loose.values()),
+    ]
+
+
+@pytest.mark.slow
+def test_names_by_measured_networks_are_as_probable_as_they_were() -> None:
+    """A changed chance of a mistake that a network is known for made its doubtful names certain."""
+    starter, last, chest = models_in(STARTER_FOLDER)[2].trust, network_case("lumbar", 6), network_case("thoracic", 8)
+    end = LowerEnd(6, 1, 1, 1, 1, 1, 1)
+    few = replace(SEEN, scans=6, lower_end=end, parity_levels=50, parity_wrong=5, uncontradicted=Failures(6, 1, 0.2))
+    cases = {
+        "whole": network_case("whole", 5),
+        "thoracic": chest,
+        "loin": network_case("lumbar", 7),
+        "loin with six": network_case("lumbar", 9, thoracic=12, lumbar=6),
+        "neck": network_case("cervical", 4),
+        "a disc at the dens": with_a_disc_at_the_dens(network_case("cervical", 4)),
+        "L5 in the sacrum": swallowed(network_case("lumbar", 3), drawn_disc=True),
+        "L5 and its disc in the sacrum": swallowed(network_case("lumbar", 3), drawn_disc=False),
+        "a fragment of L5-S": with_a_fragment(last, last.truth == CODE_OF["L5-S"]),
+    }
+    found = {}
+    for network, trust in (("starter", starter), ("few scans", few)):
+        for what, case in cases.items():
+            found[f"{network}, {what}"] = doubts(named(case, trust))
+    for what, case in cases.items():
+        found[f"pieces, {what}"] = measured_pieces(case)
+    doubted = {CODE_OF["T8"]: {CODE_OF["T8"]: 0.7, CODE_OF["T9"]: 0.3}}
+    series = Localizer(np.roll(chest.truth, 3, axis=2), doubted)
+    for what, other in {
+        "a localizer": series,
+        "a reader's": replace(series, by_reader=True),
+        "one level off": replace(series, codes=np.roll(chest.truth, 12, axis=2)),
+        "two discs": replace(series, codes=np.where(np.isin(chest.truth, DISCS[8:10]), chest.truth, 0)),
+    }.items():
+        numbering = name_map(Volume(chest.raw, chest.affine), 2, siblings=[other])[1]
+        assert numbering is not None
+        found[f"thoracic, {what}"] = doubts(numbering)
+    require_known("measured_names", found, rel=0.002, abs=0.005)
+
+
+def doubts(numbering: Numbering) -> list[float]:
+    """Return the named levels, and the logarithm of what speaks against each and against all; 1e-7 is nothing."""
+    chances = [numbering.probability, numbering.usual, *(level.probability for level in numbering.levels)]
+    return [*(level.code for level in numbering.levels), *(math.log(1e-7 + max(0, 1 - chance)) for chance in chances)]

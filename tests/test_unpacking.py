@@ -16,7 +16,8 @@ from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, 
 
 from totalspineseg_server.corrections.submission import read_submission
 from totalspineseg_server.errors import ImageError, LabelError, MemoryShortageError
-from totalspineseg_server.io import unpacking, volumes
+from totalspineseg_server.io import nifti as nifti_files
+from totalspineseg_server.io import volumes
 from totalspineseg_server.io.dicom import headers
 from totalspineseg_server.io.dicom.headers import read_header
 from totalspineseg_server.io.dicom.seg_object import is_seg, open_seg
@@ -170,7 +171,7 @@ def test_a_header_of_no_voxels_is_one_sentence(tmp_path: Path, shape: tuple[int,
 
 
 def test_a_compressed_file_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpacking, "MAX_BYTES", 1000)
+    monkeypatch.setattr(nifti_files, "MAX_BYTES", 1000)
     content = nifti()
     (tmp_path / "a.nii").write_bytes(content)
     (tmp_path / "a.nii.gz").write_bytes(gzip.compress(content))

@@ -40,9 +40,8 @@ from totalspineseg_server.nnunet.patches import Patches
 from totalspineseg_server.nnunet.raw_dataset import RawOptions, write_raw_datasets
 from totalspineseg_server.nnunet.targets import IGNORE_CLASS, step_target, thoracic_is_uneven
 from totalspineseg_server.nnunet.training import region_loss
-from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.registry.model_store import dataset_name
-from totalspineseg_server.segments import Segment, Submission
+from totalspineseg_server.segments import Segment, Submission, without_regions
 from totalspineseg_server.training.material import judged_cases, site_material
 from training_site import SPACING_MM, correct, make_site, tiny_scan
 

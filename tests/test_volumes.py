@@ -9,9 +9,9 @@ import pytest
 import SimpleITK as sitk
 
 from dicom_series import itk_slices, save, slices
-from totalspineseg_server.errors import ImageError, StorageError
+from totalspineseg_server.errors import GridError, ImageError, StorageError
 from totalspineseg_server.files import write_file
-from totalspineseg_server.geometry import Grid, Volume, same_grid
+from totalspineseg_server.geometry import Grid, Volume, on_grid, same_grid
 from totalspineseg_server.io.volumes import (
     as_integers,
     is_image_name,
@@ -130,6 +130,20 @@ def test_what_is_written_on_a_skewed_grid_is_read_again(tmp_path: Path) -> None:
     skewed = STRAIGHT + np.array([[0, 0, 0, 0], [0, 0.1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     write_volume(tmp_path / "a.nii.gz", picture(np.uint8), Grid(SHAPE, skewed))
     np.testing.assert_allclose(read_image(tmp_path / "a.nii.gz").affine, skewed, atol=1e-5)
+
+
+def test_a_label_of_a_skewed_image_is_read_as_itk_wrote_it(tmp_path: Path) -> None:
+    """ITK put the axes at right angles, so that every NIfTI label of a skewed image was refused."""
+    skewed = Grid(SHAPE, STRAIGHT + np.array([[0, 0, 0, 0], [0, 0.2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]))
+    labels = picture(np.uint8)
+    write_volume(tmp_path / "a.nrrd", labels, skewed)
+    sitk.WriteImage(sitk.ReadImage(str(tmp_path / "a.nrrd")), str(tmp_path / "a.nii.gz"))
+    written = read_labels(tmp_path / "a.nii.gz")
+    assert not written.grid.is_skewed
+    np.testing.assert_array_equal(on_grid(written, skewed).data, labels)
+    elsewhere = Volume(written.data, written.affine + np.eye(4, k=3) * 5)
+    with pytest.raises(GridError, match=r"18 degrees.*resample_to_output"):
+        on_grid(elsewhere, skewed)
 
 
 @pytest.mark.parametrize(("shear", "qform_code"), [(0.0, 1), (0.00005, 1), (0.1, 0)])

@@ -57,6 +57,8 @@ REJECTED = Rejection(correction(3).id, "a", "drawn into the ribs", "admin", "cai
         ({"score": REFUSED}, "failed", "No spine was found."),
         ({"score": SCORE, "offer": OFFER}, "in progress", "ben"),
         ({"score": SCORE, "offer": OLD_OFFER}, "predicted", "L1 to L5"),
+        # The clock was wrong: until it gets there, nobody works on the scan.
+        ({"score": SCORE, "offer": Offer(1e9, "ben")}, "predicted", "L1 to L5"),
         ({"corrections": [correction(1, tag="draft")]}, "submitted", "ada"),
         ({"corrections": [correction(1), PARKED]}, "parked", "'Q'"),
         ({"corrections": [correction(1), PARKED], "is_finished": True}, "finished", "ada"),
@@ -124,9 +126,11 @@ class Folder:
     """A datastore with scans by name."""
 
     def __init__(self, count: int) -> None:
-        self.images = [f"scan-{number:05d}" for number in range(count)]
+        self.images: list[str] | None = [f"scan-{number:05d}" for number in range(count)]
 
     def list_images(self) -> list[str]:
+        if self.images is None:
+            raise ConnectionError
         return self.images
 
     def get_labeled_images(self) -> list[str]:
@@ -179,6 +183,21 @@ def test_only_a_scan_that_changed_is_read_again(tmp_path: Path) -> None:
     rejections.add("scan-00009", "", SENDER)
     worklist.update("scan-00009")
     assert next(row for row in worklist.rows() if row.id == "scan-00009").status == "new"
+
+
+def test_a_list_that_cannot_be_read_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """While the PACS was down, the page said for good that the scans were being read, and the log filled with
+    tracebacks."""
+    seconds, studies = [0.0], Folder(2)
+    scores = Scores(tmp_path, PredictionStore(tmp_path), MapStore(tmp_path))
+    records = Records(tmp_path, scores, CorrectionStore(tmp_path), Rejections(tmp_path), lambda image: "1")
+    worklist = Worklist(studies, records, lambda: seconds[0])
+    images, studies.images = studies.images, None
+    assert (worklist.rows(), "PACS" in worklist.failure) == ((), True)
+    assert [record.exc_info for record in caplog.records] == [None]
+    studies.images = images
+    seconds[0] += 60
+    assert (len(worklist.rows()), worklist.failure) == (2, "")
 
 
 def test_a_result_recorded_under_another_name_is_found_without_looking_through_all(

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT / "apps" / "totalspineseg"))
 
 from totalspineseg_server.geometry import Grid  # noqa: E402
 from totalspineseg_server.io.volumes import read_image, write_volume  # noqa: E402
-from totalspineseg_server.numbering.step1_names import step1_names  # noqa: E402
+from totalspineseg_server.numbering.naming import step1_names  # noqa: E402
 from totalspineseg_server.pipeline import locate, prepare, segment, step2_input  # noqa: E402
 from totalspineseg_server.prediction import Prediction  # noqa: E402
 from totalspineseg_server.preview import mid_sagittal, save_picture  # noqa: E402

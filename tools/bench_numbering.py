@@ -29,9 +29,8 @@ from totalspineseg_server.files import write_json  # noqa: E402
 from totalspineseg_server.geometry import Volume  # noqa: E402
 from totalspineseg_server.numbering.chain import Numbering  # noqa: E402
 from totalspineseg_server.numbering.evidence import Step1Names  # noqa: E402
-from totalspineseg_server.numbering.naming import name_map  # noqa: E402
+from totalspineseg_server.numbering.naming import name_map, step1_names  # noqa: E402
 from totalspineseg_server.numbering.states import LUMBAR_PRIOR, THORACIC_PRIOR  # noqa: E402
-from totalspineseg_server.numbering.step1_names import step1_names  # noqa: E402
 
 BINS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 1.001)
 

@@ -40,7 +40,6 @@ from spider_cases import DISC, VERTEBRA, WHOLE_CANAL, find_discs, read_patients 
 from totalspineseg_server import pipeline  # noqa: E402
 from totalspineseg_server.activelearning.scores import Parts, parts_of  # noqa: E402
 from totalspineseg_server.anatomy import CANAL, CORD, DISCS, NAME_OF, SACRUM, VERTEBRAE, column  # noqa: E402
-from totalspineseg_server.certainty import CERTAINTIES  # noqa: E402
 from totalspineseg_server.errors import NoSpineError  # noqa: E402
 from totalspineseg_server.files import sha256_of  # noqa: E402
 from totalspineseg_server.geometry import FloatArray, LabelArray, Volume, labels_on_grid, to_ras  # noqa: E402
@@ -52,12 +51,12 @@ from totalspineseg_server.nnunet.model_folder import models_in  # noqa: E402
 from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor  # noqa: E402
 from totalspineseg_server.numbering.chain import Numbering  # noqa: E402
 from totalspineseg_server.numbering.linter import lint  # noqa: E402
+from totalspineseg_server.numbering.naming import step1_names  # noqa: E402
 from totalspineseg_server.numbering.report import report  # noqa: E402
-from totalspineseg_server.numbering.step1_names import step1_names  # noqa: E402
 from totalspineseg_server.prediction import Prediction, Predictor  # noqa: E402
 from totalspineseg_server.transforms.components import Box  # noqa: E402
 from totalspineseg_server.transforms.pieces import find_pieces, one_spine  # noqa: E402
-from totalspineseg_server.trust import Trust  # noqa: E402
+from totalspineseg_server.trust import CERTAINTIES, Trust  # noqa: E402
 
 STARTER = ROOT / "apps" / "totalspineseg" / "model" / "starter"
 COLUMN = column()

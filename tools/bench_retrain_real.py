@@ -60,7 +60,6 @@ from synthetic_scanner import old_scanner  # noqa: E402
 
 from totalspineseg_server.agreement import GROUPS, LEVELS, CaseScore, score_case  # noqa: E402
 from totalspineseg_server.anatomy import CANAL, CORD, NAME_OF, UNREVIEWED  # noqa: E402
-from totalspineseg_server.certainty import is_doubtful  # noqa: E402
 from totalspineseg_server.errors import TotalSpineSegError  # noqa: E402
 from totalspineseg_server.files import read_json, write_json  # noqa: E402
 from totalspineseg_server.geometry import LabelArray, Volume  # noqa: E402
@@ -69,6 +68,7 @@ from totalspineseg_server.nnunet.model_folder import ModelFolder  # noqa: E402
 from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
 from totalspineseg_server.registry.model_store import STARTER, ModelStore  # noqa: E402
 from totalspineseg_server.registry.records import lineage  # noqa: E402
+from totalspineseg_server.trust import is_doubtful  # noqa: E402
 
 CORRECTED: Final = ("005", "052", "098", "136", "177")
 """Patients whose corrections are used for training, the usual five first."""

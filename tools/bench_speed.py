@@ -65,7 +65,7 @@ from totalspineseg_server.nnunet.preprocessing import Box, FloatArray, resample
 from totalspineseg_server.nnunet.runtimes import Runtime
 from totalspineseg_server.nnunet.tiles import Row, Rows, whole_row
 from totalspineseg_server.numbering.linter import lint
-from totalspineseg_server.numbering.step1_names import step1_names
+from totalspineseg_server.numbering.naming import step1_names
 from totalspineseg_server.prediction import Prediction
 from totalspineseg_server.processes import unwind_on_signals
 from totalspineseg_server.registry.model_store import STARTER, ModelStore

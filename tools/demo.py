@@ -24,15 +24,18 @@ sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tools")]
 from local_server import TrainingFailedError, own_app, serving, train  # noqa: E402
 from monailabel.client.client import MONAILabelClient, MONAILabelClientException  # noqa: E402
 
-from totalspineseg_server.certainty import is_doubtful  # noqa: E402
 from totalspineseg_server.corrections.correction_store import CorrectionStore  # noqa: E402
 from totalspineseg_server.geometry import Volume  # noqa: E402
 from totalspineseg_server.io.volumes import read_image, read_labels, write_volume  # noqa: E402
 from totalspineseg_server.preview import mid_sagittal, save_picture  # noqa: E402
 from totalspineseg_server.processes import unwind_on_signals  # noqa: E402
-from totalspineseg_server.segments import from_names, from_wire  # noqa: E402
-from totalspineseg_server.spellings import without_mark  # noqa: E402
+from totalspineseg_server.segments import (  # noqa: E402
+    from_names,
+    from_wire,
+    without_mark,
+)
 from totalspineseg_server.synthesis import demo_studies  # noqa: E402
+from totalspineseg_server.trust import is_doubtful  # noqa: E402
 
 SEED = 7
 PUBLISHED = "published"

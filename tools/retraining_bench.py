@@ -18,9 +18,8 @@ from totalspineseg_server.files import read_json, write_json
 from totalspineseg_server.geometry import LabelArray, Volume
 from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.nnunet.finetune_settings import OPTIMIZERS
-from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.segments import from_names, to_wire
+from totalspineseg_server.segments import from_names, to_wire, without_regions
 from totalspineseg_server.training.retrain_settings import RetrainSettings
 
 HALVED: Final = 0.5

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from totalspineseg_server import pipeline, places
 from totalspineseg_server.anatomy import NAME_OF
-from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.errors import ImageError, SettingError, TotalSpineSegError
 from totalspineseg_server.files import write_file
 from totalspineseg_server.geometry import (
@@ -46,8 +45,9 @@ from totalspineseg_server.numbering.linter import lint as lint_codes
 from totalspineseg_server.numbering.naming import name_map, step_of
 from totalspineseg_server.numbering.report import doubtful_codes, report, sentence
 from totalspineseg_server.registry.model_store import ModelStore
-from totalspineseg_server.spellings import code_of_name
+from totalspineseg_server.segments import code_of_name
 from totalspineseg_server.transforms.pieces import Step
+from totalspineseg_server.trust import certainty_of, is_doubtful
 
 Pins = Mapping[str, Sequence[float]]
 """Name of a level, such as "L5" -> a point in it, RAS mm."""
@@ -309,7 +309,7 @@ def measure(labels: Any, affine: npt.ArrayLike | None = None) -> list[dict[str, 
     Raises:
         ImageError: It is not a label map of this software.
     """
-    from totalspineseg_server.measurements import MAX_SKEW_DEG, structure_rows
+    from totalspineseg_server.measurements import structure_rows
 
     if isinstance(labels, SpineSegmentation):
         iso, doubtful, certainty = labels._iso, labels._doubtful, certainty_of(labels.report)
@@ -317,8 +317,7 @@ def measure(labels: Any, affine: npt.ArrayLike | None = None) -> list[dict[str, 
     else:
         volume = _codes(labels if affine is None else (labels, affine))
         iso, doubtful, certainty, grid = labels_to_iso(volume), frozenset[int](), None, volume.grid
-    skewed = grid.skew_deg > MAX_SKEW_DEG
-    return structure_rows(iso, grid, doubtful=doubtful, certainty=certainty, sizes=not skewed)
+    return structure_rows(iso, grid, doubtful=doubtful, certainty=certainty, sizes=not grid.is_skewed)
 
 
 def _is_path(source: Any) -> bool:

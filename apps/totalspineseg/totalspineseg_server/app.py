@@ -12,12 +12,19 @@ from monailabel.config import settings as host_settings
 from monailabel.interfaces.app import MONAILabelApp
 
 from totalspineseg_server import places
-from totalspineseg_server.activelearning.offers import Offers
 from totalspineseg_server.activelearning.rounds import ImageScoring, SpineBatch, is_result_of
 from totalspineseg_server.activelearning.scorer import Scorer
 from totalspineseg_server.activelearning.scores import WHOLE_MODEL, Scores
 from totalspineseg_server.activelearning.selection import FinishedLevels, counts_of, rarity
-from totalspineseg_server.activelearning.strategies import DoubtfulFirst, First, Last, MostToLearn, Random, SurestFirst
+from totalspineseg_server.activelearning.strategies import (
+    DoubtfulFirst,
+    First,
+    Last,
+    MostToLearn,
+    Offers,
+    Random,
+    SurestFirst,
+)
 from totalspineseg_server.anatomy import NAME_OF
 from totalspineseg_server.bids import subject_of
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, is_safe_tag

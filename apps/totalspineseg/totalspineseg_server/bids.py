@@ -32,6 +32,8 @@ ANATOMY_FOLDERS: Final = ("sub-*/anat", "sub-*/ses-*/anat")
 """Patterns of the folders of a data set that have anatomical images."""
 MANUAL: Final = "Manual"
 """Key of the file beside a label: false for a map that a program made and nobody corrected."""
+LEFT_AS_PREDICTED: Final = "LeftAsPredicted"
+"""Key of the file beside a label: structures that its reader left as a network predicted them, and that network."""
 HASH_DIGITS: Final = 6
 
 

@@ -33,6 +33,9 @@ of headers, less than half a voxel.
 """
 PLANES = 4
 """Number of planes that are interpolated at a time. Each takes some hundred kB, so all fit into the cache of a core."""
+MAX_SKEW_DEG = 1.0
+"""Largest deviation of two axes from a right angle in an image that is not skewed; rounded headers stay below a tenth
+of it. With more, sizes and angles cannot be measured precisely, and viewers place the image differently."""
 MAX_ISO_VOXELS = 512 * 512 * 1024
 """Largest scan at 1 mm (a box of 0.5 m x 0.5 m x 1 m); a larger one has a wrong header."""
 
@@ -60,6 +63,20 @@ class Grid:
         """The largest deviation of two axes from a right angle, degrees; headers of registered images may be skewed."""
         axes = self.affine[:3, :3] / np.array(self.spacing)
         return float(np.degrees(np.arcsin(np.abs(np.triu(axes.T @ axes, 1)).max())))
+
+    @property
+    def is_skewed(self) -> bool:
+        """Whether the axes are not at right angles (see ``MAX_SKEW_DEG``)."""
+        return self.skew_deg > MAX_SKEW_DEG
+
+    @property
+    def at_right_angles(self) -> "Grid":
+        """The grid with the nearest axes at right angles: what ITK, and so 3D Slicer, writes into the header of a NIfTI
+        file for a skewed image."""
+        left, _, right = np.linalg.svd(self.affine[:3, :3] / np.array(self.spacing))
+        affine = self.affine.copy()
+        affine[:3, :3] = left @ right * np.array(self.spacing)
+        return Grid(self.shape, affine)
 
     @property
     def orientation(self) -> str:
@@ -133,20 +150,41 @@ def on_grid(labels: Volume, grid: Grid) -> Volume:
         raise GridError(
             f"The label does not lie on the voxels of its image: it has {_described(labels.grid)}, the image has "
             f"{_described(grid)}, and their corners are up to {_corner_distance_mm(labels.grid, grid):.3g} mm apart. "
-            "Export it with the image as reference volume."
+            f"{skew_remedy(grid) or 'Export it with the image as reference volume.'}"
         )
     axes, flipped = found
     data = labels.data.transpose(axes)[tuple(slice(None, None, -1 if flip else 1) for flip in flipped)]
     return Volume(data, grid.affine)
 
 
-def _index_order(source: Grid, target: Grid) -> tuple[tuple[int, ...], tuple[bool, ...]] | None:
+def skew_remedy(grid: Grid) -> str:
+    """Return what to do about an image whose axes are not at right angles; "" if they are."""
+    if not grid.is_skewed:
+        return ""
+    return (
+        f"The header skews the image by {grid.skew_deg:.0f} degrees: its axes are not at right angles. Programs place "
+        "such an image differently or refuse it, and its heights, areas and angles are not measured. Resample it with "
+        "nibabel.processing.resample_to_output, and segment and label the new file."
+    )
+
+
+IndexOrder = tuple[tuple[int, ...], tuple[bool, ...]]
+"""The axis of one grid for each axis of another one, and whether it runs the other way."""
+
+
+def _index_order(source: Grid, target: Grid) -> IndexOrder | None:
     """Return how the axes of ``source`` must be permuted and flipped to become those of ``target``.
 
     Returns:
-        The axis of ``source`` for each axis of ``target``, and whether it runs the other way. None if the voxels
-        differ: if a corner differs by more than ``SAME_VOXEL`` along an axis.
+        None if the voxels differ: if a corner differs by more than ``SAME_VOXEL`` along an axis. A grid whose axes were
+        put at right angles when it was written still has the voxels of the skewed one.
     """
+    found = _aligned(source, target)
+    return _aligned(source, target.at_right_angles) if found is None and target.is_skewed else found
+
+
+def _aligned(source: Grid, target: Grid) -> IndexOrder | None:
+    """Return the order of ``_index_order`` for two grids as they are."""
     mapping = np.linalg.inv(source.affine) @ target.affine
     axes = tuple(int(axis) for axis in np.abs(mapping[:3, :3]).argmax(axis=0))
     if sorted(axes) != [0, 1, 2] or tuple(source.shape[axis] for axis in axes) != target.shape:

@@ -23,14 +23,14 @@ from totalspineseg_server.geometry import (
     labels_from_iso,
     labels_on_grid,
     points_from_iso,
+    skew_remedy,
     soft_from_iso,
 )
 from totalspineseg_server.image import image_faults
 from totalspineseg_server.numbering.chain import Numbering, Pin
 from totalspineseg_server.numbering.evidence import Localizer, Step1Names
 from totalspineseg_server.numbering.findings import IMAGE, Finding
-from totalspineseg_server.numbering.naming import Method, name_map
-from totalspineseg_server.numbering.step1_names import step1_names
+from totalspineseg_server.numbering.naming import Method, name_map, step1_names
 from totalspineseg_server.prediction import Prediction, Predictor
 from totalspineseg_server.transforms.canal import soft_structure
 from totalspineseg_server.transforms.components import Box, labels_present
@@ -179,14 +179,14 @@ def prepare(image: Volume, *, warnings: tuple[str, ...] = (), clock: Clock = no_
 
     Args:
         image: 3D image in any orientation and spacing. Not modified.
-        warnings: Oddities of its file.
+        warnings: Oddities of its file; a skew of its header is added.
         clock: Measures the stage.
 
     Raises:
         ImageError: The header gives an impossible field of view.
     """
     with clock("resample to 1 mm"):
-        return Scan(image_to_iso(image), image.grid, warnings)
+        return Scan(image_to_iso(image), image.grid, (*warnings, *filter(None, [skew_remedy(image.grid)])))
 
 
 def locate(scan: Scan, predictor: Predictor, options: Options | None = None, *, clock: Clock = no_clock) -> Located:

@@ -10,13 +10,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from totalspineseg_server.certainty import is_doubtful
 from totalspineseg_server.corrections import ids
 from totalspineseg_server.corrections.predictions import MapStore, PredictionRecord, PredictionStore
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import from_fields, read_json, storage_errors, write_json
 from totalspineseg_server.infers.disagreement import MIRROR, STEPS
 from totalspineseg_server.numbering.findings import IMAGE
+from totalspineseg_server.trust import is_doubtful
 
 DOUBTFUL: Final = 0.5
 """Chance that doubtful names are wrong for a reason that their probability does not cover."""
@@ -247,10 +247,10 @@ class Scores:
         """Yield the predictions for an image's content, newest first; those under the image's own name come before
         others."""
         yield from (r for r in self._predictions.newest_first(image_id) if r.image_sha256 == image_sha256)
-        for maps in self._maps.newest_first(image_sha256):
-            if maps.image == image_id:
+        for prediction, name in self._maps.made_for(image_sha256):
+            if name == image_id:
                 continue
-            record = self._predictions.find(maps.image, maps.prediction, image_sha256)
+            record = self._predictions.find(name, prediction, image_sha256)
             if record is not None:
                 yield record
 

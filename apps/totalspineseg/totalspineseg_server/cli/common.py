@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 from totalspineseg_server import places
 from totalspineseg_server.anatomy import NUMBER_TABLES, OWN_NUMBERS
 from totalspineseg_server.cli import cli_messages
-from totalspineseg_server.spellings import level_at
 
 if TYPE_CHECKING:
     from totalspineseg_server.numbering.evidence import Pin
@@ -44,6 +43,8 @@ def positive(text: str) -> int:
 
 def pin_text(text: str) -> tuple[int, tuple[float, float, float]]:
     """Return a level's code and a point in it, RAS mm, from ``NAME@x,y,z``."""
+    from totalspineseg_server.segments import level_at
+
     found = level_at(text)
     if found is None:
         raise argparse.ArgumentTypeError(

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.cli.common import (
     add_numbering_arguments,
@@ -20,6 +19,7 @@ from totalspineseg_server.cli.common import (
     print_unmet_pins,
 )
 from totalspineseg_server.errors import TotalSpineSegError
+from totalspineseg_server.trust import certainty_of, is_doubtful
 
 if TYPE_CHECKING:
     from totalspineseg_server.numbering.evidence import Pin
@@ -108,7 +108,7 @@ def _label_folder(source: Path, output: Path, reports: Path | None, request: _Re
 
 def _label_file(source: Path, output: Path, report_file: Path | None, request: _Request) -> None:
     from totalspineseg_server.geometry import labels_from_iso, labels_on_grid, labels_to_iso
-    from totalspineseg_server.io.unpacking import real_path
+    from totalspineseg_server.io.file_content import real_path
     from totalspineseg_server.io.volumes import read_codes, read_labels, write_volume
     from totalspineseg_server.numbering.naming import label_map, step_of
     from totalspineseg_server.numbering.report import sentence

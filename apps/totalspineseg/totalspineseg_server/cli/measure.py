@@ -66,7 +66,7 @@ def execute(arguments: argparse.Namespace) -> int:
 def _measured(file: Path, image: Path | None, numbers: str) -> "list[Row]":
     from totalspineseg_server.geometry import labels_to_iso, on_grid
     from totalspineseg_server.io.volumes import image_named, read_codes, read_image, stem
-    from totalspineseg_server.measurements import MAX_SKEW_DEG, structure_rows
+    from totalspineseg_server.measurements import structure_rows
 
     label = read_codes(file, numbers)
     source = image_named(image, stem(file)) if image is not None and image.is_dir() else image
@@ -77,4 +77,4 @@ def _measured(file: Path, image: Path | None, numbers: str) -> "list[Row]":
     else:
         picture = read_image(source)
         grid, intensities = picture.grid, (picture, on_grid(label, picture.grid).data)
-    return structure_rows(labels_to_iso(label), grid, image=intensities, sizes=label.grid.skew_deg <= MAX_SKEW_DEG)
+    return structure_rows(labels_to_iso(label), grid, image=intensities, sizes=not label.grid.is_skewed)

@@ -10,7 +10,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from totalspineseg_server.certainty import is_doubtful
 from totalspineseg_server.cli import cli_messages
 from totalspineseg_server.cli.common import (
     add_model_arguments,
@@ -21,6 +20,7 @@ from totalspineseg_server.cli.common import (
 )
 from totalspineseg_server.cli.executor import add_executor_arguments, executor_of
 from totalspineseg_server.errors import TotalSpineSegError
+from totalspineseg_server.trust import is_doubtful
 
 if TYPE_CHECKING:
     from totalspineseg_server.cohort.inputs import Case
@@ -98,7 +98,7 @@ def execute(arguments: argparse.Namespace) -> int:
     not_passed_on = _pass_on(arguments, cases, summary)
     for name, record in summary.records.items():
         print_unmet_pins(name, record)
-    for name, failure in (*summary.failures.items(), *not_passed_on.items()):
+    for name, failure in (*summary.damaged.items(), *summary.failures.items(), *not_passed_on.items()):
         print(f"{name}: {failure}", file=sys.stderr)
     if warning and not arguments.quiet:
         print(warning)

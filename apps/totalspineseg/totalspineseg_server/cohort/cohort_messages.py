@@ -25,6 +25,10 @@ OTHER_RESULTS: Final = (
     "OUTPUT has results of another scan named {name!r}: {source!r}. Choose another OUTPUT, or replace them with "
     "--overwrite."
 )
+DAMAGED_RECORD: Final = (
+    "the record of earlier results with this name cannot be read, so they may be those of another scan; they are "
+    "replaced. The record is kept as {file!r}: look into it if scans of different folders have the same name"
+)
 SCAN_GONE: Final = "The scan {scan!r} does not exist. Download or restore it."
 ABOUT_MAP: Final = "Levels of the spine, segmented and named by a network. {caveat}"
 NO_SEG: Final = "No DICOM SEG was written: {error}"
@@ -32,10 +36,6 @@ NO_MEMORY: Final = "This machine has too little free memory. Use fewer --max-wor
 CORD_CAVEAT: Final = "Not validated for cord cross-sectional area."
 
 # warnings beside a result
-SKEWED: Final = (
-    "the header skews the image by {skew:.0f} degrees; no height, area or angle was measured, and volumes are not "
-    "accurate"
-)
 NO_LOCALIZER_FOUND: Final = "no localizer was found for this scan"
 LOCALIZER_APART: Final = "the localizer does not overlap this scan and was not used; use one of the same examination"
 LOCALIZER_UNCERTAIN: Final = (

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.cohort.inputs import Case
 from totalspineseg_server.cohort.outputs import PREVIEW, REPORTS, SHEET
 from totalspineseg_server.cohort.record import software_versions
@@ -20,6 +19,7 @@ from totalspineseg_server.measurements import COLUMNS, CORD_NOTE
 from totalspineseg_server.numbering.report import sentence
 from totalspineseg_server.registry.model_store import ModelStore
 from totalspineseg_server.registry.releases import warning_of
+from totalspineseg_server.trust import certainty_of, is_doubtful
 
 RUN_FILE: Final = "run.json"
 MEASUREMENTS_FILE: Final = "measurements.csv"

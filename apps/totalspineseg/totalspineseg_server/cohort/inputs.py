@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.bids import ANATOMY_FOLDERS, subject_of
-from totalspineseg_server.certainty import proves_nothing
 from totalspineseg_server.cohort import cohort_messages
 from totalspineseg_server.cohort.record import read_record
 from totalspineseg_server.errors import ImageError
@@ -21,6 +20,7 @@ from totalspineseg_server.io.volumes import (
     not_read_sentence,
     stem,
 )
+from totalspineseg_server.trust import proves_nothing
 
 NO_SCANS: Final = frozenset({"derivatives", "func", "dwi", "fmap", "perf", "pet", "eeg", "meg", "beh", "micr", "mrs"})
 """BIDS folders without anatomical images, which are not reported as skipped."""

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from totalspineseg_server.anatomy import CODE_OF
 from totalspineseg_server.bids import DESCRIPTION_FILE, IMAGE_NAME, PIPELINE, PREDICTED, description, label_path
-from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.cohort import cohort_messages
 from totalspineseg_server.cohort.inputs import Case
 from totalspineseg_server.cohort.outputs import ENDING
@@ -15,6 +14,7 @@ from totalspineseg_server.color_tables import BIDS_TABLE, bids_table
 from totalspineseg_server.errors import StorageError, TotalSpineSegError
 from totalspineseg_server.files import copy_file, storage_errors, write_file, write_json, write_text
 from totalspineseg_server.io.volumes import is_image_name, read_labels
+from totalspineseg_server.trust import certainty_of, is_doubtful
 
 if TYPE_CHECKING:
     from pydicom import Dataset

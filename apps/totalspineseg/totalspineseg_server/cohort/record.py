@@ -24,6 +24,8 @@ PLACES: Final = 16
 PLACE_BYTES: Final = 4096
 """Number of bytes that are compared at each position."""
 HASH_LENGTH: Final = 16
+DAMAGED: Final = ".damaged"
+"""Ending that is added to the name of a record that cannot be read."""
 
 
 def record_path(output: Path, name: str) -> Path:
@@ -34,6 +36,24 @@ def record_path(output: Path, name: str) -> Path:
 def read_record(output: Path, name: str) -> dict[str, Any] | None:
     """Return the record of a scan; None if it is missing or unreadable (the scan is then processed again)."""
     return read_json_or(record_path(output, name), None)
+
+
+def set_damaged_aside(output: Path, name: str) -> Path | None:
+    """Rename the record of a scan if it cannot be read.
+
+    Returns:
+        The renamed file; None if there is no record, or one that can be read.
+
+    Raises:
+        StorageError: It cannot be renamed.
+    """
+    path = record_path(output, name)
+    if not path.is_file() or read_record(output, name) is not None:
+        return None
+    aside = path.with_name(f"{path.name}{DAMAGED}")
+    with storage_errors(path):
+        path.replace(aside)
+    return aside
 
 
 def remove_record(output: Path, name: str) -> None:

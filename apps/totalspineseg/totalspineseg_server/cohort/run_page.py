@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-from totalspineseg_server.certainty import CERTAINTIES, Certainty
+from totalspineseg_server.trust import CERTAINTIES, Certainty
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,7 @@ class Summary:
         failures: Name -> sentence.
         seconds: Wall time.
         interrupted: Whether the user stopped the run.
+        damaged: Name -> sentence about a record of an earlier run that could not be read.
     """
 
     records: dict[str, Record] = field(default_factory=dict)
@@ -104,6 +105,7 @@ class Summary:
     failures: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     interrupted: bool = False
+    damaged: dict[str, str] = field(default_factory=dict)
 
 
 def run(
@@ -127,6 +129,7 @@ def run(
     """
     start = time.monotonic()
     progress = progress or Progress(len(cases), None)
+    damaged = {case.name: sentence for case in cases if (sentence := work.damaged_record(case))}
     known = {} if overwrite else {c.name: r for c in cases if (r := work.finished(c)) is not None}
     records = dict(known)
     failures = {} if overwrite else {c.name: s for c in cases if c.name not in known and (s := work.of_another(c))}
@@ -141,7 +144,7 @@ def run(
     if interrupted:
         # Writes that had begun are finished by now.
         records |= {c.name: r for c in todo if c.name not in records and (r := work.finished(c)) is not None}
-    return Summary(records, tuple(known), failures, time.monotonic() - start, interrupted)
+    return Summary(records, tuple(known), failures, time.monotonic() - start, interrupted, damaged)
 
 
 def _collect(stream: Stream, records: dict[str, Record], failures: dict[str, str], progress: Progress) -> bool:

@@ -18,15 +18,16 @@ from totalspineseg_server.cohort.record import (
     record_path,
     remove_record,
     same_content,
+    set_damaged_aside,
     structures_json,
 )
 from totalspineseg_server.errors import ImageError, StorageError, TotalSpineSegError
 from totalspineseg_server.files import remove_leftovers, storage_errors, write_json
 from totalspineseg_server.geometry import Volume, labels_on_grid
 from totalspineseg_server.image import Image
-from totalspineseg_server.io.unpacking import real_path
+from totalspineseg_server.io.file_content import real_path
 from totalspineseg_server.io.volumes import read_codes, read_image
-from totalspineseg_server.measurements import MAX_SKEW_DEG, Row, structure_rows
+from totalspineseg_server.measurements import Row, structure_rows
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.evidence import Pin
 from totalspineseg_server.numbering.linter import lint
@@ -181,6 +182,15 @@ class Work:
                 raise StorageError(cohort_messages.SCAN_IN_OUTPUT.format(scan=str(case.path)))
             if case.localizer is not None and real_path(case.localizer) in results:
                 raise StorageError(cohort_messages.LOCALIZER_IN_OUTPUT.format(localizer=str(case.localizer)))
+
+    def damaged_record(self, case: Case) -> str:
+        """Set the record of a scan aside if it cannot be read, and return a sentence about it; empty for none.
+
+        Raises:
+            StorageError: It cannot be renamed.
+        """
+        aside = set_damaged_aside(self.output, case.name)
+        return "" if aside is None else cohort_messages.DAMAGED_RECORD.format(file=str(aside))
 
     def of_another(self, case: Case) -> str:
         """Return why the results under a scan's name are not its own: they belong to another file with that name.
@@ -350,7 +360,7 @@ def _measured(result: Result, numbering: Numbering | None) -> list[Row]:
         image=None if result.image is None else (result.image, result.labels_on_input),
         doubtful=result.doubtful,
         certainty=None if numbering is None else numbering.certainty,
-        sizes=scan.iso.grid.skew_deg <= MAX_SKEW_DEG,
+        sizes=not scan.iso.grid.is_skewed,
     )
 
 
@@ -367,9 +377,6 @@ def _warnings(case: Case, found: Found) -> list[str]:
     warnings = list[str]()
     if case.no_localizer:
         warnings.append(case.no_localizer)
-    skew = found.result.located.scan.grid.skew_deg
-    if skew > MAX_SKEW_DEG:
-        warnings.append(cohort_messages.SKEWED.format(skew=skew))
     if found.apart:
         warnings.append(cohort_messages.LOCALIZER_APART)
     return warnings

@@ -93,10 +93,10 @@ THERE_IS_A_T13: Final = "there is a T13"
 
 
 def somebody_else(who: str, when: str) -> str:
-    """Say that somebody else has submitted a label of the image in the meantime."""
+    """Say that somebody else has submitted a label of the image in the meantime; ``when`` is in UTC, ISO 8601."""
     return (
-        f"{who!r} submitted another label of this image at {when}, after the prediction that you corrected was made. "
-        "Both labels are kept, and the newer one is shown. Compare them."
+        f"{who!r} submitted another label of this image at {when[:10]} {when[11:16]} UTC, after the prediction that "
+        "you corrected was made. Both labels are kept, and the newer one is shown. Compare them."
     )
 
 

@@ -23,7 +23,6 @@ from totalspineseg_server.anatomy import (
     UNREVIEWED_NAME,
     Kind,
 )
-from totalspineseg_server.certainty import Certainty, certainty_of, is_doubtful
 from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.correction_store import Correction
 from totalspineseg_server.corrections.label_files import UNCONFIRMED
@@ -31,12 +30,21 @@ from totalspineseg_server.corrections.predictions import PredictionMaps, Predict
 from totalspineseg_server.corrections.submission import ACCEPTED_MARK, Mapped, named_codes
 from totalspineseg_server.geometry import Grid, LabelArray, Volume, iso_grid, labels_from_iso, same_grid, to_ras
 from totalspineseg_server.numbering.findings import Finding
-from totalspineseg_server.numbering.linter import lint
+from totalspineseg_server.numbering.linter import lint, missing_kinds
 from totalspineseg_server.numbering.renumber import RENAMED_VOXELS, renumber
-from totalspineseg_server.plausible import missing_kinds, without_regions
-from totalspineseg_server.segments import Segment, Submission, is_vertebrae
-from totalspineseg_server.spellings import DOUBT_MARK, code_of_name, is_marked, with_mark, without_mark
+from totalspineseg_server.segments import (
+    DOUBT_MARK,
+    Segment,
+    Submission,
+    code_of_name,
+    is_marked,
+    is_vertebrae,
+    with_mark,
+    without_mark,
+    without_regions,
+)
 from totalspineseg_server.transforms.components import labels_present
+from totalspineseg_server.trust import Certainty, certainty_of, is_doubtful
 
 Dice = npt.NDArray[np.float64]
 """Dice of each (submitted, predicted) pair of codes."""
@@ -45,6 +53,9 @@ ACCEPTED_NAMES: Final = "accepted"
 empty segment ``ACCEPTED_MARK`` also means ``ALL``.
 """
 ALL: Final = "all"
+LEFT: Final = "left_as_predicted"
+"""Parameter of a submission: structures left as predicted, from ``stated_left``. It is believed if the prediction is
+not here, because it was made at another site or its maps were deleted."""
 UNTOUCHED_DICE: Final = 0.98
 """A structure that has a higher Dice with its prediction was left as predicted. Corrections of its neighbors, and
 resampling from 1 mm to the grid of the image, lower it less; redrawing a border in a few slices lowers it more."""
@@ -293,7 +304,12 @@ def _report(
 
 
 def with_untouched(
-    mapped: Mapped, compared: Compared | None, accepted: object, *, marked: Collection[int] = ()
+    mapped: Mapped,
+    compared: Compared | None,
+    accepted: object,
+    *,
+    marked: Collection[int] = (),
+    stated: object = None,
 ) -> Mapped:
     """Return a submission with the structures that its reader left as predicted, and the Dice of each with its
     prediction.
@@ -301,11 +317,12 @@ def with_untouched(
     Args:
         mapped: The submission in codes, including unreviewed structures. Not modified.
         compared: The submission compared with the prediction that it corrects; None if that is not known or was
-            deleted, and then no structure counts as left as predicted.
+            deleted, and then only the structures in ``stated`` count as left as predicted.
         accepted: The parameter ``accepted``: these structures count as if they had been drawn, and their names as
             confirmed.
         marked: Codes that the prediction named as doubtful. If a reader removed the mark, the reader confirmed the
             name.
+        stated: The parameter ``LEFT``.
 
     Raises:
         LabelError: ``accepted`` is not a list of names, or names a structure that has no voxel in the label.
@@ -316,9 +333,9 @@ def with_untouched(
     else:
         checked = named_codes(mapped, accepted, ACCEPTED_NAMES)
     mapped = replace(mapped, unconfirmed=tuple(code for code in mapped.unconfirmed if code not in checked))
-    if compared is None:
-        return mapped
     left = set(mapped.present) - checked - set(mapped.unreviewed)
+    if compared is None:
+        return _with_stated(mapped, stated, left)
     dice = _dice(mapped.codes, compared.predicted)
     untouched, renamed = _as_predicted(dice, left)
     confirmed = set(untouched).intersection(marked) - set(mapped.unconfirmed)
@@ -327,6 +344,50 @@ def with_untouched(
     measured = {*mapped.present, *np.flatnonzero(labels_present(compared.predicted)).tolist()} - set(mapped.unreviewed)
     own = {NAME_OF[code]: round(float(dice[code, code]), DIGITS) for code in sorted(measured & NAME_OF.keys())}
     return replace(mapped, untouched=untouched, renamed=renamed, dice=own)
+
+
+def stated_left(
+    untouched: Collection[int], renamed: Collection[int], networks: Mapping[str, str]
+) -> dict[str, list[str] | dict[str, str]]:
+    """Return the structures that a reader left as predicted, as the parameter ``LEFT``.
+
+    Args:
+        untouched: Codes whose outline and name are the prediction's.
+        renamed: Codes whose outline is the prediction's; the name is a reader's.
+        networks: Step ("step1") -> version of the network that made the prediction, or its digits.
+    """
+    return {
+        "untouched": [NAME_OF[code] for code in sorted(untouched)],
+        "renamed": [NAME_OF[code] for code in sorted(renamed)],
+        "networks": dict(networks),
+    }
+
+
+def stated_prediction(stated: object) -> Mapping[str, Any] | None:
+    """Return a prediction that is not here, as a correction's record names it; its id is empty.
+
+    Args:
+        stated: The parameter ``LEFT``.
+
+    Returns:
+        None if the parameter names no network.
+    """
+    networks = stated.get("networks") if isinstance(stated, Mapping) else None
+    if not isinstance(networks, Mapping) or not networks:
+        return None
+    return {"id": "", "model": "", "versions": {str(step): str(version) for step, version in networks.items()}}
+
+
+def _with_stated(mapped: Mapped, stated: object, left: set[int]) -> Mapped:
+    """Return a submission with those of the codes ``left`` that its sender says were left as predicted."""
+    content = stated if isinstance(stated, Mapping) else {}
+    untouched, renamed = (_stated_codes(content.get(key)) & left for key in ("untouched", "renamed"))
+    return replace(mapped, untouched=tuple(sorted(untouched)), renamed=tuple(sorted(renamed - untouched)))
+
+
+def _stated_codes(names: object) -> set[int]:
+    found = (code_of_name(name) for name in names if isinstance(name, str)) if isinstance(names, list) else ()
+    return {code for code in found if code is not None}
 
 
 def _dice(codes: LabelArray, predicted: LabelArray) -> Dice:
@@ -387,9 +448,9 @@ def finished_meanwhile(in_force: Sequence[Correction], correction: Correction) -
     Returns:
         One finding or none; none if the corrected prediction is not known.
     """
-    if correction.prediction is None:
+    predicted = (correction.prediction or {}).get("id")
+    if not predicted:
         return ()
-    predicted = correction.prediction["id"]
     for other in reversed(in_force):
         same_name = (other.user, other.client) == (correction.user, correction.client)
         if other.id > predicted and not (same_name and (other.prediction or {}).get("id") == predicted):

@@ -90,7 +90,8 @@ class Correction:
         raw_sha256: Its hash.
         image_sha256: Hash of the image it belongs to.
         received: UTC, ISO 8601.
-        prediction: Id, model and weights of the prediction it corrects; None if there was none.
+        prediction: Id, model and weights of the prediction it corrects; None if there was none. The id is empty if the
+            prediction was made at another site.
         label_info: Segment names as they were sent.
         present: Codes that have voxels.
         unreviewed: Codes whose voxels the annotator did not check.

@@ -9,13 +9,9 @@ import io
 import json
 import logging
 import os
-import tempfile
-import threading
-import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,13 +19,12 @@ from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
 from totalspineseg_server.corrections import answers
-from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore, is_safe_tag
+from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore
 from totalspineseg_server.corrections.ids import OFFERED_ENDINGS, split_name
 from totalspineseg_server.corrections.image_records import (
     IMAGES_DIR,
     ContentHashes,
     ImageRecords,
-    noted_for,
     older_index,
 )
 from totalspineseg_server.corrections.label_files import (
@@ -37,20 +32,15 @@ from totalspineseg_server.corrections.label_files import (
     LABELS_DIR,
     DisplayedLabel,
     LabelFiles,
-    info_of,
-    write_correction,
 )
 from totalspineseg_server.errors import StorageError, UnknownImageError
 from totalspineseg_server.geometry import Volume
-from totalspineseg_server.locks import locked
 
 logger = logging.getLogger(__name__)
 
 CONTENTS_FILE: Final = "contents.json"
 """File with hashes of images and labels, so that the server does not read all of them at each start; it may be deleted.
 """
-INDEX_SECONDS: Final = 60.0
-"""Longest wait for another process that changes the studies: copying a large image to a slow disk takes seconds."""
 
 
 class SpineDatastore(Datastore):  # type: ignore[misc]
@@ -63,16 +53,18 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         images: Folder of the images' files.
         own: Folder for everything else: records of images, and hashes.
         corrections: The corrections that are shown; None if only saved labels are shown.
+
+    Attributes:
+        records: What is known of each image.
     """
 
     def __init__(self, folder: Path, images: Path, own: Path, corrections: CorrectionStore | None) -> None:
         self._place = folder
         self._corrections = corrections
-        self._holder = 0
         self._reported: set[tuple[str, str, str]] = set()
         self._name, self._description = folder.name, ""
         older = older_index(folder)
-        self._records = ImageRecords(own / IMAGES_DIR, older)
+        self.records = ImageRecords(own / IMAGES_DIR, older)
         self._contents = ContentHashes(own / CONTENTS_FILE)
         for name, size, time_ns, sha256 in older.hashes():
             self._contents.learn(images / name, size, time_ns, sha256)
@@ -85,8 +77,8 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         """Return the ids of the images."""
 
     @abstractmethod
-    def get_image_uri(self, image_id: str) -> str:
-        """Return the file of an image; "" if there is none."""
+    def image_file(self, image_id: str) -> Path | None:
+        """Return the file of an image, fetched if need be, or None."""
 
     @abstractmethod
     def present_file(self, image_id: str) -> Path | None:
@@ -113,8 +105,26 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         """Return whether the coordinates of two images can be compared, as far as is known."""
 
     @abstractmethod
+    def show(self, correction: Correction, codes: Volume, more: Mapping[str, Any] | None = None) -> None:
+        """Show an accepted correction under its tag, in place of the label shown before.
+
+        Args:
+            correction: The correction.
+            codes: Its codes, on the grid of its image. Not modified.
+            more: Other information that is shown with it. Not modified.
+
+        Raises:
+            KeyError: There is no such image.
+            StorageError: It could not be written; the label shown before is still there.
+        """
+
+    @abstractmethod
     def send_waiting(self) -> None:
         """Begin to send the waiting labels to another place."""
+
+    @abstractmethod
+    def is_unsent(self, image_id: str, tag: str) -> bool:
+        """Return whether the label of an image under a tag still has to be sent to another place."""
 
     @abstractmethod
     def subject(self, image_id: str) -> str:
@@ -126,10 +136,10 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
 
     # Images.
 
-    def image_file(self, image_id: str) -> Path | None:
-        """Return the file of an image, fetched if need be, or None."""
-        uri = self.get_image_uri(image_id) if image_id else ""
-        return Path(uri) if uri and Path(uri).exists() else None
+    def get_image_uri(self, image_id: str) -> str:
+        """Return the file of an image, fetched if need be; "" if there is none."""
+        file = self.image_file(image_id)
+        return "" if file is None else str(file)
 
     def get_image(self, image_id: str, params: Any = None) -> Any:
         """Return the content of an image's file, or None."""
@@ -150,16 +160,12 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         """
         if self.image_file(image_id) is None:
             raise ImageNotFoundException(str(UnknownImageError(image_id)))
-        with self._turn():
-            self._records.add(image_id, info)
-
-    def offer_to(self, image_id: str, names: Collection[str]) -> Mapping[str, Any] | None:
-        """Return the last offer of an image to a client with one of these names, with its ``strategy``, or None."""
-        return noted_for(self._records.of(image_id), names)
+        with self._labels.turn():
+            self.records.add(image_id, info)
 
     def _image_entry(self, image_id: str, file: Path | None) -> dict[str, Any]:
         """Return the entry of an image in a list."""
-        info = self._records.of(image_id)
+        info = self.records.of(image_id)
         if file is not None:
             try:
                 info = {"ts": int(file.stat().st_mtime), **info, "name": file.name}
@@ -230,33 +236,10 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             KeyError: There is no such image.
             StorageError: It could not be written; the label shown before is still there.
         """
-        tag = _plain(label_tag)
-        if not is_safe_tag(tag):
-            raise ValueError(f"expected a label tag of letters, digits, '-' and '_', such as 'final', got {tag!r}")
         if self.image_file(image_id) is None:
             raise KeyError(image_id)
-        with self._turn():
-            # A label of this server says what it was drawn on; a file that somebody else copied here does not.
-            info = {IMAGE_HASH: "", **(label_info or {}), "ts": int(time.time())}
-            self._labels.write(image_id, tag, Path(label_filename), info)
+        self._labels.save(image_id, _plain(label_tag), Path(label_filename), label_info or {})
         return image_id
-
-    def show(self, correction: Correction, codes: Volume, more: Mapping[str, Any] | None = None) -> None:
-        """Show an accepted correction under its tag, in place of the label shown before.
-
-        Args:
-            correction: The correction.
-            codes: Its codes, on the grid of its image. Not modified.
-            more: Other information that is shown with it. Not modified.
-
-        Raises:
-            KeyError: There is no such image.
-            StorageError: It could not be written; the label shown before is still there.
-        """
-        with tempfile.TemporaryDirectory(prefix="totalspineseg-label-") as name:
-            file = Path(name) / "label.nii.gz"
-            write_correction(codes, file)
-            self.save_label(correction.image, str(file), correction.displayed_tag, info_of(correction, more))
 
     def update_label_info(self, label_id: str, label_tag: str, info: dict[str, Any]) -> None:
         """Add to the information about a label.
@@ -271,7 +254,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
             label = self._written(label_id, tag)
         if label is None:
             raise LabelNotFoundException(answers.no_label(label_id, tag))
-        with self._turn():
+        with self._labels.turn():
             self._labels.add_info(self._labels.of(label_id).get(tag, label), info)
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
@@ -280,7 +263,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         Raises:
             StorageError: The file could not be removed.
         """
-        with self._turn():
+        with self._labels.turn():
             self._labels.remove(label_id, [tag for tag in self._labels.tags() if tag == _plain(label_tag)])
 
     def _displayed(self, image_id: str) -> dict[str, DisplayedLabel]:
@@ -384,24 +367,6 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         content |= {"images_dir": ".", "labels_dir": LABELS_DIR}
         sendable: dict[str, Any] = json.loads(json.dumps(content, default=str))
         return sendable
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """Let one thread of one process at a time change the studies; the thread that does may call this again.
-
-        Raises:
-            BusyError: Another process does not release the lock.
-            StorageError: The folder is not writable.
-        """
-        if self._holder == threading.get_ident():
-            yield
-            return
-        with locked(self._place, seconds=INDEX_SECONDS):
-            self._holder = threading.get_ident()
-            try:
-                yield
-            finally:
-                self._holder = 0
 
 
 def _plain(tag: object) -> str:

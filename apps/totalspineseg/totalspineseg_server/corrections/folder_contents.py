@@ -27,7 +27,7 @@ from totalspineseg_server.corrections.ids import (
 from totalspineseg_server.corrections.image_records import Remembered
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import copy_file, storage_errors
-from totalspineseg_server.io.unpacking import missing_content, real_path
+from totalspineseg_server.io.file_content import missing_content, real_path
 from totalspineseg_server.io.volumes import image_named, is_image_name, is_other_name, may_be_dicom, stem, write_volume
 from totalspineseg_server.locks import NamedLocks
 

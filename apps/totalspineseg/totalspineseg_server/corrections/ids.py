@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import from_fields, read_json
-from totalspineseg_server.io.unpacking import MAX_POINTER_BYTES, missing_content
+from totalspineseg_server.io.file_content import MAX_POINTER_BYTES, missing_content
 from totalspineseg_server.io.volumes import WRITTEN_SUFFIXES, stem
 
 logger = logging.getLogger(__name__)

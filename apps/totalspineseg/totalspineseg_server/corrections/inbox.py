@@ -138,6 +138,7 @@ class Inbox:
             The submissions that still wait.
         """
         with self.ongoing.one():
+            self._receipts.remove_old_locks()
             for waiting in self._receipts.waiting():
                 if again or waiting.reason == answers.NOT_TRIED:
                     self._interpret_again(waiting.receipt)

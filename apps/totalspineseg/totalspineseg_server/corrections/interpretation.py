@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -16,16 +16,19 @@ from totalspineseg_server.corrections import answers
 from totalspineseg_server.corrections.comparison import (
     ACCEPTED_NAMES,
     ALL,
+    LEFT,
     Corrected,
     beside_prediction,
     check,
     compare,
     follow_rename,
     is_unchanged,
+    stated_prediction,
     with_untouched,
 )
 from totalspineseg_server.corrections.correction_store import Correction, is_safe_tag
-from totalspineseg_server.corrections.predictions import MapStore, PredictionMaps, PredictionRecord, PredictionStore
+from totalspineseg_server.corrections.image_records import ImageRecords, noted_for
+from totalspineseg_server.corrections.predictions import MapStore, PredictionRecord, PredictionStore
 from totalspineseg_server.corrections.receipts import SEG_SUFFIX, Claims, Receipt
 from totalspineseg_server.corrections.submission import (
     UNREVIEWED_NAMES,
@@ -89,14 +92,13 @@ def resolve_image(image_id: str, claims: Claims, exists: Callable[[str], bool], 
 class Studies(Protocol):
     """The images that submissions belong to, and the labels that clients see."""
 
+    records: ImageRecords
+
     def image_file(self, image_id: str) -> Path | None:
         """Return the file of an image, or None."""
 
     def series_folder(self, image_id: str) -> Path | None:
         """Return the folder of an image's DICOM files, or None; a DICOM segmentation may refer to them."""
-
-    def offer_to(self, image_id: str, names: Collection[str]) -> Mapping[str, Any] | None:
-        """Return how an image was offered to a client with one of these names (see ``Correction``), or None."""
 
     def show(self, correction: Correction, codes: Volume, more: Mapping[str, Any] | None = None) -> None:
         """Show an accepted correction to clients, with some more information."""
@@ -171,7 +173,8 @@ class Interpreter:
             raise UnknownImageError(image_id)
         received = Received(receipt, file, image_id, sha256_of(image))
         prediction = self.likely(received)
-        record = _record(received, prediction, self._studies.offer_to(image_id, receipt.sender.names))
+        offered = noted_for(self._studies.records.of(image_id), receipt.sender.names)
+        record = _record(received, prediction, offered)
         try:
             if not fault:
                 self.require_of_image(received)
@@ -230,14 +233,14 @@ class Interpreter:
             submission = followed.submission
             unreviewed, accepted = followed.now(unreviewed), followed.now(accepted)
         mapped = with_unreviewed(map_names(submission, grid), unreviewed)
-        mapped = with_untouched(mapped, compared, accepted, marked=marked)
+        mapped = with_untouched(mapped, compared, accepted, marked=marked, stated=params.get(LEFT))
         is_finished = params.get(UNCHANGED_PARAMETER) is True
         lint = self._lint(mapped.codes, grid)
         findings = (*beside_prediction(corrected, mapped, lint), *lint, *_replaced(prediction, received))
         complete = replace(
             record,
             step=mapped.step,
-            prediction=_named(prediction),
+            prediction=_named(prediction) or stated_prediction(params.get(LEFT)),
             present=mapped.present,
             overlap_voxels=mapped.overlap_voxels,
             findings=findings,
@@ -299,7 +302,7 @@ class Interpreter:
             return Corrected(record, None if maps is None else compare(submission, grid, maps))
         best, best_rank = None, (0, 0, False)
         for maps in self._maps.newest_first(received.image_sha256):
-            record = self._record_of(maps, received)
+            record = self._record_of(maps.prediction, maps.image, received)
             compared = None if record is None else compare(submission, grid, maps)
             if record is None or compared is None:
                 continue
@@ -324,14 +327,14 @@ class Interpreter:
 
     def _of_content(self, received: Received) -> Iterator[PredictionRecord]:
         """Yield the recent predictions for the content of the image, newest first."""
-        for maps in self._maps.newest_first(received.image_sha256):
-            if record := self._record_of(maps, received):
+        for prediction, name in self._maps.made_for(received.image_sha256):
+            if record := self._record_of(prediction, name, received):
                 yield record
 
-    def _record_of(self, maps: PredictionMaps, received: Received) -> PredictionRecord | None:
+    def _record_of(self, prediction: str, name_then: str, received: Received) -> PredictionRecord | None:
         """Return the record of a prediction, under the present or former name of the image, or outside the studies."""
-        names = dict.fromkeys((received.image_id, maps.image, ""))
-        found = (self._predictions.find(name, maps.prediction, received.image_sha256) for name in names)
+        names = dict.fromkeys((received.image_id, name_then, ""))
+        found = (self._predictions.find(name, prediction, received.image_sha256) for name in names)
         return next((record for record in found if record), None)
 
 

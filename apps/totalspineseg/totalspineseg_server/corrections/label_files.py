@@ -6,25 +6,31 @@ again. A map without a note was copied there by somebody else.
 """
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.anatomy import NAME_OF, WIRE_LABELS
-from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore, is_safe_tag
 from totalspineseg_server.corrections.ids import OFFERED_ENDINGS, by_image, file_stem, image_files, split_name
 from totalspineseg_server.corrections.image_records import ContentHashes, OlderIndex, Remembered
 from totalspineseg_server.errors import StorageError
 from totalspineseg_server.files import copy_file, read_json_or, sha256_of, storage_errors, write_json
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.volumes import write_volume
-from totalspineseg_server.plausible import without_regions
-from totalspineseg_server.segments import STEP1_WIRE_LABELS, to_wire
+from totalspineseg_server.locks import locked
+from totalspineseg_server.segments import STEP1_WIRE_LABELS, to_wire, without_regions
 
 logger = logging.getLogger(__name__)
 
 LABELS_DIR: Final = "labels"
+INDEX_SECONDS: Final = 60.0
+"""Longest wait for another process that changes the studies: copying a large image to a slow disk takes seconds."""
 IMAGE_HASH: Final = "image_sha256"
 """Field of a label: hash of the image on which it was drawn; "" if unknown. Labels that were copied by hand do not have
 it."""
@@ -59,7 +65,7 @@ class DisplayedLabel:
 
 
 class LabelFiles:
-    """The labels below a folder. To change them, a thread must hold the lock of the studies.
+    """The labels below a folder, which are changed by one thread of one process at a time.
 
     Args:
         folder: Folder of the labels; it is made when the first label is written.
@@ -75,6 +81,7 @@ class LabelFiles:
         self._contents = contents
         self._older = older
         self._corrections = corrections
+        self._holder = 0
         self._tags: Remembered[tuple[str, ...]] = Remembered()
         self._names: Remembered[dict[str, list[str]]] = Remembered()
         self._infos: Remembered[dict[str, Any]] = Remembered()
@@ -122,10 +129,50 @@ class LabelFiles:
         known = {image_id: self.of(image_id, names) for image_id in images}
         return known | {one: self._with_corrections(one, known[one]) for one in images if one in corrected}
 
-    def write(self, image_id: str, tag: str, source: Path, info: Mapping[str, Any]) -> None:
-        """Show a label map under a tag, in place of the previous one.
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let one thread of one process at a time change the studies; the thread that does may call this again.
 
-        A map that somebody else copied there is renamed.
+        Raises:
+            BusyError: Another process does not release the lock.
+            StorageError: The folder is not writable.
+        """
+        if self._holder == threading.get_ident():
+            yield
+            return
+        with locked(self.folder.parent, seconds=INDEX_SECONDS):
+            self._holder = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._holder = 0
+
+    def show(self, correction: Correction, codes: Volume, more: Mapping[str, Any] | None = None) -> None:
+        """Show a correction under its tag; see ``SpineDatastore.show``."""
+        with correction_file(codes) as file:
+            self.save(correction.image, correction.displayed_tag, file, info_of(correction, more))
+
+    def save(self, image_id: str, tag: str, source: Path, info: Mapping[str, Any]) -> None:
+        """Show a label map of this server under a tag, in place of the previous one.
+
+        Args:
+            image_id: Image to which it belongs.
+            tag: Its tag.
+            source: The map. Copied.
+            info: Information about it. Not modified.
+
+        Raises:
+            ValueError: The tag is not a plain word.
+            StorageError: It could not be written; the previous label is still there.
+        """
+        if not is_safe_tag(tag):
+            raise ValueError(f"expected a label tag of letters, digits, '-' and '_', such as 'final', got {tag!r}")
+        with self.turn():
+            # A label of this server says what it was drawn on; a file that somebody else copied here does not.
+            self._write(image_id, tag, source, {IMAGE_HASH: "", **info, "ts": int(time.time())})
+
+    def _write(self, image_id: str, tag: str, source: Path, info: Mapping[str, Any]) -> None:
+        """Write a label map and its note. A map that somebody else copied there is renamed.
 
         Args:
             image_id: Image to which it belongs.
@@ -275,14 +322,20 @@ def info_of(correction: Correction, more: Mapping[str, Any] | None = None) -> di
     }
 
 
-def write_correction(codes: Volume, file: Path) -> None:
-    """Write a correction in the form that clients get.
+@contextmanager
+def correction_file(codes: Volume) -> Iterator[Path]:
+    """Write a correction in the form that clients get, for as long as this block runs.
 
     Args:
         codes: Its codes, on the grid of its image. Not modified.
-        file: NIfTI file of wire ids.
+
+    Yields:
+        NIfTI file of wire ids.
 
     Raises:
         StorageError: The file could not be written.
     """
-    write_volume(file, to_wire(without_regions(codes.data)), codes.grid)
+    with tempfile.TemporaryDirectory(prefix="totalspineseg-label-") as name:
+        file = Path(name) / "label.nii.gz"
+        write_volume(file, to_wire(without_regions(codes.data)), codes.grid)
+        yield file

@@ -14,16 +14,15 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from totalspineseg_server.certainty import certainty_of
 from totalspineseg_server.corrections import ids
 from totalspineseg_server.errors import ImageError, StorageError, WeightsError
-from totalspineseg_server.files import read_json, staged_folder, write_json
+from totalspineseg_server.files import read_json, read_json_or, staged_folder, write_json
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.numbering.evidence import Localizer, Step1Names
 from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.transforms.components import Box, labels_present
-from totalspineseg_server.trust import UNMEASURED, trust_from_json
+from totalspineseg_server.trust import UNMEASURED, certainty_of, trust_from_json
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 """Pattern of an id. It is checked, because clients may state ids and each is the name of a folder."""
@@ -92,6 +91,8 @@ class MapStore:
     def keep(self, image_sha256: str, maps: PredictionMaps) -> None:
         """Add the maps of a prediction, and delete the oldest of this image and of all images.
 
+        The newest maps under each name of the image stay: copies of a scan have the same content.
+
         Raises:
             StorageError: They could not be written.
         """
@@ -127,20 +128,26 @@ class MapStore:
         images = sorted(ids.entries(self._root), key=_changed)
         expiry = time.time() - MAX_DAYS * 24 * 3600
         expired = [image for image in images[-MAX_IMAGES:] if _changed(image) < expiry]
-        for old in (*ids.entries(folder)[:-MAX_PER_IMAGE], *images[:-MAX_IMAGES], *expired):
+        for old in (*_replaced(ids.entries(folder)), *images[:-MAX_IMAGES], *expired):
             shutil.rmtree(old, ignore_errors=True)
 
     def images(self) -> Iterator[tuple[str, str]]:
         """Yield the hash and the latest name of each image with maps, ordered by hash; skip images without a name."""
         for folder in ids.entries(self._root):
             for entry in reversed(self._entries(folder.name)):
-                try:
-                    image = read_json(entry / ids.RECORD_FILE).get("image")
-                except StorageError:
+                image = _image_of(entry)
+                if image is None:
                     continue
                 if image:
-                    yield folder.name, str(image)
+                    yield folder.name, image
                 break
+
+    def made_for(self, image_sha256: str) -> Iterator[tuple[str, str]]:
+        """Yield the id of each prediction whose maps are kept, and the name of its image then, newest first; the maps
+        themselves are not read."""
+        for entry in reversed(self._entries(image_sha256)):
+            if (record := read_json_or(entry / ids.RECORD_FILE, None)) is not None:
+                yield entry.name, str(record.get("image") or "")
 
     def ids(self, image_sha256: str) -> tuple[str, ...]:
         """Return the ids of the predictions whose maps are kept, oldest first."""
@@ -154,19 +161,10 @@ class MapStore:
         """Yield the maps of an image, newest first; each is read only when it is needed."""
         return (maps for entry in reversed(self._entries(image_sha256)) if (maps := _read(entry)) is not None)
 
-    def codes_before(self, image_sha256: str, prediction: str) -> frozenset[int] | None:
-        """Return the codes in earlier predictions for an image; None if not all of their maps are kept.
-
-        Args:
-            image_sha256: Hash of the image.
-            prediction: The prediction that follows them.
-        """
-        ids = self.ids(image_sha256)
-        earlier = [_read(entry) for entry in self._entries(image_sha256) if entry.name != prediction]
-        if len(ids) >= MAX_PER_IMAGE or any(maps is None for maps in earlier):
-            return None
-        masks = [labels_present(maps.output.labels) for maps in earlier if maps is not None]
-        return frozenset(int(code) for mask in masks for code in np.flatnonzero(mask))
+    def codes_of(self, image_sha256: str, prediction: str) -> frozenset[int] | None:
+        """Return the codes in the map of a prediction; None if it is not kept."""
+        maps = self.of_prediction(image_sha256, prediction)
+        return None if maps is None else frozenset(np.flatnonzero(labels_present(maps.output.labels)).tolist())
 
     def latest(self, image_sha256: str, step: int, versions: Mapping[str, str] | None = None) -> PredictionMaps | None:
         """Return the newest maps of a step, or None.
@@ -176,13 +174,35 @@ class MapStore:
             step: 1 or 2.
             versions: Weights that made the maps; None for any weights.
         """
-        for maps in self.newest_first(image_sha256):
-            if maps.output.step == step and (versions is None or dict(maps.versions) == dict(versions)):
+        for entry in reversed(self._entries(image_sha256)):
+            record = read_json_or(entry / ids.RECORD_FILE, {})
+            is_of_versions = versions is None or record.get("versions") == dict(versions)
+            if record.get("step") == step and is_of_versions and (maps := _read(entry)) is not None:
                 return maps
         return None
 
     def _entries(self, image_sha256: str) -> tuple[Path, ...]:
         return ids.entries(self._root / image_sha256)
+
+
+def _replaced(entries: tuple[Path, ...]) -> list[Path]:
+    """Return those of an image's maps, oldest first, that newer ones under the same name have replaced."""
+    named = {_image_of(entry) for entry in entries[-MAX_PER_IMAGE:]} | {None, ""}
+    old = []
+    for entry in reversed(entries[:-MAX_PER_IMAGE]):
+        name = _image_of(entry)
+        if name in named:
+            old.append(entry)
+        named.add(name)
+    return old
+
+
+def _image_of(entry: Path) -> str | None:
+    """Return the name of the image for which maps were made; "" if it had none, None if the record is damaged."""
+    try:
+        return str(read_json(entry / ids.RECORD_FILE).get("image") or "")
+    except StorageError:
+        return None
 
 
 def _changed(folder: Path) -> float:
@@ -265,6 +285,7 @@ class PredictionRecord:
             Values that were not measured are missing.
         marked: Codes of the levels that the reply named as doubtful; empty in older records.
         reviewed: Id of the prediction that a review looked at; empty for a prediction, and in older records.
+        codes: Codes in the result; None in older records.
     """
 
     id: str
@@ -280,6 +301,7 @@ class PredictionRecord:
     disagreement: Mapping[str, float] = field(default_factory=dict)
     marked: tuple[int, ...] = ()
     reviewed: str = ""
+    codes: tuple[int, ...] | None = None
 
 
 class PredictionStore:

@@ -37,6 +37,7 @@ RECEIPT_FILE: Final = "received.json"
 FAILURE_FILE: Final = "failure.json"
 RECEIVED_DIR: Final = "received"
 """Folder of a history with the submissions that wait to be read."""
+LOCK_SUFFIX: Final = ".lock"
 SEG_SUFFIX: Final = ".dcm"
 """Ending of a DICOM segmentation."""
 LABEL_SUFFIXES: Final = (".seg.nrrd", ".nii.gz", ".nii", ".nrrd", ".mha", SEG_SUFFIX)
@@ -310,7 +311,7 @@ class Receipts:
         Raises:
             StorageError: It cannot be locked.
         """
-        file = self._root / f".{receipt.id}.lock"
+        file = self._root / f".{receipt.id}{LOCK_SUFFIX}"
         with ExitStack() as held:
             try:
                 stream = held.enter_context(file_lock(file, math.inf if wait else 0))
@@ -323,6 +324,13 @@ class Receipts:
                     # The submission was read. Others that wait for the lock notice that its folder is gone.
                     with suppress(OSError):
                         file.unlink()
+
+    def remove_old_locks(self) -> None:
+        """Remove the locks of submissions that were read by a server that was killed before it could do so."""
+        for file in self._root.glob(f".*{LOCK_SUFFIX}"):
+            if not (self._root / file.name[1 : -len(LOCK_SUFFIX)]).is_dir():
+                with suppress(OSError):
+                    file.unlink()
 
     def waiting(self) -> tuple[Waiting, ...]:
         """Return the submissions that are not read yet, oldest first; log those whose record is damaged."""

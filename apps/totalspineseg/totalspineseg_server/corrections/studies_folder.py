@@ -15,7 +15,7 @@ from typing import Any, Final
 from monailabel.interfaces.exception import ImageNotFoundException
 
 from totalspineseg_server.corrections import answers
-from totalspineseg_server.corrections.correction_store import CorrectionStore
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.datastore import SpineDatastore
 from totalspineseg_server.corrections.folder_contents import (
     VOLUMES_DIR,
@@ -45,6 +45,7 @@ from totalspineseg_server.files import (
     sync_folder,
     write_json,
 )
+from totalspineseg_server.geometry import Volume
 
 logger = logging.getLogger(__name__)
 
@@ -112,8 +113,8 @@ class StudiesDatastore(SpineDatastore):
         """Return the ids of the images."""
         return sorted((*self._offered(), *self._series))
 
-    def get_image_uri(self, image_id: str) -> str:
-        """Return the file of an image; "" if there is none."""
+    def image_file(self, image_id: str) -> Path | None:
+        """Return the file of an image, converted if need be, or None."""
         file, series = self.present_file(image_id), self._series.get(image_id)
         if file is None and series is not None:
             try:
@@ -123,7 +124,7 @@ class StudiesDatastore(SpineDatastore):
                 self._list()
                 raise
             self._record_patient(image_id, series)
-        return "" if file is None else str(file.resolve())
+        return file.resolve() if file is not None and file.exists() else None
 
     def present_file(self, image_id: str) -> Path | None:
         """Return the file of an image, or None, also for a series that has to be converted first."""
@@ -138,7 +139,7 @@ class StudiesDatastore(SpineDatastore):
     def get_image_info(self, image_id: str) -> dict[str, Any]:
         """Return the information about an image, also of a series that has to be converted first."""
         info = super().get_image_info(image_id)
-        return self._records.of(image_id) if not info and image_id in self._series else info
+        return self.records.of(image_id) if not info and image_id in self._series else info
 
     def fingerprint(self, image_id: str) -> str:
         """Return the size and time of an image's file, which change whenever its content may have changed; "" if there
@@ -180,13 +181,23 @@ class StudiesDatastore(SpineDatastore):
 
     def subject(self, image_id: str) -> str:
         """Return an anonymous id of an image's patient; "" if nobody said who it is. See the base class."""
-        if noted := self._records.read(image_id).get(PATIENT):
+        if noted := self.records.read(image_id).get(PATIENT):
             return str(noted)
         series = self._series.get(image_id)
         return "" if series is None or not series.patient else anonymous(series.patient)
 
+    def show(self, correction: Correction, codes: Volume, more: Mapping[str, Any] | None = None) -> None:
+        """Show an accepted correction under its tag; see the base class."""
+        if self.image_file(correction.image) is None:
+            raise KeyError(correction.image)
+        self._labels.show(correction, codes, more)
+
     def send_waiting(self) -> None:
         """Do nothing: no label of a folder waits to be sent."""
+
+    def is_unsent(self, image_id: str, tag: str) -> bool:
+        """Return False: no label of a folder waits to be sent."""
+        return False
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
         """Add an image.
@@ -217,7 +228,7 @@ class StudiesDatastore(SpineDatastore):
         # Work that takes seconds for a large image is done while others may still change the studies.
         if there is not None and sha256_of(there) != sha256_of(source):
             raise FileExistsError(answers.same_name(image_id))
-        with _copied(source, self._images) if there is None else nullcontext() as copy, self._turn():
+        with _copied(source, self._images) if there is None else nullcontext() as copy, self._labels.turn():
             file = self._file_now(image_id)
             if file == there:
                 if copy is not None:
@@ -226,7 +237,7 @@ class StudiesDatastore(SpineDatastore):
                         copy.replace(file)
                         sync_folder(self._images)
                 if copy is not None or not is_known:
-                    self._records.write(image_id, {**image_info, "ts": int(time.time())})
+                    self.records.write(image_id, {**image_info, "ts": int(time.time())})
                     self._list()
                 return image_id
         # Somebody else added or removed it in the meantime.
@@ -241,7 +252,7 @@ class StudiesDatastore(SpineDatastore):
             ImageNotFoundException: There is no such image.
             StorageError: A file could not be changed.
         """
-        with self._turn():
+        with self._labels.turn():
             if image_id in self._series:
                 raise ImageError(answers.folder_of_dicom(image_id))
             file = self.present_file(image_id)
@@ -250,7 +261,7 @@ class StudiesDatastore(SpineDatastore):
             # Remove the image first: if it cannot be removed, its labels stay.
             remove_file(file)
             self._labels.remove(image_id, self._labels.tags())
-            self._records.remove(image_id)
+            self.records.remove(image_id)
             self._list()
 
     def status(self) -> dict[str, Any]:
@@ -328,7 +339,7 @@ class StudiesDatastore(SpineDatastore):
         for image_id, names in candidates.items():
             files[image_id] = names[0]
             if len(names) > 1:
-                known = (self._files.get(image_id), self._records.of(image_id).get("name"))
+                known = (self._files.get(image_id), self.records.of(image_id).get("name"))
                 files[image_id] = next((name for name in known if name in names), names[0])
                 same_id |= {name: files[image_id] for name in names if name != files[image_id]}
         self._files, self._same_id = files, same_id
@@ -337,7 +348,7 @@ class StudiesDatastore(SpineDatastore):
     def _file_now(self, image_id: str) -> Path | None:
         """Return the file of an image, even if it was copied just now; None if there is none, even if it is listed."""
         if image_id in self._series:
-            return Path(self.get_image_uri(image_id))
+            return self.image_file(image_id)
         name = self._files.get(image_id)
         if name is not None and (self._images / name).is_file():
             return self._images / name
@@ -351,9 +362,9 @@ class StudiesDatastore(SpineDatastore):
 
     def _record_patient(self, image_id: str, series: DicomFolder) -> None:
         """Record the patient of a converted series, for trainings without this server."""
-        if series.patient and PATIENT not in self._records.of(image_id):
-            with suppress(StorageError), self._turn():
-                self._records.add(image_id, {PATIENT: anonymous(series.patient)})
+        if series.patient and PATIENT not in self.records.of(image_id):
+            with suppress(StorageError), self._labels.turn():
+                self.records.add(image_id, {PATIENT: anonymous(series.patient)})
 
     # What is not offered.
 
@@ -380,9 +391,9 @@ class StudiesDatastore(SpineDatastore):
         """Record which of two files with one id is offered, so that it is the same one after the next start."""
         for chosen in set(self._same_id.values()):
             image_id = split_name(Path(chosen).name)[0]
-            if self._records.of(image_id).get("name") != chosen:
-                with suppress(StorageError), self._turn():
-                    self._records.add(image_id, {"name": chosen})
+            if self.records.of(image_id).get("name") != chosen:
+                with suppress(StorageError), self._labels.turn():
+                    self.records.add(image_id, {"name": chosen})
 
     def _foreign_labels(self) -> dict[str, str]:
         """Return the label files that this server did not write, whose values have no known names."""

@@ -29,8 +29,17 @@ from totalspineseg_server.corrections import answers
 from totalspineseg_server.errors import ImageError, LabelError
 from totalspineseg_server.geometry import AnyArray, Grid, LabelArray, Volume
 from totalspineseg_server.io.volumes import open_itk, read_labels
-from totalspineseg_server.segments import MAX_SEGMENTS, REVIEW_PREFIX, VERTEBRAE_NAME, Segment, Submission, is_vertebrae
-from totalspineseg_server.spellings import code_of_name, is_marked, similar_name
+from totalspineseg_server.segments import (
+    MAX_SEGMENTS,
+    REVIEW_PREFIX,
+    VERTEBRAE_NAME,
+    Segment,
+    Submission,
+    code_of_name,
+    is_marked,
+    is_vertebrae,
+    similar_name,
+)
 
 SEGMENT_KEY: Final = re.compile(r"Segment(\d+)_(Name|LabelValue|Layer)")
 """Pattern of the header fields in which 3D Slicer stores the segments of a .seg.nrrd file."""

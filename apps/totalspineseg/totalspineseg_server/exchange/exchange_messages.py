@@ -18,8 +18,6 @@ NO_LABELED_IMAGES: Final = (
 )
 NOTHING_TO_EXPORT: Final = "There is no finished label to export. Readers finish labels by submitting them."
 FOLDER_IN_USE: Final = "The folder {folder!r} is not empty. Choose an empty one."
-IMAGE_GONE: Final = "The image is no longer in the studies. Restore it."
-IMAGE_REPLACED: Final = "The image was replaced after it was labeled. Restore the earlier one, or label the new one."
 DAMAGED_KEY: Final = "The key {key!r} is damaged. Restore it from a backup. If you delete it, subjects get other names."
 
 # backups

@@ -2,21 +2,26 @@
 
 import csv
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 
 from totalspineseg_server.anatomy import BACKGROUND, OWN_NUMBERS, UNREVIEWED, UNREVIEWED_NAME
 from totalspineseg_server.bids import DERIVATIVES, LABEL_SUFFIX, image_of_label
 from totalspineseg_server.color_tables import BIDS_TABLE
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.exchange import exchange_messages
-from totalspineseg_server.geometry import Volume
+from totalspineseg_server.geometry import LabelArray, Volume
 from totalspineseg_server.io.volumes import images_in, read_labels, read_numbered, stem
-from totalspineseg_server.plausible import mark_unlabeled
-from totalspineseg_server.spellings import code_of_name
+from totalspineseg_server.numbering.linter import missing_kinds
+from totalspineseg_server.segments import code_of_name
+
+UNLABELED_MM: Final = 25.0
+"""Distance from a labeled structure within which discs, canal and the rest of a cut vertebra lie."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,7 @@ def read_pair_label(label: Path, root: Path, numbers: str = OWN_NUMBERS) -> Volu
     """
     if numbers != OWN_NUMBERS:
         volume = read_numbered(label, numbers)
-        return Volume(mark_unlabeled(volume.data, volume.spacing), volume.affine)
+        return Volume(_mark_unlabeled(volume.data, volume.spacing), volume.affine)
     volume = read_labels(label)
     table = _table_for(label, root)
     if table is None:
@@ -122,3 +127,22 @@ def _names(table: Path) -> Mapping[int, str]:
             return {int(row["index"]): str(row["name"]) for row in csv.DictReader(stream, delimiter="\t")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LabelError(exchange_messages.UNREADABLE_TABLE.format(table=table.name, error=error)) from error
+
+
+def _mark_unlabeled(labels: LabelArray, spacing: Sequence[float]) -> LabelArray:
+    """Return a map in which unlabeled voxels around the spine are unreviewed, if a kind of structure is missing.
+
+    Programs that draw no disc or no canal do not say that there is none.
+
+    Args:
+        labels: uint8 codes (X, Y, Z). Not modified.
+        spacing: Voxel size, mm.
+
+    Returns:
+        uint8 map: ``UNREVIEWED`` for background within ``UNLABELED_MM`` of a structure; the argument if every kind is
+        there.
+    """
+    if not missing_kinds(labels):
+        return labels
+    near = distance_transform_edt(labels == BACKGROUND, sampling=tuple(spacing)) <= UNLABELED_MM
+    return np.where((labels == BACKGROUND) & near, UNREVIEWED, labels).astype(np.uint8)

@@ -9,7 +9,8 @@ from typing import Any, Final
 import numpy as np
 
 from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, OWN_NUMBERS, UNREVIEWED, UNREVIEWED_NAME
-from totalspineseg_server.bids import MANUAL
+from totalspineseg_server.bids import LEFT_AS_PREDICTED, MANUAL
+from totalspineseg_server.corrections.comparison import LEFT
 from totalspineseg_server.corrections.correction_store import FINAL_TAG, CorrectionStore
 from totalspineseg_server.corrections.ids import HISTORY_DIR, STUDIES_DIR
 from totalspineseg_server.corrections.inbox import Inbox
@@ -23,7 +24,7 @@ from totalspineseg_server.exchange.labeled_pairs import Pair, labeled_pairs, rea
 from totalspineseg_server.files import read_json_or, sha256_of
 from totalspineseg_server.geometry import Volume, on_grid, to_ras
 from totalspineseg_server.io.volumes import NIFTI_SUFFIXES, read_image, stem, write_volume
-from totalspineseg_server.plausible import require_plausible
+from totalspineseg_server.numbering.linter import require_plausible
 
 IMPORTED: Final = "import"
 """Name of the user under which imported labels are stored."""
@@ -112,18 +113,14 @@ class _Desk:
             if any(earlier.raw_sha256 == raw_sha256 for earlier in self._corrections.of_image(image_id)):
                 return False
             sender = Sender(user=IMPORTED, client=origin, file_name=label_file.name)
+            about: Mapping[str, Any] = read_json_or(label_file.with_name(f"{stem(label_file)}.json"), {})
             params: Mapping[str, Any] = {
                 "label_info": [{"name": name} for name in names],
-                UNCHANGED_PARAMETER: _is_result(label_file),
+                UNCHANGED_PARAMETER: about.get(MANUAL) is False,
+                LEFT: about.get(LEFT_AS_PREDICTED),
             }
             self._inbox.submit(receipt_of(image_id, file, tag=FINAL_TAG, sender=sender, params=params), file)
         return True
-
-
-def _is_result(label: Path) -> bool:
-    """Return whether the file beside a label says that a program made it and nobody corrected it."""
-    about = read_json_or(label.with_name(f"{stem(label)}.json"), None)
-    return isinstance(about, Mapping) and about.get(MANUAL) is False
 
 
 def _write_numbered(file: Path, label: Volume) -> list[str]:

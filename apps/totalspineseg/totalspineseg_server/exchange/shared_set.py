@@ -7,19 +7,30 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from totalspineseg_server.anatomy import C1, C2, UNREVIEWED, UNREVIEWED_NAME
-from totalspineseg_server.bids import DESCRIPTION_FILE, FINISHED, MANUAL, description, folder_of, label_path
+from totalspineseg_server.bids import (
+    DESCRIPTION_FILE,
+    FINISHED,
+    LEFT_AS_PREDICTED,
+    MANUAL,
+    description,
+    folder_of,
+    label_path,
+)
 from totalspineseg_server.color_tables import BIDS_TABLE, bids_table
+from totalspineseg_server.corrections.comparison import stated_left
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.errors import ImageError, StorageError
 from totalspineseg_server.exchange import exchange_messages
-from totalspineseg_server.files import sha256_of, staged_folder, storage_errors, write_json, write_text
+from totalspineseg_server.files import staged_folder, storage_errors, write_json, write_text
 from totalspineseg_server.geometry import AnyArray, on_grid
 from totalspineseg_server.io.volumes import read_image, write_volume
+from totalspineseg_server.nnunet.discovery import parts_of
+from totalspineseg_server.segments import mark_unchecked
 from totalspineseg_server.training.site import Site
 
 KEY_FILE: Final = "pseudonyms.key"
@@ -113,26 +124,25 @@ def _newest_finished(corrections: CorrectionStore) -> list[Correction]:
 
 def _write_pair(site: Site, correction: Correction, root: Path, name: str) -> set[int]:
     """Write an image and its label; return the codes in the label."""
-    path = site.image_file(correction.image)
-    if path is None:
-        raise ImageError(exchange_messages.IMAGE_GONE)
-    if sha256_of(path) != correction.image_sha256:
-        raise ImageError(exchange_messages.IMAGE_REPLACED)
-    image = read_image(path)
+    image = read_image(site.labeled_image(correction))
     codes = on_grid(site.corrections.volume(correction), image.grid)
-    marked = np.where(np.isin(codes.data, sorted(correction.unchecked)), UNREVIEWED, codes.data).astype(np.uint8)
     label = root / LABELS / label_path(name, FINISHED)
     file = root / folder_of(name) / f"{name}.nii.gz"
     for folder in (file.parent, label.parent):
         folder.mkdir(parents=True, exist_ok=True)
     write_volume(file, _plain(image.data), image.grid)
-    write_volume(label.with_name(f"{label.name}.nii.gz"), marked, codes.grid)
+    write_volume(label.with_name(f"{label.name}.nii.gz"), mark_unchecked(codes.data, correction.unchecked), codes.grid)
     source = PurePosixPath(folder_of(name), file.name)
-    about = {
+    about: dict[str, Any] = {
         "Description": "Result that a reader accepted unchanged" if correction.unchanged else FINISHED_BY_READER,
         "Sources": [f"bids:raw:{source}"],
         MANUAL: not correction.unchanged,
     }
+    if correction.untouched or correction.renamed:
+        versions = (correction.prediction or {}).get("versions", {})
+        # The name of a version means other weights elsewhere; the digits of its network do not.
+        networks = {step: parts_of(version)[1] for step, version in versions.items()}
+        about[LEFT_AS_PREDICTED] = stated_left(correction.untouched, correction.renamed, networks)
     write_json(label.with_name(f"{label.name}.json"), about)
     return set(np.unique(codes.data).tolist())
 

@@ -18,8 +18,8 @@ from monailabel.interfaces.utils.app import app_instance
 from requests_toolbelt import MultipartEncoder
 
 from totalspineseg_server.front import front_messages
-from totalspineseg_server.front.received_files import read_params, save_image, save_label
 from totalspineseg_server.front.saved import report_as_sent, write_as_listed
+from totalspineseg_server.front.studies import read_params, save_image, save_label
 from totalspineseg_server.infers.http import BUSY, FORBIDDEN, NOT_FOUND, UNUSABLE
 from totalspineseg_server.infers.listed import without_listed
 from totalspineseg_server.infers.sessions import TrustedPath

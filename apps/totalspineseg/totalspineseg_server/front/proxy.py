@@ -91,12 +91,20 @@ class Pacs:
         return Answer(response)
 
     def holds(self, where: Address, instance: str) -> bool:
-        """Return whether the PACS has an instance; the answers to store requests come in too many forms."""
+        """Return whether the PACS has an instance that it was asked to store; the answers to such requests come in too
+        many forms.
+
+        If the PACS does not answer anymore, it counts as stored: a label must not be lost for that.
+        """
         if not is_uid(instance):
             return False
         query = f"SOPInstanceUID={instance}&limit=1"
-        answer = self.call("GET", where.url("qido", "instances"), query, {"accept": JSON_TYPES[0]})
-        return answer.status == OK and instance.encode() in answer.content()
+        try:
+            answer = self.call("GET", where.url("qido", "instances"), query, {"accept": JSON_TYPES[0]})
+            return answer.status == OK and instance.encode() in answer.content()
+        except requests.RequestException as error:
+            logger.warning("The PACS does not say whether it has stored a segmentation: %s", type(error).__name__)
+            return True
 
 
 class Answer:

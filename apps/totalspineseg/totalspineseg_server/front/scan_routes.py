@@ -112,6 +112,7 @@ def router() -> APIRouter:
             "total": found.total,
             "counts": dict(found.counts),
             "complete": worklist.is_complete,
+            "failure": worklist.failure,
             "batch": _batch(),
         }
 

@@ -1,10 +1,15 @@
-"""Add images, labels and sessions. The routes run off the event loop and overwrite nothing."""
+"""Add images, labels and sessions. The routes run off the event loop and overwrite nothing.
 
+Files that clients send are written under names of our own; archives of them may be hostile.
+"""
+
+import json
 import logging
+import shutil
 import tempfile
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Final
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import IO, Annotated, Any, Final
 from uuid import uuid4
 
 from fastapi import APIRouter, Depends, File, Form, HTTPException, UploadFile
@@ -19,26 +24,23 @@ from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correct
 from totalspineseg_server.corrections.ids import is_usable_id
 from totalspineseg_server.corrections.image_records import NOTED, PATIENT, anonymous
 from totalspineseg_server.corrections.label_files import IMAGE_HASH, RENUMBERED, UNCONFIRMED
-from totalspineseg_server.corrections.receipts import Receipt, Sender, receipt_of
+from totalspineseg_server.corrections.receipts import Receipt, Sender, label_suffix, receipt_of
 from totalspineseg_server.errors import SettingError, StorageError
+from totalspineseg_server.files import CHUNK_BYTES
 from totalspineseg_server.front import front_messages
 from totalspineseg_server.front.failures import without_folders
-from totalspineseg_server.front.received_files import (
-    client_name,
-    read_params,
-    save_all,
-    save_image,
-    save_label,
-    unpack_series,
-)
 from totalspineseg_server.infers.http import CONFLICT, NOT_FOUND, SESSIONS_OFF, UNUSABLE
-from totalspineseg_server.io.volumes import read_image, stem
+from totalspineseg_server.infers.sessions import META_FILE
+from totalspineseg_server.io.volumes import IMAGE_SUFFIXES, read_image, stem
+from totalspineseg_server.io.zips import open_archive
 from totalspineseg_server.pacs.pacs_datastore import COUNTED, UNSENT
 
 logger = logging.getLogger(__name__)
 
 ARCHIVES = (".zip",)
 """Endings of archives; these are unpacked with limits, see ``unpack_series``."""
+MAX_FILE_NAME: Final = 200
+"""Longest name, in bytes. File systems allow 255, and a number may be put before the name."""
 OWN_OF_SAMPLES: Final = ("id", "path", "warning", "score")
 OWN_OF_IMAGES: Final = (NOTED, "ts", "name", COUNTED, "PatientID", "StudyInstanceUID", *OWN_OF_SAMPLES)
 OWN_OF_LABELS: Final = ("correction", "prediction", "model", "params", "label_info", "user", "client_id", "ts", "name")
@@ -82,7 +84,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
             file = save_label(label, Path(folder))
             sent = receipt_of(image, file, tag=tag or FINAL_TAG, sender=sender, params=fields, fault=fault)
             correction = app_instance().inbox.submit(sent, file)
-        label_info = app_instance().datastore().get_label_info(correction.image, correction.tag)
+        is_unsent = app_instance().datastore().is_unsent(correction.image, correction.tag)
         return {
             "message": correction.message,
             "image": correction.image,
@@ -93,7 +95,7 @@ def router(max_unpacked_bytes: int) -> APIRouter:
             "renumbered": correction.renumbered,
             "overlap_voxels": correction.overlap_voxels,
             "prediction": correction.prediction,
-            "warning": front_messages.PACS_REFUSED_LABEL if label_info.get(UNSENT) else "",
+            "warning": front_messages.PACS_REFUSED_LABEL if is_unsent else "",
         }
 
     @routes.delete("/datastore/label")
@@ -261,3 +263,97 @@ def _add_session(sessions: Sessions, image: Path, expiry: int) -> tuple[str, Ses
         sessions.remove_session(session_id)
         raise
     return session_id, info
+
+
+def client_name(upload: UploadFile) -> str:
+    """Return the file's name from the client, without folders of any operating system."""
+    return plain_name(upload.filename or "")
+
+
+def plain_name(path: str) -> str:
+    """Return the last part of a path of any operating system, shortened to a valid file name; "" if there is none."""
+    name = PurePosixPath(PureWindowsPath(path).as_posix()).name
+    letters = "".join(c for c in name if ord(c) >= 32)
+    # Leave out broken characters: those of another code page, and one that was split when the name was shortened.
+    plain = letters.encode(errors="ignore")[-MAX_FILE_NAME:].decode(errors="ignore")
+    return "" if plain in (".", "..") else plain
+
+
+def image_suffix(name: str) -> str:
+    """Return the image ending of a name; ".dcm" if there is none, because DICOM files often have none."""
+    return next((suffix for suffix in IMAGE_SUFFIXES if name.lower().endswith(suffix)), ".dcm")
+
+
+def save_image(upload: UploadFile, folder: Path) -> Path:
+    """Write an uploaded image into a folder."""
+    return _save(upload, folder / f"image{image_suffix(client_name(upload))}")
+
+
+def save_label(upload: UploadFile, folder: Path) -> Path:
+    """Write an uploaded label into a folder."""
+    return _save(upload, folder / f"label{label_suffix(client_name(upload))}")
+
+
+def save_all(uploads: Sequence[UploadFile], folder: Path) -> Path:
+    """Write the files of one series.
+
+    Returns:
+        The file, or the folder if there are several.
+    """
+    if len(uploads) == 1:
+        name = client_name(uploads[0])
+        # MONAI Label writes its own notes about a session beside the session's image.
+        return _save(uploads[0], folder / (f"image-{name}" if name in ("", META_FILE) else name))
+    for number, upload in enumerate(uploads):
+        _save(upload, folder / f"{number:05d}-{client_name(upload)}")
+    return folder
+
+
+def _save(upload: UploadFile, path: Path) -> Path:
+    with path.open("wb") as file:
+        shutil.copyfileobj(upload.file, file, CHUNK_BYTES)
+    return path
+
+
+def read_params(text: str) -> dict[str, Any]:
+    """Return the JSON object in ``params``.
+
+    Raises:
+        SettingError: The text is not a JSON object.
+    """
+    try:
+        params = json.loads(text) if text.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise SettingError(f"'params' must be a JSON object, got {text[:80]!r}") from error
+    if params is None:
+        return {}
+    if not isinstance(params, dict):
+        raise SettingError(f"'params' must be a JSON object, got {text[:80]!r}")
+    return params
+
+
+def unpack_series(archive: IO[bytes], folder: Path, *, max_bytes: int) -> Path:
+    """Write the files of an archive into a folder, without the archive's own folders and hidden files.
+
+    Args:
+        archive: The .zip; it must be seekable.
+        folder: Empty folder. If an archive is refused, the caller removes its content.
+        max_bytes: Largest size of all files together.
+
+    Returns:
+        The file, or the folder if there are several.
+
+    Raises:
+        ArchiveError: See ``open_archive``, also for the others.
+    """
+    with open_archive(archive, folder, is_wanted=_is_wanted, max_bytes=max_bytes) as content:
+        for number, entry in enumerate(content.entries):
+            name = plain_name(entry.filename) or "image"
+            path = folder / (name if len(content.entries) == 1 else f"{number:05d}-{name}")
+            content.extract(entry, path)
+        return path if len(content.entries) == 1 else folder
+
+
+def _is_wanted(name: str) -> bool:
+    """Return whether an entry is a file of the series, not a hidden file of an operating system."""
+    return not PureWindowsPath(name).name.startswith(".")

@@ -12,7 +12,7 @@ import numpy as np
 from totalspineseg_server.anatomy import BACKGROUND, CANAL, CORD, NAME_OF, SACRUM, WIRE_ID
 from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.numbering.evidence_weights import ORDER
-from totalspineseg_server.spellings import with_mark, without_mark
+from totalspineseg_server.segments import with_mark, without_mark
 
 LISTED: Final = "listed"
 """Field of a result's report: the names in its reply."""

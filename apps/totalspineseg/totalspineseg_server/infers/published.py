@@ -17,12 +17,10 @@ from totalspineseg_server.infers.services import Services, pair_in_use
 from totalspineseg_server.infers.settings import Settings
 from totalspineseg_server.infers.task import Outcome, SpineTask
 from totalspineseg_server.io.volumes import read_labels
-from totalspineseg_server.numbering.naming import require_met
+from totalspineseg_server.numbering.naming import names_by_reader, require_met
 from totalspineseg_server.numbering.renumber import NamedMap
-from totalspineseg_server.numbering.step1_names import names_by_reader
 from totalspineseg_server.pipeline import Scan
-from totalspineseg_server.plausible import without_regions
-from totalspineseg_server.segments import STEP1_WIRE_LABELS, from_wire
+from totalspineseg_server.segments import STEP1_WIRE_LABELS, from_wire, without_regions
 from totalspineseg_server.transforms.discs import missing_discs
 
 PREDICTED_TAG = "original"

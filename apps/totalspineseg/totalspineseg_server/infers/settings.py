@@ -14,7 +14,7 @@ from totalspineseg_server.errors import SettingError
 from totalspineseg_server.infers import infers_messages
 from totalspineseg_server.numbering.chain import Pin
 from totalspineseg_server.requested import choice, text
-from totalspineseg_server.spellings import ARROW, level_at, renamed_level
+from totalspineseg_server.segments import ARROW, level_at, renamed_level
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import logging
 import os
 import tempfile
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from totalspineseg_server import pipeline
 from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, DISCS, NAME_OF, WIRE_ID, WIRE_LABELS
-from totalspineseg_server.certainty import proves_nothing
 from totalspineseg_server.clock import Stopwatch
 from totalspineseg_server.corrections import ids
 from totalspineseg_server.corrections.correction_store import FINAL_TAG
@@ -44,9 +43,9 @@ from totalspineseg_server.numbering.linter import lint
 from totalspineseg_server.numbering.renumber import NamedMap, pin_of
 from totalspineseg_server.numbering.report import NAMED, doubtful_codes, report, sentence
 from totalspineseg_server.pipeline import Options, Scan, Sibling
-from totalspineseg_server.segments import from_wire, to_wire
-from totalspineseg_server.spellings import DOUBT_MARK
+from totalspineseg_server.segments import DOUBT_MARK, from_wire, to_wire
 from totalspineseg_server.transforms.components import labels_present
+from totalspineseg_server.trust import proves_nothing
 
 logger = logging.getLogger(__name__)
 
@@ -166,6 +165,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
             disagreement=dict(outcome.disagreement),
             marked=self._marked(outcome, present) if settings.marks_doubt else (),
             reviewed=self.reviewed(request),
+            codes=tuple(np.flatnonzero(labels_present(outcome.labels)).tolist()),
         )
         warning = self._record(record, outcome)
         listed = self.listed(present, record, is_recorded=not warning)
@@ -182,14 +182,26 @@ class SpineTask(InferTask):  # type: ignore[misc]
         Returns:
             The names; those of doubtful levels have a mark.
         """
-        before = self.services.maps.codes_before(record.image_sha256, record.id) if is_recorded else None
+        earlier = [one for one in self._earlier(record.image, record.image_sha256) if one.id != record.id]
+        unnamed = self._earlier("", record.image_sha256) if record.image else ()
+        before = self._codes_in([*earlier, *unnamed], record) if is_recorded else None
         codes = BY_CODE.keys() if before is None else before | {code for code, i in WIRE_ID.items() if i in present}
-        earlier = self._earlier(record.image, record.image_sha256)
         return names_with_marks(
-            listed_names(self.labels, codes),
-            record.marked,
-            [one.marked for one in earlier if one.id != record.id and not one.reviewed],
+            listed_names(self.labels, codes), record.marked, [one.marked for one in earlier if not one.reviewed]
         )
+
+    def _codes_in(self, earlier: Sequence[PredictionRecord], record: PredictionRecord) -> frozenset[int] | None:
+        """Return the codes in earlier replies for an image, also under other names; None if they are not known.
+
+        Args:
+            earlier: The earlier predictions under the same name, or without a name.
+            record: The prediction of this reply.
+        """
+        maps, sha256 = self.services.maps, record.image_sha256
+        recorded = {one.id: one.codes for one in earlier if one.codes is not None}
+        predictions = {one.id for one in earlier if not one.reviewed} | {*maps.ids(sha256)} - {record.id}
+        found = [recorded[one] if one in recorded else maps.codes_of(sha256, one) for one in predictions]
+        return None if None in found else frozenset[int]().union(*(codes for codes in found if codes is not None))
 
     def reviewed(self, request: Mapping[str, Any]) -> str:
         """Return the id of the prediction that this model reviews; empty for a model that predicts."""

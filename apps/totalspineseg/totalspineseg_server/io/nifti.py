@@ -1,4 +1,7 @@
-"""Read NIfTI files: the voxels that the header describes, and their position."""
+"""Read NIfTI files: the voxels that the header describes, and their position.
+
+A few kilobytes, or a line of a header, can demand all memory of a machine, so what a file may unpack to is limited.
+"""
 
 import logging
 import zlib
@@ -18,13 +21,16 @@ from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import CHUNK_BYTES
 from totalspineseg_server.geometry import Affine, AnyArray, Grid, Volume
 from totalspineseg_server.io import io_messages
-from totalspineseg_server.io.unpacking import MAX_BYTES, require_bounded
 
+MAX_BYTES: Final = 2 << 30
+"""Largest decompressed size, unless the file itself is larger. A whole spine at 0.5 mm in 32-bit floats is 1.2 GB."""
+MAX_RATIO: Final = 1040
+"""Largest number of bytes that one byte of zlib's format can stand for (1032), rounded up."""
 MAX_APART_VOX: Final = 0.5
 """Largest distance, in voxels, between the positions of a corner by the two forms of a header. If it is larger, one
 form is wrong; rounding moves a corner by less than a tenth.
 """
-MAX_SKEW_DEG: Final = 0.012
+ITK_SKEW_DEG: Final = 0.012
 """Skew above which ITK ignores an sform if there is a qform (measured with ITK 5.4), degrees from right angles."""
 SCANNER: Final = 1
 """Code of a form in the scanner's coordinates."""
@@ -149,7 +155,7 @@ def _affine(header: nib.Nifti1Header, name: str) -> Affine:
     unit_mm = UNIT_MM.get(int(header["xyzt_units"]) & UNIT_MASK, 1.0)
     grids = [_grid(header.get_data_shape()[:3], np.diag([unit_mm, unit_mm, unit_mm, 1]) @ form) for form in forms]
     chosen = grids[-1]
-    if by_sform and (not by_qform or (by_sform == SCANNER and grids[0].skew_deg <= MAX_SKEW_DEG)):
+    if by_sform and (not by_qform or (by_sform == SCANNER and grids[0].skew_deg <= ITK_SKEW_DEG)):
         # ITK uses the directions of an sform, but the voxel sizes of the header.
         ratios = np.array(sizes) * unit_mm / grids[0].spacing
         chosen = Grid(grids[0].shape, grids[0].affine @ np.diag([*ratios, 1]))
@@ -177,3 +183,22 @@ def _require_one_place(one: Grid, other: Grid, name: str) -> None:
 
 def _mm(sizes: tuple[float, ...]) -> str:
     return " x ".join(f"{size:.3g}" for size in sizes) + " mm"
+
+
+def require_bounded(path: Path, content_bytes: int) -> None:
+    """Check that a file can hold as much as it states, and no more than fits into memory.
+
+    Args:
+        path: The file.
+        content_bytes: Its unpacked size as stated in the header.
+
+    Raises:
+        ImageError: It cannot contain that much, or that is too much.
+    """
+    size = path.stat().st_size
+    if content_bytes > size * MAX_RATIO:
+        raise ImageError(io_messages.INCOMPLETE.format(name=path.name, size=size, described=content_bytes))
+    if content_bytes > max(size, MAX_BYTES):
+        raise ImageError(
+            io_messages.UNPACKS_TOO_LARGE.format(name=path.name, mib=content_bytes >> 20, limit=MAX_BYTES >> 20)
+        )

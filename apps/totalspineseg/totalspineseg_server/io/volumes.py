@@ -22,9 +22,9 @@ from totalspineseg_server.files import write_file
 from totalspineseg_server.geometry import AnyArray, Grid, Volume, to_ras
 from totalspineseg_server.image import Image
 from totalspineseg_server.io import io_messages
-from totalspineseg_server.io.nifti import MAX_SKEW_DEG, read_nifti
-from totalspineseg_server.io.unpacking import itk_name, missing_content, require_bounded
-from totalspineseg_server.plausible import is_upside_down
+from totalspineseg_server.io.file_content import itk_name, missing_content
+from totalspineseg_server.io.nifti import ITK_SKEW_DEG, read_nifti, require_bounded
+from totalspineseg_server.numbering.linter import is_upside_down
 
 NIFTI_SUFFIXES = (".nii.gz", ".nii")
 IMAGE_SUFFIXES = (*NIFTI_SUFFIXES, ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -335,10 +335,8 @@ def require_usable(volume: Volume) -> None:
 
 
 def _read(path: Path, *, average: bool) -> Image:
-    if why := missing_content(path):
-        raise ImageError(f"{path.name!r} {why}.")
-    if not path.exists():
-        raise ImageError(io_messages.NO_FILE.format(name=path.name))
+    if not path.is_file() and not path.is_dir():
+        raise ImageError(_elsewhere(path) or io_messages.NO_FILE.format(name=path.name))
     try:
         if path.is_file() and path.name.lower().endswith(NIFTI_SUFFIXES):
             data, affine = read_nifti(path)
@@ -348,12 +346,25 @@ def _read(path: Path, *, average: bool) -> Image:
             _require_oriented(image, path)
             return _from_sitk(image, average=average)
         return _read_dicom(path)
-    except (ImageError, StorageError):
+    except StorageError:
         raise
     except MemoryError as error:
         raise MemoryShortageError(io_messages.NO_MEMORY.format(name=path.name)) from error
     except _UNREADABLE as error:
+        if where := _elsewhere(path):
+            raise ImageError(where) from error
+        if isinstance(error, ImageError):
+            raise
         raise ImageError(io_messages.UNREADABLE.format(name=path.name, reason=_reason(error))) from error
+
+
+def _elsewhere(path: Path) -> str:
+    """Return a sentence that says where the content of a file is; "" if it is here, or if there is no file."""
+    try:
+        why = missing_content(path)
+    except OSError:
+        return ""
+    return f"{path.name!r} {why}." if why else ""
 
 
 def open_itk(path: Path) -> sitk.Image:
@@ -465,7 +476,7 @@ def write_volume(path: Path, data: AnyArray, grid: Grid) -> None:
 def _write_nifti(path: Path, data: AnyArray, grid: Grid, compress: bool) -> None:
     image = nib.Nifti1Image(data, grid.affine)
     # A qform cannot store a skew: beside the sform it would place the image in a second way.
-    image.set_qform(grid.affine, code=0 if grid.skew_deg > MAX_SKEW_DEG else 1)
+    image.set_qform(grid.affine, code=0 if grid.skew_deg > ITK_SKEW_DEG else 1)
     image.set_sform(grid.affine, code=1)
     image.header.set_xyzt_units("mm")
     content = image.to_bytes()

@@ -6,6 +6,6 @@ error of half a voxel and needs no interpolation. Definitions and sources: docs/
 """
 
 from totalspineseg_server.measurements.measured_rows import COLUMN_ROW, COLUMNS, CORD_NOTE, Row, measure
-from totalspineseg_server.measurements.structure_rows import MAX_SKEW_DEG, structure_rows
+from totalspineseg_server.measurements.structure_rows import structure_rows
 
-__all__ = ["COLUMNS", "COLUMN_ROW", "CORD_NOTE", "MAX_SKEW_DEG", "Row", "measure", "structure_rows"]
+__all__ = ["COLUMNS", "COLUMN_ROW", "CORD_NOTE", "Row", "measure", "structure_rows"]

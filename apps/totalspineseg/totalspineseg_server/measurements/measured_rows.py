@@ -6,10 +6,10 @@ from typing import Any, Final
 import numpy as np
 
 from totalspineseg_server.anatomy import BY_CODE, CODE_OF, DISCS, NAME_OF, VERTEBRAE
-from totalspineseg_server.certainty import Certainty
 from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.measurements.measured_spine import Spine, share
 from totalspineseg_server.measurements.profile import MIN_VOLUME_MM3, Profile, profiles_of
+from totalspineseg_server.trust import Certainty
 
 ZONES: Final[Mapping[str, tuple[float, float]]] = {
     "anterior": (0.1, 0.3),

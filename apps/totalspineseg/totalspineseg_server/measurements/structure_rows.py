@@ -8,12 +8,10 @@ import numpy.typing as npt
 from nibabel.affines import apply_affine
 
 from totalspineseg_server.anatomy import BACKGROUND, CANAL, CORD, DISCS, SACRUM, VERTEBRAE
-from totalspineseg_server.certainty import Certainty
 from totalspineseg_server.geometry import Grid, LabelArray, Volume
 from totalspineseg_server.measurements.measured_rows import COLUMN_ROW, Row, empty_row, measure, rounded
+from totalspineseg_server.trust import Certainty
 
-MAX_SKEW_DEG: Final = 1.0
-"""Largest skew with which angles can be measured precisely; rounded headers stay below a tenth of it."""
 BESIDE: Final = (SACRUM, CANAL, CORD)
 """Structures other than levels, in the order of their rows."""
 PERCENTILES: Final = {"p5": 5, "median": 50, "p95": 95}

@@ -32,7 +32,7 @@ from totalspineseg_server.nnunet.predictor import CORD_REGION, WarmPredictor
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.evidence import SPECK_SHARE, landmark_shares, odd_share
 from totalspineseg_server.numbering.evidence_weights import LARGE_BONE_MM3, MOSTLY, THIN_DISC
-from totalspineseg_server.numbering.step1_names import step1_names
+from totalspineseg_server.numbering.naming import step1_names
 from totalspineseg_server.prediction import Packed, Prediction
 from totalspineseg_server.transforms.components import Box
 from totalspineseg_server.transforms.pieces import Piece, Pieces, find_pieces, one_spine

@@ -19,8 +19,9 @@ from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.nnunet.odd_channel import found_discs
 from totalspineseg_server.nnunet.preprocessing import nearest, nonzero_box, normalize, resample, resampled_shape
 from totalspineseg_server.nnunet.targets import Step, present_codes, region_shares, step_target
-from totalspineseg_server.plausible import require_plausible, without_regions
+from totalspineseg_server.numbering.linter import require_plausible
 from totalspineseg_server.prediction import Predictor
+from totalspineseg_server.segments import without_regions
 from totalspineseg_server.transforms.discs import CROP_MARGIN_MM, crop_box
 
 FloatArray = npt.NDArray[np.float32]

@@ -30,9 +30,9 @@ from totalspineseg_server.nnunet.odd_channel import (
 )
 from totalspineseg_server.nnunet.raw_folder import ENDING, LABELS, RawFolder, Written, read_cases
 from totalspineseg_server.nnunet.targets import IGNORE_CLASS, REGIONS, Step, mark, step_target
-from totalspineseg_server.plausible import without_regions
 from totalspineseg_server.prediction import Predictor
 from totalspineseg_server.registry.model_store import dataset_name
+from totalspineseg_server.segments import without_regions
 from totalspineseg_server.transforms.discs import CROP_MARGIN_MM, crop_box
 
 logger = logging.getLogger(__name__)

@@ -6,10 +6,9 @@ import numpy as np
 
 from totalspineseg_server.anatomy import CANAL, CORD, DISCS
 from totalspineseg_server.numbering import numbering_messages
-from totalspineseg_server.numbering.course import Floats, Ruler
 from totalspineseg_server.numbering.evidence import Localizer
 from totalspineseg_server.numbering.findings import Finding
-from totalspineseg_server.transforms.canal import canal_extent
+from totalspineseg_server.transforms.canal import Floats, Ruler, canal_extent
 from totalspineseg_server.transforms.labeling import UNNAMED
 from totalspineseg_server.transforms.pieces import Pieces
 

@@ -18,12 +18,10 @@ from totalspineseg_server.anatomy import (
     SACRUM,
     Kind,
 )
-from totalspineseg_server.certainty import Certainty
 from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.advice import shift_text, would_settle
 from totalspineseg_server.numbering.alignment import elsewhere_finding, misplaced
 from totalspineseg_server.numbering.contradictions import below_l5_s, contradicts, left_out, moved_landmarks
-from totalspineseg_server.numbering.course import ruler_of
 from totalspineseg_server.numbering.divide import divide
 from totalspineseg_server.numbering.evidence import (
     Evidence,
@@ -39,12 +37,12 @@ from totalspineseg_server.numbering.evidence import (
 from totalspineseg_server.numbering.evidence_weights import CAREFUL, MOSTLY
 from totalspineseg_server.numbering.findings import Finding, found_at
 from totalspineseg_server.numbering.pins import unmet_finding, with_pins
-from totalspineseg_server.numbering.plain import with_plain_vertebrae
 from totalspineseg_server.numbering.solver import FALSE, NOTHING, Chain, Path, State, posterior
 from totalspineseg_server.numbering.unnamed import adopt, name_loose
+from totalspineseg_server.transforms.canal import ruler_of
 from totalspineseg_server.transforms.labeling import UNNAMED, Naming
-from totalspineseg_server.transforms.pieces import Pieces, Step, canal_mask
-from totalspineseg_server.trust import UNMEASURED, Trust
+from totalspineseg_server.transforms.pieces import Pieces, Step, canal_mask, with_plain_vertebrae
+from totalspineseg_server.trust import UNMEASURED, Certainty, Trust
 
 __all__ = ["CONFIDENT_PROBABILITY", "Alternative", "Level", "Numbering", "Pin", "number_chain"]
 

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from totalspineseg_server.anatomy import Kind
-from totalspineseg_server.numbering.course import Course, Floats, Ruler, describe
+from totalspineseg_server.transforms.canal import Course, Floats, Ruler
 from totalspineseg_server.transforms.components import Labels, connected_components
-from totalspineseg_server.transforms.pieces import MIN_BODY_VOXELS, Piece, Pieces
+from totalspineseg_server.transforms.pieces import MIN_BODY_VOXELS, Piece, Pieces, describe
 
 Ints = npt.NDArray[np.intp]
 

@@ -9,11 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from totalspineseg_server.anatomy import BY_CODE, DISC_CLASSES, LANDMARK_CLASS, Kind, Step1, Step2
-from totalspineseg_server.certainty import Certainty
-from totalspineseg_server.numbering.course import Ruler
+from totalspineseg_server.transforms.canal import Ruler
 from totalspineseg_server.transforms.components import Box
 from totalspineseg_server.transforms.pieces import Piece, Pieces, Step
-from totalspineseg_server.trust import UNMEASURED, Trust
+from totalspineseg_server.trust import UNMEASURED, Certainty, Trust
 
 Floats = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.uint8]

@@ -1,8 +1,6 @@
-"""Check a label map for errors: gaps, duplicates, wrong order, fragments, unknown codes."""
+"""Check a label map for errors (unknown codes, duplicates, fragments, wrong order), and for what it must show."""
 
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
 from itertools import pairwise
 from typing import Any, Final
 
@@ -13,21 +11,24 @@ from totalspineseg_server.anatomy import (
     BACKGROUND,
     BY_CODE,
     C1,
-    C2,
     CANAL,
+    CERVICAL,
     CORD,
-    LUMBAR,
+    DISCS,
     NAME_OF,
     SACRUM,
     THORACIC,
+    UNREVIEWED,
+    VERTEBRAE,
     Kind,
     Step2,
-    column,
 )
+from totalspineseg_server.errors import LabelError
+from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.findings import Finding
-from totalspineseg_server.numbering.parts import Part, fragments, levels_in
+from totalspineseg_server.numbering.parts import APART, Part, levels_in, point_at, row_findings
 from totalspineseg_server.numbering.states import HEIGHT_MM
 from totalspineseg_server.transforms.components import foreground_box, labels_present
 
@@ -35,21 +36,23 @@ LAST_STEP_CLASS: Final = max(step_class.value for step_class in Step2)
 """Largest class of a network's raw map; smaller values that are not codes are also such classes."""
 MOST_STRANGE: Final = 10
 """Largest number of values without a structure that are named; with more, it is not a map with these codes."""
+FRAGMENT_MM3: Final = 30.0
+"""Smallest loose part that is reported; smaller ones are ragged borders and not worth a reader's time."""
+DUPLICATE_SHARE: Final = 0.35
+"""Smallest share of the largest part with which a second part looks like another level of the same name, not like a
+fragment."""
+DUPLICATE_MM: Final = 8.0
+"""Smallest distance along the canal between the centers of such parts: half the smallest level."""
+MAX_BODY_DEPTH_MM: Final = 45.0
+"""Largest depth of a body, which is up to 38 mm; a body with its arch is deeper."""
+ARCH_DROP_MM: Final = 40.0
+"""Largest distance of an arch's middle below its body."""
+ARCH_RISE_MM: Final = 10.0
+"""Largest distance of an arch's middle above its body."""
 CORD_OUTSIDE_SHARE: Final = 0.2
 """Share of the cord voxels of a slice that must lie outside the outline of the canal for the slice to count."""
 CORD_SLICES: Final = 5
 """Number of such slices that make a finding."""
-MIN_STRUCTURE_MM3: Final = 30.0
-"""Smallest volume of a level; less is a speck (a disc has over 1000 mm3)."""
-WIDE_STEP: Final = 1.6
-"""A step from vertebra to vertebra that is longer than its neighbors by this factor skips a vertebra."""
-WIDE_STEP_TO_SACRUM: Final = 2.0
-"""The same for the step to the sacrum, whose middle is far below its upper end: in 60 synthetic columns it is 1.3 to
-1.8 times the steps above it, and 2.2 to 2.8 times if the last lumbar vertebra is taken out."""
-APART: Final = 2
-"""Number of places from a vertebra to the nearest vertebra that it must not touch."""
-NEAR_STEPS: Final = 3
-"""Number of steps on either side with which a step is compared."""
 USUAL_STEP: Final = (0.5, 1.35)
 """Smallest and largest step from vertebra to vertebra, as a share of the usual one of adults: half of it in a child of
 three years."""
@@ -57,8 +60,13 @@ DISC_WIDTH: Final = (0.9, 2.0)
 """Smallest and largest width of a disc, as a share of its depth. In people of any age it is about 1.3 to 1.5."""
 MIN_SIZED: Final = 3
 """Smallest number of steps or discs whose sizes say something about the voxel size."""
-MIN_STEPS: Final = 2
-"""Smallest number of steps that have a usual length."""
+BONES: Final = (*VERTEBRAE, SACRUM)
+WITH_CORD: Final = frozenset(CERVICAL + THORACIC[:10])
+"""Vertebrae beside which everybody has a cord, which ends at T11 or below."""
+UNREVIEWED_SHARE: Final = 0.05
+"""Smallest share of the labeled voxels that unreviewed voxels must have; fewer are a slip of the brush and cannot
+hide a cord, canal or discs.
+"""
 
 
 def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tuple[Finding, ...]:
@@ -91,7 +99,7 @@ def lint(labels: npt.NDArray[np.integer[Any]], spacing: Sequence[float]) -> tupl
         return (Finding("not_checked", BACKGROUND, message),)
     parts = levels_in(crop, mm)
     parts = {code: parts[code] for code in _with_a_place(parts)}
-    column_findings = [*fragments(parts, origin), *row_findings(parts, origin)]
+    column_findings = [*_fragments(parts, origin), *row_findings(parts, origin)]
     column_findings.sort(key=lambda finding: -(finding.point_vox or (0, 0, 0))[2])
     return (*strange, *_no_levels(parts), *_sizes(parts, mm), *column_findings, *_cord_outside(crop, origin))
 
@@ -151,9 +159,45 @@ def _sizes(parts: Mapping[int, tuple[Part, ...]], mm: npt.NDArray[np.float64]) -
     return found
 
 
-def _point(point: npt.ArrayLike, origin: npt.NDArray[np.intp]) -> tuple[int, int, int]:
-    x, y, z = (np.round(np.asarray(point)).astype(int) + origin).tolist()
-    return int(x), int(y), int(z)
+def _is_arch(part: Part, body: Part) -> bool:
+    """Return whether a part is the arch of a body; in the few slices beside the midline nothing joins the two."""
+    return (
+        BY_CODE[part.code].kind is Kind.VERTEBRA
+        and body.has_body
+        and body.depth_mm <= MAX_BODY_DEPTH_MM
+        and part.box[1].stop <= body.box[1].start
+        and -ARCH_RISE_MM <= part.place_mm - body.place_mm <= ARCH_DROP_MM
+    )
+
+
+def _fragments(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Find codes that have several parts or only a few voxels: duplicates of a level, and loose fragments.
+
+    Args:
+        parts: From ``levels_in``.
+        origin: (3,) index of the map's first voxel, added to the points.
+
+    Returns:
+        The findings; there is none for a part that the field of view cuts off.
+    """
+    found = []
+    for code, (largest, *rest) in parts.items():
+        name = BY_CODE[code].name
+        if largest.volume_mm3 < FRAGMENT_MM3 and not largest.is_cut:
+            text = numbering_messages.TOO_SMALL.format(name=name, voxels=largest.voxels)
+            found.append(Finding("fragment", code, text, largest.voxels, point_at(largest.center_vox, origin)))
+        for part in rest:
+            if _is_arch(part, largest):
+                continue
+            where = point_at(part.center_vox, origin)
+            away = abs(part.place_mm - largest.place_mm)
+            if part.voxels >= DUPLICATE_SHARE * largest.voxels and away >= DUPLICATE_MM:
+                text = numbering_messages.DUPLICATE.format(name=name, mm=away, voxels=part.voxels)
+                found.append(Finding("duplicate", code, text, part.voxels, where))
+            elif part.volume_mm3 >= FRAGMENT_MM3 and not part.is_cut:
+                text = numbering_messages.FRAGMENT.format(name=name, voxels=part.voxels)
+                found.append(Finding("fragment", code, text, part.voxels, where))
+    return found
 
 
 def _strange_codes(crop: npt.NDArray[np.integer[Any]], origin: npt.NDArray[np.intp]) -> list[Finding]:
@@ -166,7 +210,7 @@ def _strange_codes(crop: npt.NDArray[np.integer[Any]], origin: npt.NDArray[np.in
         if code == BACKGROUND or code in BY_CODE:
             continue
         here = np.argwhere(crop == code)
-        where, count = _point(here[0], origin), len(here)
+        where, count = point_at(here[0], origin), len(here)
         is_class = 0 < code <= LAST_STEP_CLASS
         kind = "step_code" if is_class else "unknown_code"
         text = numbering_messages.STEP_CODE if is_class else numbering_messages.UNKNOWN_CODE
@@ -193,190 +237,69 @@ def _cord_outside(crop: npt.NDArray[np.integer[Any]], origin: npt.NDArray[np.int
     if slices.size < CORD_SLICES:
         return []
     count = int(outside.sum())
-    where = _point(xyz[outside & np.isin(xyz[:, 2], slices)][0], origin)
+    where = point_at(xyz[outside & np.isin(xyz[:, 2], slices)][0], origin)
     text = numbering_messages.CORD_OUTSIDE.format(slices=slices.size, voxels=count)
     return [Finding("cord_outside_canal", CORD, text, count, where)]
 
 
-def row_findings(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Return the findings about the order of levels.
+def missing_kinds(labels: LabelArray) -> tuple[str, ...]:
+    """Return the kinds of structures that must be in view with those of a label map, but are missing from it.
+
+    A network that is trained on such a map would learn that they do not exist.
 
     Args:
-        parts: From ``levels_in``.
-        origin: (3,) index of the map's first voxel, added to the points.
+        labels: uint8 codes, any shape; in a step-1 map the sacrum's code stands for every vertebra. Not modified.
 
     Returns:
-        The findings; a code is represented by its largest part.
+        Some of "disc", "vertebra", "canal", "cord"; none if the map shows all of the spine in view, or if
+        ``UNREVIEWED`` marks a part that nobody checked.
     """
-    levels = [found[0] for found in parts.values() if found[0].volume_mm3 >= MIN_STRUCTURE_MM3]
-    levels = sorted((part for part in levels if part.has_body or part.code == C1), key=lambda part: part.place_mm)
-    seen = {code for code, found in parts.items() if sum(p.volume_mm3 for p in found) >= MIN_STRUCTURE_MM3}
-    return [
-        *_gaps(levels, seen, origin),
-        *_order(levels, origin),
-        *_between(levels, origin),
-        *_reaching(levels, origin),
-        *_wide(levels, origin),
-    ]
+    counts = np.bincount(labels.ravel(order="K"), minlength=256)
+    codes = frozenset(np.flatnonzero(counts).tolist())
+    if counts[UNREVIEWED] > UNREVIEWED_SHARE * (counts.sum() - counts[BACKGROUND]):
+        return ()
+    missing = {
+        "disc": codes.isdisjoint(DISCS),
+        "vertebra": codes.isdisjoint(BONES),
+        "canal": CANAL not in codes,
+        "cord": CORD not in codes and not codes.isdisjoint(WITH_CORD),
+    }
+    return tuple(kind for kind, lacks in missing.items() if lacks)
 
 
-def _where(part: Part, origin: npt.NDArray[np.intp]) -> tuple[int, int, int]:
-    x, y, z = (np.round(part.center_vox).astype(int) + origin).tolist()
-    return int(x), int(y), int(z)
+def is_upside_down(labels: LabelArray) -> bool:
+    """Return whether most levels lie above the levels that should be above them.
+
+    This is true for labels in another numbering scheme (TotalSegmentator counts upward) and for flipped volumes.
+
+    Args:
+        labels: uint8 (X, Y, Z) codes, nearest RAS. Not modified.
+
+    Returns:
+        False for fewer than two levels of a kind.
+    """
+    counts = np.stack([np.bincount(labels[:, :, z].ravel(), minlength=256) for z in range(labels.shape[2])])
+    sizes = counts.sum(axis=0)
+    steps: list[float] = []
+    for row in (BONES, DISCS):
+        codes = [code for code in row if sizes[code]]
+        heights = np.arange(len(counts)) @ counts[:, codes] / sizes[codes]
+        steps += np.diff(heights).tolist()
+    return sum(step > 0 for step in steps) * 2 > len(steps)
 
 
-def _rows(codes: set[int], kind: Kind) -> list[tuple[int, ...]]:
-    """Return the codes of one kind in every variant, the normal column first."""
-    rows = []
-    for thoracic in (12, 13, 11):
-        for lumbar in (5, 6, 4):
-            spine = column(thoracic, lumbar)
-            discs = tuple(code for code in spine.discs if code is not None)
-            rows.append(discs if kind is Kind.DISC else (*spine.vertebrae, SACRUM))
-    return rows
+def require_plausible(labels: LabelArray) -> None:
+    """Check that a finished label can be used to train or to compare models.
 
+    Args:
+        labels: As in ``is_upside_down``; ``UNREVIEWED`` where nobody checked.
 
-def _gaps(levels: Sequence[Part], seen: set[int], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Return the levels missing between two that are there, in the variant that leaves out the fewest."""
-    found = []
-    for kind in (Kind.DISC, Kind.VERTEBRA):
-        mine = [p for p in levels if (BY_CODE[p.code].kind is Kind.DISC) == (kind is Kind.DISC)]
-        present = {p.code for p in mine}
-        if len(present) < 2:
-            continue
-        if kind is Kind.VERTEBRA and not present - {C1, SACRUM}:
-            continue
-        options = []
-        for row in _rows(present, kind):
-            inside = [k for k, code in enumerate(row) if code in present]
-            if present <= set(row):
-                missing = [code for code in row[inside[0] : inside[-1] + 1] if code not in seen]
-                options.append((len(missing) + _hidden(mine, row), missing))
-        if not options:
-            continue
-        missing = min(options, key=lambda option: option[0])[1]
-        by_order = sorted(mine, key=lambda part: ORDER[part.code])
-        for code in missing:
-            above = [p for p in by_order if ORDER[p.code] < ORDER[code]][-1]
-            below = next(p for p in by_order if ORDER[p.code] > ORDER[code])
-            text = numbering_messages.GAP.format(
-                name=NAME_OF[code], above=NAME_OF[above.code], below=NAME_OF[below.code]
-            )
-            found.append(Finding("gap", code, text, 0, _where(above, origin)))
-    return found
-
-
-def _hidden(parts: Sequence[Part], row: Sequence[int]) -> int:
-    """Return the number of steps along a variant with fewer vertebrae that are too long for one level."""
-    if len(row) >= len(column().vertebrae) + 1 or (THORACIC[11] in row and LUMBAR[4] in row):
-        return 0
-    places = [part.place_mm for part in parts]
-    steps = np.diff(places)
-    count = 0
-    for k, step in enumerate(steps):
-        pair = {parts[k].code, parts[k + 1].code}
-        near = np.concatenate([steps[max(0, k - NEAR_STEPS) : k], steps[k + 1 : k + 1 + NEAR_STEPS]])
-        short = bool(pair & {THORACIC[10], LUMBAR[0], LUMBAR[3]})
-        wide = WIDE_STEP_TO_SACRUM if SACRUM in pair else WIDE_STEP
-        if short and near.size and step > wide * float(np.median(near)):
-            count += 1
-    return count
-
-
-def _order(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Return the levels that break the order of names along the canal: those outside the longest rising row."""
-    ranks = [ORDER[part.code] for part in levels]
-    tails: list[int] = []
-    ends: list[int] = []
-    previous = [-1] * len(ranks)
-    for k, rank in enumerate(ranks):
-        at = bisect_left(tails, rank)
-        previous[k] = ends[at - 1] if at else -1
-        tails[at : at + 1], ends[at : at + 1] = [rank], [k]
-    in_order, k = set(), ends[-1] if ends else -1
-    while k >= 0:
-        in_order.add(k)
-        k = previous[k]
-    found = []
-    for k, part in enumerate(levels):
-        if k not in in_order:
-            text = numbering_messages.ORDER if k else numbering_messages.ORDER_FIRST
-            text = text.format(name=NAME_OF[part.code], above=NAME_OF[levels[k - 1].code])
-            found.append(Finding("order", part.code, text, part.voxels, _where(part, origin)))
-    return found
-
-
-def _reaching(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Return the vertebrae that reach past the middle of the next vertebra but one, which not even a spinous process
-    does."""
-    column_parts = [part for part in levels if BY_CODE[part.code].kind is not Kind.DISC]
-    found = []
-    for k, part in enumerate(column_parts):
-        for at in (k - APART, k + APART):
-            if not 0 <= at < len(column_parts):
-                continue
-            other = column_parts[at]
-            below = other.place_mm > part.place_mm
-            if part.span_mm[1] > other.place_mm if below else part.span_mm[0] < other.place_mm:
-                text = numbering_messages.REACH_DOWN if below else numbering_messages.REACH_UP
-                text = text.format(name=NAME_OF[part.code], other=NAME_OF[other.code])
-                found.append(Finding("reach", part.code, text, part.voxels, _where(part, origin)))
-    return found
-
-
-def _wide(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Return the neighbors by name that are as far apart as if a level between them had been left out."""
-    found = []
-    usual_mm = _lengths_mm()
-    for kind in (Kind.DISC, Kind.VERTEBRA):
-        mine = [part for part in levels if BY_CODE[part.code].kind is kind]
-        pairs = [(upper, lower) for upper, lower in pairwise(mine) if (upper.code, lower.code) in usual_mm]
-        lengths = [(lower.place_mm - upper.place_mm) / usual_mm[upper.code, lower.code] for upper, lower in pairs]
-        for k, ((upper, lower), length) in enumerate(zip(pairs, lengths, strict=True)):
-            near = lengths[max(0, k - NEAR_STEPS) : k] + lengths[k + 1 : k + 1 + NEAR_STEPS]
-            if len(near) >= MIN_STEPS and length > WIDE_STEP * float(np.median(near)):
-                above, below = NAME_OF[upper.code], NAME_OF[lower.code]
-                apart, times = lower.place_mm - upper.place_mm, length / float(np.median(near))
-                text = numbering_messages.WIDE.format(upper=above, lower=below, mm=apart, times=times)
-                found.append(Finding("wide", lower.code, text, lower.voxels, _where(lower, origin)))
-    return found
-
-
-@cache
-def _lengths_mm() -> Mapping[tuple[int, int], float]:
-    """Return neighbors of a kind -> distance between their middles, mm, adult; not C1 and C2, whose middles vary."""
-    lengths: dict[tuple[int, int], float] = {}
-    for thoracic in (11, 12, 13):
-        for lumbar in (4, 5, 6):
-            spine = column(thoracic, lumbar)
-            below = pairwise(zip(spine.vertebrae[1:], spine.discs[1:], strict=True))
-            for (upper, upper_disc), (lower, lower_disc) in below:
-                if upper != C2:
-                    lengths[upper, lower] = (HEIGHT_MM[upper] + HEIGHT_MM[lower]) / 2
-                if upper_disc is not None and lower_disc is not None:
-                    lengths[upper_disc, lower_disc] = HEIGHT_MM[lower]
-    return lengths
-
-
-def _between(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Return the discs whose neighbors in the row are vertebrae that do not belong to them."""
-    pairs: dict[int, set[tuple[int, int]]] = {}
-    for thoracic in (11, 12, 13):
-        for lumbar in (4, 5, 6):
-            spine = column(thoracic, lumbar)
-            following = [*spine.vertebrae[1:], SACRUM]
-            for above, disc, below in zip(spine.vertebrae, spine.discs, following, strict=True):
-                if disc is not None:
-                    pairs.setdefault(disc, set()).add((above, below))
-    found = []
-    for k, part in enumerate(levels):
-        if part.code not in pairs:
-            continue
-        over = levels[k - 1].code if k and levels[k - 1].code not in pairs else None
-        under = levels[k + 1].code if k + 1 < len(levels) and levels[k + 1].code not in pairs else None
-        fits = any((over in (None, a)) and (under in (None, b)) for a, b in pairs[part.code])
-        if not fits:
-            names = " and ".join(NAME_OF[code] for code in (over, under) if code is not None)
-            text = numbering_messages.DISC_BETWEEN.format(name=NAME_OF[part.code], neighbors=names)
-            found.append(Finding("disc_between", part.code, text, part.voxels, _where(part, origin)))
-    return found
+    Raises:
+        LabelError: It is upside down, or lacks a kind of structure that must be in view, although nothing is marked as
+            unreviewed.
+    """
+    if is_upside_down(labels):
+        raise LabelError(numbering_messages.UPSIDE_DOWN)
+    if missing := missing_kinds(labels):
+        kinds = " and no ".join(missing)
+        raise LabelError(numbering_messages.LACKS_KINDS.format(kinds=kinds, unreviewed=UNREVIEWED))

@@ -75,6 +75,13 @@ UNUSUAL_WIDTH: Final = (
     "header, from left to right."
 )
 CORD_OUTSIDE: Final = "The cord lies outside the canal in {slices} axial slices ({voxels} voxels)."
+UPSIDE_DOWN: Final = (
+    "Most levels are named from bottom to top instead of from top to bottom. If the label is upside down, turn it. If "
+    "it uses another table's numbers, convert it."
+)
+LACKS_KINDS: Final = (
+    "There is no {kinds} in the label. Draw it, or mark what nobody labeled as 'unreviewed' ({unreviewed})."
+)
 
 # The sentence of the report; REASONS has the findings that contradict all names, in short
 CERTAIN: Final = "the names are certain"

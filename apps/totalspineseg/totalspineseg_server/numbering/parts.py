@@ -1,7 +1,13 @@
-"""Find the connected parts of each code in a label map: whole structures, duplicates, fragments."""
+"""Measure the levels of a label map along the canal, and check their order: gaps, neighbors, steps.
 
+A level is a code with its connected parts.
+"""
+
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
 from typing import Any, Final
 
 import cc3d
@@ -9,23 +15,31 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from totalspineseg_server.anatomy import BY_CODE, C1, CANAL, CORD, SACRUM, VERTEBRAE, Kind
+from totalspineseg_server.anatomy import (
+    BY_CODE,
+    C1,
+    C2,
+    CANAL,
+    CORD,
+    LUMBAR,
+    NAME_OF,
+    SACRUM,
+    THORACIC,
+    VERTEBRAE,
+    Kind,
+    column,
+)
 from totalspineseg_server.numbering import numbering_messages
-from totalspineseg_server.numbering.course import Floats, Ruler, ruler_along, ruler_of
+from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.findings import Finding
+from totalspineseg_server.numbering.states import HEIGHT_MM
+from totalspineseg_server.transforms.canal import Floats, Ruler, ruler_along, ruler_of
 from totalspineseg_server.transforms.components import CONNECTIVITY, Box, connected_components
 
 Indices = npt.NDArray[np.intp]
 
 JOIN_VOX: Final = 1
 """Parts that touch after each has grown by a voxel count as one, as in ``find_pieces``."""
-FRAGMENT_MM3: Final = 30.0
-"""Smallest loose part that is reported; smaller ones are ragged borders and not worth a reader's time."""
-DUPLICATE_SHARE: Final = 0.35
-"""Smallest share of the largest part with which a second part looks like another level of the same name, not like a
-fragment."""
-DUPLICATE_MM: Final = 8.0
-"""Smallest distance along the canal between the centers of such parts: half the smallest level."""
 BODY_VOXELS: Final = 50
 """Smallest number of voxels in front of the canal that make a body; fewer are the tip of a process."""
 MIN_CANAL_SHARE: Final = 0.8
@@ -35,18 +49,26 @@ BODY_SHARE: Final = 0.6
 because processes and arches are half as thick."""
 CORE_SHARE: Final = 0.8
 """Voxels deeper below the surface than this share of the greatest depth are the core of a vertebra, inside its body."""
-MAX_BODY_DEPTH_MM: Final = 45.0
-"""Largest depth of a body, which is up to 38 mm; a body with its arch is deeper."""
-ARCH_DROP_MM: Final = 40.0
-"""Largest distance of an arch's middle below its body."""
-ARCH_RISE_MM: Final = 10.0
-"""Largest distance of an arch's middle above its body."""
 VERTEBRAE_BELOW_C1: Final = frozenset(VERTEBRAE) - {C1}
 
 SPAN_REST: Final = 0.05
 """Share of a part's voxels that may lie beyond its span at either end."""
 SPAN_SAMPLE: Final = 1000
 """Number of voxels that are used to measure a span."""
+
+MIN_STRUCTURE_MM3: Final = 30.0
+"""Smallest volume of a level; less is a speck (a disc has over 1000 mm3)."""
+WIDE_STEP: Final = 1.6
+"""A step from vertebra to vertebra that is longer than its neighbors by this factor skips a vertebra."""
+WIDE_STEP_TO_SACRUM: Final = 2.0
+"""The same for the step to the sacrum, whose middle is far below its upper end: in 60 synthetic columns it is 1.3 to
+1.8 times the steps above it, and 2.2 to 2.8 times if the last lumbar vertebra is taken out."""
+APART: Final = 2
+"""Number of places from a vertebra to the nearest vertebra that it must not touch."""
+NEAR_STEPS: Final = 3
+"""Number of steps on either side with which a step is compared."""
+MIN_STEPS: Final = 2
+"""Smallest number of steps that have a usual length."""
 
 
 @dataclass(frozen=True)
@@ -220,43 +242,190 @@ def _joined(groups: Sequence[npt.NDArray[np.intp]], shape: tuple[int, ...]) -> l
     return [flat[owner == k] for k in range(1, count + 1)]
 
 
-def _is_arch(part: Part, body: Part) -> bool:
-    """Return whether a part is the arch of a body; in the few slices beside the midline nothing joins the two."""
-    return (
-        BY_CODE[part.code].kind is Kind.VERTEBRA
-        and body.has_body
-        and body.depth_mm <= MAX_BODY_DEPTH_MM
-        and part.box[1].stop <= body.box[1].start
-        and -ARCH_RISE_MM <= part.place_mm - body.place_mm <= ARCH_DROP_MM
-    )
-
-
-def fragments(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp]) -> list[Finding]:
-    """Find codes that have several parts or only a few voxels: duplicates of a level, and loose fragments.
+def row_findings(parts: Mapping[int, tuple[Part, ...]], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Return the findings about the order of levels.
 
     Args:
         parts: From ``levels_in``.
         origin: (3,) index of the map's first voxel, added to the points.
 
     Returns:
-        The findings; there is none for a part that the field of view cuts off.
+        The findings; a code is represented by its largest part.
     """
+    levels = [found[0] for found in parts.values() if found[0].volume_mm3 >= MIN_STRUCTURE_MM3]
+    levels = sorted((part for part in levels if part.has_body or part.code == C1), key=lambda part: part.place_mm)
+    seen = {code for code, found in parts.items() if sum(p.volume_mm3 for p in found) >= MIN_STRUCTURE_MM3}
+    return [
+        *_gaps(levels, seen, origin),
+        *_order(levels, origin),
+        *_between(levels, origin),
+        *_reaching(levels, origin),
+        *_wide(levels, origin),
+    ]
+
+
+def _where(part: Part, origin: npt.NDArray[np.intp]) -> tuple[int, int, int]:
+    return point_at(part.center_vox, origin)
+
+
+def point_at(point_vox: npt.ArrayLike, origin: npt.NDArray[np.intp]) -> tuple[int, int, int]:
+    """Return the voxel of a whole map that is nearest to a point in a crop of it, which begins at ``origin``."""
+    x, y, z = (np.round(np.asarray(point_vox)).astype(int) + origin).tolist()
+    return int(x), int(y), int(z)
+
+
+def _rows(codes: set[int], kind: Kind) -> list[tuple[int, ...]]:
+    """Return the codes of one kind in every variant, the normal column first."""
+    rows = []
+    for thoracic in (12, 13, 11):
+        for lumbar in (5, 6, 4):
+            spine = column(thoracic, lumbar)
+            discs = tuple(code for code in spine.discs if code is not None)
+            rows.append(discs if kind is Kind.DISC else (*spine.vertebrae, SACRUM))
+    return rows
+
+
+def _gaps(levels: Sequence[Part], seen: set[int], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Return the levels missing between two that are there, in the variant that leaves out the fewest."""
     found = []
-    for code, (largest, *rest) in parts.items():
-        name = BY_CODE[code].name
-        if largest.volume_mm3 < FRAGMENT_MM3 and not largest.is_cut:
-            x, y, z = (np.round(largest.center_vox).astype(int) + origin).tolist()
-            text = numbering_messages.TOO_SMALL.format(name=name, voxels=largest.voxels)
-            found.append(Finding("fragment", code, text, largest.voxels, (x, y, z)))
-        for part in rest:
-            if _is_arch(part, largest):
+    for kind in (Kind.DISC, Kind.VERTEBRA):
+        mine = [p for p in levels if (BY_CODE[p.code].kind is Kind.DISC) == (kind is Kind.DISC)]
+        present = {p.code for p in mine}
+        if len(present) < 2:
+            continue
+        if kind is Kind.VERTEBRA and not present - {C1, SACRUM}:
+            continue
+        options = []
+        for row in _rows(present, kind):
+            inside = [k for k, code in enumerate(row) if code in present]
+            if present <= set(row):
+                missing = [code for code in row[inside[0] : inside[-1] + 1] if code not in seen]
+                options.append((len(missing) + _hidden(mine, row), missing))
+        if not options:
+            continue
+        missing = min(options, key=lambda option: option[0])[1]
+        by_order = sorted(mine, key=lambda part: ORDER[part.code])
+        for code in missing:
+            above = [p for p in by_order if ORDER[p.code] < ORDER[code]][-1]
+            below = next(p for p in by_order if ORDER[p.code] > ORDER[code])
+            text = numbering_messages.GAP.format(
+                name=NAME_OF[code], above=NAME_OF[above.code], below=NAME_OF[below.code]
+            )
+            found.append(Finding("gap", code, text, 0, _where(above, origin)))
+    return found
+
+
+def _hidden(parts: Sequence[Part], row: Sequence[int]) -> int:
+    """Return the number of steps along a variant with fewer vertebrae that are too long for one level."""
+    if len(row) >= len(column().vertebrae) + 1 or (THORACIC[11] in row and LUMBAR[4] in row):
+        return 0
+    places = [part.place_mm for part in parts]
+    steps = np.diff(places)
+    count = 0
+    for k, step in enumerate(steps):
+        pair = {parts[k].code, parts[k + 1].code}
+        near = np.concatenate([steps[max(0, k - NEAR_STEPS) : k], steps[k + 1 : k + 1 + NEAR_STEPS]])
+        short = bool(pair & {THORACIC[10], LUMBAR[0], LUMBAR[3]})
+        wide = WIDE_STEP_TO_SACRUM if SACRUM in pair else WIDE_STEP
+        if short and near.size and step > wide * float(np.median(near)):
+            count += 1
+    return count
+
+
+def _order(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Return the levels that break the order of names along the canal: those outside the longest rising row."""
+    ranks = [ORDER[part.code] for part in levels]
+    tails: list[int] = []
+    ends: list[int] = []
+    previous = [-1] * len(ranks)
+    for k, rank in enumerate(ranks):
+        at = bisect_left(tails, rank)
+        previous[k] = ends[at - 1] if at else -1
+        tails[at : at + 1], ends[at : at + 1] = [rank], [k]
+    in_order, k = set(), ends[-1] if ends else -1
+    while k >= 0:
+        in_order.add(k)
+        k = previous[k]
+    found = []
+    for k, part in enumerate(levels):
+        if k not in in_order:
+            text = numbering_messages.ORDER if k else numbering_messages.ORDER_FIRST
+            text = text.format(name=NAME_OF[part.code], above=NAME_OF[levels[k - 1].code])
+            found.append(Finding("order", part.code, text, part.voxels, _where(part, origin)))
+    return found
+
+
+def _reaching(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Return the vertebrae that reach past the middle of the next vertebra but one, which not even a spinous process
+    does."""
+    column_parts = [part for part in levels if BY_CODE[part.code].kind is not Kind.DISC]
+    found = []
+    for k, part in enumerate(column_parts):
+        for at in (k - APART, k + APART):
+            if not 0 <= at < len(column_parts):
                 continue
-            x, y, z = (np.round(part.center_vox).astype(int) + origin).tolist()
-            away = abs(part.place_mm - largest.place_mm)
-            if part.voxels >= DUPLICATE_SHARE * largest.voxels and away >= DUPLICATE_MM:
-                text = numbering_messages.DUPLICATE.format(name=name, mm=away, voxels=part.voxels)
-                found.append(Finding("duplicate", code, text, part.voxels, (x, y, z)))
-            elif part.volume_mm3 >= FRAGMENT_MM3 and not part.is_cut:
-                text = numbering_messages.FRAGMENT.format(name=name, voxels=part.voxels)
-                found.append(Finding("fragment", code, text, part.voxels, (x, y, z)))
+            other = column_parts[at]
+            below = other.place_mm > part.place_mm
+            if part.span_mm[1] > other.place_mm if below else part.span_mm[0] < other.place_mm:
+                text = numbering_messages.REACH_DOWN if below else numbering_messages.REACH_UP
+                text = text.format(name=NAME_OF[part.code], other=NAME_OF[other.code])
+                found.append(Finding("reach", part.code, text, part.voxels, _where(part, origin)))
+    return found
+
+
+def _wide(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Return the neighbors by name that are as far apart as if a level between them had been left out."""
+    found = []
+    usual_mm = _lengths_mm()
+    for kind in (Kind.DISC, Kind.VERTEBRA):
+        mine = [part for part in levels if BY_CODE[part.code].kind is kind]
+        pairs = [(upper, lower) for upper, lower in pairwise(mine) if (upper.code, lower.code) in usual_mm]
+        lengths = [(lower.place_mm - upper.place_mm) / usual_mm[upper.code, lower.code] for upper, lower in pairs]
+        for k, ((upper, lower), length) in enumerate(zip(pairs, lengths, strict=True)):
+            near = lengths[max(0, k - NEAR_STEPS) : k] + lengths[k + 1 : k + 1 + NEAR_STEPS]
+            if len(near) >= MIN_STEPS and length > WIDE_STEP * float(np.median(near)):
+                above, below = NAME_OF[upper.code], NAME_OF[lower.code]
+                apart, times = lower.place_mm - upper.place_mm, length / float(np.median(near))
+                text = numbering_messages.WIDE.format(upper=above, lower=below, mm=apart, times=times)
+                found.append(Finding("wide", lower.code, text, lower.voxels, _where(lower, origin)))
+    return found
+
+
+@cache
+def _lengths_mm() -> Mapping[tuple[int, int], float]:
+    """Return neighbors of a kind -> distance between their middles, mm, adult; not C1 and C2, whose middles vary."""
+    lengths: dict[tuple[int, int], float] = {}
+    for thoracic in (11, 12, 13):
+        for lumbar in (4, 5, 6):
+            spine = column(thoracic, lumbar)
+            below = pairwise(zip(spine.vertebrae[1:], spine.discs[1:], strict=True))
+            for (upper, upper_disc), (lower, lower_disc) in below:
+                if upper != C2:
+                    lengths[upper, lower] = (HEIGHT_MM[upper] + HEIGHT_MM[lower]) / 2
+                if upper_disc is not None and lower_disc is not None:
+                    lengths[upper_disc, lower_disc] = HEIGHT_MM[lower]
+    return lengths
+
+
+def _between(levels: Sequence[Part], origin: npt.NDArray[np.intp]) -> list[Finding]:
+    """Return the discs whose neighbors in the row are vertebrae that do not belong to them."""
+    pairs: dict[int, set[tuple[int, int]]] = {}
+    for thoracic in (11, 12, 13):
+        for lumbar in (4, 5, 6):
+            spine = column(thoracic, lumbar)
+            following = [*spine.vertebrae[1:], SACRUM]
+            for above, disc, below in zip(spine.vertebrae, spine.discs, following, strict=True):
+                if disc is not None:
+                    pairs.setdefault(disc, set()).add((above, below))
+    found = []
+    for k, part in enumerate(levels):
+        if part.code not in pairs:
+            continue
+        over = levels[k - 1].code if k and levels[k - 1].code not in pairs else None
+        under = levels[k + 1].code if k + 1 < len(levels) and levels[k + 1].code not in pairs else None
+        fits = any((over in (None, a)) and (under in (None, b)) for a, b in pairs[part.code])
+        if not fits:
+            names = " and ".join(NAME_OF[code] for code in (over, under) if code is not None)
+            text = numbering_messages.DISC_BETWEEN.format(name=NAME_OF[part.code], neighbors=names)
+            found.append(Finding("disc_between", part.code, text, part.voxels, _where(part, origin)))
     return found

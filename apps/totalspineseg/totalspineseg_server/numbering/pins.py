@@ -8,11 +8,11 @@ import numpy as np
 
 from totalspineseg_server.anatomy import BY_CODE, C1, LUMBAR, NAME_OF, SACRUM, THORACIC, Kind, column
 from totalspineseg_server.numbering import numbering_messages
-from totalspineseg_server.numbering.course import Ruler
 from totalspineseg_server.numbering.evidence import Evidence, Floats, Item, Pin
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.numbering.solver import SACRUM_LENGTH_MM
 from totalspineseg_server.numbering.states import HEIGHT_MM
+from totalspineseg_server.transforms.canal import Ruler
 from totalspineseg_server.transforms.pieces import Pieces
 
 PIN_REACH_MM: Final = 15.0

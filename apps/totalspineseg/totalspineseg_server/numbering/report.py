@@ -7,12 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from totalspineseg_server.anatomy import DISCS, VERTEBRAE
-from totalspineseg_server.certainty import certainty_of
 from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.chain import CONFIDENT_PROBABILITY, Level, Numbering
 from totalspineseg_server.numbering.evidence_weights import variants_in_view
 from totalspineseg_server.numbering.findings import Finding
+from totalspineseg_server.trust import certainty_of
 
 DIGITS = 4
 """Number of digits of a probability: more would claim more than the model knows."""

@@ -13,12 +13,13 @@ from typing import Any, Final
 import requests
 from dicomweb_client import DICOMwebClient
 
-from totalspineseg_server.corrections.correction_store import FINAL_TAG, CorrectionStore
+from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore
 from totalspineseg_server.corrections.datastore import SpineDatastore
 from totalspineseg_server.corrections.folder_contents import VOLUME_ENDING
-from totalspineseg_server.corrections.label_files import RENUMBERED
+from totalspineseg_server.corrections.label_files import RENUMBERED, correction_file, info_of
 from totalspineseg_server.errors import ImageError, MemoryShortageError, StorageError, TotalSpineSegError
 from totalspineseg_server.files import copy_file, move_folder, storage_errors
+from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.dicom.headers import read_header
 from totalspineseg_server.io.dicom.series import read_series
 from totalspineseg_server.io.volumes import write_volume
@@ -97,8 +98,17 @@ class PacsDatastore(SpineDatastore):
         return self._listing.offered()
 
     def offers(self, image_id: str) -> bool:
-        """Return whether a series is offered as an image, even if it reached the PACS only a moment ago."""
-        found = self._listing.find(image_id) if is_uid(image_id) else None
+        """Return whether a series is offered as an image, even if it reached the PACS only a moment ago.
+
+        Raises:
+            requests.RequestException: The series is not here, and the PACS does not answer.
+        """
+        try:
+            found = self._listing.find(image_id) if is_uid(image_id) else None
+        except requests.RequestException:
+            if self.present_file(image_id) is None:
+                raise
+            return True
         return found is not None and self._listing.is_offered(found)
 
     def study_of(self, image_id: str) -> str:
@@ -114,11 +124,11 @@ class PacsDatastore(SpineDatastore):
         """Read the list again next time, because something was stored in the PACS."""
         self._listing.changed()
 
-    def get_image_uri(self, image_id: str) -> str:
+    def image_file(self, image_id: str) -> Path | None:
         """Return the file of a series, which is fetched from the PACS if it is not here yet.
 
         Returns:
-            A NIfTI file on the grid of the series; "" if there is no such series.
+            A NIfTI file on the grid of the series; None if there is no such series.
 
         Raises:
             ImageError: The series is not a volume.
@@ -129,13 +139,13 @@ class PacsDatastore(SpineDatastore):
             return file
         found = self._listing.find(image_id) if is_uid(image_id) else None
         if found is None:
-            return ""
+            return None
         with self._fetching.of(image_id):
             return self._local_file(image_id) or self._fetch(found)
 
     def subject(self, image_id: str) -> str:
         """Return an anonymous id of a series' patient, for every series that was needed once or is in the PACS."""
-        info = self._records.of(image_id)
+        info = self.records.of(image_id)
         if not info:
             # The series is not here (anymore), but its patient must not count as another one.
             with suppress(requests.RequestException):
@@ -171,7 +181,11 @@ class PacsDatastore(SpineDatastore):
 
     def waiting(self) -> tuple[str, ...]:
         """Return the images whose finished label still has to be sent to the PACS."""
-        return tuple(uid for uid in sorted(self._labels.images()) if self.get_label_info(uid, FINAL_TAG).get(UNSENT))
+        return tuple(uid for uid in sorted(self._labels.images()) if self.is_unsent(uid, FINAL_TAG))
+
+    def is_unsent(self, image_id: str, tag: str) -> bool:
+        """Return whether the label of an image under a tag still has to be sent to the PACS."""
+        return bool(self.get_label_info(image_id, tag).get(UNSENT))
 
     def send_waiting(self) -> None:
         """Begin to send the waiting labels to the PACS in the background, unless that is under way."""
@@ -232,7 +246,7 @@ class PacsDatastore(SpineDatastore):
             ImageError: There is no such series, or it is not a volume.
         """
         folder = self._folder(image_id)
-        if not self.get_image_uri(image_id):
+        if self.image_file(image_id) is None:
             raise ImageError(pacs_messages.NO_SERIES.format(series=image_id))
         with self._fetching.of(image_id):
             if not folder.is_dir():
@@ -246,7 +260,7 @@ class PacsDatastore(SpineDatastore):
     def present_file(self, image_id: str) -> Path | None:
         """Return the volume of a series that was fetched, whether or not it is complete by now."""
         # A volume without a record was left by a server that was killed.
-        is_known = is_uid(image_id) and bool(self._records.of(image_id))
+        is_known = is_uid(image_id) and bool(self.records.of(image_id))
         return self._volume(image_id) if is_known and self._volume(image_id).is_file() else None
 
     def get_image_info(self, image_id: str) -> dict[str, Any]:
@@ -256,7 +270,7 @@ class PacsDatastore(SpineDatastore):
 
     def update_image_info(self, image_id: str, info: dict[str, Any]) -> None:
         """Add to the information about a series."""
-        if self.get_image_uri(image_id):
+        if self.image_file(image_id) is not None:
             super().update_image_info(image_id, info)
 
     def _image_entry(self, image_id: str, file: Path | None) -> dict[str, Any]:
@@ -280,9 +294,14 @@ class PacsDatastore(SpineDatastore):
         """
         raise ImageError(pacs_messages.REMOVE_THERE)
 
+    def show(self, correction: Correction, codes: Volume, more: Mapping[str, Any] | None = None) -> None:
+        """Show an accepted correction under its tag, and store a finished one in the PACS; see the base class."""
+        with correction_file(codes) as file:
+            self.save_label(correction.image, str(file), correction.displayed_tag, info_of(correction, more))
+
     def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
         """Show a label under a tag (see the base class), and store a finished one in the PACS if it is not there."""
-        if not self.get_image_uri(image_id):
+        if self.image_file(image_id) is None:
             raise KeyError(image_id)
         tag = str(getattr(label_tag, "value", label_tag))
         # The PACS has the label with the names as they were sent, but readers there must see the names that count.
@@ -296,11 +315,10 @@ class PacsDatastore(SpineDatastore):
                 logger.warning("The label of series %s goes to the PACS later: %s", image_id, error)
         return saved
 
-    def _local_file(self, image_id: str) -> str:
-        """Return the file of a series that is here completely; empty for none."""
+    def _local_file(self, image_id: str) -> Path | None:
+        """Return the file of a series that is here completely, or None."""
         file = self.present_file(image_id)
-        is_here = file is not None and mark_used(file) and self._is_complete(image_id)
-        return str(file) if is_here else ""
+        return file if file is not None and mark_used(file) and self._is_complete(image_id) else None
 
     def _is_complete(self, image_id: str) -> bool:
         """Return whether this server has the whole series; it may have been fetched while the PACS was still receiving
@@ -315,7 +333,7 @@ class PacsDatastore(SpineDatastore):
             return True
         # A PACS may count images that it does not send. Fetching again would change nothing, and lose the labels in
         # use.
-        counted = int(self._records.of(image_id).get(COUNTED) or 0)
+        counted = int(self.records.of(image_id).get(COUNTED) or 0)
         return known.instances <= max(counted, sum(1 for _ in folder.iterdir()))
 
     def _folder(self, image_id: str) -> Path:
@@ -328,7 +346,7 @@ class PacsDatastore(SpineDatastore):
         header = None if first is None else read_header(first)
         return "" if header is None else str(header.get("FrameOfReferenceUID") or "")
 
-    def _fetch(self, series: Series) -> str:
+    def _fetch(self, series: Series) -> Path | None:
         """Download a series and store it as a volume; the old files stay until the new ones can be read."""
         if reason := self._listing.refusal(series):
             raise ImageError(reason)
@@ -345,10 +363,10 @@ class PacsDatastore(SpineDatastore):
                 write_volume(file, volume.data, volume.grid)
                 self._forget(series.uid)
                 move_folder(fresh, folder)
-                with self._turn():
+                with self._labels.turn():
                     copy_file(file, self._volume(series.uid))
                     info = {**series.info, COUNTED: series.instances, "ts": int(time.time())}
-                    self._records.write(series.uid, info)
+                    self.records.write(series.uid, info)
         except ImageError as error:
             self._listing.refuse(series, str(error))
             raise
@@ -380,13 +398,13 @@ class PacsDatastore(SpineDatastore):
 
     def _remove_unused(self, image_id: str) -> None:
         """Remove a fetched series that was not requested in the meantime."""
-        with self._turn():
+        with self._labels.turn():
             volume = self._volume(image_id)
             if not volume.is_file() or is_in_use(volume):
                 return
             volume.unlink()
             shutil.rmtree(self._folder(image_id), ignore_errors=True)
-            self._records.remove(image_id)
+            self.records.remove(image_id)
         logger.info("Series %s was removed to make room; it is fetched again when it is needed", image_id)
 
     def _volume(self, image_id: str) -> Path:
@@ -394,8 +412,8 @@ class PacsDatastore(SpineDatastore):
 
     def _forget(self, image_id: str) -> None:
         """Remove an incomplete series and its labels in use; the history keeps all submissions."""
-        with self._turn():
-            is_known = bool(self._records.of(image_id))
+        with self._labels.turn():
+            is_known = bool(self.records.of(image_id))
             # Remove also a volume without a record, as after a kill: it would not be replaced.
             self._volume(image_id).unlink(missing_ok=True)
             shutil.rmtree(self._folder(image_id), ignore_errors=True)
@@ -403,4 +421,4 @@ class PacsDatastore(SpineDatastore):
                 logger.warning("Series %s had more images than were fetched; it is fetched again", image_id)
                 # They are on the old grid.
                 self._labels.remove(image_id, self._labels.tags())
-                self._records.remove(image_id)
+                self.records.remove(image_id)

@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, SACRUM
-from totalspineseg_server.certainty import is_doubtful
 from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.io.dicom.seg_writer import seg_bytes, write_result
 from totalspineseg_server.io.volumes import read_labels
 from totalspineseg_server.pacs import pacs_messages
 from totalspineseg_server.segments import VERTEBRAE_NAME, from_wire
+from totalspineseg_server.trust import is_doubtful
 
 STEP1_NAMES: Final = {**NAME_OF, SACRUM: VERTEBRAE_NAME}
 """Names of the segments of step 1."""

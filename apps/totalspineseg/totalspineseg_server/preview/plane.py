@@ -14,7 +14,7 @@ from totalspineseg_server.files import write_file
 from totalspineseg_server.geometry import AnyArray, LabelArray, Volume, to_ras
 from totalspineseg_server.preview.palette import CODE_PALETTE, LEVEL_CODES, POINT_PALETTE, Palette
 from totalspineseg_server.preview.planes import Course, course_of
-from totalspineseg_server.tags import Tag, add_tags
+from totalspineseg_server.preview.tags import Tag, add_tags
 
 Picture = npt.NDArray[np.uint8]
 

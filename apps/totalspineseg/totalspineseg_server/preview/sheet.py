@@ -20,8 +20,8 @@ from totalspineseg_server.preview.axial import LEVELS, Cut, axial_cuts
 from totalspineseg_server.preview.palette import CODE_PALETTE, LEVEL_CODES
 from totalspineseg_server.preview.plane import Plane, windowed
 from totalspineseg_server.preview.planes import Course
-from totalspineseg_server.spellings import with_mark
-from totalspineseg_server.tags import DOUBTFUL_COLOR, LINE_PX, Tag, rows_of
+from totalspineseg_server.preview.tags import DOUBTFUL_COLOR, LINE_PX, Tag, rows_of
+from totalspineseg_server.segments import with_mark
 
 Layer = npt.NDArray[np.uint8]
 

@@ -6,22 +6,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from totalspineseg_server.agreement import NOTHING_LEFT, Left
-from totalspineseg_server.anatomy import NAME_OF, UNREVIEWED
+from totalspineseg_server.anatomy import NAME_OF
 from totalspineseg_server.corrections.comparison import INCOMPLETE
 from totalspineseg_server.corrections.correction_store import FINAL_TAG, STEP1_TAG, Correction
-from totalspineseg_server.errors import ImageError, StorageError, TrainingError
-from totalspineseg_server.files import sha256_of
+from totalspineseg_server.errors import StorageError, TrainingError
 from totalspineseg_server.geometry import Volume, to_ras
 from totalspineseg_server.io.volumes import read_image
 from totalspineseg_server.nnunet.cases import LabeledScan, Origin, ScanSource, Skipped
 from totalspineseg_server.nnunet.discovery import parts_of
 from totalspineseg_server.nnunet.runtimes import resolve_device
-from totalspineseg_server.plausible import require_plausible
+from totalspineseg_server.numbering.linter import require_plausible
 from totalspineseg_server.registry.model_store import Choice, ModelStore
 from totalspineseg_server.registry.records import lineage, read_record, trained_on
+from totalspineseg_server.segments import mark_unchecked
 from totalspineseg_server.training import training_messages
 from totalspineseg_server.training.holdout import Split, hash_holds_out, update_split
 from totalspineseg_server.training.retrain_settings import RetrainSettings
@@ -156,7 +154,8 @@ def judged_cases(sources: tuple[ScanSource, ...]) -> tuple[tuple[JudgedCase, ...
             logger.warning("Hold-out scan %s is left out: %s", source.name, error)
             skipped.append(Skipped(source.name, str(error)))
         else:
-            cases.append(JudgedCase(scan.name, scan.subject, scan.image, _reviewed(scan), scan.left))
+            codes = Volume(mark_unchecked(scan.codes.data, scan.unreviewed), scan.codes.affine)
+            cases.append(JudgedCase(scan.name, scan.subject, scan.image, codes, scan.left))
     return tuple(cases), tuple(skipped)
 
 
@@ -203,25 +202,10 @@ def _as_earlier(source: ScanSource) -> ScanSource:
 
 
 def _read(site: Site, correction: Correction, name: str, left: Left) -> LabeledScan:
-    path = site.image_file(correction.image)
-    if path is None:
-        raise ImageError(training_messages.IMAGE_GONE.format(image=correction.image))
-    _require_same_image(path, correction)
-    image = read_image(path)
+    image = read_image(site.labeled_image(correction))
     codes = site.corrections.volume(correction)
     subject, origin = site.subject(correction.image), _origin(correction)
     return LabeledScan(name, subject, origin, image, codes, correction.unchecked, left)
-
-
-def _reviewed(scan: LabeledScan) -> Volume:
-    """Return the true labels of a scan, with unchecked structures marked as unreviewed."""
-    codes = np.where(np.isin(scan.codes.data, sorted(scan.unreviewed)), UNREVIEWED, scan.codes.data)
-    return Volume(codes.astype(np.uint8), scan.codes.affine)
-
-
-def _require_same_image(path: Path, correction: Correction) -> None:
-    if sha256_of(path) != correction.image_sha256:
-        raise ImageError(training_messages.IMAGE_REPLACED.format(image=correction.image))
 
 
 def _provenance(correction: Correction) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from typing import Final
 import numpy as np
 
 from totalspineseg_server.agreement import MEASURES, CaseScore, score_case
-from totalspineseg_server.certainty import Certainty, certainty_of
 from totalspineseg_server.corrections.predictions import MapStore, PredictionStore
 from totalspineseg_server.errors import GridError, ImageError, StorageError
 from totalspineseg_server.files import sha256_of
@@ -27,6 +26,7 @@ from totalspineseg_server.training.holdout import hash_holds_out, read_split
 from totalspineseg_server.training.retrain_settings import REPLAY_CASES
 from totalspineseg_server.training.scoring import JudgedCase, Model, handles, predict_named
 from totalspineseg_server.training.site import Site
+from totalspineseg_server.trust import Certainty, certainty_of
 
 SEED: Final = 71_993
 """First part of the seed of every replay scan; the reference set of the gate uses another."""

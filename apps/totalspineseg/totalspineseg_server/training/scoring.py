@@ -12,13 +12,13 @@ from typing import Final
 import numpy as np
 
 from totalspineseg_server.agreement import GROUPS, LEVELS, MEASURES, NOTHING_LEFT, CaseScore, Left, score_case
-from totalspineseg_server.certainty import Certainty
 from totalspineseg_server.errors import GridError, ImageError, NoSpineError
 from totalspineseg_server.geometry import LabelArray, Volume, on_grid
 from totalspineseg_server.pipeline import Options, finish, locate, prepare
 from totalspineseg_server.prediction import Predictor
 from totalspineseg_server.synthesis import Field, RenderOptions, SpineOptions, random_spine, render
 from totalspineseg_server.training.compare import SubjectScores
+from totalspineseg_server.trust import Certainty
 
 SEED: Final = 40_417
 """First part of every reference scan's seed; no other synthetic set of the project uses it."""

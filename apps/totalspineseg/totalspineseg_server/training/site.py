@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from totalspineseg_server.bids import subject_of
-from totalspineseg_server.corrections.correction_store import CorrectionStore
+from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.folder_contents import VOLUMES_DIR, image_in_studies, volume_of
 from totalspineseg_server.corrections.ids import HISTORY_DIR, PACS_DIR, STUDIES_DIR
 from totalspineseg_server.corrections.image_records import (
@@ -15,7 +15,10 @@ from totalspineseg_server.corrections.image_records import (
     images_folder,
     older_index,
 )
+from totalspineseg_server.errors import ImageError
+from totalspineseg_server.files import sha256_of
 from totalspineseg_server.registry.model_store import ModelStore
+from totalspineseg_server.training import training_messages
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,19 @@ class Site:
     corrections: CorrectionStore
     image_file: Callable[[str], Path | None]
     subject: Callable[[str], str] = subject_of
+
+    def labeled_image(self, correction: Correction) -> Path:
+        """Return the file or folder of the image on which a correction was drawn.
+
+        Raises:
+            ImageError: It is gone, or was replaced since.
+        """
+        path = self.image_file(correction.image)
+        if path is None:
+            raise ImageError(training_messages.IMAGE_GONE.format(image=correction.image))
+        if sha256_of(path) != correction.image_sha256:
+            raise ImageError(training_messages.IMAGE_REPLACED.format(image=correction.image))
+        return path
 
     @property
     def training_dir(self) -> Path:

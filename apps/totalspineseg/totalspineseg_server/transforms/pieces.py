@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from totalspineseg_server.anatomy import DISC_CLASSES, Kind, Step1, Step2
 from totalspineseg_server.errors import NoSpineError
-from totalspineseg_server.transforms.canal import CANAL_PART_VOX, CanalExtent, canal_extent
+from totalspineseg_server.transforms.canal import CANAL_PART_VOX, CanalExtent, Ruler, canal_extent
 from totalspineseg_server.transforms.components import (
     JOIN_LARGEST_VOX,
     Box,
@@ -37,6 +37,9 @@ Step = Literal[1, 2]
 MIN_BODY_VOXELS: Final = 50
 """Smallest number of voxels in front of the canal that make a body; fewer are the tip of a process (mm3 at 1 mm)."""
 
+MIN_BODY_MM3: Final = 600.0
+"""Smallest volume in front of the canal that is a body; less is a remnant at the border of other vertebrae (a small C3
+has 2000 mm3)."""
 _IS_DISC: Final = np.isin(np.arange(256), DISC_CLASSES)
 _KIND: Final = {Step2.VERTEBRA_ODD: Kind.VERTEBRA, Step2.VERTEBRA_EVEN: Kind.VERTEBRA, Step2.SACRUM: Kind.SACRUM}
 MIN_DISC_VOX: Final = 300
@@ -339,3 +342,77 @@ def _goes_on(part: Mask, canal: Mask) -> bool:
 
 def _middle(mask: Mask, z: int) -> npt.NDArray[np.float64]:
     return np.asarray(np.argwhere(mask[:, :, z]).mean(axis=0), dtype=np.float64)
+
+
+def describe(kind: Kind, xyz: npt.NDArray[np.intp], raw: Labels, ruler: Ruler) -> Piece:
+    """Return the piece that some voxels form.
+
+    Args:
+        kind: Disc, vertebra or sacrum.
+        xyz: (n, 3) voxel indices, at least one. Not modified.
+        raw: uint8 (X, Y, Z) RAS, network classes. Not modified.
+        ruler: Canal of ``raw``.
+    """
+    center = xyz.mean(axis=0)
+    body = xyz if kind is Kind.DISC else xyz[ruler.in_front(xyz)]
+    has_body = kind is Kind.DISC or len(body) >= MIN_BODY_VOXELS
+    middle = body.mean(axis=0) if has_body else center
+    points = ruler.extent.points
+    height = points[((points - middle) ** 2).sum(axis=1).argmin(), 2] if len(points) else middle[2]
+    counts = np.bincount(raw[xyz[:, 0], xyz[:, 1], xyz[:, 2]])
+    low, high = xyz.min(axis=0).tolist(), (xyz.max(axis=0) + 1).tolist()
+    box: Box = (slice(low[0], high[0]), slice(low[1], high[1]), slice(low[2], high[2]))
+    return Piece(
+        kind=kind,
+        voxels=len(xyz),
+        centroid_vox=(float(center[0]), float(center[1]), float(center[2])),
+        body_voxels=len(body) if has_body else 0,
+        body_centroid_vox=(float(middle[0]), float(middle[1]), float(middle[2])) if has_body else None,
+        z_order=float(height),
+        box=box,
+        class_voxels=MappingProxyType({int(c): int(counts[c]) for c in np.flatnonzero(counts)}),
+    )
+
+
+def with_plain_vertebrae(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
+    """Add every component of the class without odd/even that has a body and belongs to no vertebra.
+
+    ``find_pieces`` gives voxels of that class to the vertebra around them, as TotalSpineSeg does. A whole vertebra of
+    this class does not lie in another vertebra and would be lost.
+
+    Args:
+        pieces: From ``find_pieces``, step 2.
+        raw: uint8 (X, Y, Z) RAS, step-2 classes. Not modified.
+        ruler: Canal of ``raw``.
+
+    Returns:
+        The pieces, superior to inferior; the same object if there is none to add.
+    """
+    if pieces.vertebra_map is None:
+        return pieces
+    free = (raw == Step2.VERTEBRA.value) & (pieces.vertebra_map == 0)
+    flat = np.flatnonzero(free)
+    in_front = ruler.in_front(np.stack(np.unravel_index(flat, raw.shape), axis=1))
+    if np.count_nonzero(in_front) * float(np.prod(ruler.spacing_mm)) < MIN_BODY_MM3:
+        return pieces
+    voxels = find_voxels(free)
+    found = []
+    for k in range(voxels.count):
+        xyz = np.stack(np.unravel_index(voxels.flat[voxels.owner == k], raw.shape), axis=1)
+        piece = describe(Kind.VERTEBRA, xyz, raw, ruler)
+        if piece.body_voxels * float(np.prod(ruler.spacing_mm)) >= MIN_BODY_MM3:
+            found.append((piece, xyz))
+    if not found:
+        return pieces
+    everything: list[tuple[Piece, npt.NDArray[np.intp] | None]] = [
+        *((piece, None) for piece in pieces.vertebrae),
+        *found,
+    ]
+    order = sorted(range(len(everything)), key=lambda k: (-everything[k][0].z_order, -everything[k][0].centroid_vox[2]))
+    rank = np.zeros(len(everything) + 1, dtype=np.int32)
+    rank[np.array(order) + 1] = np.arange(1, len(everything) + 1)
+    numbered = rank[pieces.vertebra_map]
+    for k, (_, mine) in enumerate(everything):
+        if mine is not None:
+            numbered[mine[:, 0], mine[:, 1], mine[:, 2]] = rank[k + 1]
+    return replace(pieces, vertebra_map=numbered, vertebrae=tuple(everything[k][0] for k in order))

@@ -9,7 +9,6 @@ from typing import Any, Final
 import numpy as np
 
 from totalspineseg_server.anatomy import BY_CODE, CODE_OF, NAME_OF, WIRE_LABELS, Kind
-from totalspineseg_server.certainty import certainty_of, is_doubtful
 from totalspineseg_server.corrections.comparison import ACCEPTED_NAMES, ALL
 from totalspineseg_server.corrections.correction_store import (
     FINAL_TAG,
@@ -27,9 +26,9 @@ from totalspineseg_server.io.volumes import write_volume
 from totalspineseg_server.numbering.chain import Numbering
 from totalspineseg_server.numbering.renumber import renumber
 from totalspineseg_server.numbering.report import report, sentence
-from totalspineseg_server.segments import to_wire
-from totalspineseg_server.spellings import code_of_name, with_mark
+from totalspineseg_server.segments import code_of_name, to_wire, with_mark
 from totalspineseg_server.transforms.components import labels_present
+from totalspineseg_server.trust import certainty_of, is_doubtful
 from totalspineseg_server.worklist import worklist_messages
 from totalspineseg_server.worklist.rows import Row
 from totalspineseg_server.worklist.scans import PREDICTION, View, doubtful_of

@@ -4,12 +4,12 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
 from totalspineseg_server.anatomy import BACKGROUND, NAME_OF, UNREVIEWED, UNREVIEWED_NAME, WIRE_LABELS
-from totalspineseg_server.corrections.comparison import ACCEPTED_NAMES
+from totalspineseg_server.corrections.comparison import ACCEPTED_NAMES, LEFT, stated_left
 from totalspineseg_server.corrections.correction_store import FINAL_TAG, Correction, CorrectionStore
 from totalspineseg_server.corrections.inbox import Submit
 from totalspineseg_server.corrections.interpretation import CHOSEN_PARAMETER, UNCHANGED_PARAMETER
@@ -18,9 +18,7 @@ from totalspineseg_server.corrections.submission import UNREVIEWED_NAMES
 from totalspineseg_server.errors import ConflictError, LabelError
 from totalspineseg_server.geometry import Grid, LabelArray
 from totalspineseg_server.io.volumes import write_volume
-from totalspineseg_server.plausible import without_regions
-from totalspineseg_server.segments import to_wire
-from totalspineseg_server.spellings import code_of_name, with_mark
+from totalspineseg_server.segments import code_of_name, to_wire, with_mark, without_regions
 from totalspineseg_server.worklist import worklist_messages
 
 REGION: Final = max(WIRE_LABELS.values()) + 1
@@ -114,9 +112,10 @@ def _params(choice: Choice, labels: Mapping[str, Correction], merged: LabelArray
     base = labels[choice.label]
     present = {code for code in np.unique(merged).tolist() if code in NAME_OF}
     unreviewed = {code for one in labels.values() for code in one.unreviewed} & present
-    doubtful = _unconfirmed(choice, labels)
+    doubtful = _from_sources(choice, labels, "unconfirmed")
     # Structures that the reader left as predicted still count as such, and no others do.
-    left = {code for one in labels.values() for code in (*one.untouched, *one.renamed)}
+    untouched, renamed = (_from_sources(choice, labels, key) for key in ("untouched", "renamed"))
+    left = untouched | renamed
     checked = present - unreviewed - doubtful - left
     marked = {NAME_OF[code]: with_mark(NAME_OF[code]) for code in doubtful}
     wire = {**WIRE_LABELS, UNREVIEWED_NAME: REGION}
@@ -128,11 +127,14 @@ def _params(choice: Choice, labels: Mapping[str, Correction], merged: LabelArray
         ACCEPTED_NAMES: [NAME_OF[code] for code in sorted(checked)],
         UNCHANGED_PARAMETER: len(labels) == 1 and base.unchanged,
         CHOSEN_PARAMETER: list(labels),
+        LEFT: stated_left(untouched & present, renamed & present, (base.prediction or {}).get("versions", {})),
     }
 
 
-def _unconfirmed(choice: Choice, labels: Mapping[str, Correction]) -> set[int]:
-    """Return the codes of names that were left marked as doubtful in the label from which the structure comes."""
+def _from_sources(
+    choice: Choice, labels: Mapping[str, Correction], field_name: Literal["unconfirmed", "untouched", "renamed"]
+) -> set[int]:
+    """Return the codes that a field of a record lists, for each structure from the label from which it comes."""
     source = {code_of_name(name): labels[id_] for name, id_ in choice.take.items()}
-    doubtful = {code for code in labels[choice.label].unconfirmed if code not in source}
-    return doubtful | {code for code, label in source.items() if code is not None and code in label.unconfirmed}
+    listed = {code for code in getattr(labels[choice.label], field_name) if code not in source}
+    return listed | {code for code, label in source.items() if code in getattr(label, field_name) and code is not None}

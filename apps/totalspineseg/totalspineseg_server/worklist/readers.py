@@ -14,7 +14,7 @@ from totalspineseg_server.corrections.comparison import UNTOUCHED_DICE
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.numbering.evidence_weights import ORDER
-from totalspineseg_server.plausible import without_regions
+from totalspineseg_server.segments import without_regions
 from totalspineseg_server.transforms.components import labels_present
 
 DIGITS: Final = 3

@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
-from totalspineseg_server.activelearning.offers import RESERVED_SECONDS
 from totalspineseg_server.activelearning.scores import Score
+from totalspineseg_server.activelearning.strategies import RESERVED_SECONDS
 from totalspineseg_server.anatomy import DISCS, NAME_OF, SACRUM, VERTEBRAE
-from totalspineseg_server.certainty import certainty_of
 from totalspineseg_server.corrections.correction_store import Correction, Rejection
 from totalspineseg_server.corrections.ids import text_of_time
 from totalspineseg_server.corrections.image_records import Offer
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.report import sentence
+from totalspineseg_server.trust import certainty_of
 
 Status = Literal["new", "predicted", "failed", "in progress", "submitted", "parked", "rejected", "finished"]
 DATE_LETTERS: Final = 8
@@ -103,7 +103,7 @@ def row_of(
         row |= {"status": "parked", "reason": last.reason, **_by(last)}
     elif last is not None:
         row |= {"status": "submitted", **_by(last)}
-    elif offer.time and now - offer.time < RESERVED_SECONDS:
+    elif offer.time and 0 <= now - offer.time < RESERVED_SECONDS:
         row |= {"status": "in progress", "user": offer.client, "date": text_of_time(offer.time)}
     return Row(image_id, study=study, about=about, **row)
 

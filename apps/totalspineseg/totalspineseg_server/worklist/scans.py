@@ -12,7 +12,6 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from totalspineseg_server.anatomy import BACKGROUND, BY_CODE, DISCS, NAME_OF, SACRUM, VERTEBRAE, Kind
-from totalspineseg_server.certainty import is_doubtful
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.predictions import MapStore, PredictionMaps, PredictionRecord
 from totalspineseg_server.errors import UnknownImageError
@@ -21,7 +20,8 @@ from totalspineseg_server.geometry import Grid, LabelArray, Volume, labels_from_
 from totalspineseg_server.io.volumes import read_image
 from totalspineseg_server.numbering.evidence_weights import ORDER
 from totalspineseg_server.numbering.report import DOUBTFUL_PROBABILITY
-from totalspineseg_server.plausible import without_regions
+from totalspineseg_server.segments import without_regions
+from totalspineseg_server.trust import is_doubtful
 from totalspineseg_server.worklist.rows import Row
 
 MAX_SCANS: Final = 3

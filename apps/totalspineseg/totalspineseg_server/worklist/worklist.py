@@ -9,12 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from totalspineseg_server.activelearning.offers import RESERVED_SECONDS
 from totalspineseg_server.activelearning.scores import Scores
+from totalspineseg_server.activelearning.strategies import RESERVED_SECONDS
 from totalspineseg_server.corrections.correction_store import CorrectionStore, Rejections
 from totalspineseg_server.corrections.ids import folder_name
 from totalspineseg_server.corrections.image_records import last_noted
 from totalspineseg_server.corrections.predictions import PredictionRecord
+from totalspineseg_server.worklist import worklist_messages
 from totalspineseg_server.worklist.rows import Row, about_series, row_of
 
 logger = logging.getLogger(__name__)
@@ -90,11 +91,15 @@ class Worklist:
         studies: The datastore.
         records: Records about the scans.
         clock: Seconds; never runs backward.
+
+    Attributes:
+        failure: Why the rows could not be made again, one sentence; empty if they could.
     """
 
     def __init__(self, studies: Studies, records: Records, clock: Callable[[], float] = time.monotonic) -> None:
         self._studies, self._records, self._clock = studies, records, clock
         self._lines = _Lines()
+        self.failure = ""
         self._guard = threading.Lock()
         self._work: threading.Thread | None = None
 
@@ -145,12 +150,17 @@ class Worklist:
                 if known is None or before.changes.get(image_id) != change:
                     known = self._row(image_id, is_finished=image_id in finished)
                 rows[image_id] = known
+        except OSError as error:
+            self.failure = worklist_messages.NO_LIST
+            logger.warning("The worklist could not be updated: %s", type(error).__name__)
+            return
         except Exception:
             # The next request tries again; until then the earlier rows are shown.
             logger.exception("The worklist could not be updated")
             return
         # The first update reads every record, so its time says nothing about the next.
         seconds = self._clock() - begun if before.rows else 0.0
+        self.failure = ""
         self._lines = _Lines(changes, rows, _by_id(rows), begun, seconds)
 
     def _changes(self, finished: frozenset[str]) -> dict[str, Change]:

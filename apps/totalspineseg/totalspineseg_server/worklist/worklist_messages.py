@@ -2,6 +2,12 @@
 
 from typing import Final
 
+# listing
+NO_LIST: Final = (
+    "The scans cannot be listed, because the PACS or the disk does not answer. What is shown may be old; the list is "
+    "read again by itself."
+)
+
 # naming
 NO_MAPS_TO_PIN: Final = "The segmentation of this result is no longer stored. Predict the scan again, then pin a level."
 OTHER_KIND: Final = "A disc can only be named as a disc, and a vertebra as a vertebra or the sacrum."

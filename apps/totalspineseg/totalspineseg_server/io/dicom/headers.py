@@ -23,7 +23,7 @@ from pydicom.uid import (
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.files import CHUNK_BYTES
 from totalspineseg_server.io.dicom import dicom_messages
-from totalspineseg_server.io.unpacking import MAX_BYTES
+from totalspineseg_server.io.nifti import MAX_BYTES
 
 Sources: TypeAlias = Path | Sequence[Path | Dataset]
 """A folder of one series, one file, or the files or headers of a series."""

@@ -21,7 +21,7 @@ from totalspineseg_server.io.dicom.headers import Sources, read_headers, uid_fro
 from totalspineseg_server.io.dicom.source_images import point_to_originals, reference_images
 from totalspineseg_server.io.dicom.stack import stack_of
 from totalspineseg_server.io.dicom.terms import ANATOMICAL_STRUCTURE, SCHEME, Term, dicom_cielab_of, term_of
-from totalspineseg_server.spellings import with_mark
+from totalspineseg_server.segments import with_mark
 
 MANUFACTURER: Final = "TotalSpineSeg for MONAI Label"
 ALGORITHM: Final = "TotalSpineSeg"

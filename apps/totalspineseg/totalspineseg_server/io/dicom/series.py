@@ -20,7 +20,7 @@ from totalspineseg_server.image import Image
 from totalspineseg_server.io.dicom import dicom_messages
 from totalspineseg_server.io.dicom.headers import MODALITY, is_deflated, pixel_bytes, read_headers
 from totalspineseg_server.io.dicom.stack import Stack, stack_of
-from totalspineseg_server.io.unpacking import itk_name
+from totalspineseg_server.io.file_content import itk_name
 
 SCALING_KEYWORDS: Final = (
     "PixelValueTransformationSequence",

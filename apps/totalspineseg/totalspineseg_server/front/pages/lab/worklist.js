@@ -110,7 +110,7 @@ export async function show(view) {
     running = answer.batch?.current || '';
     chosen = Math.max(0, Math.min(chosen, rows.length - 1));
     const listed = STATUSES.filter(name => answer.counts[name]).map(name => `${answer.counts[name]} ${name}`);
-    counts.textContent = answer.complete ? listed.join(', ') : 'The scans are being read ...';
+    counts.textContent = answer.failure || (answer.complete ? listed.join(', ') : 'The scans are being read ...');
     drawHead();
     drawRows();
     drawPager(answer.total);

@@ -1,4 +1,4 @@
-"""Limit what a file may unpack to: a few kilobytes, or a line of a header, can demand all memory of a machine."""
+"""Say why the content of a file is not here, and write its path as libraries need it."""
 
 import os
 from pathlib import Path
@@ -7,36 +7,11 @@ from typing import Final
 from totalspineseg_server.errors import ImageError
 from totalspineseg_server.io import io_messages
 
-MAX_BYTES: Final = 2 << 30
-"""Largest decompressed size, unless the file itself is larger. A whole spine at 0.5 mm in 32-bit floats is 1.2 GB."""
-MAX_RATIO: Final = 1040
-"""Largest number of bytes that one byte of zlib's format can stand for (1032), rounded up."""
-
-
 MAX_POINTER_BYTES: Final = 1024
 """Largest size of a pointer; both kinds are a few lines."""
 LFS_START: Final = b"version https://git-lfs.github.com/spec/"
 ANNEX_START: Final = b"/annex/objects/"
 ANNEX_TARGET: Final = ".git/annex/objects"
-
-
-def require_bounded(path: Path, content_bytes: int) -> None:
-    """Check that a file can hold as much as it states, and no more than fits into memory.
-
-    Args:
-        path: The file.
-        content_bytes: Its unpacked size as stated in the header.
-
-    Raises:
-        ImageError: It cannot contain that much, or that is too much.
-    """
-    size = path.stat().st_size
-    if content_bytes > size * MAX_RATIO:
-        raise ImageError(io_messages.INCOMPLETE.format(name=path.name, size=size, described=content_bytes))
-    if content_bytes > max(size, MAX_BYTES):
-        raise ImageError(
-            io_messages.UNPACKS_TOO_LARGE.format(name=path.name, mib=content_bytes >> 20, limit=MAX_BYTES >> 20)
-        )
 
 
 def missing_content(path: Path) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
-from totalspineseg_server.spellings import with_mark
+from totalspineseg_server.segments import with_mark
 
 FONT_PX: Final = 13
 """Height of the letters: readable in a thumbnail of half the size."""
