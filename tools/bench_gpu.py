@@ -3,9 +3,9 @@
     python tools/bench_gpu.py FOLDER                                           # the tables for docs/measured-speed.md
     python tools/bench_gpu.py FOLDER --learn --weights MODELS --slabs SPIDER   # what weights learn from five patients
 
-Nothing is downloaded: carry the repository with its environment, and MODELS and SPIDER where they are used. Networks of
-the official shape, with random weights, are made on the machine, and scans, too. Their answers are replaced by the true
-classes, as in bench_speed.py.
+Nothing is downloaded: carry the repository with the packages that it needs (without slabs, MONAI Label is not among
+them), and MODELS and SPIDER where they are used. Networks of the official shape, with random weights, are made on the
+machine, and scans, too. Their answers are replaced by the true classes, as in bench_speed.py.
 
 For each way (nnU-Net's own predictor, ours in single and in half precision) and both weights, a process of its own
 measures a lumbar scan and a whole spine:
@@ -48,7 +48,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tools")]
 
 from bench_official import synthetic_scan  # noqa: E402
-from bench_retrain_real import CORRECTED, PREDICTED, truth_of  # noqa: E402
 from bench_speed import (  # noqa: E402
     SEED,
     TITLES,
@@ -474,7 +473,7 @@ def parent_of(arguments: argparse.Namespace) -> ModelFolder:
 
 def training_cases(arguments: argparse.Namespace, parent: ModelFolder) -> Iterator[TrainingCase]:
     """Yield corrections and replay, one at a time."""
-    for scan in scans(arguments, CORRECTED, seeds=range(SYNTHETIC)):
+    for scan in scans(arguments, range(SYNTHETIC)):
         yield prepare_case(scan, parent)
     for source in replay_sources(arguments.replay_cases):
         yield prepare_case(source.read(), parent)
@@ -482,15 +481,24 @@ def training_cases(arguments: argparse.Namespace, parent: ModelFolder) -> Iterat
 
 def judging_cases(arguments: argparse.Namespace, parent: ModelFolder) -> Iterator[TrainingCase]:
     """Yield scans to test on."""
-    for scan in scans(arguments, PREDICTED, seeds=range(SYNTHETIC, 2 * SYNTHETIC)):
+    for scan in scans(arguments, range(SYNTHETIC, 2 * SYNTHETIC), judging=True):
         yield prepare_case(scan, parent)
 
 
-def scans(arguments: argparse.Namespace, patients: Iterable[str], seeds: Iterable[int]) -> Iterator[LabeledScan]:
-    """Yield patients as corrections, or synthetic scans in their place."""
+def scans(arguments: argparse.Namespace, seeds: Iterable[int], *, judging: bool = False) -> Iterator[LabeledScan]:
+    """Yield patients of bench_retrain_real.py as corrections, or synthetic scans in their place.
+
+    Args:
+        arguments: The command line's.
+        seeds: Seeds of synthetic scans.
+        judging: Whether to yield the patients that take no part in the training.
+    """
     if arguments.slabs:
-        for number in patients:
-            truth = truth_of(arguments.slabs, number)
+        # It needs MONAI Label, which a machine that is only lent for the benchmark need not have.
+        import bench_retrain_real
+
+        for number in bench_retrain_real.PREDICTED if judging else bench_retrain_real.CORRECTED:
+            truth = bench_retrain_real.truth_of(arguments.slabs, number)
             yield LabeledScan(number, number, Origin.CORRECTION, truth.image, truth.volume)
         return
     for seed in seeds:
