@@ -40,6 +40,8 @@ COMMANDS: Final = MappingProxyType(
 )
 """Command -> what it does; each is a module of this package."""
 
+CONTINUED: Final = frozenset({"run", "weights", "retrain", "train", "train-starter"})
+"""Commands that go on with what an interrupted one has done."""
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 """Exit codes: the command cannot be carried out; Ctrl-C."""
 
@@ -72,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{COMMAND}: {error}", file=sys.stderr)
         return EXIT_USAGE
     except KeyboardInterrupt:
-        print(f"{COMMAND}: interrupted", file=sys.stderr)
+        remedy = "; the same command continues" if command in CONTINUED else ""
+        print(f"{COMMAND}: interrupted{remedy}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The program that reads the output, such as head, has stopped reading.

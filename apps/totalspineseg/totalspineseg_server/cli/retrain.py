@@ -5,6 +5,7 @@ You can interrupt it at any moment; the next call with the same corrections and 
 """
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -76,7 +77,7 @@ def execute(arguments: argparse.Namespace) -> int:
     request = {name: getattr(arguments, name) for name in SETTINGS} | {"resume": not arguments.restart}
     steps = tuple(sorted(set(arguments.step or (1, 2))))
     site = site_of(arguments.studies, ModelStore(arguments.data_dir))
-    result = retrain(site, read_settings(request, steps))
+    result = retrain(site, read_settings(request, steps), show=lambda line: print(line, file=sys.stderr, flush=True))
     for case in result.skipped:
         print(f"left out {case.name}: {case.reason}")
     print(f"{result.version}: {result.message}")

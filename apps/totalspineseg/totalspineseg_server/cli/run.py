@@ -20,6 +20,7 @@ from totalspineseg_server.cli.common import (
 )
 from totalspineseg_server.cli.executor import add_executor_arguments, executor_of
 from totalspineseg_server.errors import TotalSpineSegError
+from totalspineseg_server.places import COMMAND
 from totalspineseg_server.trust import is_doubtful
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def execute(arguments: argparse.Namespace) -> int:
     if warning and not arguments.quiet:
         print(warning)
     if summary.interrupted:
-        print("totalspineseg: interrupted; the same command continues", file=sys.stderr)
+        print(f"{COMMAND}: interrupted; the same command continues", file=sys.stderr)
         return 130
     return 1 if summary.failures or not_passed_on else 0
 

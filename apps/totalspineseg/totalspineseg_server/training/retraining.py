@@ -76,6 +76,7 @@ def retrain(
     replay: Sequence[ScanSource] | None = None,
     reference: Callable[[], Iterable[JudgedCase]] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    show: Callable[[str], None] = lambda line: None,
 ) -> Retrained:
     """Fine-tune on a site's corrections, and put the result into use if nothing became worse.
 
@@ -90,6 +91,7 @@ def retrain(
         reference: Makes the reference scans, on which models are compared besides the hold-out; None for the fixed
             synthetic ones.
         should_stop: Called after every iteration.
+        show: Called with each line about what the training is doing.
 
     Raises:
         TrainingError: Another training is running, there is no correction to train on or no such device, or there is
@@ -102,7 +104,7 @@ def retrain(
     with only_one(site.training_dir):
         start = start_of(site, settings)
         untrained = tuple(step for step in settings.steps if step not in start.steps)
-        run = _Retraining(site, replace(settings, steps=start.steps), start.choices, start.material, untrained)
+        run = _Retraining(site, replace(settings, steps=start.steps), start.choices, start.material, untrained, show)
         run.replay = replay
         count = settings.reference_cases
         return run.go(should_stop, reference or (lambda: reference_cases(count)))
@@ -118,6 +120,7 @@ class _Retraining:
         choices: dict[int, Choice],
         material: Material,
         untrained: tuple[int, ...],
+        show: Callable[[str], None],
     ) -> None:
         self.site, self.settings, self.choices, self.material = site, settings, choices, material
         self.untrained = "".join(
@@ -146,7 +149,7 @@ class _Retraining:
         self.lessons: dict[int, Lesson] = {}
         self.left_out: dict[Skipped, list[str]] = {}
         self._measured: dict[int, Trust] | None = None
-        self.reporter = Reporter(self.run, settings)
+        self.reporter = Reporter(self.run, settings, show)
         self.reporter.tell("preparing cases")
 
     def go(self, should_stop: Callable[[], bool], reference: Callable[[], Iterable[JudgedCase]]) -> Retrained:

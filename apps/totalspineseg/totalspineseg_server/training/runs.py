@@ -4,7 +4,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
@@ -141,15 +141,20 @@ class ProgressFile:
         self._path = run / PROGRESS_FILE
         self._written = 0.0
 
-    def write(self, state: RunState, *, now: bool = False) -> None:
+    def write(self, state: RunState, *, now: bool = False) -> bool:
         """Store a state, but not too often; with ``now``, always.
+
+        Returns:
+            Whether it was time to store it.
 
         Raises:
             StorageError: It cannot be written.
         """
-        if now or time.monotonic() - self._written >= PROGRESS_EVERY_S:
-            write_json(self._path, asdict(state))
-            self._written = time.monotonic()
+        if not now and time.monotonic() - self._written < PROGRESS_EVERY_S:
+            return False
+        write_json(self._path, asdict(state))
+        self._written = time.monotonic()
+        return True
 
     def write_last(self, state: RunState) -> None:
         """Store the final state of a run; on a full disk, overwrite the previous one, which takes no new space.
@@ -206,10 +211,11 @@ class Reporter:
     Args:
         run: The run's folder.
         settings: Settings of the run.
+        show: Called with each line about what the run is doing.
     """
 
-    def __init__(self, run: Path, settings: RetrainSettings) -> None:
-        self._run = run
+    def __init__(self, run: Path, settings: RetrainSettings, show: Callable[[str], None] = lambda line: None) -> None:
+        self._run, self._show = run, show
         self._log = TrainingLog(run)
         self._progress = ProgressFile(run)
         self._steps, self._finetune = settings.steps, settings.finetune
@@ -220,6 +226,7 @@ class Reporter:
 
     def say(self, text: str, **values: Any) -> None:
         """Write a line into the log, see ``TrainingLog.say``; a full disk does not end the training."""
+        self._show(text)
         try:
             self._log.say(text, **values)
         except OSError as error:
@@ -232,7 +239,8 @@ class Reporter:
         Raises:
             StorageError: It cannot be written.
         """
-        self._progress.write(self._state("running", message=message), now=now)
+        if self._progress.write(self._state("running", message=message), now=now):
+            self._show(message)
 
     def trained(self, progress: Progress) -> None:
         """Report the progress of a training.
@@ -245,6 +253,8 @@ class Reporter:
         self._epochs_done = self._steps.index(progress.step) * self._epochs + epoch
         self._best = None if progress.best != progress.best else round(progress.best, 4)
         self._progress.write(self._state("running", step=progress.step))
+        if done or progress.iteration % self._finetune.epoch == 0:
+            self._show(f"step {progress.step}: iteration {progress.iteration} of {self._finetune.iterations}")
 
     def finished(self, step: int, best: float | None) -> None:
         """Report that a step is trained, perhaps by an earlier process."""
