@@ -116,8 +116,8 @@ def test_parts_of_vertebrae_are_shaped_as_they_were() -> None:
         for part, reach in parts:
             axes = np.ogrid[tuple(slice(low - 1, high + 1, 0.6) for low, high in zip(*reach(vertebra), strict=True))]
             places = np.nonzero(part(Local(*(axis.astype(np.float32) for axis in axes)), vertebra))
-            extents = [float(value) for axis in places for value in (axis.mean(), axis.std())]
-            measured[f"{vertebra.index}, {len(measured)}"] = [float(len(places[0])), *extents]
+            moments = [float(value) for axis in places for value in (axis.mean(), axis.std())]
+            measured[f"{vertebra.index}, {len(measured)}"] = [float(len(places[0])), *moments]
     require_known("shapes", measured, rel=0.0005, abs=0.002)
 
 
