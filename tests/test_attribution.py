@@ -44,7 +44,7 @@ class Predictions:
     ) -> None:
         self.store.keep(PredictionRecord(key, image, "totalspineseg", {}, {}, {}, None, client, content))
         painted = NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), labels, 2)
-        self.maps.keep(content, PredictionMaps(key, painted, GRID, {}, {}, (), image))
+        self.maps.keep(content, PredictionMaps.of(key, painted, GRID, {}, {}, (), image))
 
     def review(self, key: str, of: str, *, client: str = "") -> None:
         """Record that somebody asked for a review of a prediction; it has no maps of its own."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from monai.transforms import KSpaceSpikeNoise
 
+from known_figures import require_known
 from totalspineseg_server.anatomy import LUMBAR, UNREVIEWED
 from totalspineseg_server.nnunet import augmentation
 from totalspineseg_server.nnunet.augmentation import (
@@ -20,7 +21,7 @@ from totalspineseg_server.nnunet.augmentation import (
     SpikeTransform,
     build_augmentation,
 )
-from totalspineseg_server.nnunet.finetune_settings import NONE
+from totalspineseg_server.nnunet.finetune_settings import NONE, Strength
 
 L3 = LUMBAR[2]
 
@@ -121,3 +122,25 @@ def test_flips_exchange_left_and_right_alone() -> None:
     flipped = flip(image=image.clone(), segmentation=image.short())
     assert torch.equal(flipped["image"], image.flip(3))
     assert torch.equal(flipped["segmentation"], image.short().flip(3))
+
+
+def test_patches_are_varied_as_they_were() -> None:
+    """A changed number bent every patch too far, and the fine-tuned networks drew thinner discs."""
+    patch, crop = (16, 24, 20), (24, 36, 30)
+    places = torch.meshgrid(*(torch.arange(n) for n in crop), indexing="ij")
+    image = (100 * torch.sin(places[0] / 3) + 5 * places[1] + places[2]).float()[None]
+    codes = torch.zeros((1, *crop), dtype=torch.int16)
+    codes[:, 8:18, 10:26, 8:20] = L3
+    parts = {"image": image, "segmentation": codes, "regression_target": (codes == L3).float() * 255}
+    vary, found = build_augmentation(patch, x_axis=2, strength=Strength()), {}
+    for seed in range(24):
+        np.random.seed(seed)  # noqa: NPY002 - what the library draws from
+        torch.manual_seed(seed)
+        moved = vary(**{name: part.clone() for name, part in parts.items()})
+        inside = torch.nonzero(moved["segmentation"][0] == L3).float()
+        steps = [float(moved["image"].diff(dim=axis).abs().mean()) for axis in (1, 2, 3)]
+        found[str(seed)] = [
+            *(float(moved["image"].mean()), float(moved["image"].std()), *steps, float(len(inside))),
+            *(*inside.mean(dim=0).tolist(), float(moved["regression_target"].mean())),
+        ]
+    require_known("variations", found, rel=0.004, abs=0.01)

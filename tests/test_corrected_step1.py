@@ -121,9 +121,11 @@ def test_the_stored_maps_know_who_named_step_1(corrected: Path, tmp_path: Path) 
     assert painted is not None
     assert painted.step1 is not None
     maps = MapStore(tmp_path)
-    maps.keep("0" * 64, PredictionMaps("1", painted, RAS, {"step2": "a"}, {}, ()))
+    maps.keep("0" * 64, PredictionMaps.of("1", painted, RAS, {"step2": "a"}, {}, ()))
     stored = maps.latest("0" * 64, 2)
     assert stored is not None
-    assert stored.output.step1 is not None
-    assert stored.output.step1.by_reader
-    np.testing.assert_array_equal(stored.output.step1.discs.codes, painted.step1.discs.codes)
+    output = stored.output()
+    assert output is not None
+    assert output.step1 is not None
+    assert output.step1.by_reader
+    np.testing.assert_array_equal(output.step1.discs.codes, painted.step1.discs.codes)

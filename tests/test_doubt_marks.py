@@ -42,7 +42,7 @@ from training_site import make_site
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
-STORED = PredictionMaps("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
+STORED = PredictionMaps.of("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
 L1, L3, L4, L5, T12 = (CODE_OF[name] for name in ("L1", "L3", "L4", "L5", "T12"))
 
 
@@ -120,7 +120,7 @@ def test_the_default_is_the_server_s_and_a_request_may_differ() -> None:
 def test_a_mark_that_stays_says_that_nobody_confirmed_the_name() -> None:
     mapped = left_of(sent(L4="L4 ?", L5="L5?"))
     assert mapped.unconfirmed == (L4, L5)
-    [finding] = beside_prediction(None, mapped, ())
+    [finding] = beside_prediction(None, mapped, (), unchanged=False)
     assert finding["kind"] == UNCONFIRMED
     assert "'?'" in finding["message"]
     assert "L4 ?, L5 ?" in finding["message"]

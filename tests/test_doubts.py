@@ -14,7 +14,13 @@ from dicom_series import save, slices
 from phantom import RAS, CodeReader, image_of, lumbar_codes
 from test_corrections_store import Scene
 from totalspineseg_server.anatomy import CODE_OF, NAME_OF, WIRE_LABELS
-from totalspineseg_server.corrections.comparison import Corrected, beside_prediction, check, compare
+from totalspineseg_server.corrections.comparison import (
+    Corrected,
+    beside_prediction,
+    check,
+    compare,
+    is_unchanged,
+)
 from totalspineseg_server.corrections.correction_store import Correction, CorrectionStore
 from totalspineseg_server.corrections.inbox import Inbox
 from totalspineseg_server.corrections.predictions import MapStore, PredictionMaps, PredictionRecord, PredictionStore
@@ -31,7 +37,7 @@ from totalspineseg_server.trust import Certainty
 
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
-STORED = PredictionMaps("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
+STORED = PredictionMaps.of("p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {}, {}, ())
 
 
 def sent(names: dict[str, str], labels: LabelArray = TRUTH) -> Submission:
@@ -44,7 +50,10 @@ def findings(submission: Submission, certainty: Certainty | None, known: tuple[d
     record = PredictionRecord("p", "a", "totalspineseg", {}, {}, {}, numbering, "")
     mapped = map_names(submission, GRID)
     lint = check(mapped.codes, GRID)
-    return list(beside_prediction(Corrected(record, compare(submission, GRID, STORED)), mapped, lint))
+    compared = compare(submission, GRID, STORED)
+    assert compared is not None
+    unchanged = is_unchanged(compared, mapped)
+    return list(beside_prediction(Corrected(record, compared), mapped, lint, unchanged=unchanged))
 
 
 def edited(labels: LabelArray) -> LabelArray:
@@ -97,7 +106,7 @@ def test_a_rename_that_makes_certain_levels_odd_is_reported(
 
 def test_nothing_is_reported_if_the_prediction_is_unknown() -> None:
     mapped = map_names(sent({}), GRID)
-    assert beside_prediction(None, mapped, ()) == ()
+    assert beside_prediction(None, mapped, (), unchanged=False) == ()
 
 
 def test_what_a_rename_did_is_the_first_sentence() -> None:

@@ -18,7 +18,7 @@ MAP = np.zeros((4, 4, 4), dtype=np.uint8)
 
 
 def stored(prediction: str) -> PredictionMaps:
-    return PredictionMaps(prediction, NamedMap(Volume(MAP, np.eye(4)), MAP, 1), GRID, {"step1": "a"}, {}, ())
+    return PredictionMaps.of(prediction, NamedMap(Volume(MAP, np.eye(4)), MAP, 1), GRID, {"step1": "a"}, {}, ())
 
 
 def test_only_maps_of_the_latest_images_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

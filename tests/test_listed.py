@@ -69,7 +69,7 @@ def task_at(root: Path, earlier: list[tuple[int, ...] | None]) -> FullTask:
     for number, codes in enumerate(earlier):
         services.predictions.keep(record(number, codes))
         painted = NamedMap(Volume(block(1), GRID.affine), block(*(codes or (T12,))), 2)
-        services.maps.keep("sha", PredictionMaps(f"2026-{number}", painted, GRID, {}, {}, (), "img"))
+        services.maps.keep("sha", PredictionMaps.of(f"2026-{number}", painted, GRID, {}, {}, (), "img"))
     return FullTask(services)
 
 

@@ -51,7 +51,7 @@ def scan(site: Site, root: Path, name: str, codes: LabelArray = WHOLE, *, certai
     record = PredictionRecord(f"p-{name}", name, "totalspineseg", {"step2": "starter-1"}, {}, {}, numbering, "client")
     PredictionStore(site.history).keep(record)
     painted = NamedMap(Volume(codes, np.eye(4)), codes, 2)
-    stored = PredictionMaps(record.id, painted, grid, record.versions, {}, (), name)
+    stored = PredictionMaps.of(record.id, painted, grid, record.versions, {}, (), name)
     MapStore(site.history).keep(sha256_of(path), stored)
     return sha256_of(path)
 

@@ -27,7 +27,7 @@ def stored(step: int) -> PredictionMaps:
     labels = TRUTH if step == 2 else step1_answer(TRUTH)
     labels = np.where(labels == CODE_OF["L4-L5"], CODE_OF["L5-L6"], labels).astype(np.uint8)
     painted = NamedMap(Volume(classes_of(TRUTH, step), GRID.affine), labels, 1 if step == 1 else 2)
-    return PredictionMaps("p", painted, GRID, {}, {}, ())
+    return PredictionMaps.of("p", painted, GRID, {}, {}, ())
 
 
 def sent(step: int) -> Submission:

@@ -42,7 +42,7 @@ def test_a_prediction_of_weights_that_were_replaced_names_no_other_series(
     maps = MapStore(tmp_path / "history")
     painted = NamedMap(Volume(classes_of(LABELS, 2), GRID.affine), LABELS, 2)
     levels = {CODE_OF["L4"]: {CODE_OF["L4"]: 0.97}}
-    maps.keep(sha256_of(image), PredictionMaps("p", painted, GRID, made_with, levels, ()))
+    maps.keep(sha256_of(image), PredictionMaps.of("p", painted, GRID, made_with, levels, ()))
     services: Any = SimpleNamespace(
         studies=SimpleNamespace(
             siblings=lambda image_id: ("T1w",),

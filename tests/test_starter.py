@@ -1,6 +1,7 @@
 """Tests of starter training: patches, loss, resumption, and a folder that nnU-Net itself loads."""
 
 import hashlib
+import itertools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from known_figures import require_known
 from totalspineseg_server import anatomy
 from totalspineseg_server.cli import main
 from totalspineseg_server.errors import WeightsError
@@ -274,6 +276,21 @@ def test_a_stated_share_of_patches_shows_the_marked_discs_without_errors(monkeyp
     painted = [draw_sample(rng, spine, 2, (8, 16, 8)) for _ in range(40)]
     disturbed = sum(float(sample.channels[1].max()) == 0.5 for sample in painted)
     assert disturbed / 40 == pytest.approx(1 - EXACT_CHANNEL_SHARE, abs=0.15)
+
+
+def test_patches_are_drawn_as_they_were() -> None:
+    """A changed number moved the patches away from the landmarks, and the training learned their names late."""
+    found, spine = {}, lumbar()
+    for step, seed in itertools.product((1, 2), range(10)):
+        rng = np.random.default_rng(seed)
+        sample = draw_sample(rng, spine, step, (48, 32, 12), near_marked=True, with_hidden=seed % 2 == 0)
+        landmarks = sample.channels[sample.channels != 0]
+        regions = sample.regions.mean(dim=(1, 2, 3)).tolist()
+        found[f"step {step}, {seed}"] = [
+            *(float(sample.channels.mean()), float(sample.channels.std()), float(landmarks.numel())),
+            *(*regions, float(sample.near_marked.sum())),
+        ]
+    require_known("patches", found, rel=0.003, abs=0.002)
 
 
 def test_marked_discs_lie_on_discs() -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from totalspineseg_server.nnunet.training_log import TrainingLog
 from totalspineseg_server.registry.manage import list_versions, require_served, show_version
 from totalspineseg_server.registry.model_store import STARTER, ModelStore
 from totalspineseg_server.registry.records import holder, trained_on
-from totalspineseg_server.training import holdout, judging, material, retraining, scoring
+from totalspineseg_server.training import holdout, judging, material, retraining, scoring, train_task
 from totalspineseg_server.training.compare import SubjectScores
 from totalspineseg_server.training.material import site_material
 from totalspineseg_server.training.retrain_settings import RetrainSettings, client_config, read_settings
@@ -405,6 +406,19 @@ def test_tasks_are_cheap_and_all_report_the_run_in_progress(tmp_path: Path, judg
     assert {"epoch", "total_epochs", "total_time", "best_metric"} <= set(stats[0])
     assert (stats[0]["epoch"], stats[0]["total_epochs"]) == (4, 4)
     assert json.dumps(tasks[0].info())
+
+
+@pytest.mark.parametrize(("seconds", "displayed"), [(59.4, "0:00:59"), (3600.0, "1:00:00"), (37325.0, "10:22:05")])
+def test_a_training_says_how_long_it_takes(
+    seconds: float, displayed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """3D Slicer showed 0:621:5 beside its bar."""
+    site = Site(tmp_path, ModelStore(tmp_path), CorrectionStore(tmp_path), lambda _: None)
+    state = SimpleNamespace(
+        seconds=seconds, status="done", epoch=1, total_epochs=2, best_metric=None, step=1, run="r", message=""
+    )
+    monkeypatch.setattr(train_task, "state_of", lambda _: state)
+    assert SpineTrainTask(site, (1,)).stats()["total_time"] == displayed
 
 
 def test_a_task_returns_plain_values(tmp_path: Path, judged: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ from training_site import SPACING_MM, correct, make_site, tiny_settings
 TRUTH = block_spine("T11")
 GRID = Grid((24, 48, TRUTH.shape[2]), np.eye(4))
 L3, L4, L5 = (CODE_OF[name] for name in ("L3", "L4", "L5"))
-STORED = PredictionMaps(
+STORED = PredictionMaps.of(
     "p", NamedMap(Volume(classes_of(TRUTH, 2), GRID.affine), TRUTH, 2), GRID, {"step2": "starter-1"}, {}, ()
 )
 EVERY: Final = frozenset(int(code) for code in np.unique(TRUTH) if code)

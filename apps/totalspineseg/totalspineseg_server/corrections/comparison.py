@@ -176,10 +176,10 @@ def compare(submission: Submission, grid: Grid, maps: PredictionMaps) -> Compare
     if not _share_grids(submission, grid, maps):
         return None
     filled = _filled(submission)
-    if maps.output.step != (1 if any(is_vertebrae(s.name) for s in filled) else 2):
+    if maps.step != (1 if any(is_vertebrae(s.name) for s in filled) else 2):
         return None
     old = labels_from_iso(maps.labels, maps.iso, grid)
-    recognized = _recognized(submission, filled, old, step=maps.output.step)
+    recognized = _recognized(submission, filled, old, step=maps.step)
     return Compared(submission, maps, old, tuple(filled), tuple(recognized))
 
 
@@ -194,7 +194,8 @@ def follow_rename(compared: Compared) -> Followed | None:
         return None
     submission, filled = compared.submission, compared.filled
     (segment, change) = compared.renamed[0]
-    found = renumber(compared.maps.output, {change.old: change.new})
+    output = compared.maps.output()
+    found = None if output is None else renumber(output, {change.old: change.new})
     if found is None:
         return Followed(submission, {}, _report(change, {}, None, None))
     codes, numbering = found
@@ -460,7 +461,7 @@ def finished_meanwhile(in_force: Sequence[Correction], correction: Correction) -
 
 
 def beside_prediction(
-    corrected: Corrected | None, mapped: Mapped, lint: Sequence[Mapping[str, Any]]
+    corrected: Corrected | None, mapped: Mapped, lint: Sequence[Mapping[str, Any]], *, unchanged: bool
 ) -> tuple[Mapping[str, Any], ...]:
     """Compare a submission with its prediction, and return a finding if the reader should look again.
 
@@ -468,6 +469,7 @@ def beside_prediction(
         corrected: The prediction; None if it is not known.
         mapped: The submission in codes, after a rename was applied to the other levels. Not modified.
         lint: The linter's findings in the submission.
+        unchanged: Whether the prediction is known, and each submitted structure is exactly as predicted.
 
     Returns:
         One finding, or none.
@@ -479,10 +481,10 @@ def beside_prediction(
     if corrected is None or corrected.compared is None:
         return ()
     numbering, compared = corrected.prediction.numbering or {}, corrected.compared
-    if is_doubtful(numbering) and is_unchanged(compared, mapped):
+    if unchanged and is_doubtful(numbering):
         return (Finding(UNCHANGED, BACKGROUND, answers.unchanged(_chance(numbering))).as_dict(np.eye(4)),)
     if compared.renamed and certainty_of(numbering) == "certain":
-        before = {int(code) for code in np.unique(compared.maps.output.labels)}
+        before = {int(code) for code in np.unique(compared.maps.codes.data)}
         gaps = _gaps(lint) - _gaps(numbering.get("findings"))
         odd = [answers.is_missing(name) for code, name in NAME_OF.items() if code in gaps]
         odd += [answers.THERE_IS_A_T13] if T13 in mapped.present and T13 not in before else []

@@ -55,7 +55,7 @@ class SpineDatastore(Datastore):  # type: ignore[misc]
         corrections: The corrections that are shown; None if only saved labels are shown.
 
     Attributes:
-        records: What is known of each image.
+        records: The records of the images, with what is known of each besides its file.
     """
 
     def __init__(self, folder: Path, images: Path, own: Path, corrections: CorrectionStore | None) -> None:

@@ -236,7 +236,9 @@ class Interpreter:
         mapped = with_untouched(mapped, compared, accepted, marked=marked, stated=params.get(LEFT))
         is_finished = params.get(UNCHANGED_PARAMETER) is True
         lint = self._lint(mapped.codes, grid)
-        findings = (*beside_prediction(corrected, mapped, lint), *lint, *_replaced(prediction, received))
+        unchanged = compared is not None and is_unchanged(compared, mapped)
+        beside = beside_prediction(corrected, mapped, lint, unchanged=unchanged)
+        findings = (*beside, *lint, *_replaced(prediction, received))
         complete = replace(
             record,
             step=mapped.step,
@@ -249,7 +251,7 @@ class Interpreter:
             untouched=mapped.untouched,
             renamed=mapped.renamed,
             # Where the result is not here, as with an import, its author is believed.
-            unchanged=is_finished and (compared is None or is_unchanged(compared, mapped)),
+            unchanged=is_finished and (compared is None or unchanged),
             dice=mapped.dice,
             unconfirmed=mapped.unconfirmed,
         )

@@ -7,7 +7,7 @@ are deleted after a while, allow naming the levels again without running the net
 import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -22,6 +22,7 @@ from totalspineseg_server.io.volumes import read_labels, write_volume
 from totalspineseg_server.numbering.evidence import Localizer, Step1Names
 from totalspineseg_server.numbering.renumber import NamedMap
 from totalspineseg_server.transforms.components import Box, labels_present
+from totalspineseg_server.transforms.pieces import Step
 from totalspineseg_server.trust import UNMEASURED, certainty_of, trust_from_json
 
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -40,6 +41,8 @@ again."""
 RAW_FILE: Final = "raw.nii.gz"
 LABELS_FILE: Final = "labels.nii.gz"
 STEP1_FILE: Final = "step1.nii.gz"
+UNUSABLE: Final = (StorageError, ImageError, WeightsError, KeyError, ValueError, TypeError, AttributeError)
+"""Errors from an entry that is damaged, was removed, or was written by another version."""
 Chances: TypeAlias = Mapping[int, Mapping[int, float]]
 """Code -> probability of each code for the structure that has it."""
 
@@ -50,35 +53,55 @@ class PredictionMaps:
 
     Attributes:
         prediction: Id of its record.
-        output: Output of the network and its names, on the part of the 1 mm grid that the network saw.
+        step: 1 or 2.
+        codes: The codes, on the part of the 1 mm grid that the network saw.
         iso: The whole 1 mm grid of the scan.
         versions: Weights by step.
         levels: Code -> probability of each name, for use by other series of the patient (44 -> {44: 0.97, 45: 0.02});
             empty if they should not use it.
         series_used: Images whose levels helped to name this one.
         image: Name of the image at that time; empty if it was not in the studies, and in older records.
+        output: Returns the network's output, which is read only to name the levels again; None if it is damaged or was
+            removed.
     """
 
     prediction: str
-    output: NamedMap
+    step: Step
+    codes: Volume
     iso: Grid
     versions: Mapping[str, str]
     levels: Chances
     series_used: tuple[str, ...]
-    image: str = ""
+    image: str
+    output: Callable[[], NamedMap | None]
+
+    @classmethod
+    def of(
+        cls,
+        prediction: str,
+        output: NamedMap,
+        iso: Grid,
+        versions: Mapping[str, str],
+        levels: Chances,
+        series_used: tuple[str, ...],
+        image: str = "",
+    ) -> "PredictionMaps":
+        """Return the maps of a new prediction; see the attributes."""
+        codes = Volume(output.labels, output.raw.affine)
+        return cls(prediction, output.step, codes, iso, versions, levels, series_used, image, lambda: output)
 
     @property
     def box(self) -> Box:
         """The part of the 1 mm grid that the network saw."""
-        first = np.linalg.inv(self.iso.affine) @ self.output.raw.affine[:, 3]
-        x, y, z = (slice(round(a), round(a) + n) for a, n in zip(first[:3], self.output.labels.shape, strict=True))
+        first = np.linalg.inv(self.iso.affine) @ self.codes.affine[:, 3]
+        x, y, z = (slice(round(a), round(a) + n) for a, n in zip(first[:3], self.codes.data.shape, strict=True))
         return x, y, z
 
     @property
     def labels(self) -> LabelArray:
         """The codes on the whole 1 mm grid."""
         whole = np.zeros(self.iso.shape, dtype=np.uint8)
-        whole[self.box] = self.output.labels
+        whole[self.box] = self.codes.data
         return whole
 
 
@@ -89,7 +112,8 @@ class MapStore:
         self._root = root / "maps"
 
     def keep(self, image_sha256: str, maps: PredictionMaps) -> None:
-        """Add the maps of a prediction, and delete the oldest of this image and of all images.
+        """Add the maps of a prediction, and delete the oldest of this image and of all images. Nothing is added without
+        the network's output.
 
         The newest maps under each name of the image stay: copies of a scan have the same content.
 
@@ -97,7 +121,9 @@ class MapStore:
             StorageError: They could not be written.
         """
 
-        folder, output = self._root / image_sha256, maps.output
+        folder, output = self._root / image_sha256, maps.output()
+        if output is None:
+            return
         with staged_folder(folder / maps.prediction) as entry:
             write_volume(entry / RAW_FILE, output.raw.data, output.raw.grid)
             write_volume(entry / LABELS_FILE, output.labels, output.raw.grid)
@@ -146,8 +172,8 @@ class MapStore:
         """Yield the id of each prediction whose maps are kept, and the name of its image then, newest first; the maps
         themselves are not read."""
         for entry in reversed(self._entries(image_sha256)):
-            if (record := read_json_or(entry / ids.RECORD_FILE, None)) is not None:
-                yield entry.name, str(record.get("image") or "")
+            if (image := _image_of(entry)) is not None:
+                yield entry.name, image
 
     def ids(self, image_sha256: str) -> tuple[str, ...]:
         """Return the ids of the predictions whose maps are kept, oldest first."""
@@ -164,7 +190,7 @@ class MapStore:
     def codes_of(self, image_sha256: str, prediction: str) -> frozenset[int] | None:
         """Return the codes in the map of a prediction; None if it is not kept."""
         maps = self.of_prediction(image_sha256, prediction)
-        return None if maps is None else frozenset(np.flatnonzero(labels_present(maps.output.labels)).tolist())
+        return None if maps is None else frozenset(np.flatnonzero(labels_present(maps.codes.data)).tolist())
 
     def latest(self, image_sha256: str, step: int, versions: Mapping[str, str] | None = None) -> PredictionMaps | None:
         """Return the newest maps of a step, or None.
@@ -217,25 +243,30 @@ def _read(entry: Path) -> PredictionMaps | None:
     """Return an entry; None if it is damaged or was removed, because it can be made again."""
     try:
         record: dict[str, Any] = read_json(entry / ids.RECORD_FILE)
-        affine = np.array(record["affine"])
-        raw, labels = read_labels(entry / RAW_FILE).data, read_labels(entry / LABELS_FILE).data
+        codes = Volume(read_labels(entry / LABELS_FILE).data, np.array(record["affine"]))
         x, y, z = record["iso_shape"]
         return PredictionMaps(
             prediction=record["prediction"],
-            output=NamedMap(
-                Volume(raw, affine),
-                labels,
-                1 if record["step"] == 1 else 2,
-                _step1(entry, record),
-                trust_from_json(record["trust"], source=ids.RECORD_FILE) if "trust" in record else UNMEASURED,
-            ),
+            step=1 if record["step"] == 1 else 2,
+            codes=codes,
             iso=Grid((x, y, z), np.array(record["iso_affine"])),
             versions=record["versions"],
             levels=_chances(record["levels"]),
             series_used=tuple(record["helped_by"]),
             image=str(record.get("image") or ""),
+            output=lambda: _read_output(entry, record, codes),
         )
-    except (StorageError, ImageError, WeightsError, KeyError, ValueError, TypeError, AttributeError):
+    except UNUSABLE:
+        return None
+
+
+def _read_output(entry: Path, record: Mapping[str, Any], codes: Volume) -> NamedMap | None:
+    """Return the network's output of an entry; None if it is damaged or was removed."""
+    try:
+        trust = trust_from_json(record["trust"], source=ids.RECORD_FILE) if "trust" in record else UNMEASURED
+        raw = Volume(read_labels(entry / RAW_FILE).data, codes.affine)
+        return NamedMap(raw, codes.data, 1 if record["step"] == 1 else 2, _step1(entry, record), trust)
+    except UNUSABLE:
         return None
 
 

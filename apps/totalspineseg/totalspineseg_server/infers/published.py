@@ -55,8 +55,9 @@ class FullTask(SpineTask):
             earlier = self.reusable_result(settings, request, options, versions)
             maps = self.maps_of(scan, 2, earlier)
         mirrors: tuple[float | None, ...] = ()
-        if maps is not None:
-            output, versions = maps.output, dict(maps.versions)
+        output = None if maps is None else maps.output()
+        if maps is not None and output is not None:
+            versions = dict(maps.versions)
             found = pipeline.rename(
                 scan, output.raw.data, maps.box, 2, options, step1=output.step1, trust=output.trust, clock=clock
             )
@@ -65,11 +66,11 @@ class FullTask(SpineTask):
             found = pipeline.finish(located, step2, options, clock=clock)
             mirrors = located.mirror_difference, found.mirror_difference
         require_met(found.numbering)
-        output = _maps_of(found, 2)
-        apart = disagreement_of(found.step1, output.labels, mirrors)
-        if maps is not None and earlier is not None:
+        named = _maps_of(found, 2)
+        apart = disagreement_of(found.step1, named.labels, mirrors)
+        if output is not None and earlier is not None:
             apart = dict(earlier.disagreement)
-        return Outcome(scan, found.labels, found.numbering, versions, output=output, disagreement=apart)
+        return Outcome(scan, found.labels, found.numbering, versions, output=named, disagreement=apart)
 
 
 class Step1Task(SpineTask):
@@ -93,16 +94,15 @@ class Step1Task(SpineTask):
             maps = self.earlier_maps(scan, 1, request, versions)
         else:
             maps = self.maps_of(scan, 1, self.reusable_result(settings, request, options, versions))
-        if maps is not None:
-            found = pipeline.rename(
-                scan, maps.output.raw.data, maps.box, 1, options, trust=maps.output.trust, clock=clock
-            )
+        output = None if maps is None else maps.output()
+        if maps is not None and output is not None:
+            found = pipeline.rename(scan, output.raw.data, maps.box, 1, options, trust=output.trust, clock=clock)
             require_met(found.numbering)
             return Outcome(scan, found.labels, found.numbering, versions, output=_maps_of(found, 1))
         located = pipeline.locate(scan, step1, options, clock=clock)
         require_met(located.numbering)
-        output = NamedMap(Volume(located.raw, scan.iso.affine), located.labels, 1, trust=located.trust)
-        return Outcome(scan, located.labels, located.numbering, versions, output=output)
+        named = NamedMap(Volume(located.raw, scan.iso.affine), located.labels, 1, trust=located.trust)
+        return Outcome(scan, located.labels, located.numbering, versions, output=named)
 
 
 class Step2Task(SpineTask):

@@ -75,4 +75,4 @@ def _sibling(services: Services, image_id: str, versions: Mapping[str, str]) -> 
         return None
     if any(versions.get(step, version) != version for step, version in maps.versions.items()):
         return None
-    return Sibling(Volume(maps.output.labels, maps.output.raw.affine), maps.levels, image_id)
+    return Sibling(maps.codes, maps.levels, image_id)

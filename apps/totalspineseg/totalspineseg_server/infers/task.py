@@ -243,9 +243,10 @@ class SpineTask(InferTask):  # type: ignore[misc]
         if [(rename.was, rename.now) for rename in renames] != wanted:
             sha256 = str(request["image_sha256"])
             maps = None if latest is None else self.services.maps.of_prediction(sha256, latest.id)
-            if maps is None:
+            output = None if maps is None else maps.output()
+            if output is None:
                 raise SettingError(infers_messages.NO_RESULT.format(was=NAME_OF[wanted[0][0]]))
-            renames = tuple(_looked_up(maps.output, *pair) for pair in wanted)
+            renames = tuple(_looked_up(output, *pair) for pair in wanted)
         points = tuple(Pin(one.now, one.point_mm) for one in renames if one.point_mm is not None)
         return replace(settings, pins=(*settings.pins, *points), renames=renames)
 
@@ -284,7 +285,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
         if outcome.output is None or record.reviewed:
             return
         numbering = outcome.numbering
-        maps = PredictionMaps(
+        maps = PredictionMaps.of(
             prediction=record.id,
             output=outcome.output,
             iso=outcome.scan.iso.grid,
@@ -350,7 +351,7 @@ class SpineTask(InferTask):  # type: ignore[misc]
     def maps_of(self, scan: Scan, step: int, result: PredictionRecord | None) -> PredictionMaps | None:
         """Return the maps of a result; None if they are not stored or there is no result."""
         found = None if result is None else self.services.maps.of_prediction(result.image_sha256, result.id)
-        is_of_step = found is not None and found.output.step == step
+        is_of_step = found is not None and found.step == step
         return found if found is not None and is_of_step and same_grid(found.iso, scan.iso.grid) else None
 
     def _localizer(self, image_id: str, wanted_for: str) -> Volume:

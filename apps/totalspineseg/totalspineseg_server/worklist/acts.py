@@ -80,15 +80,16 @@ class Acts:
         """
         _require_displayed(view, prediction)
         maps = view.label.maps
-        if maps is None:
+        output = None if maps is None else maps.output()
+        if maps is None or output is None:
             raise ConflictError(worklist_messages.NO_MAPS_TO_PIN)
-        present = set(np.flatnonzero(labels_present(maps.output.labels)).tolist())
+        present = set(np.flatnonzero(labels_present(maps.codes.data)).tolist())
         renamed = {_code(old, present): _code(new, None) for old, new in names.items()}
         if not renamed or any(
             (BY_CODE[a].kind is Kind.DISC) != (BY_CODE[b].kind is Kind.DISC) for a, b in renamed.items()
         ):
             raise LabelError(worklist_messages.OTHER_KIND)
-        found = renumber(maps.output, renamed)
+        found = renumber(output, renamed)
         if found is None:
             listed = ", ".join(f"{NAME_OF[old]} as {NAME_OF[new]}" for old, new in renamed.items())
             raise LabelError(worklist_messages.CANNOT_FOLLOW.format(pins=listed))
