@@ -39,7 +39,9 @@ from totalspineseg_server.numbering import chain
 from totalspineseg_server.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
 from totalspineseg_server.numbering.contradictions import below_l5_s, contradicts
 from totalspineseg_server.numbering.evidence import Evidence, Item, Localizer, Step1Names
+from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.numbering.naming import label_map, name_map, names_by_reader, require_met, step1_names
+from totalspineseg_server.numbering.report import report, sentence
 from totalspineseg_server.numbering.solver import FALSE, Chain, posterior
 from totalspineseg_server.numbering.unnamed import adopt
 from totalspineseg_server.transforms.labeling import UNNAMED, Naming, paint
@@ -108,12 +110,11 @@ def test_clean_columns_are_right_and_as_certain_as_can_be(fov: str, step: int) -
     labels, numbering = name(case)
     assert columns.errors(case, labels) == {}
     assert numbering.missed == ()
-    # Without odd/even classes nothing tells T12 from T13 above the lumbar spine.
-    open_question = (fov, step) == ("lumbar", 1)
-    assert numbering.confident is not open_question
-    assert (numbering.probability >= CONFIDENT_PROBABILITY) is not open_question
+    # Nothing in a lumbar scan tells how many thoracic vertebrae there are.
+    assert numbering.certainty == ("counted" if fov == "lumbar" else "certain")
+    assert (numbering.probability >= CONFIDENT_PROBABILITY) is ((fov, step) != ("lumbar", 1))
     assert numbering.probability > 0.97
-    assert (numbering.would_settle == ()) is not open_question
+    assert (numbering.would_settle == ()) is (fov != "lumbar")
 
 
 @pytest.mark.parametrize(
@@ -154,7 +155,7 @@ def test_swapped_odd_and_even_classes_change_nothing() -> None:
     labels, numbering = name(draw("lumbar", 2, swapped=True))
     plain, _ = name(draw("lumbar", 2))
     np.testing.assert_array_equal(labels, plain)
-    assert numbering.confident
+    assert numbering.certainty == "counted"
 
 
 def test_strong_curvature_keeps_the_order() -> None:
@@ -680,7 +681,7 @@ def test_a_piece_of_the_sacrums_class_in_the_column_is_not_painted_as_sacrum() -
     (finding,) = numbering.findings
     assert (finding.kind, case.raw[finding.point_vox]) == ("left_out", 9)
     assert "the sacrum" in finding.message
-    assert numbering.confident
+    assert numbering.certainty == "counted"
 
 
 def test_a_vertebra_that_fits_nowhere_is_a_reason_to_abstain() -> None:
@@ -692,8 +693,37 @@ def test_a_vertebra_that_fits_nowhere_is_a_reason_to_abstain() -> None:
     case.raw[x - 8 : x + 8, y : y + 14, z - 9 : z + 9] = 7
     case.raw[np.isin(case.truth, (42, 44)) & (case.raw != 0)] = 8
     _, numbering = name(case)
-    assert sound.confident
-    assert not numbering.confident
+    assert (sound.certainty, numbering.certainty) == ("counted", "doubtful")
+
+
+def test_thoracic_names_above_a_lumbar_spine_are_counted_however_probable() -> None:
+    """A lumbar scan was certain with 0.985 without its first slice, and counted with 0.983 with it."""
+    _, numbering = name(draw("lumbar", 2))
+    assert {replace(numbering, probability=chance).certainty for chance in (0.983, 0.985, 0.999)} == {"counted"}
+    assert replace(numbering, counted_only=False, probability=0.999).confident
+
+
+@pytest.mark.parametrize(
+    ("kind", "certainty"),
+    [(None, "counted"), ("left_out", "counted"), ("landmark_differs", "counted"), ("steps_differ", "doubtful")],
+)
+def test_no_finding_that_contradicts_a_count_stands_beside_it(kind: str | None, certainty: str) -> None:
+    """Two scans on top of each other were counted although the steps named them differently."""
+    _, numbering = name(draw("lumbar", 2))
+    findings = () if kind is None else (Finding(kind, 0, "a finding"),)
+    assert replace(numbering, findings=findings).certainty == certainty
+
+
+@pytest.mark.parametrize(
+    ("missed", "certainty"),
+    [(("L3",), "counted"), (("L2-L3",), "counted"), (("L2-L3", "L3"), "doubtful"), (("L3", "L4-L5"), "counted")],
+)
+def test_nobody_counts_across_a_whole_level_that_is_missing(missed: tuple[str, ...], certainty: str) -> None:
+    """Two scans on top of each other were counted although a level between them was missing."""
+    _, numbering = name(draw("lumbar", 2))
+    bridged = replace(numbering, missed=tuple(CODE_OF[one] for one in missed))
+    assert bridged.certainty == certainty
+    assert ("a whole level" in sentence(report(bridged, (), affine=np.eye(4)))) is (certainty == "doubtful")
 
 
 def test_a_finished_map_is_not_a_raw_map() -> None:

@@ -247,6 +247,23 @@ def test_the_sacrum_is_not_left_out_if_l5_is_drawn_as_a_part_of_it() -> None:
     assert not [finding for finding in numbering.findings if finding.voxels > 1000]
 
 
+def test_a_vertebra_drawn_partly_as_sacrum_is_one_bone() -> None:
+    """Its two parts were two bones: one of them had no name, or both were the sacrum and all names one level too
+    low."""
+    case = lumbar()
+    l5 = case.truth == CODE_OF["L5"]
+    heights = np.argwhere(l5)[:, 2]
+    upper = l5 & (np.arange(l5.shape[2]) > np.median(heights))
+    case.raw[upper] = case.raw[case.truth == CODE_OF["sacrum"]].max()
+    case.raw[case.truth == CODE_OF["L4-L5"]] = case.raw[case.truth == CODE_OF["L5-S"]].max()
+    labels, numbering = name_map(Volume(case.raw, case.affine), 2, trust=SEEN)
+    assert numbering is not None
+    for structure in ("L4", "L4-L5", "L5", "L5-S", "sacrum"):
+        mine = labels[case.truth == CODE_OF[structure]]
+        assert np.mean(mine == CODE_OF[structure]) > 0.8, structure
+    assert "left_out" not in {finding.kind for finding in numbering.findings}
+
+
 def test_a_remnant_of_the_disc_between_s1_and_s2_changes_no_name() -> None:
     """Most people have one, and networks draw it with the class of L5-S. The drawn sacrum hardly tapers, so a doubt is
     right."""

@@ -11,17 +11,25 @@ from totalspineseg_server.anatomy import (
     C1,
     C2,
     DISC_C2_C3,
+    DISC_C7_T1,
     DISC_L5_S,
     LANDMARK_DISCS,
     LUMBAR,
     NAME_OF,
     SACRUM,
+    THORACIC,
     Kind,
 )
 from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.advice import shift_text, would_settle
 from totalspineseg_server.numbering.alignment import elsewhere_finding, misplaced
-from totalspineseg_server.numbering.contradictions import below_l5_s, contradicts, left_out, moved_landmarks
+from totalspineseg_server.numbering.contradictions import (
+    below_l5_s,
+    contradicts,
+    is_bridged,
+    left_out,
+    moved_landmarks,
+)
 from totalspineseg_server.numbering.divide import divide
 from totalspineseg_server.numbering.evidence import (
     Evidence,
@@ -52,8 +60,8 @@ seventy. Lumbar names counted from the sacrum alone stay below (0.94-0.97: one p
 vertebrae), and so do thoracic names counted up from T12-L1 without odd/even classes (0.97-0.982: one in forty has 11 or
 13 thoracic vertebrae). Names between two landmarks, and those counted down from C2-C3, are above 0.988."""
 COUNTED_PROBABILITY: Final = 0.95
-"""Names are counted from this probability that every level is right in a column of the usual count, or from
-``CONFIDENT_PROBABILITY`` if step 1 named the discs differently."""
+"""Names are counted from this probability that every level is right in a column of the usual count. They are doubtful
+if step 1 named the discs differently, or if a whole level between them is missing, so that nobody can count there."""
 USUAL_ENOUGH: Final = 0.75
 """Smallest probability of a column of the usual count with which names may be counted; below it the map itself
 contradicts the count."""
@@ -135,7 +143,8 @@ class Numbering:
             levels doubtful.
         usual: Probability that all names are right if the column has the usual count.
         as_usual: Probability that the column has the usual count.
-        counted_only: Whether lumbar names rest on the usual count, because no reliable landmark above them is in view.
+        counted_only: Whether lumbar or thoracic names rest on the usual count, because no reliable landmark above them
+            is in view.
         failure: Chance, part of all probabilities, that names are wrong for a reason that the evidence does not show.
     """
 
@@ -163,14 +172,18 @@ class Numbering:
         if self.probability >= CONFIDENT_PROBABILITY * (1.0 - self.failure) and not self.counted_only:
             return "certain"
         differ = any(finding.kind == "steps_differ" for finding in self.findings)
-        least = (CONFIDENT_PROBABILITY if differ else COUNTED_PROBABILITY) * (1.0 - self.failure)
-        counted = self.counted_from and self.usual >= least and self.as_usual >= USUAL_ENOUGH
-        return "counted" if counted else "doubtful"
+        likely = self.usual >= COUNTED_PROBABILITY * (1.0 - self.failure) and self.as_usual >= USUAL_ENOUGH
+        return "counted" if self.counted_from and likely and not differ and not self.bridged else "doubtful"
 
     @property
     def confident(self) -> bool:
         """Whether the names are certain."""
         return self.certainty == "certain"
+
+    @property
+    def bridged(self) -> bool:
+        """Whether a whole level is missing between named ones."""
+        return is_bridged(self.missed)
 
     @property
     def counted_from(self) -> str:
@@ -247,7 +260,8 @@ def number_chain(
     if not pins and not by_reader:
         failures = trust.contradicted if contradicted else trust.uncontradicted
         numbering = _less_probable(numbering, failures.chance(CONTRADICTED_WRONG if contradicted else 0.0))
-    other_evidence = bool(localizers or pins or by_reader)
+    # Step 1 is certain by the same rule, and may see more.
+    other_evidence = bool(localizers or pins or by_reader or (step1 is not None and step1.confident))
     return _settled(
         replace(
             numbering,
@@ -337,11 +351,17 @@ def _outvoted(moved: Sequence[Finding], numbering: Numbering, trust: Trust, lost
 
 
 def _counted_only(numbering: Numbering, trust: Trust) -> bool:
-    """Return whether lumbar vertebrae are named without a reliable landmark above them in view."""
+    """Return whether lumbar or thoracic vertebrae are named without a reliable landmark above them in view.
+
+    Below T12-L1 this landmark identifies the lumbar ones; nothing but C2 to C7-T1 tells whether there are 11, 12 or 13
+    thoracic ones.
+    """
     codes = {level.code for level in numbering.levels}
-    upper = [code for code in LANDMARK_DISCS if code != DISC_L5_S]
-    reliable = {code for code in upper if code in codes and _is_believed(code, trust)}
-    return bool(codes & set(LUMBAR)) and not reliable and not codes & {C1, C2}
+    if codes & {C1, C2}:
+        return False
+    reliable = {code for code in LANDMARK_DISCS if code in codes and _is_believed(code, trust)}
+    thoracic = bool(codes & set(THORACIC)) and not reliable & {DISC_C2_C3, DISC_C7_T1}
+    return thoracic or (bool(codes & set(LUMBAR)) and not reliable - {DISC_L5_S})
 
 
 def _is_believed(landmark: int, trust: Trust) -> bool:

@@ -81,6 +81,17 @@ def contradicts(out: Sequence[int], path: Path, evidence: Evidence, missed: Sequ
     return any(_swollen(code, path, evidence) for code in missed if BY_CODE[code].kind is Kind.VERTEBRA)
 
 
+def is_bridged(missed: Collection[int]) -> bool:
+    """Return whether a whole level, a vertebra and a disc beside it, is missing between named levels: then the distance
+    alone tells how many there are.
+
+    Args:
+        missed: Codes of structures in view without a piece.
+    """
+    places = {ORDER[code] for code in missed}
+    return bool(places & {place + 1 for place in places})
+
+
 def below_l5_s(out: Sequence[int], path: Path, evidence: Evidence) -> int | None:
     """Return the largest disc below the one named L5-S if it may be L5-S itself: if it is not thin, as that between S1
     and S2 is in most people, or if the bone between them has the shape of a lumbar vertebra, or is drawn as a vertebra

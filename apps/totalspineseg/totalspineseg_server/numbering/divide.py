@@ -1,7 +1,8 @@
 """Cut pieces that contain two levels: discs that are bridged through a vertebra, or vertebrae joined by a wrong class.
 
 ``find_pieces`` joins components that touch or have the same odd/even class, as TotalSpineSeg does. Where a disc lies
-inside such a vertebra, or a disc has two lobes a level apart, the chain would have to give one piece two names.
+inside such a vertebra, or a disc has two lobes a level apart, the chain would have to give one piece two names. Where a
+body is drawn partly as a vertebra and partly as the sacrum, it would have to give one bone two names.
 """
 
 from collections.abc import Callable
@@ -112,7 +113,63 @@ def divide(pieces: Pieces, raw: Labels, ruler: Ruler) -> Pieces:
         ),
         lambda k, xyz: _vertebra_owner(vertebrae[k], xyz, places, inside, seen, is_top=k == 0),
     )
-    return pieces if divided is vertebrae else replace(pieces, vertebra_map=vertebra_map, vertebrae=divided)
+    if divided is not vertebrae:
+        pieces = replace(pieces, vertebra_map=vertebra_map, vertebrae=divided)
+    return _with_whole_bodies(pieces, np.concatenate([places, inside]), seen)
+
+
+def _with_whole_bodies(pieces: Pieces, discs_vox: Floats, seen: _Map) -> Pieces:
+    """Join the parts of each body that is drawn partly as a vertebra and partly as the sacrum.
+
+    Args:
+        pieces: Pieces that contain one level each.
+        discs_vox: (m, 3) middles of discs that separate bodies.
+        seen: The map.
+    """
+    numbered = pieces.vertebra_map
+    if numbered is None:
+        return pieces
+    discs = np.unique(seen.course.locate(discs_vox * seen.spacing))
+    gaps: dict[int, list[int]] = {}
+    for k, piece in enumerate(pieces.vertebrae):
+        gap = _gap_of(piece, discs, seen)
+        if gap is not None:
+            gaps.setdefault(gap, []).append(k)
+    owner = np.arange(len(pieces.vertebrae))
+    for mine in gaps.values():
+        least = MIN_BODY_SHARE * sum(pieces.vertebrae[k].body_voxels for k in mine)
+        fair = [k for k in mine if pieces.vertebrae[k].body_voxels >= least]
+        if len({pieces.vertebrae[k].kind for k in fair}) > 1:
+            owner[fair] = fair[0]
+    if (owner == np.arange(len(owner))).all():
+        return pieces
+    parts: list[tuple[Piece, Ints]] = []
+    for first in np.unique(owner):
+        members = np.flatnonzero(owner == first)
+        part = pieces.vertebrae[first]
+        if len(members) > 1:
+            largest = max(members, key=lambda k: pieces.vertebrae[k].body_voxels)
+            xyz = np.argwhere(np.isin(numbered, members + 1))
+            part = describe(pieces.vertebrae[largest].kind, xyz, seen.raw, seen.ruler)
+        parts.append((part, members))
+    parts.sort(key=lambda part: (-part[0].z_order, -part[0].centroid_vox[2]))
+    rank = np.zeros(len(owner) + 1, dtype=np.int32)
+    for place, (_, members) in enumerate(parts, start=1):
+        rank[members + 1] = place
+    return replace(pieces, vertebra_map=rank[numbered], vertebrae=tuple(part for part, _ in parts))
+
+
+def _gap_of(piece: Piece, discs_mm: Floats, seen: _Map) -> int | None:
+    """Return the number of discs above a body; None if it has none, does not lie between two discs, or if there is room
+    for two bodies between these."""
+    if piece.body_centroid_vox is None:
+        return None
+    middle = float(seen.course.locate(np.asarray(piece.body_centroid_vox) * seen.spacing)[0])
+    gap = int(np.searchsorted(discs_mm, middle))
+    if not 0 < gap < discs_mm.size:
+        return None
+    is_one = discs_mm[gap] - discs_mm[gap - 1] <= LONG_BODY * _level_at(middle, discs_mm)
+    return gap if is_one else None
 
 
 def _divide(

@@ -135,6 +135,7 @@ class Item:
         volume_mm3: Volume.
         landmarks: Disc code -> share of the piece in that landmark's class; empty if classes are unknown.
         odd: Share of odd among odd and even voxels; None if there are neither.
+        sacral: Share of a bone that is drawn as sacrum.
         overlaps: Overlap with each localizer.
         pin: Codes that a pin leaves possible; empty without a pin.
         is_c1: Whether the network labeled it C1.
@@ -158,6 +159,7 @@ class Item:
     tilt_deg: float | None = None
     is_far: bool = False
     taper: float | None = None
+    sacral: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -284,7 +286,8 @@ class _Seen:
             width_mm=sides[0],
             volume_mm3=piece.voxels * float(np.prod(self.spacing)),
             landmarks=landmark_shares(piece) if piece.kind is Kind.DISC else {},
-            odd=odd_share(piece) if piece.kind is Kind.VERTEBRA else None,
+            odd=odd_share(piece) if piece.kind is not Kind.DISC else None,
+            sacral=sacral_share(piece) if piece.kind is not Kind.DISC else 0.0,
             overlaps=tuple(Overlap(self._shares(o.codes, piece, inside), o) for o in self.localizers),
             tilt_deg=tilt_deg(inside, self.spacing) if piece.kind is Kind.DISC else None,
             is_far=self.is_far(piece),
@@ -423,3 +426,8 @@ def odd_share(piece: Piece) -> float | None:
     odd = piece.class_voxels.get(Step2.VERTEBRA_ODD.value, 0)
     even = piece.class_voxels.get(Step2.VERTEBRA_EVEN.value, 0)
     return odd / (odd + even) if odd + even else None
+
+
+def sacral_share(piece: Piece) -> float:
+    """Return the share of a bone's voxels that are drawn as sacrum."""
+    return piece.class_voxels.get(Step2.SACRUM.value, 0) / piece.voxels

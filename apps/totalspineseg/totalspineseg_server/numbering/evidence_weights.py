@@ -340,13 +340,10 @@ def fit(items: tuple[Item, ...], trust: Trust) -> Floats:
         base = base * remnant * np.where(tree.s1, s1_shape(item), 1.0)
         if item.pin:
             base = np.where(np.isin(tree.code, list(item.pin)), base, base * PIN_WEIGHT)
-        parity = _parity_fit(item, tree, trust.parity)
+        parity = _parity_fit(item, tree, trust.parity) ** (1.0 - item.sacral)
         is_part = is_sacral_part(items, k)
         for view, shifted in enumerate((False, True)[: len(result[k]) // 2]):
-            seen = _kind_fit(item, tree, trust, shifted=shifted)
-            if is_part:
-                # Such a part was cut out by ``divide`` because of the disc below it, which counts by itself.
-                seen = np.where(tree.s1, 1.0, seen)
+            seen = _kind_fit(item, tree, trust, shifted=shifted, is_part=is_part)
             if shifted and remnant < 1.0:
                 seen = seen * np.where(tree.code == DISC_L5_S, SHIFTED_LAST_DISC / remnant, 1.0)
             if item.landmarks:
@@ -369,32 +366,53 @@ def view_prior(trust: Trust) -> Floats:
     return np.repeat([1.0 - shifted, shifted], 2) / 2
 
 
-def _kind_fit(item: Item, tree: States, trust: Trust, *, shifted: bool) -> Floats:
-    sacrum = (tree.code == SACRUM) & ~tree.s1
+def _kind_fit(item: Item, tree: States, trust: Trust, *, shifted: bool, is_part: bool) -> Floats:
+    """Return the fit of a piece's kind; a bone that is drawn as both counts as each by its share.
+
+    Args:
+        item: The piece.
+        tree: The slots.
+        trust: Measured errors of the network.
+        shifted: Whether the network takes the last lumbar vertebra for S1.
+        is_part: Whether it is a part of the sacrum that ``divide`` cut out because of the disc below it, which counts
+            by itself.
+    """
     if item.kind is Kind.DISC:
         return np.asarray(np.where(tree.unnamed, P_DENS_BASE, 1.0) * tree.disc, dtype=np.float64)
     if item.is_c1:
         return np.asarray(tree.code == C1, dtype=np.float64)
+    apart_vertebra = apart = P_S1_APART if trust.measured else P_S1_APART_UNMEASURED
+    if trust.measured:
+        end = trust.lower_end.pulled(LOWER_END)
+        is_large = (1.0 - item.sacral) * item.volume_mm3 >= LARGE_BONE_MM3
+        apart_vertebra = end.s1_whole if is_large else end.s1
+    as_vertebra = _bone_fit(tree, P_KIND_WRONG, apart_vertebra)
+    as_sacrum = _bone_fit(tree, 1.0 - P_KIND_WRONG, 1.0 if is_part else apart)
+    if shifted:
+        as_vertebra += last_lumbar() * (1.0 - SHIFTED_BONE - as_vertebra)
+        as_sacrum += last_lumbar() * (SHIFTED_BONE - as_sacrum)
+    return np.asarray(as_vertebra ** (1.0 - item.sacral) * as_sacrum**item.sacral, dtype=np.float64)
+
+
+def _bone_fit(tree: States, is_sacrum: float, is_s1: float) -> Floats:
+    """Return the (slots,) chance of a class.
+
+    Args:
+        tree: The slots.
+        is_sacrum: Chance of the class for the sacrum; vertebrae have the rest.
+        is_s1: Chance that S1 is drawn apart in this class.
+    """
+    sacrum = (tree.code == SACRUM) & ~tree.s1
     vertebra = ~tree.disc & (tree.code != SACRUM) & ~tree.unnamed
     skull = tree.unnamed & ~tree.disc
-    right, wrong = 1.0 - P_KIND_WRONG, P_KIND_WRONG
-    values = (wrong, right) if item.kind is Kind.SACRUM else (right, wrong)
-    apart = P_S1_APART if trust.measured else P_S1_APART_UNMEASURED
-    if trust.measured and item.kind is Kind.VERTEBRA:
-        end = trust.lower_end.pulled(LOWER_END)
-        apart = end.s1_whole if item.volume_mm3 >= LARGE_BONE_MM3 else end.s1
-    named = vertebra * values[0] + sacrum * values[1] + tree.s1 * apart
-    chances = np.asarray(named + skull * values[0] * P_SKULL_BASE, dtype=np.float64)
-    if shifted:
-        last = SHIFTED_BONE if item.kind is Kind.SACRUM else 1.0 - SHIFTED_BONE
-        chances += last_lumbar() * (last - chances)
-    return chances
+    fits = vertebra * (1.0 - is_sacrum) + sacrum * is_sacrum + tree.s1 * is_s1
+    return np.asarray(fits + skull * (1.0 - is_sacrum) * P_SKULL_BASE, dtype=np.float64)
 
 
 def is_sacral_part(items: Sequence[Item], k: int) -> bool:
     """Return whether an item is the part of the sacrum above a disc inside it: L5 or S1, drawn as sacrum."""
     below = [item.kind for item in items[k + 1 :] if item.kind is not Kind.VERTEBRA and not item.is_far]
-    is_large = items[k].kind is Kind.SACRUM and items[k].taper is not None
+    is_large = items[k].sacral > 0 and items[k].taper is not None
     return is_large and below[:1] == [Kind.DISC] and Kind.SACRUM in below
 
 

@@ -93,6 +93,7 @@ PROBABILITY: Final = ", with a probability of {share} that all are right"
 ALSO_POSSIBLE: Final = "; also possible: {shift} ({share})"
 CONTRADICTED: Final = "some evidence contradicts them"
 COUNTED_ONLY: Final = "no reliable landmark is in view"
+BRIDGED: Final = "a whole level between them was not found"
 REASONS: Final = MappingProxyType(
     {
         "pin_unmet": "no structure of its kind is near a pin",

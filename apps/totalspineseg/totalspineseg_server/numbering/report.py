@@ -10,6 +10,7 @@ from totalspineseg_server.anatomy import DISCS, VERTEBRAE
 from totalspineseg_server.geometry import LabelArray
 from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.chain import CONFIDENT_PROBABILITY, Level, Numbering
+from totalspineseg_server.numbering.contradictions import is_bridged
 from totalspineseg_server.numbering.evidence_weights import variants_in_view
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.trust import certainty_of
@@ -116,6 +117,8 @@ def _reasons(known: Mapping[str, Any], *, counted_only: bool) -> list[str]:
     if known.get("contradicted") and not reasons:
         found = (reason for kind, reason in numbering_messages.CONTRADICTIONS.items() if kind in kinds)
         reasons.append(next(found, numbering_messages.CONTRADICTED))
+    if is_bridged(known.get("missed", ())):
+        reasons.append(numbering_messages.BRIDGED)
     if known.get("counted_only") and counted_only:
         reasons.append(numbering_messages.COUNTED_ONLY)
     return reasons

@@ -18,6 +18,7 @@ from totalspineseg_server.anatomy import (
     SACRUM,
     Column,
     Kind,
+    Step2,
     column,
 )
 from totalspineseg_server.transforms.components import Labels, foreground_box, look_up
@@ -227,7 +228,7 @@ def paint(pieces: Pieces, raw: Labels, naming: Naming, step: Step) -> Labels:
     not_sacrum = [
         k
         for k, (piece, code) in enumerate(zip(pieces.vertebrae, naming.vertebrae, strict=True), start=1)
-        if piece.kind is Kind.SACRUM and code != SACRUM
+        if Step2.SACRUM.value in piece.class_voxels and code != SACRUM
     ]
     if not_sacrum and pieces.vertebra_map is not None:
         painted[np.isin(pieces.vertebra_map[box], not_sacrum)] = BACKGROUND
