@@ -19,6 +19,7 @@ import pytest
         ("a = True", []),
         ("if TYPE_CHECKING: pass", []),
         ("a = np.zeros((3, 4)), np.bincount(b, minlength=5)", []),
+        ("a = secrets.token_hex(4)", []),
         (
             "CHUNK_BYTES: int = 8\nWAIT_S, LIMIT_S = 2.0, 3.0\nSECONDS, MANY = 4, b",
             ["CHUNK_BYTES: int = 8\nWAIT_S, LIMIT_S = 2.0, 3.0\nSECONDS, MANY = (5), b"],

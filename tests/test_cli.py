@@ -1,5 +1,6 @@
 """Tests of the command line, mostly in this process: exit codes, messages, files."""
 
+import argparse
 import csv
 import json
 import os
@@ -16,7 +17,7 @@ import pytest
 
 import tiny_models
 from totalspineseg_server.anatomy import CODE_OF
-from totalspineseg_server.cli import COMMANDS, main
+from totalspineseg_server.cli import COMMANDS, main, prepare
 from totalspineseg_server.cohort.outputs import FOLDERS
 from totalspineseg_server.geometry import Grid, Volume, labels_to_iso, to_ras
 from totalspineseg_server.io.volumes import read_image, read_labels, write_volume
@@ -428,3 +429,16 @@ def test_weights_are_listed_installed_and_chosen(
     words = [str(tmp_path / "a.nii.gz"), str(tmp_path / "out"), "--step1", "--quiet", "--device", "cpu", *data_dir]
     assert main([*words, "--keep-only", "step1_output"]) == 0
     assert json.loads((tmp_path / "out" / "run.json").read_text(encoding="utf-8"))["models"]["step1"].startswith(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("0", 0), ("0.35", 0.35), ("1", 1), ("1.1", None), ("-0.1", None), ("nan", None), ("half", None)],
+)
+def test_a_share_is_a_number_from_0_to_1(text: str, share: float | None) -> None:
+    """``prepare --disturbed-share 35`` disturbed the discs of every case."""
+    if share is None:
+        with pytest.raises(argparse.ArgumentTypeError, match="0 to 1"):
+            prepare._share(text)
+    else:
+        assert prepare._share(text) == share

@@ -214,6 +214,13 @@ def test_every_page_is_checked_and_linked() -> None:
     assert unchecked == set()
 
 
+def test_the_tests_that_a_page_names_exist() -> None:
+    pages = "".join(page.read_text(encoding="utf-8") for page in DOCS.rglob("*.md"))
+    tests = "".join(file.read_text(encoding="utf-8") for file in (ROOT / "tests").glob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", pages))
+    assert named and named <= set(re.findall(r"^def (test_\w+)", tests, re.MULTILINE))
+
+
 @pytest.mark.parametrize("page", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda path: path.stem)
 def test_a_page_fits_two_screens(page: Path) -> None:
     lines = [line for line in page.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,15 @@ def test_the_sentence_names_the_file_and_no_folder_under_construction(tmp_path: 
         with pytest.raises(StorageError, match=f"{name}.*{words}") as raised, storage_errors(file):
             raise OSError(number, os.strerror(number))
         assert PARTIAL_PREFIX not in str(raised.value)
+
+
+def test_a_folder_that_did_not_fit_on_the_disk_is_reported_as_that(tmp_path: Path) -> None:
+    """A training that could not store its version said: Cannot write to '.partial-e41j2n92' (Error)."""
+    hidden = tmp_path / "versions" / f"{PARTIAL_PREFIX}1a2b"
+    failed = ("a", "b", str(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+    with pytest.raises(StorageError, match="versions' is full") as raised, storage_errors(hidden):
+        raise shutil.Error([failed])
+    assert PARTIAL_PREFIX not in str(raised.value)
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -769,6 +769,24 @@ def test_the_rate_of_nnunets_optimizer_falls_as_nnunets(
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_training_hardly_pulls_weights_to_zero(
+    folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a strong decay, each training made all weights smaller, whatever readers had corrected."""
+    pulls: list[float] = []
+    once = SpineFinetuner._update
+
+    def noted(trainer: SpineFinetuner, batch: Sample) -> float:
+        (group,) = trainer.optimizer.param_groups
+        pulls.append(trainer.initial_lr * group["weight_decay"])
+        return once(trainer, batch)
+
+    monkeypatch.setattr(SpineFinetuner, "_update", noted)
+    tune(folders[1], [cases[1]], tmp_path, replace(TINY, iterations=1, warmup=1, optimizer="adamw"))
+    assert 0 < pulls[0] * FinetuneSettings().iterations < 0.01
+
+
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("change", ["settings", "case", "damage"])
 def test_another_or_damaged_state_is_not_continued(
     folders: dict[int, ModelFolder], cases: dict[int, TrainingCase], tmp_path: Path, change: str

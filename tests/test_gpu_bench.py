@@ -49,7 +49,7 @@ def test_the_script_for_a_gpu_measures_and_goes_on(
     assert found["before"].keys() == found["after"].keys() == bench_gpu.REGIONS[2].keys()
 
 
-OFFICIAL = ["official torch-half", "official nnU-Net", "official training"]
+OFFICIAL = ["official half", "official nnU-Net", "official training"]
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_the_table_of_a_gpu_has_every_part_that_fits_into_the_time(
     assert "Not measured" not in table
     lines = [line for line in table.splitlines() if line.startswith("| official")]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    assert [row[2] for row in rows[:2]] == ["torch-half", "nnU-Net"]
+    assert [row[2] for row in rows[:2]] == ["ours, half precision", "nnU-Net"]
     for row in rows[:2]:
         cold, warm, networks = map(float, row[4:7])
         assert 0 < networks <= warm and cold > 0

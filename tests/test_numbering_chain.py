@@ -834,6 +834,18 @@ def test_a_large_false_piece_far_from_the_column_raises_no_doubt(far: bool) -> N
     assert contradicts((2,), codes, Evidence(2, items, (), {}, 0.0, 0.0), ()) is not far
 
 
+@pytest.mark.parametrize(("volume", "doubt"), [(90000.0, False), (40000.0, True)])
+def test_a_second_sacrum_raises_doubt_if_the_named_one_is_smaller(volume: float, doubt: bool) -> None:
+    """A piece of bowel was drawn as the sacrum behind the whole one, and certain names became doubtful."""
+    items = (
+        *(Item(Kind.VERTEBRA, k, 35.0 * k, False, 45.0, 30000.0) for k in range(3)),
+        Item(Kind.SACRUM, 3, 110.0, False, 60.0, volume),
+        Item(Kind.SACRUM, 4, 150.0, False, 60.0, 50000.0),
+    )
+    path = (*(CODE_OF[name] for name in ("L3", "L4", "L5")), SACRUM, FALSE)
+    assert contradicts((4,), path, Evidence(2, items, (), {}, 0.0, 0.0), ()) is doubt
+
+
 def test_the_base_of_the_dens_drawn_as_a_disc_is_not_a_level() -> None:
     """In a neck whose voxels began half a voxel later, step 2 drew it with the class of C2-C3, and all names were one
     level off (places, sizes and classes of that scan)."""

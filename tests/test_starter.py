@@ -18,7 +18,7 @@ from totalspineseg_server.errors import WeightsError
 from totalspineseg_server.nnunet import starter_batches
 from totalspineseg_server.nnunet.discovery import read_trust, write_trust
 from totalspineseg_server.nnunet.odd_channel import EXACT_CHANNEL_SHARE, NEAR_MM
-from totalspineseg_server.nnunet.starter import StarterFinder, _batches, train_starter
+from totalspineseg_server.nnunet.starter import StarterFinder, _batches, _Run, train_starter
 from totalspineseg_server.nnunet.starter_batches import class_table, draw_sample, odd_discs, samples
 from totalspineseg_server.nnunet.starter_model import build_network, draws_outlines, export_model, warm_start
 from totalspineseg_server.nnunet.starter_plans import (
@@ -284,13 +284,19 @@ def test_patches_are_drawn_as_they_were() -> None:
     for step, seed in itertools.product((1, 2), range(10)):
         rng = np.random.default_rng(seed)
         sample = draw_sample(rng, spine, step, (48, 32, 12), near_marked=True, with_hidden=seed % 2 == 0)
-        landmarks = sample.channels[sample.channels != 0]
+        nonzero = sample.channels[sample.channels != 0]
         regions = sample.regions.mean(dim=(1, 2, 3)).tolist()
         found[f"step {step}, {seed}"] = [
-            *(float(sample.channels.mean()), float(sample.channels.std()), float(landmarks.numel())),
+            *(float(sample.channels.mean()), float(sample.channels.std()), float(nonzero.numel())),
             *(*regions, float(sample.near_marked.sum())),
         ]
     require_known("patches", found, rel=0.003, abs=0.002)
+
+
+def test_starter_training_hardly_pulls_weights_to_zero() -> None:
+    settings = StarterSettings(features=TINY)
+    (group,) = _Run(1, settings).optimizer.param_groups
+    assert 0 < group["lr"] * group["weight_decay"] * settings.iterations < 0.01
 
 
 def test_marked_discs_lie_on_discs() -> None:

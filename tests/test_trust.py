@@ -397,6 +397,13 @@ def test_names_by_measured_networks_are_as_probable_as_they_were() -> None:
             found[f"{network}, {what}"] = doubts(named(case, trust))
     for what, case in cases.items():
         found[f"pieces, {what}"] = measured_pieces(case)
+        counts = observe(2, case.raw, case.truth)
+        parts = (*counts.landmarks, counts.lower_end)
+        found[f"counts, {what}"] = [
+            counts.parity_levels,
+            counts.parity_wrong,
+            *(n for part in parts for n in vars(part).values()),
+        ]
     doubted = {CODE_OF["T8"]: {CODE_OF["T8"]: 0.7, CODE_OF["T9"]: 0.3}}
     series = Localizer(np.roll(chest.truth, 3, axis=2), doubted)
     for what, other in {

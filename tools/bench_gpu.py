@@ -3,9 +3,9 @@
     python tools/bench_gpu.py FOLDER                                           # the tables for docs/measured-speed.md
     python tools/bench_gpu.py FOLDER --learn --weights MODELS --slabs SPIDER   # what weights learn from five patients
 
-Nothing is downloaded: carry the repository with its environment, and MODELS and SPIDER where they are used. Networks of
-the official shape, with random weights, are made on the machine, and scans, too. Their answers are replaced by the true
-classes, as in bench_speed.py.
+Nothing is downloaded: carry the repository with the packages that it needs (without slabs, MONAI Label is not among
+them), and MODELS and SPIDER where they are used. Networks of the official shape, with random weights, are made on the
+machine, and scans, too. Their answers are replaced by the true classes, as in bench_speed.py.
 
 For each way (nnU-Net's own predictor, ours in single and in half precision) and both weights, a process of its own
 measures a lumbar scan and a whole spine:
@@ -28,6 +28,7 @@ kill, the same command continues with FOLDER (learned.json). Exit code 0: it ran
 """
 
 import argparse
+import itertools
 import json
 import os
 import signal
@@ -47,7 +48,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "apps" / "totalspineseg"), str(ROOT / "tools")]
 
 from bench_official import synthetic_scan  # noqa: E402
-from bench_retrain_real import CORRECTED, PREDICTED, truth_of  # noqa: E402
 from bench_speed import (  # noqa: E402
     SEED,
     TITLES,
@@ -97,18 +97,18 @@ FIGURES: Final = "gpu.json"
 LEARNED: Final = "learned.json"
 SCANS: Final = ("lumbar", "whole")
 STOCK: Final = "nnU-Net"
-WAYS: Final[Mapping[str, Runtime | None]] = {HALF: HALF, STOCK: None, "torch": "torch"}
-"""Way -> runtime of our predictor."""
+WAYS: Final[Mapping[str, Runtime | None]] = {"half": HALF, STOCK: None, "single": "torch"}
+"""nnU-Net's own predictor, and the precisions of ours -> runtime."""
 TRAINING: Final = "training"
 PARTS: Final[Mapping[str, float]] = {
-    f"official {HALF}": 45,
+    "official half": 45,
     f"official {STOCK}": 45,
     f"official {TRAINING}": 50,
-    "official torch": 60,
-    f"{STARTER} {HALF}": 25,
+    "official single": 60,
+    f"{STARTER} half": 25,
     f"{STARTER} {STOCK}": 25,
     f"{STARTER} {TRAINING}": 30,
-    f"{STARTER} torch": 25,
+    f"{STARTER} single": 25,
 }
 """Parts in order of importance -> seconds that must be left to begin it. Chosen, not measured."""
 MAKE_S: Final = 120.0
@@ -197,7 +197,8 @@ def alone(arguments: argparse.Namespace, task: Sequence[str], seconds: float) ->
         subprocess.CalledProcessError: It failed.
     """
     print(f"{time.strftime('%H:%M:%S')} {' '.join(task)}", file=sys.stderr, flush=True)
-    options = ["--device", arguments.device, "--started", str(time.time()), "--repeats", str(arguments.repeats)]
+    values = {"device": arguments.device, "repeats": arguments.repeats, "batch-size": arguments.batch_size}
+    options = [f"--{name}={value}" for name, value in {**values, "started": time.time()}.items()]
     command = [sys.executable, __file__, str(arguments.folder), *options, "--alone", *task]
     with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", start_new_session=True) as process:
         try:
@@ -355,14 +356,14 @@ def show(found: Mapping[str, Any]) -> None:
     print("| weights | scan | way | tiles, step 1 + 2 | cold, s | warm, s | networks, s | GPU idle | peak, MiB |")
     print("|---" * 9 + "|")
     parts = found["parts"]
-    for weights in ("official", STARTER):
-        for scan in SCANS:
-            for way in WAYS:
-                for row in parts.get(f"{weights} {way}", ()):
-                    if row["scan"] == scan:
-                        figures = [f"{row[name]:.2f}" for name in ("cold", "warm", "networks")]
-                        cells = ["{} + {}".format(*row["tiles"]), *figures, percent(row["idle"]), row["peak_mib"] or ""]
-                        print(f"| {weights} | {TITLES[scan]} | {way} | {' | '.join(map(str, cells))} |")
+    for weights, scan, way in itertools.product(("official", STARTER), SCANS, WAYS):
+        title = way if way == STOCK else f"ours, {way} precision"
+        for row in (row for row in parts.get(f"{weights} {way}", ()) if row["scan"] == scan):
+            figures = [f"{row[name]:.2f}" for name in ("cold", "warm", "networks")]
+            cells = ["{} + {}".format(*row["tiles"]), *figures, percent(row["idle"]), row["peak_mib"] or ""]
+            print(f"| {weights} | {TITLES[scan]} | {title} | {' | '.join(map(str, cells))} |")
+    if found["device"] == "cpu":
+        print("\nA CPU computes everything in single precision.")
     print("\n| fine-tuning of step 2 | patches of a batch | seconds per iteration | GPU waits | peak, MiB |")
     print("|---" * 5 + "|")
     for weights in ("official", STARTER):
@@ -472,7 +473,7 @@ def parent_of(arguments: argparse.Namespace) -> ModelFolder:
 
 def training_cases(arguments: argparse.Namespace, parent: ModelFolder) -> Iterator[TrainingCase]:
     """Yield corrections and replay, one at a time."""
-    for scan in scans(arguments, CORRECTED, seeds=range(SYNTHETIC)):
+    for scan in scans(arguments, range(SYNTHETIC)):
         yield prepare_case(scan, parent)
     for source in replay_sources(arguments.replay_cases):
         yield prepare_case(source.read(), parent)
@@ -480,15 +481,24 @@ def training_cases(arguments: argparse.Namespace, parent: ModelFolder) -> Iterat
 
 def judging_cases(arguments: argparse.Namespace, parent: ModelFolder) -> Iterator[TrainingCase]:
     """Yield scans to test on."""
-    for scan in scans(arguments, PREDICTED, seeds=range(SYNTHETIC, 2 * SYNTHETIC)):
+    for scan in scans(arguments, range(SYNTHETIC, 2 * SYNTHETIC), judging=True):
         yield prepare_case(scan, parent)
 
 
-def scans(arguments: argparse.Namespace, patients: Iterable[str], seeds: Iterable[int]) -> Iterator[LabeledScan]:
-    """Yield patients as corrections, or synthetic scans in their place."""
+def scans(arguments: argparse.Namespace, seeds: Iterable[int], *, judging: bool = False) -> Iterator[LabeledScan]:
+    """Yield patients of bench_retrain_real.py as corrections, or synthetic scans in their place.
+
+    Args:
+        arguments: The command line's.
+        seeds: Seeds of synthetic scans.
+        judging: Whether to yield the patients that take no part in the training.
+    """
     if arguments.slabs:
-        for number in patients:
-            truth = truth_of(arguments.slabs, number)
+        # It needs MONAI Label, which a machine that is only lent for the benchmark need not have.
+        import bench_retrain_real
+
+        for number in bench_retrain_real.PREDICTED if judging else bench_retrain_real.CORRECTED:
+            truth = bench_retrain_real.truth_of(arguments.slabs, number)
             yield LabeledScan(number, number, Origin.CORRECTION, truth.image, truth.volume)
         return
     for seed in seeds:

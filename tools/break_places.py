@@ -9,8 +9,9 @@ copy. Exit code 1: a change survived; read the place, and write the test that wo
 makes no difference.
 
 Two kinds of numbers are not changed, because no result depends on them: how much is done at a time or how long
-something waits (see PACE; a test that measures time fails by chance), and sizes of new arrays (see SIZED; most only
-have to be large enough). Nor is `if TYPE_CHECKING`, which only type checkers read differently.
+something waits (see PACE; a test that measures time fails by chance), and sizes of new arrays and lengths of random
+names (see SIZED; most only have to be large enough). Nor is `if TYPE_CHECKING`, which only type checkers read
+differently.
 """
 
 import argparse
@@ -36,8 +37,9 @@ FAST = "not slow and not release and not browser and not ohif and not slicer"
 OTHERS = "slow and not release and not browser and not ohif and not slicer"
 PACE = re.compile(r"(^|_)(S|SECONDS|(CHUNK|PIECE)_BYTES)$")
 """Names of constants for how much is done at a time, and how long something waits."""
-SIZED = ("zeros", "ones", "empty", "full")
-"""Functions whose first argument is the shape of a new array; so is a ``minlength``."""
+SIZED = ("zeros", "ones", "empty", "full", "token_hex")
+"""Functions whose first argument is the shape of a new array, or the length of a random name; so is a
+``minlength``."""
 NO_TESTS = 5
 """pytest's exit code if no test was chosen."""
 _PAIRS = ((ast.Lt, ast.GtE), (ast.Gt, ast.LtE), (ast.Eq, ast.NotEq), (ast.In, ast.NotIn), (ast.Is, ast.IsNot))
@@ -89,7 +91,7 @@ def _is_pace(node: ast.stmt) -> bool:
 
 
 def _sizes(node: ast.AST) -> list[ast.expr]:
-    """Return the sizes of arrays that a call makes; see ``SIZED``."""
+    """Return the sizes of arrays, or of a random name, that a call makes; see ``SIZED``."""
     if not isinstance(node, ast.Call):
         return []
     shape = node.args[:1] if isinstance(node.func, ast.Attribute) and node.func.attr in SIZED else []

@@ -6,14 +6,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from monailabel.client.client import MONAILabelClient
 from server_process import APP, ROOT, StartError, server_process
 
 from totalspineseg_server.nnunet.discovery import TRUST_FILE
 from totalspineseg_server.nnunet.model_folder import ModelFolder
 from totalspineseg_server.registry.model_store import NAME, STARTER, ModelStore
+
+if TYPE_CHECKING:
+    from monailabel.client.client import MONAILabelClient
 
 __all__ = ["APP", "ROOT", "UNFINISHED", "TrainingFailedError", "own_app", "serving", "train"]
 
@@ -86,7 +88,7 @@ def serving(
 
 
 def train(
-    client: MONAILabelClient, model: str, settings: Mapping[str, str], *, show: Callable[[str], None]
+    client: "MONAILabelClient", model: str, settings: Mapping[str, str], *, show: Callable[[str], None]
 ) -> dict[str, Any]:
     """Train through the server as a client does, until the task has ended.
 

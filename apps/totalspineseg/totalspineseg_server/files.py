@@ -57,6 +57,11 @@ def storage_errors(path: Path, *others: type[Exception]) -> Iterator[None]:
 
 
 def _not_written(path: Path, error: Exception) -> StorageError:
+    if isinstance(error, shutil.Error) and isinstance(error.args[0], list):
+        # While a folder was copied, each failed file was noted as (from, to, sentence).
+        text = str(error.args[0][0][2])
+        full = next((number for number in FULL_DISK if os.strerror(number) in text), None)
+        error = OSError(full, os.strerror(full)) if full else OSError(None, text)
     partial = _folder_under_construction(path)
     place = repr(str(path if partial is None else partial.parent))
     if isinstance(error, OSError) and error.errno in FULL_DISK:
@@ -69,7 +74,7 @@ def _not_written(path: Path, error: Exception) -> StorageError:
 
 def _folder_under_construction(path: Path) -> Path | None:
     """Return the folder under construction in which a file is written, or None."""
-    return next((folder for folder in reversed(path.parents) if folder.name.startswith(PARTIAL_PREFIX)), None)
+    return next((folder for folder in (*reversed(path.parents), path) if folder.name.startswith(PARTIAL_PREFIX)), None)
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:

@@ -6,6 +6,7 @@ continues. The next command is totalspineseg train. It is best to prepare step 2
 """
 
 import argparse
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -142,7 +143,7 @@ def _share(text: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        value = -1
+        value = math.nan
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
     return value

@@ -395,7 +395,8 @@ def _dice(codes: LabelArray, predicted: LabelArray) -> Dice:
     counts = np.bincount(codes.ravel().astype(np.intp) << 8 | predicted.ravel(), minlength=1 << 16).reshape(256, 256)
     counts[UNREVIEWED] = 0
     sizes = counts.sum(axis=1, keepdims=True) + counts.sum(axis=0, keepdims=True)
-    return np.asarray(2 * counts / np.maximum(sizes, 1), dtype=np.float64)
+    # Where both overlap, neither is empty.
+    return np.divide(2 * counts, sizes, out=np.zeros(counts.shape), where=counts.astype(bool))
 
 
 def _as_predicted(dice: Dice, left: Collection[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
