@@ -11,7 +11,7 @@ mean of a random order.
 ``trainings`` runs the loop of a site through the real server, about three hours on two cores: score all scans, take
 five by a strategy, correct them, train, predict test scans; three rounds, three seeds, *most to learn* against
 *random*. The sites are synthetic and mixed on purpose. Finished parts are kept in the folder, so that a repeated
-command continues.
+command continues. The table and the plot of the finished sites are made after each seed.
 """
 
 import argparse
@@ -279,8 +279,8 @@ def errors_of(scores: Sequence[CaseScore]) -> dict[str, float]:
     }
 
 
-def trainings(plan: Plan, out: Path, weights: str) -> dict[str, Any]:
-    """Run the missing parts of the trainings; return the ``plan``, and all ``sites`` by name.
+def trainings(plan: Plan, out: Path, weights: str) -> Iterator[dict[str, Any]]:
+    """Run the missing parts of the trainings; after each seed, yield the ``plan`` and all finished ``sites`` by name.
 
     Raises:
         ServerError: The folder belongs to another plan.
@@ -291,7 +291,7 @@ def trainings(plan: Plan, out: Path, weights: str) -> dict[str, Any]:
             name = f"{seed}/{strategy}"
             print(f"site {name}", flush=True)
             sites[name] = Site(out / f"site-{seed}" / strategy, seed, strategy, plan, weights).run(name, progress)
-    return {"plan": asdict(plan), "sites": sites}
+        yield {"plan": asdict(plan), "sites": dict(sites)}
 
 
 def curve(known: Mapping[str, Any], strategy: str, error: str) -> list[list[float]]:
@@ -358,11 +358,11 @@ def main(words: Sequence[str] | None = None) -> None:
         offers(arguments.real, arguments.spider)
         return
     try:
-        known = trainings(QUICK if arguments.quick else Plan(), arguments.out, arguments.weights)
+        for known in trainings(QUICK if arguments.quick else Plan(), arguments.out, arguments.weights):
+            plot(known, arguments.out / "selection.png")
+            print(f"\n{table(known)}\n\nplot: {arguments.out / 'selection.png'}", flush=True)
     except ServerError as error:
         sys.exit(str(error))
-    plot(known, arguments.out / "selection.png")
-    print(f"\n{table(known)}\n\nplot: {arguments.out / 'selection.png'}")
 
 
 if __name__ == "__main__":
