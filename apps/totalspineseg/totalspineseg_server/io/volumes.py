@@ -326,7 +326,7 @@ def require_usable(volume: Volume) -> None:
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = int(data.size - np.isfinite(data).sum())
         raise ImageError(io_messages.NOT_FINITE.format(bad=bad, size=data.size))
-    if max(-low, high) > LARGEST_VALUE:
+    if max(-float(low), float(high)) > LARGEST_VALUE:
         bad, value = int(np.count_nonzero((data < -LARGEST_VALUE) | (data > LARGEST_VALUE))), max(low, high, key=abs)
         raise ImageError(io_messages.TOO_LARGE_VALUES.format(value=value, bad=bad, size=data.size))
     if low == high:
