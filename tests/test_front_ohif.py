@@ -212,6 +212,23 @@ def viewer(archive: Archive) -> Iterator[TestClient]:
 
 
 @pytest.mark.parametrize(
+    ("status", "content", "stored"),
+    [
+        (200, b'[{"00080018": "1.2.3"}]', True),
+        (200, b"[]", False),
+        (404, b"", False),
+        (503, b"", True),
+        (302, b"", True),
+    ],
+)
+def test_a_label_is_not_lost_if_a_gateway_answers_for_the_pacs(
+    archive: Archive, status: int, content: bytes, stored: bool
+) -> None:
+    archive.status, archive.content = status, content
+    assert proxy.Pacs().holds(DICOMWEB, "1.2.3") is stored
+
+
+@pytest.mark.parametrize(
     ("path", "asked"),
     [
         ("qido/studies", "qido-rs/studies"),

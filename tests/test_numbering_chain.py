@@ -37,7 +37,7 @@ from totalspineseg_server.errors import LabelError
 from totalspineseg_server.geometry import Volume
 from totalspineseg_server.numbering import chain
 from totalspineseg_server.numbering.chain import CONFIDENT_PROBABILITY, Numbering, Pin
-from totalspineseg_server.numbering.contradictions import below_l5_s, contradicts
+from totalspineseg_server.numbering.contradictions import below_l5_s, contradicts, is_bridged
 from totalspineseg_server.numbering.evidence import Evidence, Item, Localizer, Step1Names
 from totalspineseg_server.numbering.findings import Finding
 from totalspineseg_server.numbering.naming import label_map, name_map, names_by_reader, require_met, step1_names
@@ -291,6 +291,25 @@ def test_c1_pinned_elsewhere_in_a_step_1_map_is_not_met() -> None:
     assert (numbering.unmet, numbering.confident) == ((C1,), False)
     labels, numbering = name(case, pins=[Pin(C1, truth_point(case, C1))])
     assert (numbering.unmet, numbering.confident, columns.errors(case, labels)) == ((), True, {})
+
+
+@pytest.mark.parametrize(
+    ("missed", "bridged"),
+    [
+        ("T11 T11-T12", True),
+        ("T12 T12-L1", True),
+        ("T12-L1 L1", True),
+        ("T11 T12-L1", True),
+        ("L5 L5-S", True),
+        ("L4 L5-S", True),
+        ("C1 C2", False),
+        ("T10 T11-T12", False),
+        ("L4-L5", False),
+    ],
+)
+def test_a_level_that_is_missing_at_a_junction_is_no_count(missed: str, bridged: bool) -> None:
+    """Where a variant has its extra vertebra, a missing level did not make the names doubtful."""
+    assert is_bridged([CODE_OF[name] for name in missed.split()]) is bridged
 
 
 def test_a_run_of_levels_that_is_not_drawn_is_not_taken_for_one_level() -> None:

@@ -40,7 +40,7 @@ COMMANDS: Final = MappingProxyType(
 )
 """Command -> what it does; each is a module of this package."""
 
-CONTINUED: Final = frozenset({"run", "weights", "retrain", "train", "train-starter"})
+CONTINUED: Final = frozenset({"run", "retrain", "train", "train-starter"})
 """Commands that go on with what an interrupted one has done."""
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
 """Exit codes: the command cannot be carried out; Ctrl-C."""

@@ -94,17 +94,20 @@ class Pacs:
         """Return whether the PACS has an instance that it was asked to store; the answers to such requests come in too
         many forms.
 
-        If the PACS does not answer anymore, it counts as stored: a label must not be lost for that.
+        If the PACS does not answer this question, it counts as stored: a label must not be lost for that.
         """
         if not is_uid(instance):
             return False
         query = f"SOPInstanceUID={instance}&limit=1"
         try:
             answer = self.call("GET", where.url("qido", "instances"), query, {"accept": JSON_TYPES[0]})
-            return answer.status == OK and instance.encode() in answer.content()
-        except requests.RequestException as error:
-            logger.warning("The PACS does not say whether it has stored a segmentation: %s", type(error).__name__)
-            return True
+            if answer.status < 500:
+                return answer.status == OK and instance.encode() in answer.content()
+            reason = str(answer.status)
+        except (requests.RequestException, HTTPException) as error:
+            reason = type(error).__name__
+        logger.warning("The PACS does not say whether it has stored a segmentation: %s", reason)
+        return True
 
 
 class Answer:

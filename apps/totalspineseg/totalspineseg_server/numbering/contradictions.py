@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 
-from totalspineseg_server.anatomy import BY_CODE, C1, DISC_L5_S, NAME_OF, SACRUM, Kind
+from totalspineseg_server.anatomy import BY_CODE, C1, DISC_L5_S, NAME_OF, SACRUM, Kind, column
 from totalspineseg_server.numbering import numbering_messages
 from totalspineseg_server.numbering.evidence import Evidence, landmark_shares
 from totalspineseg_server.numbering.evidence_weights import MOSTLY, ORDER, THIN_DISC, s1_shape
@@ -26,6 +26,14 @@ NEAR: Final = 6
 OWN_SHARE: Final = 0.25
 """If this share of a disc has the class of the landmark that is its name, the network also saw the landmark there.
 """
+_BESIDE: Final = {
+    frozenset(pair)
+    for one in (column(thoracic, lumbar) for thoracic in (11, 12, 13) for lumbar in (4, 5, 6))
+    for k, disc in enumerate(one.discs)
+    for pair in ((one.vertebrae[k], disc), *((disc, bone) for bone in one.vertebrae[k + 1 : k + 2]))
+    if disc is not None
+}
+"""A disc and a vertebra beside it, in people with any number of vertebrae."""
 
 
 def left_out(path: Path, evidence: Evidence, naming: Naming) -> tuple[int, ...]:
@@ -88,8 +96,7 @@ def is_bridged(missed: Collection[int]) -> bool:
     Args:
         missed: Codes of structures in view without a piece.
     """
-    places = {ORDER[code] for code in missed}
-    return bool(places & {place + 1 for place in places})
+    return any(pair <= set(missed) for pair in _BESIDE)
 
 
 def below_l5_s(out: Sequence[int], path: Path, evidence: Evidence) -> int | None:

@@ -15,6 +15,7 @@ from totalspineseg_server.corrections.correction_store import CorrectionStore, R
 from totalspineseg_server.corrections.ids import folder_name
 from totalspineseg_server.corrections.image_records import last_noted
 from totalspineseg_server.corrections.predictions import PredictionRecord
+from totalspineseg_server.errors import StorageError
 from totalspineseg_server.worklist import worklist_messages
 from totalspineseg_server.worklist.rows import Row, about_series, row_of
 
@@ -150,7 +151,7 @@ class Worklist:
                 if known is None or before.changes.get(image_id) != change:
                     known = self._row(image_id, is_finished=image_id in finished)
                 rows[image_id] = known
-        except OSError as error:
+        except (OSError, StorageError) as error:
             self.failure = worklist_messages.NO_LIST
             logger.warning("The worklist could not be updated: %s", type(error).__name__)
             return

@@ -4,8 +4,8 @@ from typing import Final
 
 # listing
 NO_LIST: Final = (
-    "The scans cannot be listed, because the PACS or the disk does not answer. What is shown may be old; the list is "
-    "read again by itself."
+    "The scans cannot be listed, because the PACS does not answer or a file cannot be read. What is shown may be old; "
+    "the list is read again by itself."
 )
 
 # naming
