@@ -258,6 +258,12 @@ def test_every_way_is_compared_on_the_same_scans(tmp_path: Path, monkeypatch: py
     assert [(one.way, one.scans) for one in found] == [(BOX, 2), (INT8, 2), (HALF, 2)]
     assert found[0].voxels_differ == found[2].voxels_differ == 0
 
+    # On a machine with a GPU and without OpenVINO, INT8 was left out without a word.
+    monkeypatch.setattr(fast_comparison, "openvino_release", lambda: "")
+    heard: list[str] = []
+    ways = [one.way for one in compare_ways(models, [lambda: scan], None, tell=heard.append)]
+    assert ways == [HALF] and any("INT8" in line and "OpenVINO" in line for line in heard)
+
 
 def test_the_weights_are_not_read_before_they_are_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server read two gigabytes of weights before it could say their name, and a run read them twice."""

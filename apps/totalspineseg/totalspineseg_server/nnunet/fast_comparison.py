@@ -80,6 +80,8 @@ def compare_ways(
         ways[BOX] = lambda: (FocusedPredictor(exact[1], look), FocusedPredictor(exact[2], None))
     if openvino_release() or not torch.cuda.is_available():
         ways[INT8] = lambda: _int8(models, recorded, tell)
+    else:
+        tell("leaving out INT8, because OpenVINO is not installed")
     if torch.cuda.is_available():
         ways[HALF] = lambda: _half(models)
     return tuple(_compared(way, make(), scans, truths, taken.seconds / len(scans), tell) for way, make in ways.items())
