@@ -149,7 +149,8 @@ def _quantize(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         scans = _scans(arguments.studies, max(arguments.scans, MIN_SCANS), Path(folder))
         found = compare_ways(models, scans, look, tell=lambda line: print(line, file=sys.stderr, flush=True))
-    print(f"{len(scans)} scans, weights {models[1].version} and {models[2].version}; exact: PyTorch, the whole image\n")
+    versions = f"{models[1].version} and {models[2].version}"
+    print(f"{len(scans)} scans, weights {versions}; exact: PyTorch on the CPU, float32, the whole image\n")
     print(_table(found))
     for one in found:
         for model in models.values():
@@ -185,7 +186,7 @@ def _table(found: "Sequence[Comparison]") -> str:
     groups = list(dict.fromkeys(group for one in found for group in one.dice))
     rows = [
         "| way | scans with a different name | voxels that differ "
-        f"| {' | '.join(f'Dice {g}' for g in groups)} | seconds a scan, exact | seconds | result |"
+        f"| {' | '.join(f'Dice {g}' for g in groups)} | seconds a scan, exact (CPU) | seconds | result |"
     ]
     rows.append("|---" * (6 + len(groups)) + "|")
     for one in found:
