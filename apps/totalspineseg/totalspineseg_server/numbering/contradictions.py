@@ -96,7 +96,8 @@ def is_bridged(missed: Collection[int]) -> bool:
     Args:
         missed: Codes of structures in view without a piece.
     """
-    return any(pair <= set(missed) for pair in _BESIDE)
+    codes = set(missed)
+    return any(pair <= codes for pair in _BESIDE)
 
 
 def below_l5_s(out: Sequence[int], path: Path, evidence: Evidence) -> int | None:
